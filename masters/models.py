@@ -1,0 +1,190 @@
+"""Models: loading by name or folder, and the small ladder that two CPU cores can train.
+
+The small models are ordinary LLaVA-class models (CLIP vision tower, Qwen2 text model) with small
+configurations, saved and loaded as every other vision-language model is. Nothing outside this module
+knows whether a model is small.
+"""
+
+import hashlib
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    CLIPImageProcessorPil,
+    CLIPVisionConfig,
+    LlavaConfig,
+    LlavaProcessor,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+)
+
+from masters.settings import ModelSpec
+
+IMAGE_SIZE = 64
+PATCH_SIZE = 16
+HEAD_SIZE = 16
+SPECIAL = {"pad": "<pad>", "unk": "<unk>", "image": "<image>", "user": "<user>", "assistant": "<assistant>", "eos": "<end>"}
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<{{ message['role'] }}> "
+    "{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<image> {% else %}{{ part['text'] }} {% endif %}"
+    "{% endfor %}{% if message['role'] == 'assistant' %}<end> {% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+def load(name_or_folder: str | Path) -> tuple[PreTrainedModel, Any]:
+    """A vision-language model and its processor, from a hub name or a folder, safetensors only.
+
+    Returns:
+        The model in evaluation mode and its processor.
+
+    Raises:
+        ValueError: there is no such model, or it holds no safetensors weights.
+    """
+    try:
+        processor = AutoProcessor.from_pretrained(name_or_folder, trust_remote_code=False)
+        model = AutoModelForImageTextToText.from_pretrained(
+            name_or_folder, use_safetensors=True, trust_remote_code=False
+        )
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(
+            f"cannot load a vision-language model from {str(name_or_folder)!r}: {reason}; "
+            "give a hub name or a folder with config.json and *.safetensors"
+        ) from None
+    return model.eval(), processor
+
+
+def build(spec: ModelSpec, words: list[str], seed: int) -> tuple[PreTrainedModel, Any]:
+    """A small untrained model and its processor.
+
+    Every linear layer and the patch embedding start from a normal distribution of standard deviation
+    1 / sqrt(fan-in), token embeddings from 1 / sqrt(width): with the usual 0.02, models of this size do
+    not learn to look at the image.
+
+    Args:
+        spec: sizes; ``width`` must be a multiple of 16, the size of an attention head.
+        words: the vocabulary.
+        seed: of the initial weights.
+
+    Raises:
+        ValueError: the width is not a multiple of the head size.
+    """
+    if spec.width % HEAD_SIZE:
+        raise ValueError(f"width {spec.width} of a small model must be a multiple of {HEAD_SIZE}, its attention head")
+    processor = build_processor(words)
+    heads = spec.width // HEAD_SIZE
+    vision = CLIPVisionConfig(
+        hidden_size=spec.width,
+        intermediate_size=3 * spec.width,
+        num_hidden_layers=spec.vision_layers,
+        num_attention_heads=heads,
+        image_size=IMAGE_SIZE,
+        patch_size=PATCH_SIZE,
+    )
+    tokenizer = processor.tokenizer
+    text = Qwen2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=spec.width,
+        intermediate_size=3 * spec.width,
+        num_hidden_layers=spec.layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    config = LlavaConfig(
+        vision_config=vision,
+        text_config=text,
+        image_token_id=processor.image_token_id,
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="default",
+        tie_word_embeddings=True,
+    )
+    torch.manual_seed(seed)
+    model = AutoModelForImageTextToText.from_config(config)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, torch.nn.Linear | torch.nn.Conv2d):
+                module.weight.normal_(std=1 / math.sqrt(module.weight[0].numel()))
+        for module in model.modules():  # last, because the output head shares this weight
+            if isinstance(module, torch.nn.Embedding):
+                module.weight.normal_(std=1 / math.sqrt(module.embedding_dim))
+    return model, processor
+
+
+def build_processor(words: list[str]) -> Any:
+    """The processor of the small models: one token a word, images of 64 x 64 pixels in 16 patches."""
+    vocabulary = {token: index for index, token in enumerate([*SPECIAL.values(), *words])}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token=SPECIAL["unk"]))
+    backend.normalizer = normalizers.Lowercase()
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token=SPECIAL["pad"],
+        unk_token=SPECIAL["unk"],
+        eos_token=SPECIAL["eos"],
+        additional_special_tokens=[SPECIAL["image"], SPECIAL["user"], SPECIAL["assistant"]],
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+    )
+    images = CLIPImageProcessorPil(
+        size={"shortest_edge": IMAGE_SIZE}, crop_size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}
+    )
+    return LlavaProcessor(
+        image_processor=images,
+        tokenizer=tokenizer,
+        patch_size=PATCH_SIZE,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=CHAT_TEMPLATE,
+        image_token=SPECIAL["image"],
+    )
+
+
+def parameter_count(model: PreTrainedModel) -> int:
+    """Weights of a model, a shared weight counted once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def weights_hash(model: PreTrainedModel) -> str:
+    """16 hexadecimal digits of the SHA-256 over the names, shapes, types and bytes of all weights."""
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
+        digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def banned_tokens(processor: Any, model: PreTrainedModel) -> list[int]:
+    """Token ids that must never be sampled: every special token but the end of a response, and the
+    rows of the output head that no token has. A sampled image token would break the next forward pass."""
+    tokenizer = processor.tokenizer
+    special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
+    beyond = range(len(tokenizer), model.get_output_embeddings().weight.shape[0])
+    return sorted((special | set(beyond)) - {tokenizer.eos_token_id})
+
+
+def check_same_vocabulary(student: Any, teacher: Any) -> None:
+    """Distillation compares distributions token by token, so both processors must agree on the tokens.
+
+    Raises:
+        ValueError: the vocabularies differ; the message says how.
+    """
+    ours, theirs = student.tokenizer.get_vocab(), teacher.tokenizer.get_vocab()
+    if ours != theirs:
+        different = {token for token in ours.keys() | theirs.keys() if ours.get(token) != theirs.get(token)}
+        raise ValueError(
+            f"student and teacher differ in {len(different)} tokens (student {len(ours)}, teacher {len(theirs)}, "
+            f"e.g. {sorted(different)[0]!r}); choose a teacher of the student's family"
+        )

@@ -1,0 +1,178 @@
+"""Questions as models read them: tokenised, images processed once, kept on disk and mapped into memory.
+
+A question becomes the token ids of its prompt (chat template applied, image tokens in place) and the
+tensors of its picture. Both depend on the question set and on the processor alone, so they are made once
+for a pair of the two and shared by every model, run and process that uses them.
+"""
+
+import io
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pandas as pd
+import torch
+from filelock import FileLock
+from PIL import Image
+
+from masters.files import cache_dir, hash_of
+from masters.tasks import load_task, with_labels
+
+VERSION = 1
+CHUNK = 256
+
+
+class Ragged:
+    """Arrays of different lengths in one file, read through a memory map.
+
+    Args:
+        folder: where ``<name>.npy`` (all arrays one behind the other) and ``<name>.offsets.npy`` are.
+        name: of the pair of files.
+    """
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.values = np.load(folder / f"{name}.npy", mmap_mode="r")
+        self.offsets = np.load(folder / f"{name}.offsets.npy")
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return self.values[self.offsets[index] : self.offsets[index + 1]]
+
+    @staticmethod
+    def write(folder: Path, name: str, arrays: Sequence[np.ndarray]) -> None:
+        """Write arrays that agree in all but their first dimension."""
+        np.save(folder / f"{name}.npy", np.concatenate(arrays))
+        np.save(folder / f"{name}.offsets.npy", np.cumsum([0, *(len(array) for array in arrays)]))
+
+
+class Questions:
+    """The questions of one or several tasks, ready for a model.
+
+    Attributes:
+        table: one row a question: id, task, skill, question, answer, facts, picture (row among the images).
+        hash: of the content and of the processor.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.table = pd.read_parquet(folder / "table.parquet")
+        self.hash = folder.name
+        self._prompts = Ragged(folder, "prompts")
+        features = sorted(p.name.removesuffix(".npy") for p in folder.glob("image.*.npy") if "offsets" not in p.name)
+        self._features = {name.removeprefix("image."): Ragged(folder, name) for name in features}
+        self._picture = self.table["picture"].to_numpy()
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def prompt(self, index: int) -> np.ndarray:
+        """Token ids of the prompt, image tokens included."""
+        return self._prompts[index]
+
+    def image_features(self, indices: Iterable[int]) -> dict[str, torch.Tensor]:
+        """What the processor made of the pictures of some questions, along the first dimension."""
+        rows = [int(self._picture[index]) for index in indices]
+        return {
+            name: torch.from_numpy(np.concatenate([ragged[row] for row in rows]))
+            for name, ragged in self._features.items()
+        }
+
+    def position(self) -> dict[str, int]:
+        """From a question's id to its index."""
+        return {id_: index for index, id_ in enumerate(self.table["id"])}
+
+
+def processor_hash(processor: Any) -> str:
+    """What of a processor determines prompts and images: tokenizer, chat template, image settings."""
+    return hash_of(
+        [
+            processor.tokenizer.backend_tokenizer.to_str(),
+            processor.chat_template,
+            str(processor.image_processor.to_json_string()),
+        ]
+    )
+
+
+def load_questions(tasks: Sequence[str], split: str, limit: int | None, processor: Any) -> Questions:
+    """The questions of several tasks, encoded by a processor; made on first use, then mapped from disk.
+
+    Args:
+        tasks: names for :func:`masters.tasks.load_task`.
+        split: ``train``, ``validation`` or ``test``.
+        limit: questions a task, or None for all of them.
+        processor: of the models that will read them.
+
+    Raises:
+        ValueError: no such task or split; an image whose tokens are missing from the prompt.
+    """
+    parts = [(task, load_task(task, split, limit)) for task in tasks]
+    contents = [[task, part._fingerprint, len(part)] for task, part in parts]
+    key = hash_of([VERSION, contents, split, processor_hash(processor)])
+    folder = cache_dir() / "questions" / f"{split}-{key}"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if not folder.is_dir():
+            temporary = Path(tempfile.mkdtemp(dir=folder.parent))
+            try:
+                _encode(parts, processor, temporary)
+                os.replace(temporary, folder)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
+    return Questions(folder)
+
+
+def training_labels(
+    questions: Questions, tasks: Sequence[str], limit: int | None, wrong_share: float, seed: int
+) -> pd.DataFrame:
+    """Training labels in several registers for encoded training questions, in the same order.
+
+    Returns:
+        Columns ``label`` and ``register``.
+    """
+    parts = [with_labels(load_task(task, "train", limit), wrong_share=wrong_share, seed=seed) for task in tasks]
+    frame = pd.concat([part.select_columns(["id", "label", "register"]).to_pandas() for part in parts])
+    if list(frame["id"]) != list(questions.table["id"]):
+        raise ValueError("labels and questions are not of the same set; encode both with the same tasks and limit")
+    return frame.reset_index(drop=True)[["label", "register"]]
+
+
+def _encode(parts: list[tuple[str, datasets.Dataset]], processor: Any, folder: Path) -> None:
+    tables: list[pd.DataFrame] = []
+    prompts: list[np.ndarray] = []
+    pictures: dict[str, list[np.ndarray]] = {}
+    row_of: dict[str, int] = {}
+    for task, part in parts:
+        raw = part.cast_column("image", datasets.Image(decode=False))
+        frame = raw.remove_columns("image").to_pandas()
+        assert isinstance(frame, pd.DataFrame)
+        for start in range(0, len(raw), CHUNK):
+            chunk = raw[start : start + CHUNK]
+            images = [Image.open(io.BytesIO(image["bytes"])).convert("RGB") for image in chunk["image"]]
+            texts = [prompt_text(processor, question) for question in chunk["question"]]
+            encoded = processor(text=texts, images=images)
+            prompts.extend(np.asarray(ids, dtype=np.int32) for ids in encoded["input_ids"])
+            new = {key: i for i, key in reversed(list(enumerate(chunk["image_id"]))) if key not in row_of}
+            for key, i in sorted(new.items(), key=lambda item: item[1]):
+                row_of[key] = len(row_of)
+                for name in encoded.keys() - {"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids"}:
+                    pictures.setdefault(name, []).append(np.asarray(encoded[name][i : i + 1]))
+        frame.insert(1, "task", task)
+        frame["picture"] = [row_of[key] for key in frame["image_id"]]
+        tables.append(frame[["id", "task", "skill", "question", "answer", "facts", "picture"]])
+    pd.concat(tables, ignore_index=True).to_parquet(folder / "table.parquet")
+    Ragged.write(folder, "prompts", prompts)
+    for name, arrays in pictures.items():
+        Ragged.write(folder, f"image.{name}", arrays)
+
+
+def prompt_text(processor: Any, question: str) -> str:
+    """A question and its picture through the chat template, up to where the response begins."""
+    content = [{"type": "text", "text": question}, {"type": "image"}]
+    text: str = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    return text

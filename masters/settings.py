@@ -1,0 +1,211 @@
+"""The profile: every parameter of a reproduction, typed, with the paper's value beside it.
+
+A profile is a folder ``notebooks/params/<profile>/``: ``profile.yaml`` holds what all stages share
+(:class:`Profile`), and one file per notebook holds the grid that this notebook runs. Nothing else has
+defaults that change a result, and a parameter that nobody knows is refused.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from masters.files import ROOT
+from masters.schedule import MaskSchedule
+
+PARAMS = ROOT / "notebooks" / "params"
+Model = TypeVar("Model", bound=BaseModel)
+
+Ratio = Annotated[float, Field(ge=0, lt=1)]
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
+
+
+class Strict(BaseModel):
+    """A frozen model that refuses unknown fields."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelSpec(Strict):
+    """One rung of the ladder: either a folder or hub name, or a small model trained from scratch."""
+
+    path: str | None = Field(None, description="folder or hub name of a trained model; paper: Qwen3-VL-8B and others")
+    width: Count = Field(32, description="hidden size of the text model and of the vision tower")
+    layers: Count = Field(2, description="layers of the text model")
+    vision_layers: Count = Field(1, description="layers of the vision tower")
+    steps: Count = Field(1000, description="optimiser steps of supervised training")
+    batch: Count = Field(32, description="questions a step")
+    learning_rate: Positive = Field(2e-3, description="peak, with linear warm-up and decay")
+
+
+class Sampling(Strict):
+    """How responses are sampled; the defaults are the paper's."""
+
+    temperature: Positive = Field(1.0, description="paper: 1.0")
+    top_p: float = Field(0.9, gt=0, le=1, description="paper: 0.9")
+    top_k: int = Field(50, ge=0, description="paper: 50; 0 switches it off")
+    repetition_penalty: Positive = Field(1.05, description="paper: 1.05")
+    max_new_tokens: Count = Field(32, description="paper: not given")
+
+
+class Distillation(Strict):
+    """What every distillation run shares unless an arm says otherwise."""
+
+    questions: Count = Field(description="size of the question pool; paper: 1.5 million")
+    steps: Count = Field(description="optimiser steps; paper: not given")
+    batch: Count = Field(description="questions a step; paper: not given")
+    learning_rate: Positive = Field(description="constant; paper: 1e-6 for students of 2 to 8 billion weights")
+    beta: float = Field(0.1, ge=0, description="weight of the KL to the reference; paper: 0.1")
+    teacher_responses: int = Field(4, ge=0, description="paper: 4")
+    student_responses: int = Field(4, ge=0, description="paper: 4")
+    r_max: Ratio = Field(0.2, description="first mask ratio; paper: 0.2 for most teachers, 0.4 for two")
+    r_step: Positive = Field(0.05, description="paper: 0.05")
+
+    @model_validator(mode="after")
+    def _step_divides(self) -> "Distillation":
+        MaskSchedule(self.r_max, self.r_step)
+        return self
+
+
+class Profile(Strict):
+    """What all seven notebooks share."""
+
+    name: str
+    description: str = Field(description="one sentence for the terminal")
+    shows: str = Field(description="what this profile can show")
+    cannot_show: str = Field(description="what it cannot show")
+    minutes: dict[str, float] = Field(description="expected minutes a notebook, measured on two cores")
+    processes: Count = Field(2, description="runs trained side by side, one thread each")
+    seeds: Count = Field(description="seeds of every distillation arm; paper: 1")
+    tasks: tuple[str, ...] = Field(description="question sets, in the order of the tables")
+    train_questions: Count = Field(description="training questions a task, for the ladder")
+    validation_questions: Count = Field(description="validation questions a task")
+    test_questions: Count = Field(description="test questions a task")
+    wrong_labels: float = Field(0.0, ge=0, le=1, description="share of wrong training labels; paper: not given")
+    ladder: dict[Literal["student", "mid", "large"], ModelSpec]
+    sampling: Sampling = Sampling()  # type: ignore[call-arg]
+    distillation: Distillation
+
+
+class NotebookParameters(Strict):
+    """Every notebook knows its profile."""
+
+    profile: str
+
+
+class TasksAndModels(NotebookParameters):
+    """Notebook 1."""
+
+    samples: Count = Field(description="sample pictures shown for each task")
+
+
+class MaskingAblations(NotebookParameters):
+    """Notebook 2."""
+
+    ratios: tuple[Ratio, ...] = Field(description="mask ratios at which the teachers are examined; paper: not shown")
+    r_max_grid: tuple[Ratio, ...] = Field(description="table 5a: 0.0, 0.1, 0.2, 0.3, 0.4, 0.5")
+
+
+class ResponseCaching(NotebookParameters):
+    """Notebook 3."""
+
+    groups_shown: Count = Field(description="groups of responses shown in full")
+    responses_grid: tuple[Count, ...] = Field(description="responses a question, Fig. 5")
+    source_grid: tuple[tuple[int, int], ...] = Field(description="table 5c: (student, teacher) responses")
+
+
+class RewardDesign(NotebookParameters):
+    """Notebook 4."""
+
+    arms: tuple[str, ...] = Field(description="names of masters.arms compared here, table 5e")
+
+
+class OfflineRL(NotebookParameters):
+    """Notebook 5."""
+
+    arms: tuple[str, ...] = Field(description="names of masters.arms compared here, tables 1, 2, 5b, 5d")
+    stabilised: tuple[str, ...] = Field(description="departures from the paper's objective, names of masters.arms")
+
+
+class BenchmarkEvaluation(NotebookParameters):
+    """Notebook 6."""
+
+    arms: tuple[str, ...] = Field(description="distilled students shown beside the ladder, tables 3 and 4")
+    timed_questions: Count = Field(description="questions used for the inference times, Fig. 6")
+
+
+class Claims(NotebookParameters):
+    """Notebook 7."""
+
+    resamples: Count = Field(description="bootstrap resamples of every interval; paper: no interval is given")
+
+
+NOTEBOOKS: dict[str, type[NotebookParameters]] = {
+    "1_tasks_and_models": TasksAndModels,
+    "2_masking_ablations": MaskingAblations,
+    "3_response_caching": ResponseCaching,
+    "4_reward_design": RewardDesign,
+    "5_offline_rl": OfflineRL,
+    "6_benchmark_evaluation": BenchmarkEvaluation,
+    "7_claims": Claims,
+}
+
+
+def profiles() -> list[str]:
+    """The profiles that exist, by name."""
+    return sorted(path.parent.name for path in PARAMS.glob("*/profile.yaml"))
+
+
+def load_profile(name: str) -> Profile:
+    """What the notebooks of a profile share.
+
+    Raises:
+        ValueError: no such profile, or a parameter that is unknown or out of range; one line says which.
+    """
+    if name not in profiles():
+        raise ValueError(f"there is no profile {name!r}; there are: {', '.join(profiles())}")
+    path = PARAMS / name / "profile.yaml"
+    return _validated(Profile, _read(path) | {"name": name}, path)
+
+
+def notebook_parameters(profile: str, notebook: str) -> NotebookParameters:
+    """The parameters of one notebook in one profile, checked.
+
+    Raises:
+        ValueError: no such profile or notebook, or a parameter that is unknown, missing or out of range.
+    """
+    load_profile(profile)
+    if notebook not in NOTEBOOKS:
+        raise ValueError(f"there is no notebook {notebook!r}; there are: {', '.join(NOTEBOOKS)}")
+    path = PARAMS / profile / f"{notebook}.yaml"
+    return _validated(NOTEBOOKS[notebook], _read(path) | {"profile": profile}, path)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise ValueError(f"{_shown(path)} is missing; every notebook of a profile needs its file") from None
+    except yaml.YAMLError as error:
+        raise ValueError(f"{_shown(path)} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{_shown(path)} must hold 'name: value' lines, and holds {type(content).__name__}")
+    return content
+
+
+def _validated(model: type[Model], values: dict[str, Any], path: Path) -> Model:
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        problems = []
+        for item in error.errors():
+            place = ".".join(str(part) for part in item["loc"]) or "file"
+            known = f" (known: {', '.join(model.model_fields)})" if item["type"] == "extra_forbidden" else ""
+            problems.append(f"{place}: {item['msg'].removeprefix('Value error, ')}{known}")
+        raise ValueError(f"{_shown(path)}: {'; '.join(problems)}") from None
+
+
+def _shown(path: Path) -> str:
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
