@@ -5,6 +5,7 @@ tensors of its picture. Both depend on the question set and on the processor alo
 for a pair of the two and shared by every model, run and process that uses them.
 """
 
+import hashlib
 import io
 import os
 import shutil
@@ -25,6 +26,7 @@ from masters.tasks import load_task, with_labels
 
 VERSION = 1
 CHUNK = 256
+TEXT_FEATURES = {"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids"}
 
 
 class Ragged:
@@ -56,7 +58,8 @@ class Questions:
     """The questions of one or several tasks, ready for a model.
 
     Attributes:
-        table: one row a question: id, task, skill, question, answer, facts, picture (row among the images).
+        table: one row a question: id, task, skill, question, answer, facts, picture (row among the images),
+            content (a hash of the prompt's tokens and the picture: what a model sees).
         hash: of the content and of the processor.
     """
 
@@ -147,6 +150,7 @@ def _encode(parts: list[tuple[str, datasets.Dataset]], processor: Any, folder: P
     prompts: list[np.ndarray] = []
     pictures: dict[str, list[np.ndarray]] = {}
     row_of: dict[str, int] = {}
+    digest: dict[str, bytes] = {}
     for task, part in parts:
         raw = part.cast_column("image", datasets.Image(decode=False))
         frame = raw.remove_columns("image").to_pandas()
@@ -160,11 +164,19 @@ def _encode(parts: list[tuple[str, datasets.Dataset]], processor: Any, folder: P
             new = {key: i for i, key in reversed(list(enumerate(chunk["image_id"]))) if key not in row_of}
             for key, i in sorted(new.items(), key=lambda item: item[1]):
                 row_of[key] = len(row_of)
-                for name in encoded.keys() - {"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids"}:
-                    pictures.setdefault(name, []).append(np.asarray(encoded[name][i : i + 1]))
+                of_image = {
+                    name: np.asarray(encoded[name][i : i + 1]) for name in sorted(encoded.keys() - TEXT_FEATURES)
+                }
+                digest[key] = hashlib.sha256(b"".join(array.tobytes() for array in of_image.values())).digest()
+                for name, array in of_image.items():
+                    pictures.setdefault(name, []).append(array)
         frame.insert(1, "task", task)
+        frame["content"] = [
+            hashlib.sha256(prompt.tobytes() + digest[key]).hexdigest()[:16]
+            for prompt, key in zip(prompts[-len(frame) :], frame["image_id"], strict=True)
+        ]
         frame["picture"] = [row_of[key] for key in frame["image_id"]]
-        tables.append(frame[["id", "task", "skill", "question", "answer", "facts", "picture"]])
+        tables.append(frame[["id", "task", "skill", "question", "answer", "facts", "picture", "content"]])
     pd.concat(tables, ignore_index=True).to_parquet(folder / "table.parquet")
     Ragged.write(folder, "prompts", prompts)
     for name, arrays in pictures.items():

@@ -1,0 +1,101 @@
+# Two commands matter: `make reproduce` and `make test`. `make help` lists the rest.
+#
+# Every stage is a file that depends on the files it is made from, so a second run does nothing and a changed
+# parameter file re-runs its notebook and what depends on it. Results inside the notebooks are cached by content,
+# so a notebook that runs again because the package changed computes only what the change affects.
+
+PROFILE ?= mini
+PYTHON ?= python3
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+PARAMS := notebooks/params/$(PROFILE)
+OUT := build/$(PROFILE)
+BOOK := book/_build/.$(PROFILE)
+HTML := book/_build/html/index.html
+UV_VERSION := 0.13.9
+
+NOTEBOOKS := 1_tasks_and_models 2_masking_ablations 3_response_caching 4_reward_design 5_offline_rl \
+	6_benchmark_evaluation 7_claims
+EXECUTED := $(NOTEBOOKS:%=$(OUT)/%.ipynb)
+PACKAGE := $(shell find masters -name '*.py')
+PAGES := $(shell find book -name '*.md' -not -path 'book/_build/*' -not -path 'book/generated/*') \
+	$(wildcard book/*.yml book/_static/*)
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+.PHONY: help reproduce test book notebooks bench lint lock clean
+
+help: ## list the targets
+	@echo "make TARGET [PROFILE=mini]"
+	@echo
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' Makefile
+	@echo
+	@echo "profiles: $(notdir $(patsubst %/profile.yaml,%,$(wildcard notebooks/params/*/profile.yaml)))"
+
+reproduce: $(INSTALLED) ## train, generate, distil, evaluate, build the book (PROFILE=mini unless you say otherwise)
+	@$(BIN)/masters plan $(PROFILE)
+	@$(MAKE) --no-print-directory book PROFILE=$(PROFILE)
+	@$(BIN)/masters claims $(PROFILE)
+	@echo "The book: $(CURDIR)/$(HTML)"
+
+test: $(INSTALLED) ## unit tests, notebooks against their committed outputs, book, links, browser
+	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --nbval --nbval-sanitize-with notebooks/nbval_sanitize.cfg \
+		--nbval-kernel-name python3 $(NOTEBOOKS:%=notebooks/%.ipynb)
+
+book: $(BOOK) ## build the book from the executed notebooks of PROFILE (runs those that are missing)
+
+notebooks: $(INSTALLED) ## run the notebooks in place at their defaults and keep their outputs
+	@for name in $(NOTEBOOKS); do $(BIN)/masters refresh $$name || exit 1; done
+
+bench: $(INSTALLED) ## time the parts: masking, packing, divergence, generation
+	$(BIN)/python -m masters.bench
+
+lint: $(INSTALLED) ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+lock: $(INSTALLED) ## resolve requirements.in for Python 3.11 to 3.13 into constraints.txt
+	$(BIN)/python -m pip install --quiet uv==$(UV_VERSION)
+	UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/uv pip compile --quiet --universal --python-version 3.11 \
+		requirements.in --output-file constraints.txt --python $(BIN)/python > /dev/null
+
+clean: ## remove what was built; checkpoints, responses and results in data/cache stay
+	rm -rf build book/_build book/generated book/notebooks .pytest_cache .mypy_cache .ruff_cache
+
+# --- the environment, made once -----------------------------------------------------------------------------
+
+$(INSTALLED): requirements.in constraints.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { \
+		echo "Python 3.11, 3.12 or 3.13 is needed, $(PYTHON) is not: make PYTHON=/path/to/python3.12" >&2; exit 1; }
+	@$(BIN)/python -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV) || { \
+		echo "could not make $(VENV): install the venv module of your Python (Debian: python3-venv)" >&2; exit 1; }
+	@echo "installing the pinned packages into $(VENV) (a few minutes, once)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -r requirements.in
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	@touch $@
+
+# --- the notebooks ------------------------------------------------------------------------------------------
+
+$(EXECUTED): $(OUT)/%.ipynb: notebooks/%.ipynb $(PARAMS)/profile.yaml $(PARAMS)/%.yaml $(PACKAGE) | $(INSTALLED)
+	@$(BIN)/masters notebook $* --profile $(PROFILE) --output $@
+
+# What a notebook reads of the results of others; the cache under data/ makes shared runs free.
+$(OUT)/2_masking_ablations.ipynb: $(OUT)/1_tasks_and_models.ipynb
+$(OUT)/3_response_caching.ipynb: $(OUT)/1_tasks_and_models.ipynb
+$(OUT)/4_reward_design.ipynb: $(OUT)/3_response_caching.ipynb
+$(OUT)/5_offline_rl.ipynb: $(OUT)/2_masking_ablations.ipynb $(OUT)/3_response_caching.ipynb
+$(OUT)/6_benchmark_evaluation.ipynb: $(OUT)/5_offline_rl.ipynb
+$(OUT)/7_claims.ipynb: $(OUT)/2_masking_ablations.ipynb $(OUT)/3_response_caching.ipynb \
+	$(OUT)/4_reward_design.ipynb $(OUT)/5_offline_rl.ipynb $(OUT)/6_benchmark_evaluation.ipynb
+
+# --- the book -----------------------------------------------------------------------------------------------
+
+# One stamp a profile. Building for one removes the others' stamps, so that switching profiles builds again.
+$(BOOK): $(EXECUTED) $(PAGES) $(PACKAGE) | $(INSTALLED)
+	@$(BIN)/masters book $(PROFILE)
+	@rm -f book/_build/.[a-z]*
+	@touch $@

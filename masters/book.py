@@ -1,0 +1,239 @@
+"""The book: executed notebooks and what is read from the run's files, put together and built offline.
+
+No number in the prose is typed: the headline comes from ``build/<profile>/claims.csv``, the page on how it
+was made from ``build/<profile>/provenance.json``, both written by the run. What is made here lies in
+``book/notebooks`` and ``book/generated``, which git does not track. MathJax comes from a package, so that no
+page loads from another host.
+"""
+
+import csv
+import html
+import json
+import shutil
+import subprocess
+import sys
+from importlib.metadata import files
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import nbformat
+
+from masters.files import ROOT, write_atomic
+from masters.settings import NOTEBOOKS, load_profile, profiles
+
+VERDICTS = ("supported", "not supported", "undecided", "not tested")
+
+
+class ClaimRow(NamedTuple):
+    """One line of ``claims.csv`` as text: the paper's figure, ours with its interval, the verdict."""
+
+    id: str
+    statement: str
+    paper: str
+    ours: str
+    low: str
+    high: str
+    unit: str
+    verdict: str
+    where: str
+
+    @property
+    def interval(self) -> str:
+        """The 95 % interval in words, empty where there is none."""
+        return f"{self.low} to {self.high}" if self.low and self.high else ""
+
+
+def read_claims(path: Path) -> list[ClaimRow]:
+    """The claims that notebook 7 wrote.
+
+    Raises:
+        ValueError: the file is missing or lacks a column.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path} is missing: run `make reproduce PROFILE={path.parent.name}` first")
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        if lacking := sorted(set(ClaimRow._fields) - set(reader.fieldnames or ())):
+            columns = ", ".join(lacking)
+            raise ValueError(f"{path} has no column {columns}: delete it and run `make reproduce` again")
+        return [ClaimRow(**{name: row[name] or "" for name in ClaimRow._fields}) for row in reader]
+
+
+def build(profile: str) -> Path:
+    """Assemble and build the book of a profile in ``book/_build/html``; returns its first page.
+
+    Raises:
+        ValueError: an executed notebook is missing, or jupyter-book found something to warn about.
+    """
+    book = ROOT / "book"
+    assemble(profile, book, ROOT / "build" / profile)
+    return render(book)
+
+
+def assemble(profile: str, book: Path, run: Path) -> None:
+    """Put the executed notebooks and the generated fragments of one run into the book's folder.
+
+    Args:
+        profile: its name, for the headline.
+        book: the folder with ``_config.yml``; ``notebooks`` and ``generated`` in it are replaced.
+        run: the folder with the executed notebooks, ``claims.csv`` and ``provenance.json``.
+
+    Raises:
+        ValueError: an executed notebook is missing.
+    """
+    for name in ("notebooks", "generated"):
+        shutil.rmtree(book / name, ignore_errors=True)
+    for notebook in NOTEBOOKS:
+        source = run / f"{notebook}.ipynb"
+        if not source.is_file():
+            raise ValueError(f"{source} is missing: run `make reproduce PROFILE={profile}` first")
+        write_atomic(book / "notebooks" / f"{notebook}.ipynb", _for_reading(source))
+    claims = read_claims(run / "claims.csv")
+    provenance = run / "provenance.json"
+    entries = json.loads(provenance.read_text()) if provenance.is_file() else {}
+    write_atomic(book / "generated" / "headline.md", headline(profile, claims))
+    write_atomic(book / "generated" / "provenance.md", provenance_page(profile, entries))
+    write_atomic(book / "generated" / "profiles.md", profiles_table())
+    _copy_mathjax(book / "generated" / "extra" / "_static" / "mathjax.js")
+
+
+def render(book: Path) -> Path:
+    """Run jupyter-book from nothing, every warning an error; returns the first page.
+
+    Raises:
+        ValueError: it warned or failed; its own lines are on standard error.
+    """
+    shutil.rmtree(book / "_build", ignore_errors=True)
+    first = book / "_build" / "html" / "index.html"
+    program = "from jupyter_book.cli.main import main; main()"
+    command = [sys.executable, "-c", program, "build", str(book), "-W", "-n", "--keep-going", "--quiet"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode or not first.is_file():
+        print(done.stdout[-4000:] + done.stderr[-8000:], file=sys.stderr)
+        raise ValueError("the book did not build clean: see the warnings above")
+    return first
+
+
+def headline(profile: str, claims: list[ClaimRow]) -> str:
+    """The front page's result: how many claims came out how, and the claims themselves, as MyST."""
+    counts = {verdict: sum(claim.verdict == verdict for claim in claims) for verdict in VERDICTS}
+    tested = len(claims) - counts["not tested"]
+    words = ", ".join(
+        f"**{number} {verdict}**" for verdict, number in counts.items() if verdict != "not tested"
+    )
+    settings = load_profile(profile)
+    lines = [
+        f"This copy of the book was built at profile `{profile}`: {_text(settings.description)}",
+        "",
+        f"Of the paper's {len(claims)} claims this profile tested {tested}: {words}.",
+        "",
+        f"What it can show: {_text(settings.shows)}",
+        "",
+        f"What it cannot: {_text(settings.cannot_show)}",
+        "",
+        _table(
+            ["", "The paper says", "Paper", "Ours", "95 % interval", "Verdict"],
+            [
+                [claim.id, claim.statement, claim.paper, claim.ours, claim.interval, claim.verdict]
+                for claim in claims
+            ],
+        ),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def provenance_page(profile: str, entries: dict[str, dict[str, Any]]) -> str:
+    """When, where, from which commit and for how long each notebook ran, as MyST."""
+    if not entries:
+        return "This copy was built from notebooks that carry no record of their run.\n"
+    columns = ["Notebook", "Started (UTC)", "Minutes", "Minutes, nothing cached", "Commit", "Parameters"]
+    rows = []
+    for name, entry in entries.items():
+        commit = (entry["commit"] or "unknown")[:10] + (" with changes" if entry["dirty"] else "")
+        started = entry["started"].replace("+00:00", "").replace("T", " ")
+        rows.append(
+            [
+                name,
+                started,
+                f"{entry['minutes']:.1f}",
+                f"{entry['minutes_longest']:.1f}",
+                commit,
+                entry["parameters"],
+            ]
+        )
+    machines = {
+        (
+            entry["processor"],
+            f"{entry['cores']} cores, {entry['memory_gib']} GiB",
+            ", ".join([f"Python {entry['python']}", *(f"{k} {v}" for k, v in entry["packages"].items())]),
+        )
+        for entry in entries.values()
+    }
+    hashes = {task: value for entry in entries.values() for task, value in entry["data"].items()}
+    longest = sum(entry["minutes_longest"] for entry in entries.values())
+    return "\n".join(
+        [
+            f"Profile `{profile}`, {longest:.1f} minutes together with nothing cached.",
+            "",
+            _table(columns, rows),
+            "",
+            _table(
+                ["Processor", "Cores and memory", "Software"], [list(machine) for machine in sorted(machines)]
+            ),
+            "",
+            _table(
+                ["Question set", "Content hash"], [[task, value] for task, value in sorted(hashes.items())]
+            ),
+            "",
+        ]
+    )
+
+
+def profiles_table() -> str:
+    """The profiles that exist, from their own files, as MyST."""
+    rows = []
+    for profile in map(load_profile, profiles()):
+        minutes = f"{sum(profile.minutes.values()):g}" if profile.minutes else "not run here"
+        rows.append([profile.name, profile.description, minutes, profile.shows, profile.cannot_show])
+    return _table(["Profile", "For", "Minutes on two cores", "It can show", "It cannot show"], rows) + "\n"
+
+
+def _for_reading(source: Path) -> str:
+    """A notebook as the book shows it: no execution metadata, overridden defaults folded away."""
+    notebook = nbformat.read(source, as_version=4)
+    tags = [set(cell.metadata.get("tags", [])) for cell in notebook.cells]
+    injected = any("injected-parameters" in of_cell for of_cell in tags)
+    notebook.metadata.pop("papermill", None)
+    for cell, of_cell in zip(notebook.cells, tags, strict=True):
+        cell.metadata.pop("papermill", None)
+        if injected and "parameters" in of_cell:
+            of_cell.add("hide-input")
+        if of_cell:
+            cell.metadata["tags"] = sorted(of_cell)
+    return str(nbformat.writes(notebook)) + "\n"
+
+
+def _table(header: list[str], rows: list[list[str]]) -> str:
+    """An HTML table; its cells are text, whatever characters they hold."""
+
+    def line(cells: list[str], tag: str) -> str:
+        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+
+    body = "\n".join(line(row, "td") for row in rows)
+    head = line(header, "th")
+    table = f'<table class="table">\n<thead>{head}</thead>\n<tbody>\n{body}\n</tbody>\n</table>'
+    return f'<div class="wide">{table}</div>'
+
+
+def _text(text: str) -> str:
+    """Plain text inside MyST: nothing in it is read as markup."""
+    return "".join(f"\\{character}" if character in r"\`*_{}[]<>#|$~" else character for character in text)
+
+
+def _copy_mathjax(target: Path) -> None:
+    for file in files("sphinx-mathjax-offline") or ():
+        if file.name == "tex-svg-full.js":
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(Path(str(file.locate())), target)
+            return
+    raise ValueError("sphinx-mathjax-offline has no tex-svg-full.js: install the versions of constraints.txt")

@@ -1,0 +1,131 @@
+"""The shell command ``masters``: what the Makefile calls. A failure is one line on stderr, exit code 1.
+
+Set ``MASTERS_DEBUG=1`` to see the traceback behind that line.
+"""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    help="Mask the teacher, reinforce the student: the steps behind `make reproduce`.",
+)
+
+ProfileName = Annotated[str, typer.Argument(help="A folder of notebooks/params, such as smoke or mini.")]
+
+
+@app.command()
+def plan(profile: ProfileName) -> None:
+    """Check every parameter of a profile and say what will run, for how long, and what it can show."""
+    from masters.settings import NOTEBOOKS, load_profile, notebook_parameters
+
+    settings = load_profile(profile)
+    for notebook in NOTEBOOKS:
+        notebook_parameters(profile, notebook)
+    table = Table(title=f"profile {profile}", title_justify="left", title_style="bold", show_footer=True)
+    table.add_column("notebook", footer="together, when nothing is cached")
+    table.add_column("minutes expected", justify="right", footer=f"{sum(settings.minutes.values()):g}")
+    for notebook in NOTEBOOKS:
+        minutes = settings.minutes.get(notebook)
+        table.add_row(notebook, "" if minutes is None else f"{minutes:g}")
+    console = Console()
+    console.print(table)
+    console.print(f"[bold]It can show[/] {escape(settings.shows)}")
+    console.print(f"[bold]It cannot show[/] {escape(settings.cannot_show)}\n")
+
+
+@app.command()
+def notebook(
+    name: Annotated[str, typer.Argument(help="Such as 2_masking_ablations.")],
+    profile: Annotated[str, typer.Option(help="A folder of notebooks/params.")] = "mini",
+    output: Annotated[Path | None, typer.Option(help="Default: build/PROFILE/NAME.ipynb.")] = None,
+) -> None:
+    """Execute one notebook at a profile; the output appears whole or not at all."""
+    from masters.files import ROOT
+    from masters.reproduce import run_notebook
+
+    run_notebook(name, profile, output or ROOT / "build" / profile / f"{name}.ipynb")
+
+
+@app.command()
+def refresh(name: Annotated[str, typer.Argument(help="Such as 2_masking_ablations.")]) -> None:
+    """Run a notebook in place at its defaults and keep its outputs."""
+    from masters import reproduce
+
+    changed = reproduce.refresh(name)
+    print("  outputs changed" if changed else "  outputs as they were")
+
+
+@app.command()
+def book(profile: ProfileName) -> None:
+    """Build the book from the executed notebooks of a profile."""
+    from masters.book import build
+
+    print(f"building the book for profile {profile}", flush=True)
+    build(profile)
+
+
+@app.command()
+def claims(profile: ProfileName) -> None:
+    """Print the claims of the paper with this profile's figures and verdicts."""
+    from masters.book import read_claims
+    from masters.files import ROOT
+
+    colours = {"supported": "green", "not supported": "red", "undecided": "yellow"}
+    table = Table(title=f"the paper's claims at profile {profile}", title_justify="left", title_style="bold")
+    for column in ("claim", ""):
+        table.add_column(column)
+    for column in ("paper", "ours", "95 % interval"):
+        table.add_column(column, justify="right")
+    table.add_column("verdict")
+    for claim in read_claims(ROOT / "build" / profile / "claims.csv"):
+        colour = colours.get(claim.verdict, "dim")
+        table.add_row(
+            claim.id,
+            escape(claim.statement),
+            claim.paper,
+            claim.ours,
+            claim.interval,
+            f"[{colour}]{claim.verdict}[/]",
+        )
+    Console().print(table)
+
+
+def main() -> None:
+    """The entry point: any failure becomes one line and exit code 1."""
+    try:
+        code = app(standalone_mode=False)
+    except KeyboardInterrupt:
+        _stop("interrupted; finished work is kept, the same command goes on from there", 130)
+    except Exception as error:
+        if os.environ.get("MASTERS_DEBUG"):
+            raise
+        # Usage errors of the command line carry their own wording.
+        text = error.format_message() if hasattr(error, "format_message") else _line(error)
+        _stop(text)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _line(error: Exception) -> str:
+    """One line: the message of a foreseen error, the type as well for one that is not."""
+    text = " ".join(str(error).split())
+    if isinstance(error, ValueError | OSError) and text:
+        return text
+    return f"{type(error).__name__}: {text} (MASTERS_DEBUG=1 shows where)"
+
+
+def _stop(message: str, code: int = 1) -> None:
+    print(f"masters: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,49 @@
+"""Progress of long work, from whatever process does it to whoever watches.
+
+Notebooks run in a kernel and training in worker processes, so nobody sees what they print. Each process
+therefore leaves one line in a folder named by ``MASTERS_PROGRESS``; the command that started the notebook
+reads the lines and shows them. Without that variable nothing is written.
+"""
+
+import json
+import os
+import time
+from pathlib import Path
+
+INTERVAL = 0.5
+_last = 0.0
+
+
+def report(what: str, done: int, total: int) -> None:
+    """Leave word of how far this process is, at most twice a second.
+
+    Args:
+        what: the work, such as ``training large``.
+        done: units finished.
+        total: all units; reaching it takes the line away.
+    """
+    global _last
+    folder = os.environ.get("MASTERS_PROGRESS")
+    if not folder:
+        return
+    path = Path(folder) / f"{os.getpid()}.json"
+    if done >= total:
+        path.unlink(missing_ok=True)
+    elif time.monotonic() - _last >= INTERVAL:
+        _last = time.monotonic()
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".new")
+        temporary.write_text(json.dumps({"what": what, "done": done, "total": total}))
+        os.replace(temporary, path)
+
+
+def lines(folder: Path) -> list[str]:
+    """The lines that working processes have left, such as ``training large 1200/5000``."""
+    found = []
+    for path in sorted(folder.glob("*.json")):
+        try:
+            entry = json.loads(path.read_text())
+        except (OSError, ValueError):  # taken away or replaced while we looked
+            continue
+        found.append(f"{entry['what']} {entry['done']}/{entry['total']}")
+    return found

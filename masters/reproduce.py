@@ -1,0 +1,416 @@
+"""One notebook through papermill: parameters checked first, output whole or absent, a record kept.
+
+papermill alone writes its output while it runs, marks every cell completed after Ctrl-C and only warns of a
+parameter that the notebook does not have. Here the notebook runs under a temporary name and is moved into
+place when its last cell has succeeded; a parameter that is unknown or ill-typed is refused before anything
+starts; whatever goes wrong ends in one line that says which notebook, which cell and what to do. Everything
+that was finished before the failure is in the cache under ``data/``: the next start goes on from there.
+"""
+
+import datetime
+import errno
+import json
+import logging
+import os
+import platform
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import nbformat
+import psutil
+from jupyter_client.kernelspec import KernelSpec
+from jupyter_client.manager import AsyncKernelManager
+
+from masters.files import ROOT, hash_of, write_atomic
+from masters.settings import NOTEBOOKS, Profile, load_profile, notebook_parameters
+
+KERNEL_ENVIRONMENT = {
+    # Sets of strings in the same order in every run, and no warning about forked tokenizers in the outputs.
+    "PYTHONHASHSEED": "0",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+
+SMALLER = (
+    ": close other programs or use a smaller profile (PROFILE=smoke) and start again; finished work is kept"
+)
+
+
+class ThisPython(AsyncKernelManager):
+    """Starts kernels with the interpreter that runs this module, whatever kernels the user has installed."""
+
+    @property
+    def kernel_spec(self) -> KernelSpec:
+        """The kernel: this interpreter's ipykernel."""
+        # ipykernel's own log: a warning on every start, a traceback when it is shut down on Ctrl-C. What a
+        # cell raises does not go there.
+        quiet = "--IPKernelApp.log_level=CRITICAL"
+        argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", quiet]
+        return KernelSpec(argv=argv, display_name="Python 3", language="python", env=KERNEL_ENVIRONMENT)
+
+
+def source_of(notebook: str) -> Path:
+    """The notebook as it stands in ``notebooks/``.
+
+    Raises:
+        ValueError: there is no such notebook; the message lists those that exist.
+    """
+    if notebook not in NOTEBOOKS:
+        raise ValueError(f"no notebook {notebook!r}; there are: {', '.join(NOTEBOOKS)}")
+    return ROOT / "notebooks" / f"{notebook}.ipynb"
+
+
+def checked_parameters(source: Path, profile: str, notebook: str) -> dict[str, Any]:
+    """The parameters of one notebook at one profile, checked against the settings and against the notebook.
+
+    Args:
+        source: the notebook file, with one cell tagged ``parameters``.
+        profile: a folder of ``notebooks/params``.
+        notebook: the notebook's name in ``masters.settings.NOTEBOOKS``.
+
+    Returns:
+        What papermill puts in place of the notebook's defaults.
+
+    Raises:
+        ValueError: a parameter is unknown to the settings or to the notebook, has the wrong type or value, or
+            the notebook declares one that the settings do not have.
+    """
+    import papermill
+
+    parameters: dict[str, Any] = notebook_parameters(profile, notebook).model_dump(mode="json")
+    declared = set(papermill.inspect_notebook(source))
+    if unknown := sorted(set(parameters) - declared):
+        raise ValueError(
+            f"{source.name} has no parameter {', '.join(unknown)}; its cell tagged 'parameters' has: "
+            f"{', '.join(sorted(declared)) or 'none'}"
+        )
+    if missing := sorted(declared - set(parameters)):
+        raise ValueError(
+            f"{source.name} declares {', '.join(missing)}, which masters.settings does not have for it: "
+            "add it there or remove it from the notebook"
+        )
+    return parameters
+
+
+def run_notebook(notebook: str, profile: str, output: Path) -> None:
+    """Execute one notebook at one profile and write the executed copy, with a line for each cell as it runs.
+
+    Args:
+        notebook: its name, such as ``2_masking_ablations``.
+        profile: a folder of ``notebooks/params``.
+        output: where the executed notebook goes; its folder also gets ``provenance.json``.
+
+    Raises:
+        ValueError: a parameter is wrong, a cell raised, or the kernel died; the message is one line.
+        OSError: the output cannot be written.
+    """
+    source = source_of(notebook)
+    parameters = checked_parameters(source, profile, notebook)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    start = time.time()
+    execute(source, output, parameters)
+    minutes = (time.time() - start) / 60
+    data = _data_hashes(load_profile(profile))
+    record_provenance(output.parent / "provenance.json", notebook, parameters, start, minutes, data)
+
+
+def execute(source: Path, output: Path, parameters: dict[str, Any]) -> None:
+    """Run a notebook with papermill and move the result into place, or keep it as ``<name>.failed.ipynb``.
+
+    The modification time of the result is the time the run *started*, so that a parameter file edited while
+    the notebook ran is newer and make runs it again.
+
+    Raises:
+        ValueError: a cell raised or the kernel died: which notebook, which cell, what to do.
+        OSError: the output cannot be written.
+    """
+    start = time.time()
+    partial = output.with_name(f".{output.stem}.{os.getpid()}.ipynb")
+    failed = output.with_name(f"{output.stem}.failed.ipynb")
+    try:
+        _papermill(source, partial, parameters)
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        os.utime(partial, (start, start))
+        os.replace(partial, output)
+        failed.unlink(missing_ok=True)
+    except ValueError as error:
+        if partial.exists():
+            os.replace(partial, failed)
+            raise ValueError(f"{error} (as far as it came: {_short(failed)})") from error
+        raise
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _papermill(source: Path, output: Path, parameters: dict[str, Any]) -> None:
+    """papermill on this interpreter's kernel, its failures told in one line."""
+    import papermill
+    from nbclient.exceptions import DeadKernelError
+
+    logging.getLogger("papermill").setLevel(logging.ERROR)
+    progress = Progress(source)
+    try:
+        with _terminate_as_interrupt(), progress:
+            papermill.execute_notebook(
+                source,
+                output,
+                parameters,
+                kernel_name="python3",
+                cwd=source.parent,
+                progress_bar=False,
+                kernel_manager_class=ThisPython,
+                on_cell_start=progress.cell_start,
+                on_cell_executed=progress.cell_end,
+            )
+    except papermill.PapermillExecutionError as error:
+        what = ": ".join(part for part in (error.ename, _first_line(error.evalue)) if part)
+        raise ValueError(f"{source.name}, {progress.where}: {what}{_hint(what)}") from error
+    except DeadKernelError as error:
+        raise ValueError(
+            f"{source.name}, {progress.where}: the kernel died; the least free memory seen was "
+            f"{progress.least_memory / 2**30:.1f} of {psutil.virtual_memory().total / 2**30:.1f} GiB"
+            + SMALLER
+        ) from error
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise ValueError(
+                f"{source.name}, {progress.where}: {error.strerror}{_hint(str(error))}"
+            ) from error
+        raise
+
+
+def refresh(notebook: str) -> bool:
+    """Run a notebook of ``notebooks/`` in place at its defaults; True if its outputs changed.
+
+    What differs between two equal runs (times, interpreter patch version, execution metadata) is left out, so
+    the tracked file changes only when its content does.
+
+    Raises:
+        ValueError: a cell raised or the kernel died; the file is then as it was.
+    """
+    from nbclient import NotebookClient
+    from nbclient.exceptions import CellExecutionError, DeadKernelError
+
+    source = source_of(notebook)
+    content = nbformat.read(source, as_version=4)
+    progress = Progress(source)
+    client = NotebookClient(
+        content,
+        kernel_manager_class=ThisPython,
+        kernel_name="python3",
+        record_timing=False,
+        resources={"metadata": {"path": str(source.parent)}},
+        on_cell_start=progress.cell_start,
+        on_cell_executed=progress.cell_end,
+    )
+    try:
+        with progress:
+            client.execute()
+    except CellExecutionError as error:
+        raise ValueError(
+            f"{source.name}, {progress.where}: {error.ename}: {_first_line(error.evalue)}"
+        ) from error
+    except DeadKernelError as error:
+        raise ValueError(f"{source.name}, {progress.where}: the kernel died") from error
+    content.metadata = {
+        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+        "language_info": {"name": "python", "pygments_lexer": "ipython3"},
+    }
+    for cell in content.cells:
+        for key in ("execution", "papermill"):
+            cell.metadata.pop(key, None)
+    text = nbformat.writes(content) + "\n"
+    if text == source.read_text():
+        return False
+    write_atomic(source, text)
+    return True
+
+
+class Progress:
+    """A line for each code cell: its heading and time, which on a terminal counts up while the cell runs."""
+
+    def __init__(self, source: Path) -> None:
+        notebook = nbformat.read(source, as_version=4)
+        self.name = source.stem
+        self.total = sum(cell.cell_type == "code" and bool(cell.source.strip()) for cell in notebook.cells)
+        self.number = 0
+        self.heading = ""
+        self.least_memory = psutil.virtual_memory().available
+        self._running_since: float | None = None
+        self._stop = threading.Event()
+        self._watcher = threading.Thread(target=self._watch, daemon=True)
+
+    @property
+    def where(self) -> str:
+        """The cell that runs or ran last, in words."""
+        heading = f" ({self.heading})" if self.heading else ""
+        return f"code cell {self.number} of {self.total}{heading}" if self.number else "before its first cell"
+
+    def __enter__(self) -> "Progress":
+        self._begun = time.monotonic()
+        print(f"{self.name}", flush=True)
+        self._watcher.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        self._stop.set()
+        self._watcher.join()
+        if self._running_since is not None:
+            print(flush=True)
+        if kind is None:
+            print(f"  done in {_clock(time.monotonic() - self._begun)}", flush=True)
+
+    def cell_start(self, cell: Any, cell_index: int) -> None:
+        """Called before each cell: a heading is remembered, a code cell of the source is announced."""
+        if "injected-parameters" in cell.metadata.get("tags", []):
+            return
+        if cell.cell_type == "markdown":
+            headings = [line.lstrip("# ") for line in cell.source.splitlines() if line.startswith("#")]
+            self.heading = headings[-1] if headings else self.heading
+        elif cell.cell_type == "code" and cell.source.strip():
+            self.number += 1
+            self._running_since = time.monotonic()
+            print(self._line(), end="", flush=True)
+
+    def cell_end(self, cell: Any, cell_index: int, execute_reply: Any) -> None:
+        """Called after each code cell, whether it raised or not."""
+        if self._running_since is not None and execute_reply["content"]["status"] == "ok":
+            seconds = time.monotonic() - self._running_since
+            self._running_since = None
+            print(("\r" + self._line() if sys.stdout.isatty() else "") + f"{_clock(seconds):>8}", flush=True)
+
+    def _line(self) -> str:
+        return f"  {self.number:3d}/{self.total}  {self.heading[:60]:<60}"
+
+    def _watch(self) -> None:
+        while not self._stop.wait(1.0):
+            self.least_memory = min(self.least_memory, psutil.virtual_memory().available)
+            since = self._running_since
+            if since is not None and sys.stdout.isatty():
+                print(f"\r{self._line()}{_clock(time.monotonic() - since):>8}", end="", flush=True)
+
+
+def record_provenance(
+    path: Path,
+    notebook: str,
+    parameters: dict[str, Any],
+    start: float,
+    minutes: float,
+    data: dict[str, str],
+) -> None:
+    """Write how one notebook was made into ``provenance.json``, one entry a notebook, in one step.
+
+    ``minutes`` are those of the last run, which finds in the cache what an earlier one computed;
+    ``minutes_longest`` are those of the longest run at the same parameters, which says what the work costs.
+
+    Args:
+        path: the file; entries of other notebooks stay.
+        notebook: its name.
+        parameters: what it ran with.
+        start: seconds since the epoch.
+        minutes: how long it ran.
+        data: a content hash for each question set.
+    """
+    entries: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    parameters_hash = hash_of(parameters)
+    previous = entries.get(notebook, {})
+    longest = previous.get("minutes_longest", 0.0) if previous.get("parameters") == parameters_hash else 0.0
+    entries[notebook] = {
+        "started": datetime.datetime.fromtimestamp(start, datetime.UTC).isoformat(timespec="seconds"),
+        "minutes": round(minutes, 2),
+        "minutes_longest": round(max(minutes, longest), 2),
+        "parameters": parameters_hash,
+        **_commit(),
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in ("torch", "transformers", "datasets", "numpy")},
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "data": data,
+    }
+    write_atomic(path, json.dumps(dict(sorted(entries.items())), indent=1) + "\n")
+
+
+@contextmanager
+def _terminate_as_interrupt() -> Iterator[None]:
+    """Treat SIGTERM as Ctrl-C, so that the kernel is shut down and the temporary file removed."""
+
+    def interrupt(signum: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _hint(what: str) -> str:
+    """What to do about the failures that are not the notebook's own; empty for those that are."""
+    if "No space left on device" in what:
+        return ": free some disk space and start again; finished work is kept"
+    if what.startswith("MemoryError") or "can't allocate memory" in what or "out of memory" in what.lower():
+        return SMALLER
+    return ""
+
+
+def _first_line(text: str) -> str:
+    return next((line.strip() for line in text.splitlines() if line.strip()), "")
+
+
+def _short(path: Path) -> str:
+    return os.path.relpath(path) if path.resolve().is_relative_to(Path.cwd()) else str(path)
+
+
+def _clock(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 60 else f"{int(seconds // 60)}:{int(seconds % 60):02d} min"
+
+
+def _commit() -> dict[str, Any]:
+    """The commit the code stood at and whether files had changed since; None outside a git clone."""
+
+    def git(*words: str) -> str | None:
+        try:
+            done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True)
+        except (OSError, subprocess.CalledProcessError):
+            return None
+        return done.stdout.strip()
+
+    status = git("status", "--porcelain", "--untracked-files=no")
+    return {"commit": git("rev-parse", "HEAD"), "dirty": None if status is None else bool(status)}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _data_hashes(profile: Profile) -> dict[str, str]:
+    """The content hash of each test set, as the profile cuts it."""
+    from masters.tasks import task_hash
+
+    return {task: task_hash(task, "test", profile.test_questions) for task in profile.tasks}

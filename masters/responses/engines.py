@@ -1,0 +1,173 @@
+"""Who generates: a batched engine on ``transformers`` that reads each prompt once for all its responses.
+
+The prompts of a batch are read in one forward pass, the key-value cache is repeated once a response, and
+all responses are written token by token together; those that ended leave the batch.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import DynamicCache, PreTrainedModel
+
+from masters.models import banned_tokens
+from masters.questions import Questions
+from masters.responses.sampling import draw, processors, uniforms
+from masters.settings import Sampling
+
+ROWS = 1024
+
+
+@dataclass(frozen=True)
+class Response:
+    """One answer of a model to a question.
+
+    Attributes:
+        question: id of the question.
+        index: which of the question's responses.
+        tokens: token ids, the end token included unless the response was cut.
+        text: what they say.
+        logprobs: log-probability of each token over the whole vocabulary at temperature 1, in nats.
+        support_logprobs: the same over the tokens that could be sampled, after all sampling settings.
+        finish: ``stop`` when the model ended it, ``length`` when it was cut.
+    """
+
+    question: str
+    index: int
+    tokens: list[int]
+    text: str
+    logprobs: list[float]
+    support_logprobs: list[float]
+    finish: str
+
+
+def generate(
+    model: PreTrainedModel,
+    processor: Any,
+    questions: Questions,
+    wanted: Sequence[int],
+    responses: range,
+    sampling: Sampling,
+    seed: int | None,
+    progress: Callable[[int], None] | None = None,
+) -> Iterator[list[Response]]:
+    """Responses of a model, a batch of questions at a time.
+
+    Args:
+        model: in evaluation mode.
+        processor: of that model.
+        questions: encoded by that processor.
+        wanted: indices of the questions.
+        responses: indices of the responses of each question.
+        sampling: how tokens are drawn; only ``max_new_tokens`` counts when greedy.
+        seed: None takes the most probable token each time (greedy).
+        progress: called with the number of responses that each batch added.
+
+    Yields:
+        All responses of a batch of questions, ordered by question and index.
+    """
+    order = sorted(wanted, key=lambda index: len(questions.prompt(index)))
+    batch = max(1, ROWS // len(responses))
+    for start in range(0, len(order), batch):
+        done = _generate_batch(model, processor, questions, order[start : start + batch], responses, sampling, seed)
+        if progress:
+            progress(len(done))
+        yield done
+
+
+@torch.inference_mode()
+def _generate_batch(
+    model: PreTrainedModel,
+    processor: Any,
+    questions: Questions,
+    wanted: Sequence[int],
+    responses: range,
+    sampling: Sampling,
+    seed: int | None,
+) -> list[Response]:
+    n, limit, device = len(responses), sampling.max_new_tokens, model.device
+    end = processor.tokenizer.eos_token_id
+    prompts = [torch.from_numpy(questions.prompt(index).astype(np.int64)) for index in wanted]
+    longest = max(map(len, prompts))
+    input_ids = torch.zeros(len(prompts), longest, dtype=torch.long)
+    attention = torch.zeros(len(prompts), longest, dtype=torch.long)
+    for row, prompt in enumerate(prompts):  # left padding: every response starts at the same place
+        input_ids[row, longest - len(prompt) :] = prompt
+        attention[row, longest - len(prompt) :] = 1
+    input_ids, attention = input_ids.to(device), attention.to(device)
+    images = {name: tensor.to(device) for name, tensor in questions.image_features(wanted).items()}
+    banned = banned_tokens(processor, model)
+    warp = processors(sampling, banned)
+    names = [questions.table["id"].iloc[index] for index in wanted]
+    if seed is not None:
+        noise = torch.from_numpy(np.stack([uniforms(seed, name, j, limit) for name in names for j in responses]))
+        noise = noise.to(device)
+
+    cache = DynamicCache(config=model.config.get_text_config())
+    positions = (attention.cumsum(-1) - 1).clamp(min=0)
+    hidden = model.model(
+        input_ids=input_ids, attention_mask=attention, position_ids=positions, past_key_values=cache, **images
+    ).last_hidden_state[:, -1]
+    logits = model.get_output_embeddings()(hidden).float().repeat_interleave(n, 0)
+    cache.batch_repeat_interleave(n)
+    history = input_ids.repeat_interleave(n, 0)
+    attention = attention.repeat_interleave(n, 0)
+    position = positions[:, -1].repeat_interleave(n, 0)
+
+    rows = len(prompts) * n
+    tokens = torch.full((rows, limit), end, dtype=torch.long, device=device)
+    logprobs = torch.zeros(rows, limit, device=device)
+    support = torch.zeros(rows, limit, device=device)
+    lengths = torch.full((rows,), limit, dtype=torch.long, device=device)
+    alive = torch.arange(rows, device=device)
+    for step in range(limit):
+        whole = logits.log_softmax(-1)
+        if seed is None:
+            logits[:, banned] = -torch.inf
+            allowed = logits.log_softmax(-1)
+            token = logits.argmax(-1)
+        else:
+            allowed = warp(history, logits).log_softmax(-1)
+            token = draw(allowed, noise[alive, step])
+        tokens[alive, step] = token
+        logprobs[alive, step] = whole.gather(1, token[:, None])[:, 0]
+        support[alive, step] = allowed.gather(1, token[:, None])[:, 0]
+        going = token != end
+        lengths[alive[~going]] = step + 1
+        if step + 1 == limit or not going.any():
+            break
+        if not going.all():
+            keep = going.nonzero()[:, 0]
+            alive, token, position = alive[keep], token[keep], position[keep]
+            history, attention = history[keep], attention[keep]
+            cache.batch_select_indices(keep)
+        history = torch.cat([history, token[:, None]], 1)
+        attention = torch.cat([attention, attention.new_ones(len(attention), 1)], 1)
+        position = position + 1
+        hidden = model.model(
+            input_ids=token[:, None],
+            attention_mask=attention,
+            position_ids=position[:, None],
+            past_key_values=cache,
+        ).last_hidden_state[:, -1]
+        logits = model.get_output_embeddings()(hidden).float()
+
+    texts = processor.tokenizer.batch_decode(
+        [row[:length] for row, length in zip(tokens.tolist(), lengths.tolist(), strict=True)], skip_special_tokens=True
+    )
+    columns = zip(tokens.tolist(), logprobs.tolist(), support.tolist(), lengths.tolist(), texts, strict=True)
+    identity = [(name, j) for name in names for j in responses]
+    return [
+        Response(
+            question=name,
+            index=j,
+            tokens=ids[:length],
+            text=text.strip(),
+            logprobs=whole[:length],
+            support_logprobs=allowed[:length],
+            finish="stop" if ids[length - 1] == end else "length",
+        )
+        for (name, j), (ids, whole, allowed, length, text) in zip(identity, columns, strict=True)
+    ]

@@ -1,0 +1,65 @@
+"""How one token is drawn: the paper's sampling settings, seeded per response.
+
+Every response has random numbers of its own, made from the seed, the question's id and the response's
+index. So a response does not depend on the batch it was generated in, nor on how often a job was
+interrupted.
+"""
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import (
+    LogitsProcessorList,
+    RepetitionPenaltyLogitsProcessor,
+    SuppressTokensLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from masters.settings import Sampling
+
+
+def processors(sampling: Sampling, banned: Sequence[int]) -> LogitsProcessorList:
+    """The warpers of ``transformers`` in the order in which ``generate`` applies them.
+
+    Args:
+        sampling: temperature, top-p, top-k and repetition penalty.
+        banned: token ids that must never be drawn.
+    """
+    chain = LogitsProcessorList([SuppressTokensLogitsProcessor(list(banned))])
+    if sampling.repetition_penalty != 1:
+        chain.append(RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty))
+    if sampling.temperature != 1:
+        chain.append(TemperatureLogitsWarper(sampling.temperature))
+    if sampling.top_k:
+        chain.append(TopKLogitsWarper(sampling.top_k))
+    if sampling.top_p < 1:
+        chain.append(TopPLogitsWarper(sampling.top_p))
+    return chain
+
+
+def uniforms(seed: int, question: str, index: int, count: int) -> np.ndarray:
+    """The random numbers of one response: ``(count,)`` in [0, 1), a function of the arguments alone."""
+    digest = hashlib.sha256(f"{seed}\n{question}\n{index}".encode()).digest()
+    key = int.from_bytes(digest[:16], "little")
+    return np.random.Generator(np.random.Philox(key=key)).random(count)
+
+
+def draw(log_probabilities: Tensor, uniform: Tensor) -> Tensor:
+    """Draw a token from each row by inverting its cumulative distribution.
+
+    Args:
+        log_probabilities: ``(rows, vocabulary)``, normalised; minus infinity where a token is excluded.
+        uniform: ``(rows,)`` in [0, 1).
+
+    Returns:
+        ``(rows,)`` token ids, never an excluded one.
+    """
+    cumulative = log_probabilities.double().exp().cumsum(-1)
+    target = uniform.double() * cumulative[:, -1]
+    # Strictly above the target, so a token of probability 0 is never met.
+    return (cumulative <= target[:, None]).sum(-1).clamp(max=log_probabilities.shape[-1] - 1)

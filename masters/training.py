@@ -1,0 +1,320 @@
+"""One trainer for every phase: pretraining of the ladder, supervised training, distillation and Masters.
+
+A subclass of ``transformers.Trainer`` whose unit is a question with its responses, packed into one row. A
+phase differs from another only in where the responses come from (labels or the cache of responses) and in
+its objective; both are data.
+
+Which question is seen when, with which teacher at which mask ratio, is fixed before training begins
+(:class:`Examples` is a list in the order of the steps), so a resumed run continues exactly where it was.
+"""
+
+import logging
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, SequentialSampler
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+
+from masters.masking import TeacherMask
+from masters.objective import cross_entropy, masters_loss
+from masters.packing import PackedBatch, pack, response_logits
+from masters.progress import report
+from masters.questions import Questions
+
+COMPLETE = "complete"  # stands in a checkpoint once all its files are on disk
+
+
+@dataclass(frozen=True)
+class Example:
+    """A question with its responses, as one step of training sees it.
+
+    Attributes:
+        question: index among the questions.
+        responses: token ids of each response.
+        stage: index of the teacher and its mask ratio.
+        accuracy: the accuracy reward of each response, Eq. 6.
+        behaviour: for each response, the log-probabilities of its tokens under the model that wrote it.
+        teacher: for each response, ``(tokens, vocabulary)`` log-probabilities of the masked teacher; None
+            where the teacher itself is asked during training.
+        reference: the same of the student before training.
+    """
+
+    question: int
+    responses: Sequence[np.ndarray]
+    stage: tuple[int, float] = (0, 0.0)
+    accuracy: np.ndarray | None = None
+    behaviour: Sequence[np.ndarray] | None = None
+    teacher: Sequence[np.ndarray] | None = None
+    reference: Sequence[np.ndarray] | None = None
+
+
+class Examples(Dataset[Example]):
+    """All examples of a training run, in the order in which the steps take them.
+
+    Args:
+        length: steps times batch size.
+        make: gives the example at a position.
+    """
+
+    def __init__(self, length: int, make: Callable[[int], Example]) -> None:
+        self.length, self.make = length, make
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, position: int) -> Example:
+        return self.make(position)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long and how fast to train.
+
+    Attributes:
+        steps: optimiser steps.
+        batch: questions a step.
+        learning_rate: peak, or constant.
+        schedule: ``linear`` decays to zero after a warm-up of 2 % of the steps; ``constant`` is the paper's.
+        seed: of the trainer.
+        save_every: steps between checkpoints.
+        log_every: steps between log rows.
+    """
+
+    steps: int
+    batch: int
+    learning_rate: float
+    schedule: str = "linear"
+    seed: int = 0
+    save_every: int = 500
+    log_every: int = 20
+
+
+@dataclass
+class Objective:
+    """What is minimised.
+
+    Attributes:
+        options: arguments of :func:`masters.objective.masters_loss`, or None for cross-entropy on labels.
+        teachers: the teachers by index, when examples carry no teacher log-probabilities.
+        reference: the student before training, when a KL is wanted and examples do not carry it.
+    """
+
+    options: dict[str, Any] | None = None
+    teachers: Sequence[PreTrainedModel] = ()
+    reference: PreTrainedModel | None = None
+    masks: list[TeacherMask] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.masks = [TeacherMask(teacher) for teacher in self.teachers]
+
+
+def train(
+    model: PreTrainedModel,
+    questions: Questions,
+    examples: Examples,
+    objective: Objective,
+    budget: Budget,
+    folder: Path,
+    name: str,
+    device: str | None = None,
+) -> pd.DataFrame:
+    """Train a model in place; killed at any moment and called again, it goes on from its last checkpoint.
+
+    Args:
+        model: what is trained, in its initial state.
+        questions: what the examples refer to.
+        examples: in the order of the steps.
+        objective: what is minimised.
+        budget: steps, batch, learning rate, seed.
+        folder: for checkpoints; emptied when training ends.
+        name: of the run, for progress and messages.
+        device: None takes the device ``transformers`` finds.
+
+    Returns:
+        One row a logged step: step, loss, learning_rate, grad_norm and the parts of the loss.
+
+    Raises:
+        ValueError: the number of examples is not steps times batch.
+        FloatingPointError: the loss is no longer finite.
+    """
+    if len(examples) != budget.steps * budget.batch:
+        raise ValueError(f"{name}: {len(examples)} examples for {budget.steps} steps of {budget.batch}")
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        max_steps=budget.steps,
+        per_device_train_batch_size=budget.batch,
+        learning_rate=budget.learning_rate,
+        lr_scheduler_type=budget.schedule,
+        warmup_steps=max(1, budget.steps // 50) if budget.schedule == "linear" else 0,
+        weight_decay=0.01 if budget.schedule == "linear" else 0.0,
+        adam_beta2=0.98,
+        optim="adamw_torch_fused",
+        max_grad_norm=1.0,
+        logging_steps=budget.log_every,
+        logging_nan_inf_filter=False,
+        save_steps=budget.save_every,
+        save_total_limit=2,
+        seed=budget.seed,
+        data_seed=budget.seed,
+        report_to=[],
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        use_cpu=device == "cpu",
+        dataloader_pin_memory=False,
+    )
+    trainer = MastersTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=examples,
+        data_collator=Collator(questions),
+        objective=objective,
+        callbacks=[_Watch(name)],
+    )
+    trainer.remove_callback("PrinterCallback")
+    _quiet = logging.getLogger("transformers.trainer")
+    level = _quiet.level
+    _quiet.setLevel(logging.ERROR)
+    try:
+        trainer.train(resume_from_checkpoint=last_checkpoint(folder))
+    finally:
+        _quiet.setLevel(level)
+    model.eval()
+    shutil.rmtree(folder, ignore_errors=True)
+    rows = [row for row in trainer.state.log_history if "loss" in row]
+    return pd.DataFrame(rows).drop(columns=["epoch"], errors="ignore")
+
+
+def last_checkpoint(folder: Path) -> str | None:
+    """The newest checkpoint that was written to its end; halves that a kill left behind are removed."""
+    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    for path in found:
+        if not (path / COMPLETE).is_file():
+            shutil.rmtree(path)
+    whole = [path for path in found if path.is_dir()]
+    return str(whole[-1]) if whole else None
+
+
+class MastersTrainer(Trainer):
+    """``transformers.Trainer`` on packed questions with their responses, logging every part of the loss."""
+
+    def __init__(self, *args: Any, objective: Objective, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.objective = objective
+        self._parts: list[dict[str, float]] = []
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
+        return SequentialSampler(self.train_dataset if train_dataset is None else train_dataset)
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Cross-entropy on labels, or Eq. 11 on cached responses."""
+        batch: PackedBatch = inputs["batch"].to(self.args.device)
+        logits = response_logits(model, batch)
+        options = self.objective.options
+        if options is None:
+            loss, parts = cross_entropy(logits, batch.tokens, batch.mask), {}
+        else:
+            result = masters_loss(
+                logits,
+                self._teacher(inputs, batch),
+                batch.tokens,
+                batch.mask,
+                accuracy=inputs.get("accuracy"),
+                reference_logits=self._reference(inputs, batch),
+                behaviour_logprobs=inputs.get("behaviour"),
+                **options,
+            )
+            loss, parts = result.total, result.parts | {"mask_ratio": inputs["stage"][1]}
+        if not torch.isfinite(loss):
+            raise FloatingPointError(
+                f"the loss is {loss.item()} at step {self.state.global_step}; lower the learning rate "
+                f"({self.args.learning_rate:g}) or use the clipped ratio"
+            )
+        self._parts.append(parts)
+        return (loss, {}) if return_outputs else loss
+
+    @torch.no_grad()
+    def _teacher(self, inputs: dict[str, Any], batch: PackedBatch) -> Tensor:
+        if "teacher" in inputs:
+            cached: Tensor = inputs["teacher"]
+            return cached
+        index, ratio = inputs["stage"]
+        if self.objective.masks[index].ratio != ratio:
+            self.objective.masks[index].apply(ratio)
+        return response_logits(self.objective.teachers[index], batch)
+
+    @torch.no_grad()
+    def _reference(self, inputs: dict[str, Any], batch: PackedBatch) -> Tensor | None:
+        if "reference" in inputs or self.objective.reference is None:
+            return inputs.get("reference")
+        return response_logits(self.objective.reference, batch)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the mean of each part of the loss since the last row."""
+        if "loss" in logs and self._parts:
+            frame = pd.DataFrame(self._parts)
+            logs |= {name: float(frame[name].mean()) for name in frame if frame[name].notna().any()}
+            self._parts = []
+        super().log(logs, start_time)
+
+
+class Collator:
+    """From examples to what a step needs.
+
+    Args:
+        questions: what the examples refer to.
+    """
+
+    def __init__(self, questions: Questions) -> None:
+        self.questions = questions
+
+    def __call__(self, examples: list[Example]) -> dict[str, Any]:
+        """A packed batch with the rewards and log-probabilities that its examples carry."""
+        indices = [example.question for example in examples]
+        stages = {example.stage for example in examples}
+        if len(stages) != 1:
+            raise ValueError(f"one step has one teacher and one mask ratio, got {sorted(stages)}")
+        batch = pack(
+            [self.questions.prompt(index) for index in indices],
+            [example.responses for example in examples],
+            self.questions.image_features(indices),
+        )
+        made: dict[str, Any] = {"batch": batch, "stage": stages.pop()}
+        if examples[0].accuracy is not None:
+            made["accuracy"] = torch.tensor(np.stack([e.accuracy for e in examples]), dtype=torch.float32)  # type: ignore[misc]
+        for name in ("behaviour", "teacher", "reference"):
+            groups = [getattr(example, name) for example in examples]
+            if groups[0] is not None:
+                made[name] = _padded(groups, batch.tokens.shape)
+        return made
+
+
+def _padded(groups: Sequence[Sequence[np.ndarray]], shape: torch.Size) -> Tensor:
+    """Arrays of each response, ``(tokens, ...)``, as one tensor ``(questions, responses, tokens, ...)``."""
+    rest = groups[0][0].shape[1:]
+    filled = np.zeros((*shape, *rest), dtype=np.float32)
+    for row, group in enumerate(groups):
+        for j, values in enumerate(group):
+            filled[row, j, : len(values)] = values
+    return torch.from_numpy(filled)
+
+
+class _Watch(TrainerCallback):
+    """Reports progress, and marks a checkpoint as complete once it is on disk."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        report(f"training {self.name}", state.global_step, state.max_steps)
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).touch()

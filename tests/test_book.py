@@ -1,0 +1,160 @@
+"""The book: what is put in from the run's files, and the pages: clean, linked, from this host alone."""
+
+import csv
+import json
+import pkgutil
+import re
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import nbformat
+import pytest
+import yaml
+
+import masters
+from masters import book
+from masters.files import ROOT
+from masters.reproduce import record_provenance
+from masters.settings import NOTEBOOKS
+
+
+class _Page(HTMLParser):
+    """What a page links to, loads, and can be linked at."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.links: list[str] = []
+        self.loads: list[str] = []
+        self.anchors: set[str] = set()
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = dict(attrs)
+        self.anchors |= {value for key, value in values.items() if key in ("id", "name") and value}
+        if tag == "a" and values.get("href"):
+            self.links.append(str(values["href"]))
+        elif tag != "a":
+            self.loads += [str(values[key]) for key in ("src", "href", "data", "poster") if values.get(key)]
+
+
+def _pages(folder: Path) -> Iterator[tuple[Path, _Page]]:
+    for path in sorted(folder.rglob("*.html")):
+        if "_static" not in path.parts:
+            yield path, _Page(path)
+
+
+@pytest.mark.slow
+def test_every_page_of_the_contents_is_built(built_book: Path) -> None:
+    contents = yaml.safe_load((ROOT / "book" / "_toc.yml").read_text())
+    chapters = [chapter["file"] for part in contents["parts"] for chapter in part["chapters"]]
+    assert [f"notebooks/{name}" for name in NOTEBOOKS] == [c for c in chapters if c.startswith("notebooks/")]
+    for name in [contents["root"], *chapters]:
+        assert (built_book / f"{name}.html").is_file()
+
+
+@pytest.mark.slow
+def test_links_within_the_book_lead_somewhere(built_book: Path) -> None:
+    pages = {path.resolve(): page for path, page in _pages(built_book)}
+    broken = []
+    for path, page in pages.items():
+        for link in page.links + page.loads:
+            parts = urlsplit(link)
+            if parts.scheme or parts.netloc:
+                continue
+            target = (path.parent / unquote(parts.path)).resolve() if parts.path else path
+            # "#" alone is a button of the theme.
+            anchor_lost = parts.fragment and target in pages and parts.fragment not in pages[target].anchors
+            if not target.exists() or anchor_lost:
+                broken.append(f"{path.relative_to(built_book)} -> {link}")
+    assert not broken
+
+
+@pytest.mark.slow
+def test_nothing_is_loaded_from_another_host(built_book: Path) -> None:
+    foreign = re.compile(r"^(https?:)?//")
+    for path, page in _pages(built_book):
+        assert not [link for link in page.loads if foreign.match(link)], path.name
+        text = path.read_text(encoding="utf-8")
+        assert not re.search(r"unpkg|jsdelivr|cdnjs|googleapis|googletagmanager", text), path.name
+    for style in built_book.rglob("*.css"):
+        assert not re.search(r"(url\(|@import)\s*[\"']?(https?:)?//", style.read_text(encoding="utf-8")), (
+            style.name
+        )
+
+
+@pytest.mark.slow
+def test_text_from_the_run_is_shown_as_text(built_book: Path) -> None:
+    page = (built_book / "index.html").read_text(encoding="utf-8")
+    assert "a &lt;b&gt;bold&lt;/b&gt; claim &amp; $x_1$ `code` *star* | pipe" in page
+    assert "<b>bold</b>" not in page
+
+
+@pytest.mark.slow
+def test_front_page_counts_the_verdicts(built_book: Path) -> None:
+    page = (built_book / "index.html").read_text(encoding="utf-8")
+    text = " ".join(re.sub(r"<[^>]+>", "", page).split())
+    assert (
+        "Of the paper’s 4 claims this profile tested 3: 1 supported, 1 not supported, 1 undecided." in text
+        or (
+            "Of the paper's 4 claims this profile tested 3: 1 supported, 1 not supported, 1 undecided."
+            in text
+        )
+    )
+
+
+def test_every_module_is_in_the_api() -> None:
+    modules = {info.name for info in pkgutil.walk_packages(masters.__path__, "masters.")}
+    documented = re.findall(r"automodule:: (\S+)", (ROOT / "book" / "api.md").read_text())
+    assert sorted(documented) == sorted(modules)
+
+
+def test_pages_are_not_built_from_a_run_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r"1_tasks_and_models\.ipynb is missing: run `make reproduce PROFILE=smoke`"
+    ):
+        book.assemble("smoke", tmp_path / "book", tmp_path / "run")
+
+
+def test_claims_file_is_checked(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"claims\.csv is missing: run `make reproduce"):
+        book.read_claims(tmp_path / "claims.csv")
+    (tmp_path / "claims.csv").write_text("id,statement\nC1,x\n")
+    with pytest.raises(ValueError, match="no column high, low, ours, paper, unit, verdict, where"):
+        book.read_claims(tmp_path / "claims.csv")
+    with (tmp_path / "claims.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([book.ClaimRow._fields, ["C1", "x", "", "", "", "", "", "not tested", ""]])
+    (claim,) = book.read_claims(tmp_path / "claims.csv")
+    assert claim.verdict == "not tested" and claim.interval == ""
+
+
+def test_provenance_page_shows_what_the_run_recorded(tmp_path: Path) -> None:
+    path = tmp_path / "provenance.json"
+    for name in ("1_tasks_and_models", "2_masking_ablations"):
+        record_provenance(path, name, {"profile": "x"}, 1.7e9, 2.5, {"shapes": "0123456789abcdef"})
+    page = book.provenance_page("x", json.loads(path.read_text()))
+    for text in (
+        "5.0 minutes together",
+        "2_masking_ablations",
+        "2023-11-14 22:13:20",
+        "0123456789abcdef",
+        "torch",
+    ):
+        assert text in page
+    assert "no record" in book.provenance_page("x", {})
+
+
+def test_overridden_defaults_are_folded_away(tmp_path: Path) -> None:
+    notebook = nbformat.v4.new_notebook()
+    notebook.cells = [
+        nbformat.v4.new_code_cell(
+            "a = 1", metadata={"tags": ["parameters"], "papermill": {"status": "completed"}}
+        ),
+        nbformat.v4.new_code_cell("a = 2", metadata={"tags": ["injected-parameters"]}),
+    ]
+    notebook.metadata["papermill"] = {"input_path": "somewhere"}
+    nbformat.write(notebook, tmp_path / "one.ipynb")
+    shown = nbformat.reads(book._for_reading(tmp_path / "one.ipynb"), as_version=4)
+    assert shown.cells[0].metadata == {"tags": ["hide-input", "parameters"]}
+    assert "papermill" not in shown.metadata

@@ -1,0 +1,178 @@
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from scipy.spatial.distance import jensenshannon
+from scipy.special import softmax
+from scipy.stats import entropy
+from torch import Tensor
+
+from masters import divergence
+from masters.divergence import forward_kl, jsd, kl
+
+Divergence = Callable[[Tensor, Tensor], Tensor]
+
+
+def logits(*shape: int, seed: int = 0, scale: float = 3.0, dtype: torch.dtype = torch.float32) -> Tensor:
+    return (torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * scale).to(dtype)
+
+
+def naive_jsd(teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
+    p, q = teacher_logits.double().softmax(-1), student_logits.double().softmax(-1)
+    m = (p + q) / 2
+    return ((p * (p / m).log()).sum(-1) + (q * (q / m).log()).sum(-1)) / 2
+
+
+def naive_kl(p_logits: Tensor, q_logits: Tensor) -> Tensor:
+    log_p, log_q = p_logits.double().log_softmax(-1), q_logits.double().log_softmax(-1)
+    return (log_p.exp() * (log_p - log_q)).sum(-1)
+
+
+@pytest.mark.parametrize("scale", [0.01, 1.0, 10.0])
+@pytest.mark.parametrize("seed", range(3))
+def test_jsd_against_scipy(seed: int, scale: float) -> None:
+    teacher, student = logits(4, 5, 37, seed=seed, scale=scale), logits(4, 5, 37, seed=seed + 9, scale=scale)
+    p, q = softmax(teacher.double().numpy(), -1), softmax(student.double().numpy(), -1)
+    value = jsd(teacher, student)
+    assert value.shape == (4, 5) and value.dtype == torch.float32
+    np.testing.assert_allclose(value, jensenshannon(p, q, axis=-1) ** 2, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_kl_against_scipy(seed: int) -> None:
+    teacher, student = logits(4, 5, 37, seed=seed), logits(4, 5, 37, seed=seed + 9)
+    p, q = softmax(teacher.double().numpy(), -1), softmax(student.double().numpy(), -1)
+    np.testing.assert_allclose(kl(teacher, student), entropy(p, q, axis=-1), rtol=1e-5)
+    np.testing.assert_allclose(forward_kl(teacher, student), entropy(p, q, axis=-1), rtol=1e-5)
+
+
+def test_jsd_and_its_gradient_against_trl() -> None:
+    trainer = pytest.importorskip("trl.experimental.gkd").GKDTrainer
+    teacher, student = logits(6, 7, 50, seed=1), logits(6, 7, 50, seed=2).requires_grad_()
+    theirs = trainer.generalized_jsd_loss(student, teacher, beta=0.5, reduction="sum")
+    (their_gradient,) = torch.autograd.grad(theirs, student)
+    ours = jsd(teacher, student).sum()
+    (our_gradient,) = torch.autograd.grad(ours, student)
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(our_gradient, their_gradient, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [0.01, 1.0, 10.0])
+@pytest.mark.parametrize(("ours", "naive"), [(jsd, naive_jsd), (kl, naive_kl)])
+def test_values_and_gradients_against_float64_autograd(
+    ours: Divergence, naive: Divergence, scale: float
+) -> None:
+    first, second = logits(9, 33, seed=3, scale=scale), logits(9, 33, seed=4, scale=scale)
+    upstream = logits(9, seed=5)
+    results = []
+    for function, dtype in ((ours, torch.float32), (naive, torch.float64)):
+        a, b = first.to(dtype).requires_grad_(), second.to(dtype).requires_grad_()
+        value = function(a, b) if function is not jsd else jsd(a, b, teacher_gradient=True)
+        results.append([value, *torch.autograd.grad(value, (a, b), upstream.to(dtype))])
+    for mine, theirs in zip(*results, strict=True):
+        rounding = 5e-7 * max(1.0, theirs.abs().max().item())
+        torch.testing.assert_close(mine.double(), theirs, rtol=2e-4, atol=rounding)
+
+
+def test_gradcheck_in_float64() -> None:
+    first = logits(3, 2, 6, seed=6, dtype=torch.float64).requires_grad_()
+    second = logits(3, 2, 6, seed=7, dtype=torch.float64).requires_grad_()
+    assert torch.autograd.gradcheck(lambda a, b: jsd(a, b, teacher_gradient=True), (first, second))
+    assert torch.autograd.gradcheck(kl, (first, second))
+
+
+def test_the_gradient_is_right_through_log_probabilities_too() -> None:
+    teacher = logits(5, 20, seed=1)
+    student = logits(5, 20, seed=2).requires_grad_()
+    (direct,) = torch.autograd.grad(jsd(teacher, student).sum(), student)
+    (through,) = torch.autograd.grad(jsd(teacher.log_softmax(-1), student.log_softmax(-1)).sum(), student)
+    torch.testing.assert_close(through, direct, rtol=1e-4, atol=1e-7)
+
+
+def test_only_the_student_gets_a_gradient_unless_asked() -> None:
+    teacher, student = logits(4, 8, seed=1).requires_grad_(), logits(4, 8, seed=2).requires_grad_()
+    (jsd(teacher, student).sum() + forward_kl(teacher, student).sum()).backward()
+    assert teacher.grad is None and student.grad is not None
+    jsd(teacher, student, teacher_gradient=True).sum().backward()
+    assert teacher.grad is not None
+    with torch.no_grad():
+        assert not jsd(teacher, student, teacher_gradient=True).requires_grad
+
+
+def test_limits_of_jsd() -> None:
+    first, second = logits(50, 30, seed=1), logits(50, 30, seed=2)
+    assert torch.equal(jsd(first, first), torch.zeros(50))
+    torch.testing.assert_close(
+        jsd(first, first + 7.5), torch.zeros(50), rtol=0, atol=1e-6
+    )  # logits shift freely
+    torch.testing.assert_close(jsd(first, second), jsd(second, first))
+    assert (jsd(first, second) >= 0).all() and (jsd(first, second) <= math.log(2) + 1e-6).all()
+    apart = torch.tensor([1e4, 0.0, -1e4]), torch.tensor([-1e4, 0.0, 1e4])
+    assert jsd(*apart).item() == pytest.approx(math.log(2), abs=1e-6)
+    assert kl(first, first).abs().max() == 0
+
+
+@pytest.mark.parametrize("function", [jsd, kl])
+def test_rounding_never_makes_a_divergence_negative(function: Divergence) -> None:
+    first = logits(2000, 300, seed=1)
+    second = first + logits(2000, 300, seed=2, scale=1e-6)
+    assert (function(first, second) >= 0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("function", [jsd, kl])
+def test_huge_logits_stay_finite(function: Divergence, dtype: torch.dtype) -> None:
+    sign = logits(20, 12, seed=3).sign()
+    first = (sign * 1e4).to(dtype).requires_grad_()
+    second = (sign.roll(1, -1) * 1e4).to(dtype).requires_grad_()
+    value = function(first, second)
+    assert value.dtype == torch.float32 and value.isfinite().all() and (value >= 0).all()
+    value.sum().backward()
+    assert second.grad is not None and second.grad.isfinite().all() and second.grad.dtype == dtype
+
+
+def test_forbidden_tokens_count_for_nothing() -> None:
+    first, second = logits(6, 9, seed=1), logits(6, 9, seed=2)
+    column = torch.full((6, 3), -math.inf)
+    wide = [torch.cat([x, column], -1).requires_grad_() for x in (first, second)]
+    for function in (jsd, kl):
+        value = function(*wide)
+        torch.testing.assert_close(value, function(first, second))
+        (gradient,) = torch.autograd.grad(value.sum(), wide[1])
+        assert gradient.isfinite().all() and not gradient[:, 9:].any()
+    assert kl(first, torch.cat([second[:, :8], column[:, :1]], -1)).isinf().all()
+
+
+@pytest.mark.parametrize("function", [jsd, kl])
+def test_blocks_do_not_change_the_result(function: Divergence, monkeypatch: pytest.MonkeyPatch) -> None:
+    results = []
+    for block in (1, 64, 1 << 20):
+        monkeypatch.setattr(divergence, "_CPU_BLOCK", block)
+        student = logits(3, 11, 17, seed=2).transpose(0, 1).requires_grad_()
+        value = function(logits(11, 3, 17, seed=1), student)
+        results.append((value, *torch.autograd.grad(value.square().sum(), student)))
+    for result in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(result, results[0], strict=True))
+
+
+@pytest.mark.parametrize("function", [jsd, kl, forward_kl])
+def test_shapes_must_agree(function: Divergence) -> None:
+    with pytest.raises(ValueError, match=r"\(2, 9\).*\(2, 8\).*vocabulary"):
+        function(logits(2, 9), logits(2, 8))
+    with pytest.raises(ValueError, match="shapes"):
+        function(logits(1, 8), logits(2, 8))
+
+
+@pytest.mark.parametrize("function", [jsd, kl])
+def test_no_tokens_give_no_values(function: Divergence) -> None:
+    student = torch.empty(0, 5, requires_grad=True)
+    value = function(torch.empty(0, 5), student)
+    assert value.shape == (0,)
+    value.sum().backward()
+    single = logits(5, seed=1).requires_grad_()
+    value = function(logits(5), single)
+    assert value.shape == ()
+    value.backward()
+    assert single.grad is not None and single.grad.shape == (5,)

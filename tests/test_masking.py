@@ -1,0 +1,253 @@
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import prune
+
+from masters.masking import TeacherMask, magnitude_mask
+
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn]
+RATIOS = [0.0, 0.05, 0.1, 0.2, 0.29, 0.3, 0.5, 0.7, 0.999, 1.0]
+
+
+class Toy(nn.Module):
+    """An embedding, a tied and an untied head, norms, biases, linear layers in two towers, a convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(11, 6)
+        self.vision = nn.Sequential(nn.Conv1d(1, 2, 3), nn.Linear(5, 7), nn.LayerNorm(7))
+        self.text = nn.Sequential(nn.Linear(6, 13), nn.LayerNorm(13), nn.Linear(13, 6, bias=False))
+        self.tied = nn.Linear(6, 11, bias=False)
+        self.tied.weight = self.embedding.weight
+        self.head = nn.Linear(6, 11)
+
+
+def bits(model: nn.Module) -> dict[str, bytes]:
+    return {name: value.detach().numpy().tobytes() for name, value in model.named_parameters()}
+
+
+def toy(seed: int = 0) -> Toy:
+    torch.manual_seed(seed)
+    return Toy()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(1,), (100,), (7, 13), (3, 4, 5)])
+def test_exactly_floor_ratio_n_of_the_smallest_go(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(dtype)
+    for ratio in RATIOS:
+        keep = magnitude_mask(weight, ratio)
+        assert keep.dtype == torch.bool and keep.shape == weight.shape
+        assert int((~keep).sum()) == math.floor(ratio * weight.numel())
+        magnitude = weight.double().abs()
+        if 0 < keep.sum() < keep.numel():
+            assert magnitude[~keep].max() <= magnitude[keep].min()
+
+
+@pytest.mark.parametrize("values", [[0.5] * 10, [0.0, -0.0] * 5, [1, -1, 2, -2, 1, -1, 2, -2, 1, 3]])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_among_ties_the_first_go_as_in_a_stable_sort(values: list[float], dtype: torch.dtype) -> None:
+    weight = torch.tensor(values).to(dtype)
+    for ratio in (0.1, 0.3, 0.5, 0.9):
+        expected = np.ones(len(values), dtype=bool)
+        expected[np.argsort(np.abs(values), kind="stable")[: math.floor(ratio * len(values))]] = False
+        assert magnitude_mask(weight, ratio).tolist() == expected.tolist()
+
+
+def test_the_product_is_that_of_floats() -> None:
+    weight = torch.arange(100.0)
+    assert int((~magnitude_mask(weight[:10], 0.3)).sum()) == 3
+    assert int((~magnitude_mask(weight[:10], 0.7)).sum()) == 7
+    assert int((~magnitude_mask(weight, 0.29)).sum()) == 28
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_against_torch_pruning(seed: int) -> None:
+    torch.manual_seed(seed)
+    layer = nn.Linear(16, 10)
+    keep = magnitude_mask(layer.weight, 0.2)
+    prune.l1_unstructured(layer, "weight", amount=32)
+    assert torch.equal(keep, layer.weight_mask.bool())
+
+
+def test_order_in_memory_does_not_matter() -> None:
+    weight = torch.randint(-3, 4, (9, 8), generator=torch.Generator().manual_seed(0)).float()
+    strided = weight.t().contiguous().t()
+    assert not strided.is_contiguous()
+    assert torch.equal(magnitude_mask(strided, 0.4), magnitude_mask(weight, 0.4))
+
+
+@pytest.mark.parametrize("ratio", [-0.1, 1.1, math.nan, math.inf])
+def test_bad_ratios_are_refused(ratio: float) -> None:
+    with pytest.raises(ValueError, match="ratio"):
+        magnitude_mask(torch.ones(4), ratio)
+
+
+@pytest.mark.parametrize("weight", [torch.tensor([1.0, math.nan]), torch.arange(4)])
+@pytest.mark.parametrize("ratio", [0.0, 0.5])
+def test_bad_weights_are_refused(weight: Tensor, ratio: float) -> None:
+    with pytest.raises(ValueError, match=r"NaN|int64"):
+        magnitude_mask(weight, ratio)
+
+
+def test_infinite_weights_are_the_largest() -> None:
+    assert magnitude_mask(torch.tensor([-math.inf, 1.0, math.inf, 2.0]), 0.5).tolist() == [
+        True,
+        False,
+        True,
+        False,
+    ]
+
+
+def test_only_linear_layers_are_masked_and_no_tied_head() -> None:
+    model = toy()
+    before = bits(model)
+    mask = TeacherMask(model)
+    assert mask.names == ("vision.1.weight", "text.0.weight", "text.2.weight", "head.weight")
+    mask.apply(1.0)
+    changed = {name for name, value in bits(model).items() if value != before[name]}
+    assert changed == set(mask.names)
+    assert all(not model.get_parameter(name).any() for name in mask.names)
+
+
+def test_patterns_choose_the_layers() -> None:
+    model = toy()
+    assert TeacherMask(model, include="text").names == ("text.0.weight", "text.2.weight")
+    assert TeacherMask(model, exclude="vision|head").names == ("text.0.weight", "text.2.weight")
+    assert TeacherMask(model, include=r"\.0$").names == ("text.0.weight",)
+    assert TeacherMask(nn.Linear(3, 2)).names == ("weight",)
+    with pytest.raises(ValueError, match="txet"):
+        TeacherMask(model, include="txet")
+    with pytest.raises(ValueError, match="'tied'"):  # the tied head is never masked, not even when asked for
+        TeacherMask(model, include="tied")
+    with pytest.raises(ValueError, match="regular expression"):
+        TeacherMask(model, exclude="(")
+
+
+def test_a_shared_layer_is_masked_once() -> None:
+    first, second = nn.Linear(4, 4), nn.Linear(4, 4)
+    second.weight = first.weight
+    assert TeacherMask(nn.Sequential(first, second)).names == ("0.weight",)
+
+
+@pytest.mark.parametrize("order", [(0.2, 0.5), (0.5, 0.2), (0.2, 0.0, 0.2, 1.0), (1.0, 0.3, 0.3)])
+def test_each_ratio_starts_from_the_pristine_weights(order: tuple[float, ...]) -> None:
+    model, fresh = toy(), toy()
+    mask = TeacherMask(model)
+    for ratio in order:
+        assert mask.apply(ratio) is mask
+        assert mask.ratio == ratio
+    keep = {name: magnitude_mask(fresh.get_parameter(name), order[-1]) for name in mask.names}
+    for name, value in model.named_parameters():
+        pristine = fresh.get_parameter(name)
+        assert torch.equal(value, pristine * keep[name] if name in keep else pristine)
+
+
+def spoil_nothing(weight: Tensor) -> None:
+    pass
+
+
+def spoil_negative_zeros(weight: Tensor) -> None:
+    weight.view(-1)[::5] = -0.0
+
+
+def spoil_mostly_zeros(weight: Tensor) -> None:
+    weight.view(-1)[2:] = 0.0
+    weight.view(-1)[::3] = -0.0
+
+
+def spoil_equal(weight: Tensor) -> None:
+    weight.copy_(weight.sign() * 0.25)
+
+
+def spoil_subnormal(weight: Tensor) -> None:
+    weight.view(-1)[::4] = 1e-40
+
+
+SPOILERS = [spoil_nothing, spoil_negative_zeros, spoil_mostly_zeros, spoil_equal, spoil_subnormal]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("spoil", SPOILERS)
+def test_restore_is_bitwise(spoil: Callable[[Tensor], None], dtype: torch.dtype) -> None:
+    model = toy().to(dtype)
+    with torch.no_grad():
+        for name in TeacherMask(model).names:
+            spoil(model.get_parameter(name))
+    before = {name: value.detach().view(torch.uint8).clone() for name, value in model.named_parameters()}
+    pristine = {name: value.detach().clone() for name, value in model.named_parameters()}
+    mask = TeacherMask(model)
+    for ratio in RATIOS:
+        mask.apply(ratio)
+        for name in mask.names:
+            assert torch.equal(
+                model.get_parameter(name), pristine[name].where(magnitude_mask(pristine[name], ratio), 0)
+            )
+        mask.restore()
+        assert mask.ratio == 0.0 and mask.extra_bytes() == 0
+        for name, value in model.named_parameters():
+            assert torch.equal(value.detach().view(torch.uint8), before[name])
+
+
+def test_the_context_restores_even_after_an_error() -> None:
+    model = toy()
+    before = bits(model)
+    with pytest.raises(RuntimeError), TeacherMask(model).apply(0.5):
+        assert bits(model) != before
+        raise RuntimeError
+    assert bits(model) == before
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("ratio", [0.2, 0.5, 1.0])
+def test_memory_stays_below_the_ratio_of_the_masked_bytes(dtype: torch.dtype, ratio: float) -> None:
+    model = nn.Sequential(nn.Linear(301, 207), nn.Linear(207, 511)).to(dtype)
+    mask = TeacherMask(model).apply(ratio)
+    masked = sum(model.get_parameter(name).nbytes for name in mask.names)
+    # All tensors the mask can reach, storages counted whole, but the model's own.
+    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    held = {
+        value.untyped_storage().data_ptr(): value.untyped_storage().nbytes()
+        for group in vars(mask).values()
+        if isinstance(group, dict)
+        for value in group.values()
+    }
+    held_bytes = sum(size for pointer, size in held.items() if pointer not in own)
+    assert held_bytes == mask.extra_bytes()
+    assert 0.99 * ratio * masked < held_bytes <= ratio * masked
+
+
+def test_a_failed_apply_leaves_no_mask_and_names_the_weight() -> None:
+    model = toy()
+    with torch.no_grad():
+        model.head.weight[0, 0] = math.nan
+    before = bits(model)
+    mask = TeacherMask(model)
+    with pytest.raises(ValueError, match=r"head\.weight.*NaN"):
+        mask.apply(0.5)
+    assert bits(model) == before and mask.ratio == 0.0
+    with pytest.raises(ValueError, match="ratio"):
+        TeacherMask(toy()).apply(1.5)
+
+
+def test_weights_that_changed_under_the_mask_are_noticed() -> None:
+    model = toy()
+    mask = TeacherMask(model).apply(0.5)
+    with torch.no_grad():
+        model.text[0].weight.add_(1.0)
+    with pytest.raises(ValueError, match=r"text\.0\.weight"):
+        mask.restore()
+
+
+def test_a_masked_teacher_needs_no_gradient_mode_and_keeps_its_parameters() -> None:
+    model = toy()
+    identities = [id(parameter) for parameter in model.parameters()]
+    with TeacherMask(model).apply(0.3):
+        assert all(parameter.requires_grad for parameter in model.parameters())
+        assert [id(parameter) for parameter in model.parameters()] == identities
+        model.text(torch.randn(2, 6)).sum().backward()
+    assert model.text[0].weight.grad is not None
