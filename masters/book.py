@@ -21,7 +21,7 @@ import nbformat
 from masters.files import ROOT, write_atomic
 from masters.settings import NOTEBOOKS, load_profile, profiles
 
-VERDICTS = ("supported", "not supported", "undecided", "not tested")
+VERDICTS = ("supported", "not supported", "reversed", "undecided", "not tested")
 
 
 class ClaimRow(NamedTuple):
@@ -132,9 +132,9 @@ def headline(profile: str, claims: list[ClaimRow]) -> str:
         f"What it cannot: {_text(settings.cannot_show)}",
         "",
         _table(
-            ["", "The paper says", "Paper", "Ours", "95 % interval", "Verdict"],
+            ["", "The paper says", "Verdict", "Ours", "95 % interval", "Paper"],
             [
-                [claim.id, claim.statement, claim.paper, claim.ours, claim.interval, claim.verdict]
+                [claim.id, claim.statement, claim.verdict, claim.ours, claim.interval, claim.paper]
                 for claim in claims
             ],
         ),

@@ -79,7 +79,7 @@ def claims(profile: ProfileName) -> None:
     from masters.book import read_claims
     from masters.files import ROOT
 
-    colours = {"supported": "green", "not supported": "red", "undecided": "yellow"}
+    colours = {"supported": "green", "not supported": "red", "reversed": "magenta", "undecided": "yellow"}
     table = Table(title=f"the paper's claims at profile {profile}", title_justify="left", title_style="bold")
     for column in ("claim", ""):
         table.add_column(column)

@@ -24,7 +24,11 @@ from transformers import (
     Qwen2Config,
 )
 
+from transformers.utils import logging as transformers_logging
+
 from masters.settings import ModelSpec
+
+transformers_logging.disable_progress_bar()  # models here load in milliseconds; a bar each would flood a notebook
 
 IMAGE_SIZE = 64
 PATCH_SIZE = 16

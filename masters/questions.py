@@ -24,7 +24,7 @@ from PIL import Image
 from masters.files import cache_dir, hash_of
 from masters.tasks import load_task, with_labels
 
-VERSION = 1
+VERSION = 2
 CHUNK = 256
 TEXT_FEATURES = {"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids"}
 
@@ -58,7 +58,7 @@ class Questions:
     """The questions of one or several tasks, ready for a model.
 
     Attributes:
-        table: one row a question: id, task, skill, question, answer, facts, picture (row among the images),
+        table: one row a question: id, task, skill, question, answer, facts, caption, picture (row among the images),
             content (a hash of the prompt's tokens and the picture: what a model sees).
         hash: of the content and of the processor.
     """
@@ -176,7 +176,7 @@ def _encode(parts: list[tuple[str, datasets.Dataset]], processor: Any, folder: P
             for prompt, key in zip(prompts[-len(frame) :], frame["image_id"], strict=True)
         ]
         frame["picture"] = [row_of[key] for key in frame["image_id"]]
-        tables.append(frame[["id", "task", "skill", "question", "answer", "facts", "picture", "content"]])
+        tables.append(frame[["id", "task", "skill", "question", "answer", "facts", "caption", "picture", "content"]])
     pd.concat(tables, ignore_index=True).to_parquet(folder / "table.parquet")
     Ragged.write(folder, "prompts", prompts)
     for name, arrays in pictures.items():

@@ -36,6 +36,7 @@ class ModelSpec(Strict):
     layers: Count = Field(2, description="layers of the text model")
     vision_layers: Count = Field(1, description="layers of the vision tower")
     steps: Count = Field(1000, description="optimiser steps of supervised training")
+    caption_steps: int = Field(0, ge=0, description="the first of these steps describe pictures; without, none learns to look")
     batch: Count = Field(32, description="questions a step")
     learning_rate: Positive = Field(2e-3, description="peak, with linear warm-up and decay")
 
@@ -57,6 +58,7 @@ class Distillation(Strict):
     steps: Count = Field(description="optimiser steps; paper: not given")
     batch: Count = Field(description="questions a step; paper: not given")
     learning_rate: Positive = Field(description="constant; paper: 1e-6 for students of 2 to 8 billion weights")
+    cache_teacher: bool = Field(True, description="keep the teachers' log-probabilities on disk; off for large vocabularies")
     beta: float = Field(0.1, ge=0, description="weight of the KL to the reference; paper: 0.1")
     teacher_responses: int = Field(4, ge=0, description="paper: 4")
     student_responses: int = Field(4, ge=0, description="paper: 4")

@@ -20,7 +20,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, SequentialSampler
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from masters.masking import TeacherMask
 from masters.objective import cross_entropy, masters_loss
@@ -44,6 +44,7 @@ class Example:
         teacher: for each response, ``(tokens, vocabulary)`` log-probabilities of the masked teacher; None
             where the teacher itself is asked during training.
         reference: the same of the student before training.
+        prompt: token ids in place of the question's own prompt, with the same picture.
     """
 
     question: int
@@ -53,6 +54,7 @@ class Example:
     behaviour: Sequence[np.ndarray] | None = None
     teacher: Sequence[np.ndarray] | None = None
     reference: Sequence[np.ndarray] | None = None
+    prompt: np.ndarray | None = None
 
 
 class Examples(Dataset[Example]):
@@ -177,7 +179,7 @@ def train(
         objective=objective,
         callbacks=[_Watch(name)],
     )
-    trainer.remove_callback("PrinterCallback")
+    trainer.remove_callback(PrinterCallback)
     _quiet = logging.getLogger("transformers.trainer")
     level = _quiet.level
     _quiet.setLevel(logging.ERROR)
@@ -283,7 +285,7 @@ class Collator:
         if len(stages) != 1:
             raise ValueError(f"one step has one teacher and one mask ratio, got {sorted(stages)}")
         batch = pack(
-            [self.questions.prompt(index) for index in indices],
+            [self.questions.prompt(e.question) if e.prompt is None else e.prompt for e in examples],
             [example.responses for example in examples],
             self.questions.image_features(indices),
         )

@@ -96,9 +96,9 @@ def test_front_page_counts_the_verdicts(built_book: Path) -> None:
     page = (built_book / "index.html").read_text(encoding="utf-8")
     text = " ".join(re.sub(r"<[^>]+>", "", page).split())
     assert (
-        "Of the paper’s 4 claims this profile tested 3: 1 supported, 1 not supported, 1 undecided." in text
+        "Of the paper’s 5 claims this profile tested 4: 1 supported, 1 not supported, 1 reversed, 1 undecided." in text
         or (
-            "Of the paper's 4 claims this profile tested 3: 1 supported, 1 not supported, 1 undecided."
+            "Of the paper's 5 claims this profile tested 4: 1 supported, 1 not supported, 1 reversed, 1 undecided."
             in text
         )
     )

@@ -19,10 +19,11 @@ from PIL import Image
 
 from masters.files import cache_dir, hash_of
 from masters.tasks import charts, digits, easy_vqa, shapes
-from masters.tasks.labels import REGISTERS, label_text, vocabulary_of, with_labels
+from masters.tasks.labels import CAPTION_PROMPT, REGISTERS, label_text, vocabulary_of, with_labels
 from masters.tasks.scenes import SPLITS, Row, pixel_hash
 
 __all__ = [
+    "CAPTION_PROMPT",
     "REGISTERS",
     "SPLITS",
     "TASKS",
@@ -37,7 +38,7 @@ TASKS = ("easy-vqa", "digits", "charts", "shapes")
 
 _BUILD = {"easy-vqa": easy_vqa.build, "digits": digits.build, "charts": charts.build, "shapes": shapes.build}
 _READS = ("easy-vqa", "vega-datasets", "scikit-learn", "numpy", "pandas", "pillow", "datasets")
-_COLUMNS = ("id", "image", "image_id", "question", "answer", "skill", "facts", "source")
+_COLUMNS = ("id", "image", "image_id", "question", "answer", "skill", "facts", "source", "caption")
 _FEATURES = datasets.Features(
     {name: datasets.Image() if name == "image" else datasets.Value("string") for name in _COLUMNS}
 )
@@ -62,7 +63,8 @@ def load_task(name: str, split: str, limit: int | None = None) -> datasets.Datas
 
     Returns:
         Columns id, image, image_id (shared by the questions of a picture), question, answer, skill, facts (a
-        short true statement that supports the answer) and source (what the picture was made from).
+        short true statement that supports the answer), source (what the picture was made from) and caption
+        (all that the picture shows, the same for all its questions).
 
     Raises:
         ValueError: an unknown set or split, a limit below 1, or a damaged cache; the message says what to do.

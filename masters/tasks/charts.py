@@ -133,6 +133,7 @@ def _draw(rng: np.random.Generator, split: str) -> Scene | None:
     return Scene(
         picture(list(zip(columns, colors, units, strict=True))),
         f"{name}: {column} of {names}",
+        " , ".join(f"{color} {value}" for color, value in zip(colors, units, strict=True)),
         _questions(rng, list(zip(colors, units, strict=True))),
     )
 

@@ -19,6 +19,7 @@ from masters.tasks.scenes import (
     canvas,
     draw_splits,
     enumeration,
+    grid_caption,
 )
 
 SEED = 20
@@ -121,6 +122,7 @@ def build() -> dict[str, list[Row]]:
         )
         values = [int(scans.target[index]) for index in chosen]
         image = Image.fromarray(pixels.round().astype(np.uint8))
-        return Scene(image, source, _questions(rng, cells, values))
+        caption = grid_caption({cell: str(value) for cell, value in zip(cells, values, strict=True)})
+        return Scene(image, source, caption, _questions(rng, cells, values))
 
     return draw_splits("digits", SEED, draw)

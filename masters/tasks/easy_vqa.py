@@ -83,7 +83,12 @@ def _published(part: str) -> dict[int, Scene]:
         color, shape = _known(pairs, COLOR_WORDS), _known(pairs, SHAPE_WORDS)
         questions = [Question(q, a, skill_of(q), _facts(q, a, color, shape)) for q, a in pairs]
         with Image.open(folder / "images" / f"{number}.png") as image:
-            scenes[number] = Scene(image.convert("RGB"), f"easy-VQA {part}/images/{number}.png", questions)
+            scenes[number] = Scene(
+                image.convert("RGB"),
+                f"easy-VQA {part}/images/{number}.png",
+                f"a {color + ' ' if color else ''}{shape or 'shape'}",
+                questions,
+            )
     return scenes
 
 

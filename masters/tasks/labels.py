@@ -9,6 +9,7 @@ from collections import defaultdict
 
 import datasets
 
+CAPTION_PROMPT = "describe the picture ."
 REGISTERS = ("bare", "sentence", "wordy", "rationale")
 
 # Each starts a label of at most 26 words; the longest core is five words, the longest question twelve.
@@ -94,6 +95,7 @@ def with_labels(
 
 def vocabulary_of(dataset: datasets.Dataset) -> set[str]:
     """Every word of a data set's questions, answers, facts and labels in all registers and wordings."""
-    texts = {text for column in ("question", "answer", "facts") for text in dataset.unique(column)}
+    texts = {text for column in ("question", "answer", "facts", "caption") for text in dataset.unique(column)}
+    texts.add(CAPTION_PROMPT)
     texts |= {label_text("", "", "", name, variant) for name in REGISTERS for variant in range(VARIANTS)}
     return {word for text in texts for word in text.split()}

@@ -40,10 +40,11 @@ class Question(NamedTuple):
 
 
 class Scene(NamedTuple):
-    """A picture, what it was made of, and its questions."""
+    """A picture, what it was made of, a description of all that it shows, and its questions."""
 
     image: Image.Image
     source: str
+    caption: str
     questions: list[Question]
 
 
@@ -63,6 +64,15 @@ def canvas(background: Colour, line: Colour) -> Image.Image:
         pen.line([(edge, 0), (edge, SIZE - 1)], fill=line)
         pen.line([(0, edge), (SIZE - 1, edge)], fill=line)
     return image
+
+
+def grid_caption(things: Mapping[tuple[int, int], str]) -> str:
+    """What every cell of the grid holds, row by row: "none" where there is nothing.
+
+    Args:
+        things: what is in the cell (row, column), both counted from 0.
+    """
+    return " , ".join(things.get((row, column), "none") for row in range(GRID) for column in range(GRID))
 
 
 def png(image: Image.Image) -> bytes:
@@ -88,6 +98,7 @@ def rows_of(task: str, split: str, number: int, scene: Scene) -> list[Row]:
             "image_id": image_id,
             **question._asdict(),
             "source": scene.source,
+            "caption": scene.caption,
         }
         for index, question in enumerate(scene.questions)
     ]

@@ -12,7 +12,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from PIL import Image, ImageDraw
 
-from masters.tasks.scenes import CELL, COLORS, GRID, Question, Row, Scene, canvas, draw_splits, enumeration
+from masters.tasks.scenes import CELL, COLORS, GRID, Question, Row, Scene, canvas, draw_splits, grid_caption, enumeration
 
 SEED = 30
 KINDS = ("circle", "square", "triangle", "star")
@@ -190,7 +190,8 @@ def _draw(rng: np.random.Generator, split: str) -> Scene | None:
         corner = ((thing.column - 1) * CELL, (thing.row - 1) * CELL)
         image.paste(COLORS[thing.color], corner, _stencil(thing.kind, int(rng.integers(11, 15))))
     source = "generated: " + "; ".join(f"{t.name} at row {t.row}, column {t.column}" for t in things)
-    return Scene(image, source, questions)
+    caption = grid_caption({(t.row - 1, t.column - 1): t.name for t in things})
+    return Scene(image, source, caption, questions)
 
 
 def build() -> dict[str, list[Row]]:

@@ -1,0 +1,112 @@
+"""The arms of every comparison, by name: what differs from the paper's method, and nothing else.
+
+An arm becomes a :class:`RunSpec`, the full description of a training run, when it meets a profile. A new
+variant is one line in ``CHANGES``; every table and figure takes it from there.
+"""
+
+import re
+from typing import Any, Literal
+
+from pydantic import Field
+
+from masters.settings import Count, Positive, Profile, Ratio, Strict
+
+
+class RunSpec(Strict):
+    """A distillation run as data; with a seed it determines the result."""
+
+    student: str = "student"
+    teachers: tuple[str, ...] = Field(("large",), description="one after the other, equal shares of the steps")
+    r_max: Ratio = 0.0
+    r_step: Positive = 0.1
+    learn_from: Literal["nothing", "labels", "responses"] = "responses"
+    cross_entropy: bool = Field(False, description="on the labels, without a teacher")
+    teacher_responses: int = Field(4, ge=0)
+    student_responses: int = Field(4, ge=0)
+    rewards: tuple[Literal["accuracy", "distillation"], ...] = ()
+    normalise: bool = True
+    beta: float = Field(0.1, ge=0)
+    ratio: Literal["one", "clipped"] = "one"
+    advantages: Literal["all", "positive"] = "all"
+    flat: Literal["keep", "skip"] = "keep"
+    questions: Count = 1
+    steps: Count = 1
+    batch: Count = 1
+    learning_rate: Positive = 1e-4
+
+    def objective(self) -> dict[str, Any] | None:
+        """Arguments of :func:`masters.objective.masters_loss`; None means cross-entropy."""
+        if self.cross_entropy:
+            return None
+        names = ("rewards", "normalise", "beta", "ratio", "advantages", "flat")
+        return {name: getattr(self, name) for name in names}
+
+
+BOTH = ("accuracy", "distillation")
+UNMASKED = {"r_max": 0.0}
+PLAIN: dict[str, Any] = {"rewards": ()}
+
+# Name: (title, what differs from the paper's method at the profile's settings).
+CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
+    "base": ("base student", {"student": "student", "learn_from": "nothing", "teachers": (), **PLAIN, **UNMASKED}),
+    "mid": ("mid teacher", {"student": "mid", "learn_from": "nothing", "teachers": (), **PLAIN, **UNMASKED}),
+    "large": ("large teacher", {"student": "large", "learn_from": "nothing", "teachers": (), **PLAIN, **UNMASKED}),
+    "sft": (
+        "supervised on labels",
+        {"learn_from": "labels", "cross_entropy": True, "teachers": (), **PLAIN, **UNMASKED},
+    ),
+    "naive": ("naive distillation, one label", {"learn_from": "labels", **PLAIN, **UNMASKED}),
+    "naive_multi": ("naive distillation, responses", {**PLAIN, **UNMASKED}),
+    "naive_rewards": ("rewards without masking", UNMASKED),
+    "masked": ("mask-progressive", PLAIN),
+    "masters": ("Masters (paper's form)", {}),
+    "accuracy_only": ("accuracy reward only", {"rewards": ("accuracy",)}),
+    "distillation_only": ("distillation reward only", {"rewards": ("distillation",)}),
+    "unnormalised": ("distillation reward not normalised", {"normalise": False}),
+    "mid_only": ("mid teacher only", {"teachers": ("mid",)}),
+    "mid_then_large": ("mid, then large teacher", {"teachers": ("mid", "large")}),
+    "clipped": ("clipped ratio", {"ratio": "clipped"}),
+    "positive": ("positive advantages only", {"advantages": "positive"}),
+    "skip_flat": ("groups without spread skipped", {"flat": "skip"}),
+    "own_accuracy": (
+        "own responses, accuracy reward",
+        {"rewards": ("accuracy",), "teacher_responses": 0, "student_responses": 8},
+    ),
+}
+
+
+def arm(name: str, profile: Profile) -> RunSpec:
+    """The run that an arm stands for in a profile.
+
+    Args:
+        name: of ``CHANGES``, or ``r_max=0.4``, ``responses=2`` (half of each model), ``source=6:2``
+            (student to teacher responses).
+        profile: its distillation settings are the paper's method where the arm says nothing.
+
+    Raises:
+        ValueError: no such arm, or an odd number of responses.
+    """
+    settings = profile.distillation
+    method = settings.model_dump(exclude={"cache_teacher"}) | {"rewards": BOTH}
+    return RunSpec(**(method | _changes(name)))
+
+
+def title(name: str) -> str:
+    """The arm's name for people."""
+    if name in CHANGES:
+        return CHANGES[name][0]
+    _changes(name)
+    return name.replace("source=", "student:teacher ").replace("=", " ").replace("responses", "responses ")
+
+
+def _changes(name: str) -> dict[str, Any]:
+    if name in CHANGES:
+        return CHANGES[name][1]
+    if match := re.fullmatch(r"r_max=(0(?:\.\d+)?)", name):
+        return {"r_max": float(match[1])}
+    if (match := re.fullmatch(r"responses=(\d+)", name)) and int(match[1]) >= 2 and int(match[1]) % 2 == 0:
+        return {"teacher_responses": int(match[1]) // 2, "student_responses": int(match[1]) // 2}
+    if (match := re.fullmatch(r"source=(\d+):(\d+)", name)) and int(match[1]) + int(match[2]) >= 1:
+        return {"student_responses": int(match[1]), "teacher_responses": int(match[2])}
+    known = ", ".join(CHANGES)
+    raise ValueError(f"there is no arm {name!r}; there are: {known}, r_max=0.4, responses=2 (even), source=6:2")

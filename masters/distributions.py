@@ -1,0 +1,87 @@
+"""What a model would have said at every token of cached responses: its log-probabilities, kept on disk.
+
+Responses do not change during training, and neither does a teacher at a given mask ratio. So its whole
+next-token distribution at every response token (the P_T of Eq. 4 and 5) is computed once for all runs
+that share it, and so is the reference model's. Kept as float16, whose error in a log-probability is at most
+0.004 down to minus 16. Meant for small vocabularies: the size is tokens times vocabulary times two bytes.
+"""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from filelock import FileLock
+
+from masters.files import cache_dir, hash_of
+from masters.masking import TeacherMask
+from masters.models import load
+from masters.packing import pack, response_logits
+from masters.progress import report
+from masters.questions import Questions, Ragged
+from masters.responses import Source
+
+VERSION = 1
+BATCH = 16
+
+
+def distributions(
+    scorer: Source, questions: Questions, wanted: Sequence[int], groups: Sequence[Sequence[np.ndarray]]
+) -> Ragged:
+    """Log-probabilities of a model over its vocabulary at each token of some responses.
+
+    Args:
+        scorer: the model and its mask ratio.
+        questions: what the responses answer.
+        wanted: indices of the questions.
+        groups: for each of them, the token ids of its responses; the same number for all.
+
+    Returns:
+        An array ``(tokens, vocabulary)`` for each response, in order, mapped from disk.
+    """
+    text = np.concatenate([tokens for group in groups for tokens in group]).astype(np.int32)
+    lengths = np.array([len(tokens) for group in groups for tokens in group], dtype=np.int32)
+    contents = list(questions.table["content"].iloc[list(wanted)])
+    bytes_hash = hash_of([text.tobytes().hex(), lengths.tobytes().hex(), contents])
+    folder = cache_dir() / "distributions" / hash_of([VERSION, scorer.weights(), scorer.ratio, bytes_hash])
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if not folder.is_dir():
+            temporary = Path(tempfile.mkdtemp(dir=folder.parent))
+            try:
+                _score(scorer, questions, wanted, groups, lengths, temporary)
+                os.replace(temporary, folder)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
+    return Ragged(folder, "logprobs")
+
+
+@torch.inference_mode()
+def _score(
+    scorer: Source,
+    questions: Questions,
+    wanted: Sequence[int],
+    groups: Sequence[Sequence[np.ndarray]],
+    lengths: np.ndarray,
+    folder: Path,
+) -> None:
+    model, _ = load(scorer.folder)
+    if scorer.ratio:
+        TeacherMask(model).apply(scorer.ratio)
+    vocabulary = model.get_output_embeddings().weight.shape[0]
+    np.save(folder / "logprobs.offsets.npy", np.cumsum([0, *lengths]))
+    shape = (int(lengths.sum()), vocabulary)
+    kept = np.lib.format.open_memmap(folder / "logprobs.npy", mode="w+", dtype=np.float16, shape=shape)
+    end = 0
+    for start in range(0, len(wanted), BATCH):
+        indices = wanted[start : start + BATCH]
+        chosen = groups[start : start + BATCH]
+        batch = pack([questions.prompt(index) for index in indices], chosen, questions.image_features(indices))
+        rows = response_logits(model, batch)[batch.mask].float().log_softmax(-1).half().numpy()
+        kept[end : end + len(rows)] = rows
+        end += len(rows)
+        report(f"scoring responses with {scorer.folder.name}", start + len(indices), len(wanted))
+    kept.flush()

@@ -1,0 +1,590 @@
+"""A run as data: a spec goes in, a result row comes out, and both stay on disk under a key made of all that
+determines them. Notebooks ask a :class:`Lab` for results; what is there is read, what is missing is made.
+
+A run that was killed goes on from its checkpoint; two notebooks that need the same run share it. ``VERSION``
+stands for the meaning of every stage: it changes whenever a number could.
+
+Choices where the paper is silent: the responses come once from the base student and are not refreshed; the
+reference of the KL is the base student, for a second teacher too; several teachers share the steps equally.
+"""
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from functools import cached_property
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from filelock import FileLock
+
+from masters.arms import RunSpec, arm
+from masters.distributions import distributions
+from masters.divergence import jsd
+from masters.evaluation import evaluate, latency
+from masters.files import cache_dir, hash_of, write_atomic
+from masters.judges import RuleJudge
+from masters.masking import TeacherMask
+from masters.models import build, build_processor, check_same_vocabulary, load, parameter_count
+from masters.questions import Questions, Ragged, load_questions, prompt_text, training_labels
+from masters.responses import Source, open_store, responses
+from masters.schedule import MaskSchedule
+from masters.settings import ModelSpec, Profile, load_profile
+from masters.tasks import CAPTION_PROMPT, vocabulary
+from masters.training import Budget, Example, Examples, Objective, train
+
+VERSION = 1
+RESPONSE_SEED = 0
+
+
+@dataclass(frozen=True)
+class Results:
+    """What the runs of some arms gave.
+
+    Attributes:
+        runs: one row a run: the spec, accuracy, sampled_accuracy, tokens, kl, seconds.
+        predictions: one row a run, question and mode: correct, tokens, register.
+        log: one row a logged step: the loss and its parts.
+    """
+
+    runs: pd.DataFrame
+    predictions: pd.DataFrame
+    log: pd.DataFrame
+
+
+class Lab:
+    """All that a profile's notebooks work with, made on first use and kept on disk.
+
+    Args:
+        profile: its name, or the profile itself.
+    """
+
+    def __init__(self, profile: str | Profile) -> None:
+        self.profile = load_profile(profile) if isinstance(profile, str) else profile
+        self.judge = RuleJudge()
+        self._questions: dict[str, Questions] = {}
+        self._counts: dict[tuple[str, float], dict[str, float]] = {}
+
+    # --- questions and models -------------------------------------------------------------------------------
+
+    @cached_property
+    def processor(self) -> Any:
+        """The processor that student and teachers share."""
+        paths = {name: spec.path for name, spec in self.profile.ladder.items() if spec.path}
+        if not paths:
+            return build_processor(vocabulary(self.profile.tasks))
+        found = {name: load(path)[1] for name, path in paths.items()}
+        for name, processor in found.items():
+            check_same_vocabulary(found.get("student", processor), processor)
+        return found.get("student", next(iter(found.values())))
+
+    def questions(self, split: str) -> Questions:
+        """The encoded questions of a split, of all tasks of the profile."""
+        if split not in self._questions:
+            limit = {
+                "train": self.profile.train_questions,
+                "validation": self.profile.validation_questions,
+                "test": self.profile.test_questions,
+            }[split]
+            self._questions[split] = load_questions(self.profile.tasks, split, limit, self.processor)
+        return self._questions[split]
+
+    @cached_property
+    def pool(self) -> list[int]:
+        """Indices of the training questions that are answered by the models before distillation."""
+        each = max(1, self.profile.distillation.questions // len(self.profile.tasks))
+        table = self.questions("train").table
+        return [int(index) for index in table.groupby("task", sort=False).head(each).index]
+
+    @cached_property
+    def labels(self) -> tuple[pd.DataFrame, list[np.ndarray]]:
+        """Training labels in several registers, as text and as token ids with their end token."""
+        tasks, limit = self.profile.tasks, self.profile.train_questions
+        frame = training_labels(self.questions("train"), tasks, limit, self.profile.wrong_labels, seed=0)
+        return frame, self._tokens(list(frame["label"]))
+
+    def _tokens(self, texts: list[str]) -> list[np.ndarray]:
+        tokenizer = self.processor.tokenizer
+        ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
+        return [np.array([*row, tokenizer.eos_token_id], dtype=np.int64) for row in ids]
+
+    def folder(self, model: str) -> Path:
+        """Where a model of the ladder is saved; it is trained first if it is not there."""
+        spec = self.profile.ladder[model]  # type: ignore[index]
+        if spec.path:
+            path = Path(spec.path)
+            if not path.is_dir():
+                raise ValueError(f"model {model} is to come from {spec.path!r}: download it to a folder first")
+            return path
+        folder = self._ladder_folder(model)
+        if not (folder / "config.json").is_file():
+            self._train_ladder()
+        return folder
+
+    def source(self, model: str, ratio: float = 0.0) -> Source:
+        """A model of the ladder as a writer of responses, masked at a ratio."""
+        return Source(self.folder(model), ratio)
+
+    def ladder(self) -> pd.DataFrame:
+        """The models: parameters, training steps, seconds of training, hash of the weights."""
+        rows = []
+        for name, spec in self.profile.ladder.items():
+            folder = self.folder(name)
+            about = folder / "training.json"
+            trained = json.loads(about.read_text()) if about.is_file() else {}
+            model, _ = load(folder)
+            rows.append(
+                {
+                    "model": name,
+                    "parameters": parameter_count(model),
+                    "training_steps": 0 if spec.path else spec.steps,
+                    "seconds": trained.get("seconds", float("nan")),
+                    "weights": self.source(name).weights(),
+                }
+            )
+        return pd.DataFrame(rows)
+
+    def ladder_log(self) -> pd.DataFrame:
+        """The training curves of the ladder: model, step, loss."""
+        frames = []
+        for name, spec in self.profile.ladder.items():
+            if not spec.path:
+                log = pd.read_parquet(self.folder(name) / "log.parquet")
+                frames.append(log.assign(model=name)[["model", "step", "loss"]])
+        return pd.concat(frames, ignore_index=True)
+
+    def _ladder_folder(self, model: str) -> Path:
+        spec = self.profile.ladder[model]  # type: ignore[index]
+        what = [VERSION, spec.model_dump(), self.questions("train").hash, self.profile.wrong_labels]
+        return cache_dir() / "models" / f"{model}-{hash_of(what)}"
+
+    def _train_ladder(self) -> None:
+        missing = [
+            name
+            for name, spec in self.profile.ladder.items()
+            if not spec.path and not (self._ladder_folder(name) / "config.json").is_file()
+        ]
+        # The longest first, so that the others fill the second process meanwhile.
+        sizes = {name: self.profile.ladder[name].steps * self.profile.ladder[name].width for name in missing}
+        self._parallel([(_train_rung, (name,)) for name in sorted(missing, key=lambda name: -sizes[name])])
+
+    def train_rung(self, name: str) -> None:
+        """Train one model of the ladder from scratch on captions, then on labels, and save it."""
+        spec: ModelSpec = self.profile.ladder[name]  # type: ignore[index]
+        folder = self._ladder_folder(name)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{folder}.lock"):
+            if (folder / "config.json").is_file():
+                return
+            seed = int(hash_of(name), 16) % 2**31
+            model, _ = build(spec, list(self._words()), seed)
+            examples = self._ladder_examples(spec, seed)
+            budget = Budget(spec.steps, spec.batch, spec.learning_rate, seed=seed)
+            start = time.perf_counter()
+            log = train(model, self.questions("train"), examples, Objective(), budget, Path(f"{folder}.run"), name, "cpu")
+            seconds = time.perf_counter() - start
+
+            def save(target: Path) -> None:
+                model.save_pretrained(target)
+                self.processor.save_pretrained(target)
+                log.to_parquet(target / "log.parquet")
+                (target / "training.json").write_text(json.dumps({"seconds": seconds}))
+
+            _folder_atomic(folder, save)
+
+    def _words(self) -> list[str]:
+        special = set(self.processor.tokenizer.all_special_tokens)
+        vocabulary_ = self.processor.tokenizer.get_vocab()
+        return [word for word in sorted(vocabulary_, key=lambda word: vocabulary_[word]) if word not in special]
+
+    def _ladder_examples(self, spec: ModelSpec, seed: int) -> Examples:
+        questions, (_, labels) = self.questions("train"), self.labels
+        pictures = questions.table.drop_duplicates("picture")
+        captions = self._tokens(list(pictures["caption"]))
+        rng = np.random.default_rng(seed)
+        first = _epochs(rng, len(pictures), spec.caption_steps * spec.batch)
+        rest = _epochs(rng, len(questions), (spec.steps - spec.caption_steps) * spec.batch)
+        where = pictures.index.to_numpy()
+        text = prompt_text(self.processor, CAPTION_PROMPT)
+        prompt = self._caption_prompt(text, questions.prompt(0))
+
+        def make(position: int) -> Example:
+            if position < len(first):
+                chosen = int(first[position])
+                return Example(int(where[chosen]), [captions[chosen]], prompt=prompt)
+            chosen = int(rest[position - len(first)])
+            return Example(chosen, [labels[chosen]])
+
+        return Examples(spec.steps * spec.batch, make)
+
+    def _caption_prompt(self, text: str, example: np.ndarray) -> np.ndarray:
+        """The caption prompt with as many image tokens as a question's prompt has."""
+        image = self.processor.image_token_id
+        count = int((example == image).sum())
+        ids = self.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return np.array([t for token in ids for t in ([token] * count if token == image else [token])], dtype=np.int32)
+
+    # --- masking and responses ------------------------------------------------------------------------------
+
+    def masked_accuracy(self, models: Sequence[str], ratios: Sequence[float]) -> pd.DataFrame:
+        """Greedy accuracy of masked models on the validation questions: model, ratio, task, accuracy, questions."""
+        wanted = [(model, float(ratio)) for model in models for ratio in ratios]
+        for model in models:
+            self.folder(model)
+        self._parallel([(_masked, pair) for pair in wanted if not self._masked_path(*pair).is_file()])
+        return pd.concat([pd.read_parquet(self._masked_path(*pair)) for pair in wanted], ignore_index=True)
+
+    def _masked_path(self, model: str, ratio: float) -> Path:
+        what = [VERSION, self.source(model).weights(), ratio, self.questions("validation").hash, self.judge.name]
+        return cache_dir() / "masked" / f"{hash_of([*what, self.profile.sampling.max_new_tokens])}.parquet"
+
+    def examine_masked(self, name: str, ratio: float) -> None:
+        """Score one masked model on the validation questions and keep the result."""
+        model, _ = load(self.folder(name))
+        questions = self.questions("validation")
+        with TeacherMask(model).apply(ratio):
+            frame = evaluate(model, self.processor, questions, self.judge, self.profile.sampling.max_new_tokens, None)
+        grouped = frame.groupby("task", sort=False)["correct"]
+        result = pd.DataFrame({"accuracy": grouped.mean(), "questions": grouped.size()}).reset_index()
+        result.insert(0, "model", name)
+        result.insert(1, "ratio", ratio)
+        write_atomic(self._masked_path(name, ratio), result.to_parquet())
+
+    def groups(self, model: str, ratio: float, n: int) -> pd.DataFrame:
+        """The first ``n`` responses of a model to every question of the pool, judged."""
+        counts = self._counts.setdefault((model, ratio), {"generated": 0, "reused": 0, "seconds": 0.0})
+        start = time.perf_counter()
+        frame = responses(
+            self.source(model, ratio),
+            self.processor,
+            self.questions("train"),
+            self.pool,
+            n,
+            self.profile.sampling,
+            RESPONSE_SEED,
+            self.judge,
+            counts,  # type: ignore[arg-type]
+        )
+        counts["seconds"] += time.perf_counter() - start
+        return frame
+
+    def distributions(self, scorer: Source, author: str, ratio: float, n: int) -> Ragged:
+        """What a model would have said at each token of the pool's responses; see :mod:`masters.distributions`."""
+        if author == "labels":
+            texts: Sequence[Sequence[np.ndarray]] = [[self.labels[1][index]] for index in self.pool]
+        else:
+            texts = _grouped(self.groups(author, ratio, n)["tokens"], n)
+        return distributions(scorer, self.questions("train"), self.pool, texts)
+
+    def responses(self, model: str, ratio: float = 0.0, n: int = 8) -> pd.DataFrame:
+        """Responses of the pool with the divergence of each between the large teacher and the base student.
+
+        Returns:
+            One row a response: question, index, text, tokens, logprobs, finish, correct, task, skill, asked,
+            label, divergence (mean JSD a token, Eq. 5, nats).
+        """
+        frame = self.groups(model, ratio, n)
+        teacher_ratio = ratio if model != "student" else 0.0
+        teacher = self.distributions(self.source("large", teacher_ratio), model, ratio, n)
+        student = self.distributions(self.source("student"), model, ratio, n)
+        frame["divergence"] = [
+            float(jsd(_float(teacher[row]), _float(student[row])).mean()) for row in range(len(frame))
+        ]
+        about = self.questions("train").table.set_index("id").loc[frame["question"]]
+        for column in ("task", "skill"):
+            frame[column] = about[column].to_numpy()
+        return frame
+
+    def cache_figures(self) -> pd.DataFrame:
+        """What this lab asked of the cache: source, ratio, generated, reused, seconds, per_second, mib on disk."""
+        rows = []
+        for (model, ratio), counts in sorted(self._counts.items()):
+            store = open_store(self.source(model, ratio), self.processor, self.profile.sampling, RESPONSE_SEED)
+            size = sum(path.stat().st_size for path in store.shards())
+            rate = counts["generated"] / counts["seconds"] if counts["generated"] else float("nan")
+            rows.append({"source": model, "ratio": ratio, **counts, "per_second": rate, "mib": size / 2**20})
+        return pd.DataFrame(rows)
+
+    # --- runs -----------------------------------------------------------------------------------------------
+
+    def results(self, arms: Sequence[str]) -> Results:
+        """The runs of some arms at every seed of the profile; those that are missing are made side by side."""
+        specs = {name: arm(name, self.profile) for name in arms}
+        pairs = [(name, seed) for name in arms for seed in range(self.profile.seeds)]
+        missing = {
+            self.run_folder(specs[name], seed): (specs[name], seed)
+            for name, seed in pairs
+            if not (self.run_folder(specs[name], seed) / "result.json").is_file()
+        }
+        self._prepare([spec for spec, _ in missing.values()])
+        self._parallel([(_run, pair) for pair in missing.values()])
+        runs, predictions, logs = [], [], []
+        for name, seed in pairs:
+            folder = self.run_folder(specs[name], seed)
+            about = {"arm": name, "seed": seed, "key": folder.name}
+            runs.append(about | json.loads((folder / "result.json").read_text()))
+            predictions.append(pd.read_parquet(folder / "predictions.parquet").assign(arm=name, seed=seed))
+            if (folder / "log.parquet").is_file():
+                logs.append(pd.read_parquet(folder / "log.parquet").assign(arm=name, seed=seed))
+        return Results(
+            pd.DataFrame(runs),
+            pd.concat(predictions, ignore_index=True),
+            pd.concat(logs, ignore_index=True) if logs else pd.DataFrame(columns=["arm", "seed", "step", "loss"]),
+        )
+
+    def run_folder(self, spec: RunSpec, seed: int) -> Path:
+        """Where the result of a run is kept: a key over all that determines it."""
+        weights = [self.source(name).weights() for name in (spec.student, *spec.teachers)]
+        data = [self.questions("train").hash, self.questions("test").hash, self.profile.wrong_labels]
+        sampling = self.profile.sampling.model_dump()
+        what = [VERSION, spec.model_dump(mode="json"), seed, weights, data, sampling, self.judge.name]
+        return cache_dir() / "runs" / hash_of(what)
+
+    def run(self, spec: RunSpec, seed: int) -> None:
+        """Train and evaluate one run, and keep its row, predictions, log and weights."""
+        folder = self.run_folder(spec, seed)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{folder}.lock"):
+            if (folder / "result.json").is_file():
+                return
+            start = time.perf_counter()
+            model, processor = load(self.folder(spec.student))
+            log = pd.DataFrame()
+            if spec.learn_from != "nothing":
+                log = self._distil(model, spec, seed, Path(f"{folder}.run"))
+            trained = time.perf_counter() - start
+            questions, longest = self.questions("test"), self.profile.sampling.max_new_tokens
+            predictions = evaluate(model, processor, questions, self.judge, longest, seed)
+            by_mode = predictions.groupby("mode")[["correct", "tokens"]].mean()
+            tail = log["kl"].tail(max(1, len(log) // 10)).mean() if "kl" in log else float("nan")
+            row = {
+                **spec.model_dump(mode="json", exclude={"teachers", "rewards"}),
+                "teachers": "+".join(spec.teachers),
+                "rewards": "+".join(spec.rewards),
+                "accuracy": by_mode.loc["greedy", "correct"],
+                "sampled_accuracy": by_mode.loc["sampled", "correct"],
+                "tokens": by_mode.loc["greedy", "tokens"],
+                "kl": float(tail),
+                "seconds": trained,
+            }
+
+            def save(target: Path) -> None:
+                predictions.to_parquet(target / "predictions.parquet")
+                if len(log):
+                    log.to_parquet(target / "log.parquet")
+                    model.save_pretrained(target / "model")
+                    processor.save_pretrained(target / "model")
+                (target / "result.json").write_text(json.dumps(row))
+
+            _folder_atomic(folder, save)
+
+    def latency(self, arms: Sequence[str], questions: int) -> pd.DataFrame:
+        """Seconds a question of the arms' models at seed 0, one question at a time: arm, seconds_per_question, tokens."""
+        self.results(arms)
+        rows = []
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            for name in arms:
+                spec = arm(name, self.profile)
+                saved = self.run_folder(spec, 0) / "model"
+                model, processor = load(saved if saved.is_dir() else self.folder(spec.student))
+                longest = self.profile.sampling.max_new_tokens
+                timed = latency(model, processor, self.questions("test"), questions, longest)
+                rows.append({"arm": name, **timed})
+        finally:
+            torch.set_num_threads(threads)
+        return pd.DataFrame(rows)
+
+    def _distil(self, model: Any, spec: RunSpec, seed: int, folder: Path) -> pd.DataFrame:
+        order = _epochs(np.random.default_rng([seed, 1]), len(self.pool), spec.steps * spec.batch)
+        stage_of = _stages(spec)
+        cached = self.profile.distillation.cache_teacher
+        student = self.source(spec.student)
+        parts = {
+            stage: self._materials(spec, stage, student, cached) for stage in dict.fromkeys(map(stage_of, range(spec.steps)))
+        }
+
+        def make(position: int) -> Example:
+            stage = stage_of(position // spec.batch)
+            return self._example(int(order[position]), stage, parts[stage])
+
+        objective = Objective(spec.objective())
+        if spec.objective() is not None and not cached:
+            objective = Objective(
+                spec.objective(),
+                teachers=[load(self.folder(name))[0] for name in spec.teachers],
+                reference=load(self.folder(spec.student))[0],
+            )
+        budget = Budget(spec.steps, spec.batch, spec.learning_rate, "constant", seed, log_every=max(1, spec.steps // 40))
+        examples = Examples(spec.steps * spec.batch, make)
+        return train(model, self.questions("train"), examples, objective, budget, folder, "a run", "cpu")
+
+    def _materials(self, spec: RunSpec, stage: tuple[int, float], student: Source, cached: bool) -> list[dict[str, Any]]:
+        """What each author contributes to a stage: responses, verdicts, log-probabilities, distributions."""
+        index, ratio = stage
+        materials: list[dict[str, Any]] = []
+        for author, at, n in _authors(spec, stage):
+            if author == "labels":
+                tokens: Sequence[Sequence[np.ndarray]] = [[self.labels[1][i]] for i in self.pool]
+                part: dict[str, Any] = {"n": 1, "tokens": tokens}
+            else:
+                frame = self.groups(author, at, n)
+                part = {
+                    "n": n,
+                    "tokens": _grouped(frame["tokens"], n),
+                    "behaviour": _grouped(frame["logprobs"], n),
+                    "accuracy": (frame["correct"] == 1).to_numpy(np.float32).reshape(-1, n),
+                }
+            if cached and spec.teachers:
+                teacher = self.source(spec.teachers[index], ratio)
+                part["teacher"] = self.distributions(teacher, author, at, n)
+                part["reference"] = self.distributions(student, author, at, n)
+            materials.append(part)
+        return materials
+
+    def _example(self, place: int, stage: tuple[int, float], materials: list[dict[str, Any]]) -> Example:
+        def joined(name: str) -> list[np.ndarray] | None:
+            if name not in materials[0]:
+                return None
+            return [
+                part[name][place][j] if name in ("tokens", "behaviour") else part[name][place * part["n"] + j]
+                for part in materials
+                for j in range(part["n"])
+            ]
+
+        accuracy = None
+        if "accuracy" in materials[0]:
+            accuracy = np.concatenate([part["accuracy"][place] for part in materials])
+        return Example(
+            question=self.pool[place],
+            responses=joined("tokens") or [],
+            stage=stage,
+            accuracy=accuracy,
+            behaviour=joined("behaviour"),
+            teacher=joined("teacher"),
+            reference=joined("reference"),
+        )
+
+    def _prepare(self, specs: Sequence[RunSpec]) -> None:
+        """Generate and score what several runs share, before they start side by side."""
+        writing: dict[tuple[str, float], int] = {}
+        scoring: dict[tuple[str, float, str, float, int], None] = {}
+        for spec in specs:
+            if spec.learn_from == "nothing":
+                continue
+            stage_of = _stages(spec)
+            for stage in dict.fromkeys(map(stage_of, range(spec.steps))):
+                for author, at, n in _authors(spec, stage):
+                    if author != "labels":
+                        writing[author, at] = max(n, writing.get((author, at), 0))
+                    if spec.teachers and self.profile.distillation.cache_teacher:
+                        scoring[spec.teachers[stage[0]], stage[1], author, at, n] = None
+                        scoring[spec.student, 0.0, author, at, n] = None
+        for name in {name for name, *_ in scoring} | {author for author, _ in writing}:
+            self.folder(name)
+        self._parallel([(_write, (author, at, n)) for (author, at), n in writing.items()])
+        self._parallel([(_score, key) for key in scoring])
+
+    def _parallel(self, jobs: Sequence[tuple[Callable[..., None], tuple[Any, ...]]]) -> None:
+        """Do independent jobs in the profile's number of processes, one thread each."""
+        if not jobs:
+            return
+        workers = min(self.profile.processes, len(jobs))
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+        with ProcessPoolExecutor(workers, get_context("spawn"), _one_thread) as pool:
+            waiting = [pool.submit(_job, self.profile, job, arguments) for job, arguments in jobs]
+            try:
+                for done in as_completed(waiting):
+                    done.result()
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
+
+_labs: dict[str, Lab] = {}
+
+
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def _job(profile: Profile, job: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    lab = _labs.setdefault(profile.model_dump_json(), Lab(profile))
+    job(lab, *arguments)
+
+
+def _train_rung(lab: Lab, name: str) -> None:
+    lab.train_rung(name)
+
+
+def _masked(lab: Lab, model: str, ratio: float) -> None:
+    lab.examine_masked(model, ratio)
+
+
+def _write(lab: Lab, author: str, ratio: float, n: int) -> None:
+    lab.groups(author, ratio, n)
+
+
+def _score(lab: Lab, scorer: str, scorer_ratio: float, author: str, ratio: float, n: int) -> None:
+    lab.distributions(lab.source(scorer, scorer_ratio), author, ratio, n)
+
+
+def _run(lab: Lab, spec: RunSpec, seed: int) -> None:
+    lab.run(spec, seed)
+
+
+def _stages(spec: RunSpec) -> Callable[[int], tuple[int, float]]:
+    """From a step to the teacher's index and its mask ratio: Eq. 3 anew for each teacher."""
+    if not spec.teachers:
+        return lambda step: (0, 0.0)
+    schedule = MaskSchedule(spec.r_max, spec.r_step)
+    bounds = [spec.steps * i // len(spec.teachers) for i in range(len(spec.teachers) + 1)]
+
+    def stage(step: int) -> tuple[int, float]:
+        index = int(np.searchsorted(bounds, step, side="right")) - 1
+        return index, schedule.ratio_at(step - bounds[index], bounds[index + 1] - bounds[index])
+
+    return stage
+
+
+def _authors(spec: RunSpec, stage: tuple[int, float]) -> list[tuple[str, float, int]]:
+    """Who wrote the responses of a stage: (model, mask ratio, responses a question)."""
+    if spec.learn_from == "labels":
+        return [("labels", 0.0, 1)]
+    teacher = (spec.teachers[stage[0]], stage[1], spec.teacher_responses)
+    student = (spec.student, 0.0, spec.student_responses)
+    return [author for author in (teacher, student) if author[2]]
+
+
+def _epochs(rng: np.random.Generator, size: int, length: int) -> np.ndarray:
+    """``length`` indices below ``size``: one shuffled epoch after another."""
+    return np.concatenate([rng.permutation(size) for _ in range(-(-length // size))] or [np.zeros(0, int)])[:length]
+
+
+def _grouped(column: pd.Series, n: int) -> list[list[np.ndarray]]:
+    values = list(column)
+    return [values[start : start + n] for start in range(0, len(values), n)]
+
+
+def _float(values: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(values.astype(np.float32))
+
+
+def _folder_atomic(folder: Path, save: Callable[[Path], None]) -> None:
+    """Fill a folder under another name, then rename it."""
+    temporary = folder.with_name(f".{folder.name}.new")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        save(temporary)
+        os.replace(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

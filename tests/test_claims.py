@@ -1,0 +1,216 @@
+"""The claims: the rule, the paper's effects from its tables, and synthetic runs that force each verdict."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from masters import book
+from masters.claims import (
+    CLAIMS,
+    SEVERITY,
+    Comparison,
+    Evidence,
+    judge_claims,
+    paired_scores,
+    verdict,
+    write_claims,
+)
+from masters.files import paper_table
+from masters.settings import NOTEBOOKS
+from masters.statistics import Interval
+
+C = {claim.id: claim for claim in CLAIMS}
+
+
+def predictions(
+    accuracy: dict[str, float],
+    seeds: int = 3,
+    questions: int = 400,
+    tokens: dict[str, float] | None = None,
+    swap: int = 0,
+) -> pd.DataFrame:
+    """Runs of a known accuracy: the first questions are right, a block of ``swap`` turns with the seed."""
+    rows = []
+    for arm, value in accuracy.items():
+        for seed in range(1 if arm == "base" else seeds):
+            right = np.arange(questions) < round(value * questions)
+            if swap:
+                right = np.roll(right, seed * swap)
+            for number in range(questions):
+                for mode in ("greedy", "sampled"):
+                    rows.append(
+                        {
+                            "arm": arm,
+                            "seed": seed,
+                            "task": ("digits", "charts")[number % 2],
+                            "question": f"q{number}",
+                            "mode": mode,
+                            # Sampled answers are all wrong: a verdict must not use them.
+                            "correct": bool(right[number]) and mode == "greedy",
+                            "tokens": (tokens or {}).get(arm, 4.0),
+                        }
+                    )
+    return pd.DataFrame(rows)
+
+
+def judged(name: str, *args: object, **options: object) -> pd.Series:
+    frame = judge_claims(predictions(*args, **options), 300, claims=[C[name]])  # type: ignore[arg-type]
+    return frame.iloc[0]
+
+
+@pytest.mark.parametrize(
+    ("effect", "kind", "expected"),
+    [
+        ((1.0, 0.2, 1.8), "gain", "supported"),
+        ((0.4, 0.2, 0.6), "gain", "undecided"),
+        ((0.2, 0.1, 0.3), "gain", "not supported"),
+        ((1.0, -0.1, 2.1), "gain", "undecided"),
+        ((0.0, -0.4, 0.4), "gain", "not supported"),
+        ((-1.0, -1.8, -0.2), "gain", "reversed"),
+        ((-0.3, -0.5, -0.1), "gain", "not supported"),
+        ((-0.1, -0.4, 0.2), "no worse", "supported"),
+        ((-0.1, -0.6, 0.4), "no worse", "undecided"),
+        ((-2.0, -3.0, -1.0), "no worse", "not supported"),
+        ((0.1, -0.4, 0.4), "at most", "supported"),
+        ((0.6, 0.4, 0.8), "at most", "undecided"),
+        ((0.9, 0.6, 1.2), "at most", "not supported"),
+    ],
+)
+def test_the_rule(effect: tuple[float, float, float], kind: str, expected: str) -> None:
+    assert verdict(Interval(*effect), 0.5, kind) == expected  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("margin", [-0.1, math.nan])
+def test_a_margin_is_not_negative(margin: float) -> None:
+    with pytest.raises(ValueError, match="margin must be at least 0"):
+        verdict(Interval(0, 0, 0), margin)
+
+
+def test_every_claim_is_there_once_and_points_to_a_notebook() -> None:
+    assert [claim.id for claim in CLAIMS] == [f"C{number}" for number in range(1, 16)]
+    assert all(claim.where in NOTEBOOKS for claim in CLAIMS)
+    assert {*SEVERITY, "not tested"} == set(book.VERDICTS)
+
+
+def test_the_papers_effects_come_from_its_tables() -> None:
+    frame = judge_claims(predictions({"base": 0.5}, questions=4), 10).set_index("id")
+    # Those the paper only plots or estimates.
+    assert set(frame.index[frame["paper"] == ""]) == {"C10", "C14", "C15"}
+    table = paper_table("table1_components").set_index("variant")
+    rounded = (table.loc["+large_teacher", "avg"] - table.loc["base", "avg"].to_numpy()).mean()
+    assert frame.loc["C1", "paper_effect"] == pytest.approx(rounded, abs=0.1)
+    parts = paper_table("table5d_components")
+    one, several = parts.loc[parts["masking"] == "naive", "avg"].to_numpy()[:2]
+    assert frame.loc["C11", "paper_effect"] == pytest.approx(several - one)
+    source = paper_table("table5c_response_source").set_index("student_responses").iloc[:, 1:].mean(axis=1)
+    assert C["C9"].comparisons[1].paper.effect() == pytest.approx(source[4] - source[8])  # type: ignore[union-attr]
+    for claim in CLAIMS:
+        for comparison in claim.comparisons:
+            assert comparison.paper is None or math.isfinite(comparison.paper.effect())
+
+
+def test_evidence_that_picks_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="table5a_rmax has no row"):
+        Evidence("table5a_rmax", {"r_max": 0.7}, {"r_max": 0.0}).effect()
+    with pytest.raises(ValueError, match="no column 'ratio'"):
+        Evidence("table5a_rmax", {"ratio": 0.2}, {"r_max": 0.0}).effect()
+
+
+def test_each_verdict() -> None:
+    up = judged("C3", {"masters": 0.7, "masked": 0.5})
+    assert (up["verdict"], up["ours"]) == ("supported", "+20.0")
+    assert up["effect_low"] < up["effect"] < up["effect_high"]
+    down = judged("C3", {"masters": 0.5, "masked": 0.7})
+    assert (down["verdict"], down["ours"]) == ("reversed", "-20.0")
+    same = judged("C3", {"masters": 0.5, "masked": 0.5})
+    assert (same["verdict"], same["ours"], same["low"]) == ("not supported", "0.0", "0.0")
+    noisy = judged("C3", {"masters": 0.52, "masked": 0.5}, questions=50)
+    assert noisy["verdict"] == "undecided"
+    absent = judged("C3", {"masters": 0.7})
+    assert (absent["verdict"], absent["ours"], absent["low"]) == ("not tested", "", "")
+    assert absent["paper"] == up["paper"] != ""
+
+
+def test_the_margin_decides() -> None:
+    table = predictions({"masters": 0.7, "masked": 0.5})
+    verdicts = [
+        judge_claims(table, 300, claims=[replace(C["C3"], margin=margin)])["verdict"][0]
+        for margin in (0.5, 21.0, 60.0)
+    ]
+    assert verdicts == ["supported", "undecided", "not supported"]
+
+
+def test_several_comparisons_give_the_least_favourable_verdict() -> None:
+    row = judged("C6", {"masters": 0.6, "accuracy_only": 0.4, "distillation_only": 0.8})
+    assert (row["verdict"], row["control"]) == ("reversed", "distillation_only")
+    row = judged("C6", {"masters": 0.8, "accuracy_only": 0.6, "distillation_only": 0.4})
+    assert (row["verdict"], row["control"]) == ("supported", "accuracy_only")
+    assert judged("C6", {"masters": 0.8, "accuracy_only": 0.6})["verdict"] == "not tested"
+
+
+def test_no_worse_and_at_most() -> None:
+    assert judged("C13", {"masters": 0.6, "mid": 0.6})["verdict"] == "supported"
+    assert judged("C13", {"masters": 0.4, "mid": 0.6})["verdict"] == "not supported"
+    arms = {"masters": 0.6, "base": 0.5}
+    short = judged("C15", arms, tokens={"masters": 4.2, "base": 4.0})
+    assert (short["verdict"], short["ours"], short["unit"]) == ("supported", "+5.0", "percent")
+    assert judged("C15", arms, tokens={"masters": 6.0, "base": 4.0})["verdict"] == "not supported"
+
+
+def test_the_unmasked_run_goes_by_several_names() -> None:
+    for name in ("naive_rewards", "r_max=0", "r_max=0.0"):
+        assert judged("C5", {"masters": 0.7, name: 0.5})["verdict"] == "supported"
+
+
+def test_pairs_keep_shared_seeds_and_questions() -> None:
+    table = predictions({"a": 0.5, "b": 0.25, "base": 0.0}, questions=8, swap=1)
+    a, b, tasks = paired_scores(
+        table.drop(table.index[(table["arm"] == "b") & (table["seed"] == 0)]), "a", "b"
+    )
+    assert a.shape == b.shape == (2, 8) and list(np.unique(tasks)) == ["charts", "digits"]
+    assert a.mean() == 0.5 and b.mean() == 0.25
+    # Shuffled rows change nothing.
+    again = paired_scores(table.sample(frac=1, random_state=1), "a", "b")
+    assert np.array_equal(again[0], paired_scores(table, "a", "b")[0])
+    # The base student has one run and is set beside every seed.
+    assert paired_scores(table, "a", "base")[1].shape == (3, 8)
+
+
+def test_bad_predictions_say_what_is_wrong() -> None:
+    table = predictions({"a": 0.5, "b": 0.5}, questions=4)
+    with pytest.raises(ValueError, match="no greedy predictions of arm 'c'"):
+        paired_scores(table, "a", "c")
+    with pytest.raises(ValueError, match="two predictions of one question"):
+        paired_scores(pd.concat([table, table]), "a", "b")
+    other = table.assign(question=table["question"].where(table["arm"] == "a", "x" + table["question"]))
+    with pytest.raises(ValueError, match="share no seed or no question"):
+        paired_scores(other, "a", "b")
+
+
+def test_equal_arguments_give_equal_intervals() -> None:
+    table = predictions({"masters": 0.6, "masked": 0.5})
+    pd.testing.assert_frame_equal(judge_claims(table, 100), judge_claims(table, 100))
+
+
+def test_the_file_is_what_the_book_reads(tmp_path: Path) -> None:
+    frame = judge_claims(predictions({"masters": 0.7, "masked": 0.5, "base": 0.4}), 50)
+    write_claims(frame, tmp_path / "deep" / "claims.csv")
+    rows = {row.id: row for row in book.read_claims(tmp_path / "deep" / "claims.csv")}
+    assert len(rows) == 15
+    assert rows["C3"].ours == "+20.0" and rows["C3"].interval and rows["C3"].verdict == "supported"
+    assert rows["C8"].verdict == "not tested" and rows["C8"].interval == ""
+    with pytest.raises(ValueError, match="lack the column where"):
+        write_claims(frame.drop(columns="where"), tmp_path / "claims.csv")
+
+
+def test_every_arm_of_a_claim_has_a_name_the_project_knows() -> None:
+    from masters.arms import title
+
+    for claim in CLAIMS:
+        for comparison in claim.comparisons:
+            assert isinstance(comparison, Comparison)
+            assert title(comparison.treatment) and title(comparison.control)
