@@ -16,7 +16,9 @@ class RunSpec(Strict):
     """A distillation run as data; with a seed it determines the result."""
 
     student: str = "student"
-    teachers: tuple[str, ...] = Field(("large",), description="one after the other, equal shares of the steps")
+    teachers: tuple[str, ...] = Field(
+        ("large",), description="one after the other, equal shares of the steps"
+    )
     r_max: Ratio = 0.0
     r_step: Positive = 0.1
     learn_from: Literal["nothing", "labels", "responses"] = "responses"
@@ -48,9 +50,15 @@ PLAIN: dict[str, Any] = {"rewards": ()}
 
 # Name: (title, what differs from the paper's method at the profile's settings).
 CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
-    "base": ("base student", {"student": "student", "learn_from": "nothing", "teachers": (), **PLAIN, **UNMASKED}),
+    "base": (
+        "base student",
+        {"student": "student", "learn_from": "nothing", "teachers": (), **PLAIN, **UNMASKED},
+    ),
     "mid": ("mid teacher", {"student": "mid", "learn_from": "nothing", "teachers": (), **PLAIN, **UNMASKED}),
-    "large": ("large teacher", {"student": "large", "learn_from": "nothing", "teachers": (), **PLAIN, **UNMASKED}),
+    "large": (
+        "large teacher",
+        {"student": "large", "learn_from": "nothing", "teachers": (), **PLAIN, **UNMASKED},
+    ),
     "sft": (
         "supervised on labels",
         {"learn_from": "labels", "cross_entropy": True, "teachers": (), **PLAIN, **UNMASKED},
@@ -109,4 +117,6 @@ def _changes(name: str) -> dict[str, Any]:
     if (match := re.fullmatch(r"source=(\d+):(\d+)", name)) and int(match[1]) + int(match[2]) >= 1:
         return {"student_responses": int(match[1]), "teacher_responses": int(match[2])}
     known = ", ".join(CHANGES)
-    raise ValueError(f"there is no arm {name!r}; there are: {known}, r_max=0.4, responses=2 (even), source=6:2")
+    raise ValueError(
+        f"there is no arm {name!r}; there are: {known}, r_max=0.4, responses=2 (even), source=6:2"
+    )

@@ -2,12 +2,12 @@
 
 One idea: which arms are compared, the smallest difference that counts and the rule are fixed here, before a
 run, so that a verdict follows from the data and never from a look at a picture. The paper's own effect is
-computed from its tables in ``data/paper/``; no result is typed in this module.
+computed from its tables (``masters.evidence``); no result is typed in this module.
 
 The rule. Let d be the paired difference of two arms (treatment minus control, greedy accuracy in points),
 [low, high] its 95 % interval over seeds and questions, and m the margin. First match decides:
 
-* not tested: an arm of the claim was not run, or the claim needs what this project does not run.
+* not tested: an arm of the claim was not run, or this project runs no test of it.
 * supported: low > 0 and d >= m.
 * reversed: high < 0 and d <= -m.
 * not supported: high < m, so an effect as large as the margin is excluded.
@@ -17,13 +17,13 @@ Two claims are of another kind. "Matches or beats" (no worse): supported if low 
 high < -m. "Does not grow" (at most): supported if high < m, not supported if low > m. Both are undecided
 otherwise. A claim with several comparisons gets the least favourable of their verdicts (reversed, not
 supported, undecided, supported) and shows the comparison that earned it; of several, the one with the
-smallest lower end. Asking for all of them needs no correction; across claims none is made, so of the tested
-claims one in forty may pass by chance though nothing is there.
+smallest lower end. Asking for all of them needs no correction. Across claims none is made: a claim with
+nothing behind it still passes about one time in forty.
 
-Departures from the paper: it reports single runs, without margin, interval or rule. The margins are ours.
+Departures from the paper: it reports single runs without interval or rule. The margins are ours.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -32,60 +32,16 @@ import numpy as np
 import pandas as pd
 
 from masters.book import ClaimRow
-from masters.files import paper_table, write_atomic
+from masters.evidence import Evidence, components, rewards, source, variants
+from masters.files import write_atomic
 from masters.statistics import Interval, paired_difference
 
 Kind = Literal["gain", "no worse", "at most"]
-Rows = Mapping[str, str | float | tuple[str, ...]]
 
 # From the least favourable verdict to the most.
 SEVERITY = ("reversed", "not supported", "undecided", "supported")
 # Names of one and the same run.
 SAME_RUN = {"naive_rewards": ("r_max=0", "r_max=0.0")}
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """Where the paper's effect stands: rows of its tables, never a number.
-
-    Attributes:
-        table: of the treatment, and of the control unless ``control_table`` says otherwise.
-        treatment: column and value (or values) that pick the treatment's rows.
-        control: the same for the control.
-        control_table: another table for the control.
-    """
-
-    table: str
-    treatment: Rows
-    control: Rows
-    control_table: str = ""
-
-    def effect(self) -> float:
-        """Treatment minus control in points: means over the picked rows and the score columns both tables have.
-
-        The column ``avg`` is used only where no scores of single benchmarks are given: it is rounded.
-
-        Raises:
-            ValueError: a selector picks no row, or the tables share no column of scores.
-        """
-        first, second = paper_table(self.table), paper_table(self.control_table or self.table)
-        keys = set(self.treatment) | set(self.control)
-        scores = [
-            name
-            for name in first.columns
-            if name in second and name not in keys and pd.api.types.is_numeric_dtype(first[name])
-        ]
-        scores = [name for name in scores if name != "avg"] or scores
-        if not scores:
-            raise ValueError(f"{self.table} and {self.control_table or self.table} share no column of scores")
-        means = [
-            table.loc[_picked(table, rows, name), scores].to_numpy(dtype=np.float64).mean()
-            for table, rows, name in (
-                (first, self.treatment, self.table),
-                (second, self.control, self.control_table or self.table),
-            )
-        ]
-        return float(means[0] - means[1])
 
 
 @dataclass(frozen=True)
@@ -105,12 +61,12 @@ class Claim:
     Attributes:
         id: C1 to C15.
         statement: the claim, as far as it is tested here.
-        comparisons: all must hold; empty if the claim is never tested here.
+        comparisons: all must hold; none if the claim is never tested here.
         where: the notebook that shows it.
         limits: what this scale or this comparison cannot show.
         kind: which form of the rule applies.
         margin: the smallest difference that counts, in ``unit``.
-        unit: points of accuracy, or percent of the control.
+        unit: points of accuracy or percent of the control.
         paper: evidence of a claim without comparisons.
     """
 
@@ -125,30 +81,6 @@ class Claim:
     paper: Evidence | None = None
 
 
-def _variants(treatment: str, control: str) -> Evidence:
-    return Evidence("table1_components", {"variant": treatment}, {"variant": control})
-
-
-def _components(treatment: tuple[str, str], control: tuple[str, str]) -> Evidence:
-    """Rows of table 5d without mid teacher and rewards, given as (masking, multi_response)."""
-    rest = {"mid_teacher": "no", "reward_feedback": "no"}
-    first, second = ({"masking": row[0], "multi_response": row[1], **rest} for row in (treatment, control))
-    return Evidence("table5d_components", first, second)
-
-
-def _rewards(treatment: str, control: str) -> Evidence:
-    return Evidence("table5e_rewards", {"reward": treatment}, {"reward": control})
-
-
-def _source(student: int, teacher: int) -> Evidence:
-    names = ("student_responses", "teacher_responses")
-    return Evidence(
-        "table5c_response_source",
-        dict(zip(names, (4, 4), strict=True)),
-        dict(zip(names, (student, teacher), strict=True)),
-    )
-
-
 _STUDENTS = ("Qwen2.5-VL-7B-Masters", "Qwen3-VL-8B-Masters", "InternVL3-8B-Masters", "InternVL3.5-8B-Masters")
 _TEACHERS = ("Qwen2.5-VL-72B", "Qwen3-VL-32B", "InternVL3-78B", "InternVL3.5-38B")
 _TINY = "Teacher and student differ by far less here than models of 8 and 38 billion weights do."
@@ -157,14 +89,14 @@ CLAIMS: tuple[Claim, ...] = (
     Claim(
         "C1",
         "Distilling from the large teacher on one label a question improves the base student.",
-        (Comparison("naive", "base", _variants("+large_teacher", "base")),),
+        (Comparison("naive", "base", variants("+large_teacher", "base")),),
         "5_offline_rl",
         f"{_TINY} The base student is one checkpoint, so only the distilled runs vary by seed.",
     ),
     Claim(
         "C2",
         "Masking the teacher progressively beats the unmasked teacher.",
-        (Comparison("masked", "naive_multi", _components(("mask_progressive", "yes"), ("naive", "yes"))),),
+        (Comparison("masked", "naive_multi", components(("mask_progressive", "yes"), ("naive", "yes"))),),
         "5_offline_rl",
         "Both arms learn from the same number of responses and differ in the mask alone, as in table 5d. The "
         "larger gains of tables 1 and 2 are over naive distillation on one label.",
@@ -172,7 +104,7 @@ CLAIMS: tuple[Claim, ...] = (
     Claim(
         "C3",
         "Reward feedback adds to progressive masking.",
-        (Comparison("masters", "masked", _variants("+reward_feedback", "+mask_progressive")),),
+        (Comparison("masters", "masked", variants("+reward_feedback", "+mask_progressive")),),
         "5_offline_rl",
         "The rewards come from a rule, not from a language model as judge; answers are one to four words.",
     ),
@@ -203,8 +135,8 @@ CLAIMS: tuple[Claim, ...] = (
         "C6",
         "Both rewards together beat either alone.",
         (
-            Comparison("masters", "accuracy_only", _rewards("acc+distill", "acc")),
-            Comparison("masters", "distillation_only", _rewards("acc+distill", "distill")),
+            Comparison("masters", "accuracy_only", rewards("acc+distill", "acc")),
+            Comparison("masters", "distillation_only", rewards("acc+distill", "distill")),
         ),
         "4_reward_design",
         "Whether the accuracy reward is what lets a student pass its teacher is not tested.",
@@ -212,7 +144,7 @@ CLAIMS: tuple[Claim, ...] = (
     Claim(
         "C7",
         "Normalising the distillation reward within a question's responses matters.",
-        (Comparison("masters", "unnormalised", _rewards("acc+distill", "acc+distill_unnormalised")),),
+        (Comparison("masters", "unnormalised", rewards("acc+distill", "acc+distill_unnormalised")),),
         "4_reward_design",
         "Advantages are standardised within the group in both arms, which leaves little for this step to do.",
     ),
@@ -222,14 +154,14 @@ CLAIMS: tuple[Claim, ...] = (
         (),
         "4_reward_design",
         "Needs a language model as judge. With answers of one to four words a rule makes few errors.",
-        paper=_rewards("acc", "acc_rule_based"),
+        paper=rewards("acc", "acc_rule_based"),
     ),
     Claim(
         "C9",
         "An equal mix of student and teacher responses beats those of one model alone.",
         (
-            Comparison("masters", "source=0:8", _source(0, 8)),
-            Comparison("masters", "source=8:0", _source(8, 0)),
+            Comparison("masters", "source=0:8", source(0, 8)),
+            Comparison("masters", "source=8:0", source(8, 0)),
         ),
         "3_response_caching",
         "Uneven mixes are shown in notebook 3 and not part of the verdict.",
@@ -244,7 +176,7 @@ CLAIMS: tuple[Claim, ...] = (
     Claim(
         "C11",
         "Several responses a question beat one label.",
-        (Comparison("naive_multi", "naive", _components(("naive", "yes"), ("naive", "no"))),),
+        (Comparison("naive_multi", "naive", components(("naive", "yes"), ("naive", "no"))),),
         "5_offline_rl",
         "The labels come in several registers, so one label is already more varied than a single style.",
     ),
@@ -302,18 +234,18 @@ def verdict(effect: Interval, margin: float, kind: Kind = "gain") -> str:
     Args:
         effect: the difference with its interval, in the margin's unit.
         margin: the smallest difference that counts.
-        kind: which form of the rule.
+        kind: form of the rule.
 
     Raises:
         ValueError: the margin is negative or no number.
     """
     if not margin >= 0:
         raise ValueError(f"a margin must be at least 0, not {margin}")
-    difference, low, high = effect
+    _, low, high = effect
     if kind == "gain":
-        if low > 0 and difference >= margin:
+        if low > 0 and effect.estimate >= margin:
             return "supported"
-        if high < 0 and difference <= -margin:
+        if high < 0 and effect.estimate <= -margin:
             return "reversed"
         return "not supported" if high < margin else "undecided"
     if kind == "no worse":
@@ -338,8 +270,7 @@ def paired_scores(
         Both arms' scores ``(seeds, questions)`` and the task of each question ``(questions,)``.
 
     Raises:
-        ValueError: an arm has no greedy predictions, answers a question twice with one seed, or shares no
-            seed or question with the other.
+        ValueError: an arm has no greedy predictions or two of one question, or they share none.
     """
     value = {"accuracy": "correct", "tokens": "tokens"}[metric]
     wide = []
@@ -372,10 +303,10 @@ def measured(
 ) -> Interval | None:
     """The effect of one comparison with its 95 % interval; None if an arm is absent.
 
-    In points for accuracy. For tokens in percent of the control's mean length, which is taken as known.
+    In points for accuracy; for tokens in percent of the control's mean length, which is taken as known.
 
     Raises:
-        ValueError: as ``paired_scores`` and ``statistics.paired_difference``.
+        ValueError: as ``paired_scores``.
     """
     present = set(predictions.loc[predictions["mode"] == "greedy", "arm"])
     names = [
@@ -426,13 +357,13 @@ def write_claims(frame: pd.DataFrame, path: Path | str) -> None:
 def _judged(claim: Claim, predictions: pd.DataFrame, resamples: int, seed: int) -> dict[str, object]:
     effects = [measured(predictions, comparison, resamples, seed) for comparison in claim.comparisons]
     known = [effect for effect in effects if effect is not None]
-    shown = claim.comparisons[0] if claim.comparisons else None
+    shown = next(iter(claim.comparisons), None)
     evidence = shown.paper if shown else claim.paper
     outcome, effect = "not tested", Interval(float("nan"), float("nan"), float("nan"))
     if known and len(known) == len(effects):
         outcomes = [verdict(each, claim.margin, claim.kind) for each in known]
-        order = range(len(known))
-        worst = min(order, key=lambda index: (SEVERITY.index(outcomes[index]), known[index].low))
+        ranks = [(SEVERITY.index(each), effect.low) for each, effect in zip(outcomes, known, strict=True)]
+        worst = ranks.index(min(ranks))
         outcome, effect, shown = outcomes[worst], known[worst], claim.comparisons[worst]
         evidence = shown.paper
     paper = evidence.effect() if evidence else float("nan")
@@ -461,20 +392,7 @@ def _judged(claim: Claim, predictions: pd.DataFrame, resamples: int, seed: int) 
     }
 
 
-def _picked(table: pd.DataFrame, rows: Rows, name: str) -> pd.Series:
-    picked = pd.Series(True, index=table.index)
-    for column, value in rows.items():
-        if column not in table:
-            raise ValueError(f"paper table {name} has no column {column!r}")
-        picked &= table[column].isin(value if isinstance(value, tuple) else (value,))
-    if not picked.any():
-        raise ValueError(f"paper table {name} has no row with {dict(rows)}")
-    return picked
-
-
 def _signed(value: float) -> str:
-    """One decimal with its sign; empty for NaN, and no minus before a zero."""
-    if np.isnan(value):
-        return ""
-    text = f"{value:+.1f}"
+    """One decimal with its sign; empty for NaN, and no sign before a zero."""
+    text = "" if np.isnan(value) else f"{value:+.1f}"
     return "0.0" if text in ("+0.0", "-0.0") else text

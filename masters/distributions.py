@@ -79,7 +79,9 @@ def _score(
     for start in range(0, len(wanted), BATCH):
         indices = wanted[start : start + BATCH]
         chosen = groups[start : start + BATCH]
-        batch = pack([questions.prompt(index) for index in indices], chosen, questions.image_features(indices))
+        batch = pack(
+            [questions.prompt(index) for index in indices], chosen, questions.image_features(indices)
+        )
         rows = response_logits(model, batch)[batch.mask].float().log_softmax(-1).half().numpy()
         kept[end : end + len(rows)] = rows
         end += len(rows)

@@ -71,7 +71,9 @@ def register(text: str) -> str:
     return "rationale" if "so the answer is" in text else "wordy"
 
 
-def latency(model: PreTrainedModel, processor: Any, questions: Questions, count: int, max_new_tokens: int) -> pd.Series:
+def latency(
+    model: PreTrainedModel, processor: Any, questions: Questions, count: int, max_new_tokens: int
+) -> pd.Series:
     """Time to answer, one question at a time, greedily.
 
     Returns:
@@ -79,7 +81,9 @@ def latency(model: PreTrainedModel, processor: Any, questions: Questions, count:
     """
     sampling = Sampling(max_new_tokens=max_new_tokens)
     wanted = range(min(count, len(questions)))
-    list(generate(model, processor, questions, wanted[:1], range(1), sampling, None))  # the first call warms up
+    list(
+        generate(model, processor, questions, wanted[:1], range(1), sampling, None)
+    )  # the first call warms up
     start = time.perf_counter()
     lengths = [
         len(answer.tokens)

@@ -33,6 +33,7 @@ from masters.files import cache_dir, hash_of, write_atomic
 from masters.judges import RuleJudge
 from masters.masking import TeacherMask
 from masters.models import build, build_processor, check_same_vocabulary, load, parameter_count
+from masters.progress import report
 from masters.questions import Questions, Ragged, load_questions, prompt_text, training_labels
 from masters.responses import Source, open_store, responses
 from masters.schedule import MaskSchedule
@@ -81,7 +82,7 @@ class Lab:
         if not paths:
             return build_processor(vocabulary(self.profile.tasks))
         found = {name: load(path)[1] for name, path in paths.items()}
-        for name, processor in found.items():
+        for processor in found.values():
             check_same_vocabulary(found.get("student", processor), processor)
         return found.get("student", next(iter(found.values())))
 
@@ -121,7 +122,9 @@ class Lab:
         if spec.path:
             path = Path(spec.path)
             if not path.is_dir():
-                raise ValueError(f"model {model} is to come from {spec.path!r}: download it to a folder first")
+                raise ValueError(
+                    f"model {model} is to come from {spec.path!r}: download it to a folder first"
+                )
             return path
         folder = self._ladder_folder(model)
         if not (folder / "config.json").is_file():
@@ -173,7 +176,9 @@ class Lab:
         ]
         # The longest first, so that the others fill the second process meanwhile.
         sizes = {name: self.profile.ladder[name].steps * self.profile.ladder[name].width for name in missing}
-        self._parallel([(_train_rung, (name,)) for name in sorted(missing, key=lambda name: -sizes[name])])
+        self._parallel(
+            [(_train_rung, (name,)) for name in sorted(missing, key=lambda name: -sizes[name])], "models"
+        )
 
     def train_rung(self, name: str) -> None:
         """Train one model of the ladder from scratch on captions, then on labels, and save it."""
@@ -188,7 +193,16 @@ class Lab:
             examples = self._ladder_examples(spec, seed)
             budget = Budget(spec.steps, spec.batch, spec.learning_rate, seed=seed)
             start = time.perf_counter()
-            log = train(model, self.questions("train"), examples, Objective(), budget, Path(f"{folder}.run"), name, "cpu")
+            log = train(
+                model,
+                self.questions("train"),
+                examples,
+                Objective(),
+                budget,
+                Path(f"{folder}.run"),
+                name,
+                "cpu",
+            )
             seconds = time.perf_counter() - start
 
             def save(target: Path) -> None:
@@ -202,7 +216,9 @@ class Lab:
     def _words(self) -> list[str]:
         special = set(self.processor.tokenizer.all_special_tokens)
         vocabulary_ = self.processor.tokenizer.get_vocab()
-        return [word for word in sorted(vocabulary_, key=lambda word: vocabulary_[word]) if word not in special]
+        return [
+            word for word in sorted(vocabulary_, key=lambda word: vocabulary_[word]) if word not in special
+        ]
 
     def _ladder_examples(self, spec: ModelSpec, seed: int) -> Examples:
         questions, (_, labels) = self.questions("train"), self.labels
@@ -229,20 +245,30 @@ class Lab:
         image = self.processor.image_token_id
         count = int((example == image).sum())
         ids = self.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return np.array([t for token in ids for t in ([token] * count if token == image else [token])], dtype=np.int32)
+        return np.array(
+            [t for token in ids for t in ([token] * count if token == image else [token])], dtype=np.int32
+        )
 
     # --- masking and responses ------------------------------------------------------------------------------
 
     def masked_accuracy(self, models: Sequence[str], ratios: Sequence[float]) -> pd.DataFrame:
-        """Greedy accuracy of masked models on the validation questions: model, ratio, task, accuracy, questions."""
+        """Greedy validation accuracy of masked models: model, ratio, task, accuracy, questions."""
         wanted = [(model, float(ratio)) for model in models for ratio in ratios]
         for model in models:
             self.folder(model)
-        self._parallel([(_masked, pair) for pair in wanted if not self._masked_path(*pair).is_file()])
+        self._parallel(
+            [(_masked, pair) for pair in wanted if not self._masked_path(*pair).is_file()], "masked teachers"
+        )
         return pd.concat([pd.read_parquet(self._masked_path(*pair)) for pair in wanted], ignore_index=True)
 
     def _masked_path(self, model: str, ratio: float) -> Path:
-        what = [VERSION, self.source(model).weights(), ratio, self.questions("validation").hash, self.judge.name]
+        what = [
+            VERSION,
+            self.source(model).weights(),
+            ratio,
+            self.questions("validation").hash,
+            self.judge.name,
+        ]
         return cache_dir() / "masked" / f"{hash_of([*what, self.profile.sampling.max_new_tokens])}.parquet"
 
     def examine_masked(self, name: str, ratio: float) -> None:
@@ -250,7 +276,9 @@ class Lab:
         model, _ = load(self.folder(name))
         questions = self.questions("validation")
         with TeacherMask(model).apply(ratio):
-            frame = evaluate(model, self.processor, questions, self.judge, self.profile.sampling.max_new_tokens, None)
+            frame = evaluate(
+                model, self.processor, questions, self.judge, self.profile.sampling.max_new_tokens, None
+            )
         grouped = frame.groupby("task", sort=False)["correct"]
         result = pd.DataFrame({"accuracy": grouped.mean(), "questions": grouped.size()}).reset_index()
         result.insert(0, "model", name)
@@ -276,7 +304,7 @@ class Lab:
         return frame
 
     def distributions(self, scorer: Source, author: str, ratio: float, n: int) -> Ragged:
-        """What a model would have said at each token of the pool's responses; see :mod:`masters.distributions`."""
+        """What a model would have said at each token of the pool's responses."""
         if author == "labels":
             texts: Sequence[Sequence[np.ndarray]] = [[self.labels[1][index]] for index in self.pool]
         else:
@@ -303,10 +331,12 @@ class Lab:
         return frame
 
     def cache_figures(self) -> pd.DataFrame:
-        """What this lab asked of the cache: source, ratio, generated, reused, seconds, per_second, mib on disk."""
+        """What this lab asked of the cache, a row a source and mask ratio; ``mib`` is the size on disk."""
         rows = []
         for (model, ratio), counts in sorted(self._counts.items()):
-            store = open_store(self.source(model, ratio), self.processor, self.profile.sampling, RESPONSE_SEED)
+            store = open_store(
+                self.source(model, ratio), self.processor, self.profile.sampling, RESPONSE_SEED
+            )
             size = sum(path.stat().st_size for path in store.shards())
             rate = counts["generated"] / counts["seconds"] if counts["generated"] else float("nan")
             rows.append({"source": model, "ratio": ratio, **counts, "per_second": rate, "mib": size / 2**20})
@@ -315,7 +345,7 @@ class Lab:
     # --- runs -----------------------------------------------------------------------------------------------
 
     def results(self, arms: Sequence[str]) -> Results:
-        """The runs of some arms at every seed of the profile; those that are missing are made side by side."""
+        """The runs of some arms at every seed of the profile; what is missing is run side by side."""
         specs = {name: arm(name, self.profile) for name in arms}
         pairs = [(name, seed) for name in arms for seed in range(self.profile.seeds)]
         missing = {
@@ -324,7 +354,7 @@ class Lab:
             if not (self.run_folder(specs[name], seed) / "result.json").is_file()
         }
         self._prepare([spec for spec, _ in missing.values()])
-        self._parallel([(_run, pair) for pair in missing.values()])
+        self._parallel([(_run, pair) for pair in missing.values()], "runs")
         runs, predictions, logs = [], [], []
         for name, seed in pairs:
             folder = self.run_folder(specs[name], seed)
@@ -336,7 +366,9 @@ class Lab:
         return Results(
             pd.DataFrame(runs),
             pd.concat(predictions, ignore_index=True),
-            pd.concat(logs, ignore_index=True) if logs else pd.DataFrame(columns=["arm", "seed", "step", "loss"]),
+            pd.concat(logs, ignore_index=True)
+            if logs
+            else pd.DataFrame(columns=["arm", "seed", "step", "loss"]),
         )
 
     def run_folder(self, spec: RunSpec, seed: int) -> Path:
@@ -386,7 +418,7 @@ class Lab:
             _folder_atomic(folder, save)
 
     def latency(self, arms: Sequence[str], questions: int) -> pd.DataFrame:
-        """Seconds a question of the arms' models at seed 0, one question at a time: arm, seconds_per_question, tokens."""
+        """Seconds a question of the arms' models at seed 0, one at a time, and the length of the answers."""
         self.results(arms)
         rows = []
         threads = torch.get_num_threads()
@@ -409,7 +441,8 @@ class Lab:
         cached = self.profile.distillation.cache_teacher
         student = self.source(spec.student)
         parts = {
-            stage: self._materials(spec, stage, student, cached) for stage in dict.fromkeys(map(stage_of, range(spec.steps)))
+            stage: self._materials(spec, stage, student, cached)
+            for stage in dict.fromkeys(map(stage_of, range(spec.steps)))
         }
 
         def make(position: int) -> Example:
@@ -423,11 +456,15 @@ class Lab:
                 teachers=[load(self.folder(name))[0] for name in spec.teachers],
                 reference=load(self.folder(spec.student))[0],
             )
-        budget = Budget(spec.steps, spec.batch, spec.learning_rate, "constant", seed, log_every=max(1, spec.steps // 40))
+        budget = Budget(
+            spec.steps, spec.batch, spec.learning_rate, "constant", seed, log_every=max(1, spec.steps // 40)
+        )
         examples = Examples(spec.steps * spec.batch, make)
         return train(model, self.questions("train"), examples, objective, budget, folder, "a run", "cpu")
 
-    def _materials(self, spec: RunSpec, stage: tuple[int, float], student: Source, cached: bool) -> list[dict[str, Any]]:
+    def _materials(
+        self, spec: RunSpec, stage: tuple[int, float], student: Source, cached: bool
+    ) -> list[dict[str, Any]]:
         """What each author contributes to a stage: responses, verdicts, log-probabilities, distributions."""
         index, ratio = stage
         materials: list[dict[str, Any]] = []
@@ -490,10 +527,12 @@ class Lab:
                         scoring[spec.student, 0.0, author, at, n] = None
         for name in {name for name, *_ in scoring} | {author for author, _ in writing}:
             self.folder(name)
-        self._parallel([(_write, (author, at, n)) for (author, at), n in writing.items()])
-        self._parallel([(_score, key) for key in scoring])
+        self._parallel(
+            [(_write, (author, at, n)) for (author, at), n in writing.items()], "sets of responses"
+        )
+        self._parallel([(_score, key) for key in scoring], "sets of responses scored")
 
-    def _parallel(self, jobs: Sequence[tuple[Callable[..., None], tuple[Any, ...]]]) -> None:
+    def _parallel(self, jobs: Sequence[tuple[Callable[..., None], tuple[Any, ...]]], what: str) -> None:
         """Do independent jobs in the profile's number of processes, one thread each."""
         if not jobs:
             return
@@ -502,8 +541,9 @@ class Lab:
         with ProcessPoolExecutor(workers, get_context("spawn"), _one_thread) as pool:
             waiting = [pool.submit(_job, self.profile, job, arguments) for job, arguments in jobs]
             try:
-                for done in as_completed(waiting):
+                for number, done in enumerate(as_completed(waiting), start=1):
                     done.result()
+                    report(what, number, len(waiting))
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
@@ -566,7 +606,9 @@ def _authors(spec: RunSpec, stage: tuple[int, float]) -> list[tuple[str, float, 
 
 def _epochs(rng: np.random.Generator, size: int, length: int) -> np.ndarray:
     """``length`` indices below ``size``: one shuffled epoch after another."""
-    return np.concatenate([rng.permutation(size) for _ in range(-(-length // size))] or [np.zeros(0, int)])[:length]
+    return np.concatenate([rng.permutation(size) for _ in range(-(-length // size))] or [np.zeros(0, int)])[
+        :length
+    ]
 
 
 def _grouped(column: pd.Series, n: int) -> list[list[np.ndarray]]:

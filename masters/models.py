@@ -33,7 +33,14 @@ transformers_logging.disable_progress_bar()  # models here load in milliseconds;
 IMAGE_SIZE = 64
 PATCH_SIZE = 16
 HEAD_SIZE = 16
-SPECIAL = {"pad": "<pad>", "unk": "<unk>", "image": "<image>", "user": "<user>", "assistant": "<assistant>", "eos": "<end>"}
+SPECIAL = {
+    "pad": "<pad>",
+    "unk": "<unk>",
+    "image": "<image>",
+    "user": "<user>",
+    "assistant": "<assistant>",
+    "eos": "<end>",
+}
 CHAT_TEMPLATE = (
     "{% for message in messages %}<{{ message['role'] }}> "
     "{% for part in message['content'] %}"
@@ -82,7 +89,9 @@ def build(spec: ModelSpec, words: list[str], seed: int) -> tuple[PreTrainedModel
         ValueError: the width is not a multiple of the head size.
     """
     if spec.width % HEAD_SIZE:
-        raise ValueError(f"width {spec.width} of a small model must be a multiple of {HEAD_SIZE}, its attention head")
+        raise ValueError(
+            f"width {spec.width} of a small model must be a multiple of {HEAD_SIZE}, its attention head"
+        )
     processor = build_processor(words)
     heads = spec.width // HEAD_SIZE
     vision = CLIPVisionConfig(
@@ -110,7 +119,7 @@ def build(spec: ModelSpec, words: list[str], seed: int) -> tuple[PreTrainedModel
     config = LlavaConfig(
         vision_config=vision,
         text_config=text,
-        image_token_id=processor.image_token_id,
+        image_token_index=processor.image_token_id,
         vision_feature_layer=-1,
         vision_feature_select_strategy="default",
         tie_word_embeddings=True,

@@ -66,7 +66,9 @@ def pack(
         raise ValueError("an empty response cannot be packed; it needs at least its end token")
     (n,) = counts
     longest = max(len(response) for group in responses for response in group)
-    length = max(len(prompt) + sum(len(r) - 1 for r in group) for prompt, group in zip(prompts, responses, strict=True))
+    length = max(
+        len(prompt) + sum(len(r) - 1 for r in group) for prompt, group in zip(prompts, responses, strict=True)
+    )
     rows = len(prompts)
     input_ids = np.full((rows, length), pad_token, dtype=np.int64)
     positions = np.zeros((rows, length), dtype=np.int64)
@@ -94,7 +96,13 @@ def pack(
     # Padding looks at the prompt: a row of the attention matrix without a single True would give NaN.
     attention = np.tril(np.ones((length, length), dtype=bool)) & ((key == 0) | ((key == query) & (key > 0)))
     return PackedBatch(
-        *map(torch.from_numpy, (input_ids, attention[:, None], positions, predictors, tokens, mask)), images=images
+        input_ids=torch.from_numpy(input_ids),
+        attention=torch.from_numpy(attention[:, None]),
+        positions=torch.from_numpy(positions),
+        predictors=torch.from_numpy(predictors),
+        tokens=torch.from_numpy(tokens),
+        mask=torch.from_numpy(mask),
+        images=images,
     )
 
 

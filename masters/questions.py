@@ -22,7 +22,7 @@ from filelock import FileLock
 from PIL import Image
 
 from masters.files import cache_dir, hash_of
-from masters.tasks import load_task, with_labels
+from masters.tasks import load_task, task_hash, with_labels
 
 VERSION = 2
 CHUNK = 256
@@ -67,7 +67,9 @@ class Questions:
         self.table = pd.read_parquet(folder / "table.parquet")
         self.hash = folder.name
         self._prompts = Ragged(folder, "prompts")
-        features = sorted(p.name.removesuffix(".npy") for p in folder.glob("image.*.npy") if "offsets" not in p.name)
+        features = sorted(
+            p.name.removesuffix(".npy") for p in folder.glob("image.*.npy") if "offsets" not in p.name
+        )
         self._features = {name.removeprefix("image."): Ragged(folder, name) for name in features}
         self._picture = self.table["picture"].to_numpy()
 
@@ -115,7 +117,7 @@ def load_questions(tasks: Sequence[str], split: str, limit: int | None, processo
         ValueError: no such task or split; an image whose tokens are missing from the prompt.
     """
     parts = [(task, load_task(task, split, limit)) for task in tasks]
-    contents = [[task, part._fingerprint, len(part)] for task, part in parts]
+    contents = [[task, task_hash(task, split, limit)] for task, _ in parts]
     key = hash_of([VERSION, contents, split, processor_hash(processor)])
     folder = cache_dir() / "questions" / f"{split}-{key}"
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -138,10 +140,14 @@ def training_labels(
     Returns:
         Columns ``label`` and ``register``.
     """
-    parts = [with_labels(load_task(task, "train", limit), wrong_share=wrong_share, seed=seed) for task in tasks]
+    parts = [
+        with_labels(load_task(task, "train", limit), wrong_share=wrong_share, seed=seed) for task in tasks
+    ]
     frame = pd.concat([part.select_columns(["id", "label", "register"]).to_pandas() for part in parts])
     if list(frame["id"]) != list(questions.table["id"]):
-        raise ValueError("labels and questions are not of the same set; encode both with the same tasks and limit")
+        raise ValueError(
+            "labels and questions are not of the same set; encode both with the same tasks and limit"
+        )
     return frame.reset_index(drop=True)[["label", "register"]]
 
 
@@ -165,9 +171,12 @@ def _encode(parts: list[tuple[str, datasets.Dataset]], processor: Any, folder: P
             for key, i in sorted(new.items(), key=lambda item: item[1]):
                 row_of[key] = len(row_of)
                 of_image = {
-                    name: np.asarray(encoded[name][i : i + 1]) for name in sorted(encoded.keys() - TEXT_FEATURES)
+                    name: np.asarray(encoded[name][i : i + 1])
+                    for name in sorted(encoded.keys() - TEXT_FEATURES)
                 }
-                digest[key] = hashlib.sha256(b"".join(array.tobytes() for array in of_image.values())).digest()
+                digest[key] = hashlib.sha256(
+                    b"".join(array.tobytes() for array in of_image.values())
+                ).digest()
                 for name, array in of_image.items():
                     pictures.setdefault(name, []).append(array)
         frame.insert(1, "task", task)
@@ -176,7 +185,9 @@ def _encode(parts: list[tuple[str, datasets.Dataset]], processor: Any, folder: P
             for prompt, key in zip(prompts[-len(frame) :], frame["image_id"], strict=True)
         ]
         frame["picture"] = [row_of[key] for key in frame["image_id"]]
-        tables.append(frame[["id", "task", "skill", "question", "answer", "facts", "caption", "picture", "content"]])
+        tables.append(
+            frame[["id", "task", "skill", "question", "answer", "facts", "caption", "picture", "content"]]
+        )
     pd.concat(tables, ignore_index=True).to_parquet(folder / "table.parquet")
     Ragged.write(folder, "prompts", prompts)
     for name, arrays in pictures.items():
@@ -186,5 +197,7 @@ def _encode(parts: list[tuple[str, datasets.Dataset]], processor: Any, folder: P
 def prompt_text(processor: Any, question: str) -> str:
     """A question and its picture through the chat template, up to where the response begins."""
     content = [{"type": "text", "text": question}, {"type": "image"}]
-    text: str = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    text: str = processor.apply_chat_template(
+        [{"role": "user", "content": content}], add_generation_prompt=True
+    )
     return text

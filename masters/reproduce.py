@@ -13,13 +13,15 @@ import json
 import logging
 import os
 import platform
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import FrameType
@@ -30,6 +32,7 @@ import psutil
 from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
 
+from masters import progress
 from masters.files import ROOT, hash_of, write_atomic
 from masters.settings import NOTEBOOKS, Profile, load_profile, notebook_parameters
 
@@ -40,6 +43,8 @@ KERNEL_ENVIRONMENT = {
 }
 
 
+# Back to the start of the terminal line and wipe it.
+CLEAR = "\r\x1b[K"
 SMALLER = (
     ": close other programs or use a smaller profile (PROFILE=smoke) and start again; finished work is kept"
 )
@@ -158,9 +163,11 @@ def _papermill(source: Path, output: Path, parameters: dict[str, Any]) -> None:
     from nbclient.exceptions import DeadKernelError
 
     logging.getLogger("papermill").setLevel(logging.ERROR)
-    progress = Progress(source)
+    # After Ctrl-C asyncio tells of each task that was waiting for the kernel.
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    shown = Progress(source)
     try:
-        with _terminate_as_interrupt(), progress:
+        with _terminate_as_interrupt(), shown:
             papermill.execute_notebook(
                 source,
                 output,
@@ -169,23 +176,21 @@ def _papermill(source: Path, output: Path, parameters: dict[str, Any]) -> None:
                 cwd=source.parent,
                 progress_bar=False,
                 kernel_manager_class=ThisPython,
-                on_cell_start=progress.cell_start,
-                on_cell_executed=progress.cell_end,
+                shutdown_kernel="immediate",
+                on_cell_start=shown.cell_start,
+                on_cell_executed=shown.cell_end,
             )
     except papermill.PapermillExecutionError as error:
         what = ": ".join(part for part in (error.ename, _first_line(error.evalue)) if part)
-        raise ValueError(f"{source.name}, {progress.where}: {what}{_hint(what)}") from error
+        raise ValueError(f"{source.name}, {shown.where}: {what}{_hint(what)}") from error
     except DeadKernelError as error:
         raise ValueError(
-            f"{source.name}, {progress.where}: the kernel died; the least free memory seen was "
-            f"{progress.least_memory / 2**30:.1f} of {psutil.virtual_memory().total / 2**30:.1f} GiB"
-            + SMALLER
+            f"{source.name}, {shown.where}: the kernel died; the least free memory seen was "
+            f"{shown.least_memory / 2**30:.1f} of {psutil.virtual_memory().total / 2**30:.1f} GiB" + SMALLER
         ) from error
     except OSError as error:
         if error.errno == errno.ENOSPC:
-            raise ValueError(
-                f"{source.name}, {progress.where}: {error.strerror}{_hint(str(error))}"
-            ) from error
+            raise ValueError(f"{source.name}, {shown.where}: {error.strerror}{_hint(str(error))}") from error
         raise
 
 
@@ -203,25 +208,25 @@ def refresh(notebook: str) -> bool:
 
     source = source_of(notebook)
     content = nbformat.read(source, as_version=4)
-    progress = Progress(source)
+    shown = Progress(source)
     client = NotebookClient(
         content,
         kernel_manager_class=ThisPython,
         kernel_name="python3",
         record_timing=False,
         resources={"metadata": {"path": str(source.parent)}},
-        on_cell_start=progress.cell_start,
-        on_cell_executed=progress.cell_end,
+        on_cell_start=shown.cell_start,
+        on_cell_executed=shown.cell_end,
     )
     try:
-        with progress:
+        with shown:
             client.execute()
     except CellExecutionError as error:
         raise ValueError(
-            f"{source.name}, {progress.where}: {error.ename}: {_first_line(error.evalue)}"
+            f"{source.name}, {shown.where}: {error.ename}: {_first_line(error.evalue)}"
         ) from error
     except DeadKernelError as error:
-        raise ValueError(f"{source.name}, {progress.where}: the kernel died") from error
+        raise ValueError(f"{source.name}, {shown.where}: the kernel died") from error
     content.metadata = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
         "language_info": {"name": "python", "pygments_lexer": "ipython3"},
@@ -237,7 +242,12 @@ def refresh(notebook: str) -> bool:
 
 
 class Progress:
-    """A line for each code cell: its heading and time, which on a terminal counts up while the cell runs."""
+    """What a running notebook shows, and what is watched meanwhile.
+
+    A line for each code cell with its heading and time. While it runs, a terminal shows the time counting up
+    and how far the work is (see ``masters.progress``); elsewhere, such as in a log, that is a line a minute.
+    The least free memory is noted, and processes that outlive their kernel are ended.
+    """
 
     def __init__(self, source: Path) -> None:
         notebook = nbformat.read(source, as_version=4)
@@ -247,6 +257,8 @@ class Progress:
         self.heading = ""
         self.least_memory = psutil.virtual_memory().available
         self._running_since: float | None = None
+        self._reported = 0.0
+        self._family: set[psutil.Process] = set()
         self._stop = threading.Event()
         self._watcher = threading.Thread(target=self._watch, daemon=True)
 
@@ -258,6 +270,8 @@ class Progress:
 
     def __enter__(self) -> "Progress":
         self._begun = time.monotonic()
+        self._folder = tempfile.TemporaryDirectory(prefix="masters-progress-", ignore_cleanup_errors=True)
+        os.environ["MASTERS_PROGRESS"] = self._folder.name
         print(f"{self.name}", flush=True)
         self._watcher.start()
         return self
@@ -265,6 +279,11 @@ class Progress:
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         self._stop.set()
         self._watcher.join()
+        for process in self._family:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        del os.environ["MASTERS_PROGRESS"]
+        self._folder.cleanup()
         if self._running_since is not None:
             print(flush=True)
         if kind is None:
@@ -279,7 +298,7 @@ class Progress:
             self.heading = headings[-1] if headings else self.heading
         elif cell.cell_type == "code" and cell.source.strip():
             self.number += 1
-            self._running_since = time.monotonic()
+            self._running_since = self._reported = time.monotonic()
             print(self._line(), end="", flush=True)
 
     def cell_end(self, cell: Any, cell_index: int, execute_reply: Any) -> None:
@@ -287,7 +306,10 @@ class Progress:
         if self._running_since is not None and execute_reply["content"]["status"] == "ok":
             seconds = time.monotonic() - self._running_since
             self._running_since = None
-            print(("\r" + self._line() if sys.stdout.isatty() else "") + f"{_clock(seconds):>8}", flush=True)
+            print(
+                (f"{CLEAR}{self._line()}" if sys.stdout.isatty() else "") + f"{_clock(seconds):>8}",
+                flush=True,
+            )
 
     def _line(self) -> str:
         return f"  {self.number:3d}/{self.total}  {self.heading[:60]:<60}"
@@ -295,9 +317,18 @@ class Progress:
     def _watch(self) -> None:
         while not self._stop.wait(1.0):
             self.least_memory = min(self.least_memory, psutil.virtual_memory().available)
-            since = self._running_since
-            if since is not None and sys.stdout.isatty():
-                print(f"\r{self._line()}{_clock(time.monotonic() - since):>8}", end="", flush=True)
+            with suppress(psutil.Error):
+                self._family |= set(psutil.Process().children(recursive=True))
+            since, now = self._running_since, time.monotonic()
+            if since is None:
+                continue
+            work = ", ".join(progress.lines(Path(self._folder.name)))
+            if sys.stdout.isatty():
+                room = max(shutil.get_terminal_size().columns - 80, 0)
+                print(f"{CLEAR}{self._line()}{_clock(now - since):>8}  {work[:room]}", end="", flush=True)
+            elif now - self._reported >= 60:
+                self._reported = now
+                print(f"\n          {_clock(now - since)}  {work}", end="", flush=True)
 
 
 def record_provenance(
@@ -362,7 +393,12 @@ def _hint(what: str) -> str:
     """What to do about the failures that are not the notebook's own; empty for those that are."""
     if "No space left on device" in what:
         return ": free some disk space and start again; finished work is kept"
-    if what.startswith("MemoryError") or "can't allocate memory" in what or "out of memory" in what.lower():
+    # A worker that was killed from outside nearly always was killed for its memory.
+    if (
+        what.startswith(("MemoryError", "BrokenProcessPool"))
+        or "can't allocate memory" in what
+        or "out of memory" in what.lower()
+    ):
         return SMALLER
     return ""
 

@@ -31,12 +31,16 @@ class Strict(BaseModel):
 class ModelSpec(Strict):
     """One rung of the ladder: either a folder or hub name, or a small model trained from scratch."""
 
-    path: str | None = Field(None, description="folder or hub name of a trained model; paper: Qwen3-VL-8B and others")
+    path: str | None = Field(
+        None, description="folder or hub name of a trained model; paper: Qwen3-VL-8B and others"
+    )
     width: Count = Field(32, description="hidden size of the text model and of the vision tower")
     layers: Count = Field(2, description="layers of the text model")
     vision_layers: Count = Field(1, description="layers of the vision tower")
     steps: Count = Field(1000, description="optimiser steps of supervised training")
-    caption_steps: int = Field(0, ge=0, description="the first of these steps describe pictures; without, none learns to look")
+    caption_steps: int = Field(
+        0, ge=0, description="the first of these steps describe pictures; without, none learns to look"
+    )
     batch: Count = Field(32, description="questions a step")
     learning_rate: Positive = Field(2e-3, description="peak, with linear warm-up and decay")
 
@@ -57,8 +61,12 @@ class Distillation(Strict):
     questions: Count = Field(description="size of the question pool; paper: 1.5 million")
     steps: Count = Field(description="optimiser steps; paper: not given")
     batch: Count = Field(description="questions a step; paper: not given")
-    learning_rate: Positive = Field(description="constant; paper: 1e-6 for students of 2 to 8 billion weights")
-    cache_teacher: bool = Field(True, description="keep the teachers' log-probabilities on disk; off for large vocabularies")
+    learning_rate: Positive = Field(
+        description="constant; paper: 1e-6 for students of 2 to 8 billion weights"
+    )
+    cache_teacher: bool = Field(
+        True, description="keep the teachers' log-probabilities on disk; off for large vocabularies"
+    )
     beta: float = Field(0.1, ge=0, description="weight of the KL to the reference; paper: 0.1")
     teacher_responses: int = Field(4, ge=0, description="paper: 4")
     student_responses: int = Field(4, ge=0, description="paper: 4")
@@ -85,9 +93,11 @@ class Profile(Strict):
     train_questions: Count = Field(description="training questions a task, for the ladder")
     validation_questions: Count = Field(description="validation questions a task")
     test_questions: Count = Field(description="test questions a task")
-    wrong_labels: float = Field(0.0, ge=0, le=1, description="share of wrong training labels; paper: not given")
+    wrong_labels: float = Field(
+        0.0, ge=0, le=1, description="share of wrong training labels; paper: not given"
+    )
     ladder: dict[Literal["student", "mid", "large"], ModelSpec]
-    sampling: Sampling = Sampling()  # type: ignore[call-arg]
+    sampling: Sampling = Sampling()
     distillation: Distillation
 
 
@@ -106,7 +116,9 @@ class TasksAndModels(NotebookParameters):
 class MaskingAblations(NotebookParameters):
     """Notebook 2."""
 
-    ratios: tuple[Ratio, ...] = Field(description="mask ratios at which the teachers are examined; paper: not shown")
+    ratios: tuple[Ratio, ...] = Field(
+        description="mask ratios at which the teachers are examined; paper: not shown"
+    )
     r_max_grid: tuple[Ratio, ...] = Field(description="table 5a: 0.0, 0.1, 0.2, 0.3, 0.4, 0.5")
 
 
@@ -128,7 +140,9 @@ class OfflineRL(NotebookParameters):
     """Notebook 5."""
 
     arms: tuple[str, ...] = Field(description="names of masters.arms compared here, tables 1, 2, 5b, 5d")
-    stabilised: tuple[str, ...] = Field(description="departures from the paper's objective, names of masters.arms")
+    stabilised: tuple[str, ...] = Field(
+        description="departures from the paper's objective, names of masters.arms"
+    )
 
 
 class BenchmarkEvaluation(NotebookParameters):

@@ -187,6 +187,8 @@ def train(
         trainer.train(resume_from_checkpoint=last_checkpoint(folder))
     finally:
         _quiet.setLevel(level)
+        for mask in objective.masks:
+            mask.restore()
     model.eval()
     shutil.rmtree(folder, ignore_errors=True)
     rows = [row for row in trainer.state.log_history if "loss" in row]
@@ -206,13 +208,23 @@ def last_checkpoint(folder: Path) -> str | None:
 class MastersTrainer(Trainer):
     """``transformers.Trainer`` on packed questions with their responses, logging every part of the loss."""
 
+    objective: Objective
+
     def __init__(self, *args: Any, objective: Objective, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.objective = objective
         self._parts: list[dict[str, float]] = []
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
-        return SequentialSampler(self.train_dataset if train_dataset is None else train_dataset)
+        chosen: Any = self.train_dataset if train_dataset is None else train_dataset
+        return SequentialSampler(chosen)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        # A saved model's names of weights may differ from those in memory. The Trainer's own method loads
+        # what it finds under the names in memory, and passes over the rest; from_pretrained translates.
+        model = self.model if model is None else model
+        saved = type(model).from_pretrained(resume_from_checkpoint, use_safetensors=True, dtype=model.dtype)
+        model.load_state_dict(saved.state_dict())
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -263,7 +275,7 @@ class MastersTrainer(Trainer):
         """Add the mean of each part of the loss since the last row."""
         if "loss" in logs and self._parts:
             frame = pd.DataFrame(self._parts)
-            logs |= {name: float(frame[name].mean()) for name in frame if frame[name].notna().any()}
+            logs |= {str(name): float(frame[name].mean()) for name in frame if frame[name].notna().any()}
             self._parts = []
         super().log(logs, start_time)
 

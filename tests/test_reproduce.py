@@ -116,14 +116,16 @@ def test_a_full_disk_under_the_output_is_one_line(
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_leaves_nothing_half_written_and_no_kernel(
+def test_an_interrupt_leaves_nothing_half_written_and_no_process(
     tmp_path: Path, output: Path, how: int
 ) -> None:
     mark = tmp_path / "kernel.pid"
     source = _write(
         tmp_path / "toy.ipynb",
-        "import os, pathlib, time\n"
-        f"pathlib.Path({str(mark)!r}).write_text(str(os.getpid()))\n"
+        "import os, pathlib, subprocess, time\n"
+        "worker = subprocess.Popen(['sleep', '120'])\n"
+        "time.sleep(1.5)\n"
+        f"pathlib.Path({str(mark)!r}).write_text(f'{{os.getpid()}} {{worker.pid}}')\n"
         "time.sleep(120)",
     )
     program = (
@@ -142,13 +144,14 @@ def test_an_interrupt_leaves_nothing_half_written_and_no_kernel(
     deadline = time.monotonic() + 60
     while not (mark.exists() and mark.read_text()) and time.monotonic() < deadline:
         time.sleep(0.1)
-    kernel = psutil.Process(int(mark.read_text()))
+    family = [psutil.Process(int(pid)) for pid in mark.read_text().split()]
     running.send_signal(how)
     _, errors = running.communicate(timeout=60)
     assert running.returncode == 130
     assert errors == "masters: interrupted; finished work is kept, the same command goes on from there\n"
     assert _visible(output.parent) == []
-    kernel.wait(timeout=20)
+    for process in family:
+        process.wait(timeout=20)
 
 
 class _Toy(BaseModel):

@@ -59,9 +59,8 @@ def rows_on_card(cells: int) -> list[list[str]]:
 def test_columns_and_ids(texts):
     for (name, split), frame in texts.items():
         dataset = load_task(name, split)
-        assert set(dataset.column_names) >= {
-            "id", "image", "image_id", "question", "answer", "skill", "facts",
-        }  # fmt: skip
+        promised = "id image image_id question answer skill facts source caption"
+        assert dataset.column_names == promised.split()
         assert frame.id.is_unique
         pattern = re.escape(f"{name}/{split}/") + r"\d{6}-\d+"
         assert frame.id.str.fullmatch(pattern).all()
@@ -313,6 +312,24 @@ def test_shapes_are_drawn_where_the_source_says():
         }
         told = re.findall(r"(\w+) \w+ at row (\d), column (\d)", source)
         assert drawn == {(color, int(row) - 1, int(column) - 1) for color, row, column in told}
+
+
+def test_captions_say_what_the_pictures_show(texts):
+    target = load_digits().target
+    for name in ("digits", "shapes"):
+        frame = texts[name, "test"].drop_duplicates("image_id")
+        for caption, source in zip(frame.caption, frame.source, strict=True):
+            cells = ["none"] * 16
+            for thing, row, column in re.findall(r"([\w ]+) at row (\d), column (\d)", source):
+                thing = str(target[int(thing)]) if name == "digits" else thing.strip()
+                cells[(int(row) - 1) * 4 + int(column) - 1] = thing
+            assert caption == " , ".join(cells)
+    dataset = load_task("charts", "test", 300)
+    for caption, image in zip(dataset["caption"], dataset["image"], strict=True):
+        assert caption == " , ".join(f"{color} {height}" for color, height in read_bars(image).items())
+    easy = texts["easy-vqa", "test"]
+    known = easy[easy.facts.str.startswith("the picture shows")]
+    assert (known.facts == "the picture shows " + known.caption).mean() > 0.9
 
 
 def what_easy_vqa_shows(image) -> tuple[str, str]:

@@ -108,10 +108,19 @@ def _generate_missing(
     if source.ratio:
         TeacherMask(model).apply(source.ratio)
     table = questions.table.set_index("id")
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total}"),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, transient=True) as progress:
-        bar = progress.add_task(f"responses of {source.folder.name} at mask {source.ratio:g}", total=int((n - first).sum()))
-        for start in sorted(set(first.tolist()) - {n}):  # questions that already have the same number go together
+        bar = progress.add_task(
+            f"responses of {source.folder.name} at mask {source.ratio:g}", total=int((n - first).sum())
+        )
+        for start in sorted(
+            set(first.tolist()) - {n}
+        ):  # questions that already have the same number go together
             todo = [index for index, have in zip(wanted, first, strict=True) if have == start]
             waiting: list[Response] = []
             for done in generate(model, processor, questions, todo, range(start, n), sampling, seed):

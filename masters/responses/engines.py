@@ -71,7 +71,9 @@ def generate(
     order = sorted(wanted, key=lambda index: len(questions.prompt(index)))
     batch = max(1, ROWS // len(responses))
     for start in range(0, len(order), batch):
-        done = _generate_batch(model, processor, questions, order[start : start + batch], responses, sampling, seed)
+        done = _generate_batch(
+            model, processor, questions, order[start : start + batch], responses, sampling, seed
+        )
         if progress:
             progress(len(done))
         yield done
@@ -102,7 +104,9 @@ def _generate_batch(
     warp = processors(sampling, banned)
     names = [questions.table["id"].iloc[index] for index in wanted]
     if seed is not None:
-        noise = torch.from_numpy(np.stack([uniforms(seed, name, j, limit) for name in names for j in responses]))
+        noise = torch.from_numpy(
+            np.stack([uniforms(seed, name, j, limit) for name in names for j in responses])
+        )
         noise = noise.to(device)
 
     cache = DynamicCache(config=model.config.get_text_config())
@@ -129,7 +133,7 @@ def _generate_batch(
             allowed = logits.log_softmax(-1)
             token = logits.argmax(-1)
         else:
-            allowed = warp(history, logits).log_softmax(-1)
+            allowed = warp(history, logits).log_softmax(-1)  # type: ignore[arg-type]
             token = draw(allowed, noise[alive, step])
         tokens[alive, step] = token
         logprobs[alive, step] = whole.gather(1, token[:, None])[:, 0]
@@ -155,7 +159,8 @@ def _generate_batch(
         logits = model.get_output_embeddings()(hidden).float()
 
     texts = processor.tokenizer.batch_decode(
-        [row[:length] for row, length in zip(tokens.tolist(), lengths.tolist(), strict=True)], skip_special_tokens=True
+        [row[:length] for row, length in zip(tokens.tolist(), lengths.tolist(), strict=True)],
+        skip_special_tokens=True,
     )
     columns = zip(tokens.tolist(), logprobs.tolist(), support.tolist(), lengths.tolist(), texts, strict=True)
     identity = [(name, j) for name in names for j in responses]

@@ -103,7 +103,10 @@ class ResponseStore:
         responses = list(responses)
         about = questions.loc[[response.question for response in responses]]
         columns = zip(responses, about["content"], about["question"], about["answer"], strict=True)
-        rows = [{**vars(r), "content": content, "asked": asked, "label": label} for r, content, asked, label in columns]
+        rows = [
+            {**vars(r), "content": content, "asked": asked, "label": label}
+            for r, content, asked, label in columns
+        ]
         path = self.folder / f"part-{uuid.uuid4().hex[:12]}.parquet"
         write_atomic(path, _parquet(pa.Table.from_pylist(rows, schema=SCHEMA)))
         return path
@@ -142,7 +145,9 @@ class ResponseStore:
                 )
                 write_atomic(beside, _parquet(table))
             frame = _read(beside)
-            verdicts.update(zip(zip(frame["content"], frame["index"], strict=True), frame["verdict"], strict=True))
+            verdicts.update(
+                zip(zip(frame["content"], frame["index"], strict=True), frame["verdict"], strict=True)
+            )
         return verdicts
 
     @staticmethod

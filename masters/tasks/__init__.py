@@ -17,7 +17,7 @@ import datasets
 import numpy as np
 from PIL import Image
 
-from masters.files import cache_dir, hash_of
+from masters.files import cache_dir, hash_of, write_atomic
 from masters.tasks import charts, digits, easy_vqa, shapes
 from masters.tasks.labels import CAPTION_PROMPT, REGISTERS, label_text, vocabulary_of, with_labels
 from masters.tasks.scenes import SPLITS, Row, pixel_hash
@@ -87,16 +87,25 @@ def load_task(name: str, split: str, limit: int | None = None) -> datasets.Datas
 
 
 def task_hash(name: str, split: str, limit: int | None = None) -> str:
-    """16 hexadecimal digits over the content of a split: ids, questions, answers, facts and pixels, in order.
+    """16 hexadecimal digits over the content of a split: ids, all texts and pixels, in order.
+
+    It is kept beside the set, since reading every picture takes seconds.
 
     Raises:
         ValueError: as ``load_task``.
     """
     dataset = load_task(name, split, limit)
+    kept = _folder(name) / f"{split}-{len(dataset)}.hash"
+    if kept.is_file():
+        return kept.read_text()
     files = [image["bytes"] for image in dataset.cast_column("image", datasets.Image(decode=False))["image"]]
     pixels = {file: pixel_hash(Image.open(io.BytesIO(file))) for file in set(files)}
-    texts = zip(*(dataset[column] for column in ("id", "question", "answer", "facts")), strict=True)
-    return hash_of([[*row, pixels[file]] for row, file in zip(texts, files, strict=True)])
+    texts = zip(
+        *(dataset[column] for column in ("id", "question", "answer", "facts", "caption")), strict=True
+    )
+    content = hash_of([[*row, pixels[file]] for row, file in zip(texts, files, strict=True)])
+    write_atomic(kept, content)
+    return content
 
 
 def vocabulary(names: tuple[str, ...] = TASKS) -> list[str]:

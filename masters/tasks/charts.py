@@ -2,7 +2,8 @@
 
 The tables are some of those the package ``vega_datasets`` carries. A table's rows are split before anything
 is drawn, so a row of the test charts was never charted in training. Bars are told apart by colour; heights
-are rescaled to whole numbers from 1 to 9, one thin line a unit and a darker one at 5, so a value can be read off.
+are rescaled to whole numbers from 1 to 9, one thin line a unit and a darker one at 5, so a value can be
+read off.
 """
 
 from functools import cache

@@ -12,7 +12,18 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from PIL import Image, ImageDraw
 
-from masters.tasks.scenes import CELL, COLORS, GRID, Question, Row, Scene, canvas, draw_splits, grid_caption, enumeration
+from masters.tasks.scenes import (
+    CELL,
+    COLORS,
+    GRID,
+    Question,
+    Row,
+    Scene,
+    canvas,
+    draw_splits,
+    enumeration,
+    grid_caption,
+)
 
 SEED = 30
 KINDS = ("circle", "square", "triangle", "star")

@@ -1,0 +1,90 @@
+"""What several test modules share: tiny untrained models and a few synthetic questions about coloured squares.
+
+Run as a program, it is a training that dies by SIGKILL in the middle: ``python small.py FOLDER STEP``.
+"""
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image
+from transformers import PreTrainedModel
+
+from masters import models
+from masters.questions import Questions, Ragged, prompt_text
+from masters.settings import ModelSpec
+from masters.training import Budget, Example, Examples, Objective, train
+
+COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220), "white": (250, 250, 250)}
+WORDS = sorted([*COLOURS, *"what colour is this square ? the answer . so , yes no a it".split()])
+BUDGET = Budget(steps=8, batch=2, learning_rate=1e-2, save_every=3, log_every=1)
+
+
+def build(seed: int = 0, width: int = 16) -> tuple[PreTrainedModel, Any]:
+    """An untrained model of one layer in each tower, in evaluation mode, and its processor."""
+    model, processor = models.build(ModelSpec(width=width, layers=1, vision_layers=1), WORDS, seed)
+    return model.eval(), processor
+
+
+def picture(colour: str) -> Image.Image:
+    return Image.new("RGB", (64, 64), COLOURS[colour])
+
+
+def questions(folder: Path, count: int = 4) -> Questions:
+    """Questions about one coloured square each, prompts of two lengths, written as the package writes them."""
+    processor = models.build_processor(WORDS)
+    colours = [list(COLOURS)[i % len(COLOURS)] for i in range(count)]
+    asked = ["what colour is this ?" if i % 2 else "what colour is this square ?" for i in range(count)]
+    encoded = processor(
+        text=[prompt_text(processor, question) for question in asked], images=[picture(c) for c in colours]
+    )
+    folder.mkdir(parents=True)
+    Ragged.write(folder, "prompts", [np.asarray(ids, dtype=np.int32) for ids in encoded["input_ids"]])
+    pixels = np.asarray(encoded["pixel_values"])
+    Ragged.write(folder, "image.pixel_values", [pixels[i : i + 1] for i in range(count)])
+    table = pd.DataFrame({"id": [f"q{i}" for i in range(count)], "question": asked, "answer": colours})
+    table = table.assign(task="squares", skill="colour", facts="", caption="", picture=range(count))
+    table["content"] = [f"{i:016x}" for i in range(count)]
+    table.to_parquet(folder / "table.parquet")
+    return Questions(folder)
+
+
+def tokens(text: str) -> np.ndarray:
+    """A response as token ids, end token included."""
+    tokenizer = models.build_processor(WORDS).tokenizer
+    return np.array([*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id])
+
+
+def labelled(asked: Questions, budget: Budget = BUDGET, die_at: int | None = None) -> Examples:
+    """Supervised examples in a fixed order; the process is killed when it reads the one at ``die_at``."""
+    answers = [tokens(f"{answer} .") for answer in asked.table["answer"]]
+
+    def make(position: int) -> Example:
+        if position == die_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        index = position % len(asked)
+        return Example(index, [answers[index]])
+
+    return Examples(budget.steps * budget.batch, make)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    where, step = Path(sys.argv[1]), int(sys.argv[2])
+    squares = questions(where / "questions-of-the-killed")
+    student, _ = build()
+    train(
+        student,
+        squares,
+        labelled(squares, die_at=step * BUDGET.batch),
+        Objective(),
+        BUDGET,
+        where / "run",
+        "killed",
+        "cpu",
+    )

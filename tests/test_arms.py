@@ -1,0 +1,120 @@
+import re
+
+import pytest
+from pydantic import ValidationError
+
+from masters.arms import CHANGES, RunSpec, arm, title
+from masters.settings import Profile, load_profile
+
+
+@pytest.fixture(scope="module")
+def profile() -> Profile:
+    return load_profile("smoke")
+
+
+def difference(one: RunSpec, other: RunSpec) -> set[str]:
+    a, b = one.model_dump(), other.model_dump()
+    return {name for name in a if a[name] != b[name]}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_every_name_is_a_run_with_the_profiles_settings(name: str, profile: Profile) -> None:
+    spec, settings = arm(name, profile), profile.distillation
+    shared = ("questions", "steps", "batch", "learning_rate", "beta", "r_step")
+    assert all(getattr(spec, field) == getattr(settings, field) for field in shared)
+    assert title(name) == CHANGES[name][0]
+    assert all(teacher in profile.ladder for teacher in (spec.student, *spec.teachers))
+
+
+def test_titles_and_specs_are_different(profile: Profile) -> None:
+    assert len({title(name) for name in CHANGES}) == len(CHANGES)
+    assert len({arm(name, profile).model_dump_json() for name in CHANGES}) == len(CHANGES)
+
+
+def test_the_papers_form(profile: Profile) -> None:
+    spec = arm("masters", profile)
+    assert (spec.teacher_responses, spec.student_responses) == (4, 4)
+    assert spec.r_max == profile.distillation.r_max and spec.teachers == ("large",)
+    assert spec.objective() == {
+        "rewards": ("accuracy", "distillation"),
+        "normalise": True,
+        "beta": 0.1,
+        "ratio": "one",
+        "advantages": "all",
+        "flat": "keep",
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("masked", {"rewards"}),
+        ("naive_rewards", {"r_max"}),
+        ("naive_multi", {"rewards", "r_max"}),
+        ("accuracy_only", {"rewards"}),
+        ("distillation_only", {"rewards"}),
+        ("unnormalised", {"normalise"}),
+        ("mid_only", {"teachers"}),
+        ("mid_then_large", {"teachers"}),
+        ("clipped", {"ratio"}),
+        ("positive", {"advantages"}),
+        ("skip_flat", {"flat"}),
+        ("own_accuracy", {"rewards", "teacher_responses", "student_responses"}),
+        ("r_max=0.4", {"r_max"}),
+        ("responses=2", {"teacher_responses", "student_responses"}),
+        ("source=6:2", {"teacher_responses", "student_responses"}),
+    ],
+)
+def test_a_variant_differs_from_the_paper_in_nothing_else(
+    name: str, fields: set[str], profile: Profile
+) -> None:
+    assert difference(arm(name, profile), arm("masters", profile)) == fields
+
+
+def test_those_without_responses(profile: Profile) -> None:
+    for name, student in (("base", "student"), ("mid", "mid"), ("large", "large")):
+        spec = arm(name, profile)
+        assert (spec.student, spec.teachers, spec.learn_from) == (student, (), "nothing")
+    sft, naive = arm("sft", profile), arm("naive", profile)
+    assert sft.objective() is None and sft.teachers == () and sft.learn_from == "labels"
+    assert naive.learn_from == "labels" and naive.teachers == ("large",)
+    assert naive.r_max == 0 and naive.rewards == () and naive.objective() is not None
+
+
+def test_own_accuracy_learns_from_eight_responses_of_its_own(profile: Profile) -> None:
+    spec = arm("own_accuracy", profile)
+    assert (spec.student_responses, spec.teacher_responses) == (8, 0)
+    assert spec.rewards == ("accuracy",)
+
+
+def test_families(profile: Profile) -> None:
+    assert arm("r_max=0.4", profile).r_max == 0.4 and arm("r_max=0", profile).r_max == 0
+    for total in (2, 4, 8, 16):
+        spec = arm(f"responses={total}", profile)
+        assert spec.teacher_responses == spec.student_responses == total // 2
+    spec = arm("source=6:2", profile)
+    assert (spec.student_responses, spec.teacher_responses) == (6, 2)
+    assert arm("source=4:4", profile) == arm("masters", profile)
+    assert arm("r_max=0.2", profile) == arm("masters", profile)
+    assert title("source=6:2") == "student:teacher 6:2"
+    assert title("r_max=0.4") == "r_max 0.4"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", "master", "Masters", "r_max=1", "r_max=-0.2", "r_max=1.5", "r_max=", "responses=3", "responses=0",
+     "responses=-2", "responses=two", "source=0:0", "source=8", "source=1:2:3", "masters ", "r_max=0.4\n"],
+)  # fmt: skip
+def test_an_unknown_name_is_answered_with_those_that_exist(name: str, profile: Profile) -> None:
+    for call in (lambda: arm(name, profile), lambda: title(name)):
+        with pytest.raises(ValueError, match=re.escape(repr(name))) as error:
+            call()
+        assert all(known in str(error.value) for known in CHANGES)
+        assert "\n" not in str(error.value)
+
+
+def test_a_spec_refuses_what_it_does_not_know() -> None:
+    with pytest.raises(ValidationError, match="colour"):
+        RunSpec(colour=1)  # type: ignore[call-arg]
+    with pytest.raises(ValidationError, match="rewards"):
+        RunSpec(rewards=("beauty",))  # type: ignore[arg-type]

@@ -1,0 +1,227 @@
+"""The pictures: what is drawn is what the tables say, in units, and large enough to read."""
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+from collections.abc import Iterator
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.text import Text
+from scipy import stats
+
+from masters import figures
+from masters.claims import judge_claims
+from masters.files import paper_table
+from masters.schedule import MaskSchedule
+
+
+@pytest.fixture(autouse=True)
+def _nothing_stays_open() -> Iterator[None]:
+    yield
+    assert plt.get_fignums() == []
+
+
+def runs() -> pd.DataFrame:
+    values = {"base": 0.5, "mid": 0.7, "large": 0.9, "masters": 0.6, "masked": 0.55}
+    rows = [
+        {"arm": arm, "seed": seed, "accuracy": value + 0.01 * seed, "r_max": 0.1 * index, "tokens": 4.0}
+        for index, (arm, value) in enumerate(values.items())
+        for seed in range(3)
+    ]
+    return pd.DataFrame(rows)
+
+
+LADDER = pd.DataFrame({"model": ["student", "mid", "large"], "parameters": [50_000, 200_000, 800_000]})
+
+
+def xy(axis: Axes, index: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    line = axis.lines[index]
+    return np.asarray(line.get_xdata(), dtype=float), np.asarray(line.get_ydata(), dtype=float)
+
+
+def readable(figure: Figure) -> None:
+    """Draws it, then checks the size of every text and that each axis is inside the picture."""
+    figure.draw_without_rendering()
+    assert figure.get_size_inches()[0] == 7.0
+    sizes = [text.get_fontsize() for text in figure.findobj(Text) if text.get_text().strip()]  # type: ignore[attr-defined]
+    assert min(sizes) >= 10
+    for axis in figure.axes:
+        if axis.get_visible():
+            box = axis.get_tightbbox()
+            assert box is not None
+            assert box.x0 >= -1 and box.x1 <= figure.bbox.x1 + 1, "text runs out of the picture"
+
+
+def test_summary_is_mean_and_t_interval() -> None:
+    row = figures.summary(runs(), order=["masters"]).iloc[0]
+    half = stats.t.ppf(0.975, 2) * stats.sem([60.0, 61.0, 62.0])
+    assert row["estimate"] == pytest.approx(61.0)
+    assert (row["low"], row["high"]) == pytest.approx((61.0 - half, 61.0 + half))
+    single = figures.summary(runs().query("seed == 0"), order=["mid"]).iloc[0]
+    assert single["estimate"] == pytest.approx(70.0) and np.isnan(single["low"])
+    with pytest.raises(ValueError, match="no run with arm 'sft'"):
+        figures.summary(runs(), order=["sft"])
+
+
+def test_samples_show_pictures_questions_and_answers() -> None:
+    rows = [
+        {
+            "image": np.full((64, 64, 3), 40 * n, dtype=np.uint8),
+            "question": "what is it ? " * 4,
+            "answer": f"a{n}",
+        }
+        for n in range(5)
+    ]
+    figure = figures.samples(rows, columns=4)
+    shown = [axis for axis in figure.axes if axis.get_visible()]
+    assert [axis.get_title() for axis in shown] == [f"a{n}" for n in range(5)]
+    assert " ".join(shown[0].get_xlabel().split()) == ("what is it ? " * 4).strip()
+    assert int(np.asarray(shown[2].images[0].get_array()).max()) == 80
+    readable(figure)
+    with pytest.raises(ValueError, match="nothing to show"):
+        figures.samples([])
+
+
+def test_ladder_and_size() -> None:
+    figure = figures.ladder(LADDER, runs())
+    x, y = xy(figure.axes[0])
+    assert x.tolist() == [50_000, 200_000, 800_000] and y == pytest.approx([51, 71, 91])
+    assert figure.axes[0].get_xscale() == "log"
+    readable(figure)
+    figure = figures.size_accuracy(LADDER, runs(), ["masters", "masked"])
+    texts = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]  # type: ignore[union-attr]
+    assert texts == ["models of the ladder", "Masters (paper's form)", "mask-progressive"]
+    points = [xy(figure.axes[0], index) for index in range(len(figure.axes[0].lines))]
+    assert any(px.tolist() == [50_000] and py == pytest.approx([61]) for px, py in points)
+    readable(figure)
+
+
+def test_training_curves_average_the_seeds() -> None:
+    log = pd.DataFrame(
+        [
+            {"arm": arm, "seed": seed, "step": step, "loss": step + seed, "kl": np.nan if step == 1 else 0.1}
+            for arm in ("masters", "masked")
+            for seed in (0, 2)
+            for step in (0, 1, 2)
+        ]
+    )
+    axis = figures.training_curves(log).axes[0]
+    assert len(axis.lines) == 2 and xy(axis)[1].tolist() == [1, 2, 3]
+    assert len(axis.collections) == 2 and axis.get_ylabel() == "loss (nats a token)"
+    figure = figures.training_curves(log, y="kl")
+    assert xy(figure.axes[0])[0].tolist() == [0, 2]
+    readable(figure)
+    ladder_log = pd.DataFrame({"model": "student", "step": [0, 5], "loss": [2.0, 1.0]})
+    assert xy(figures.training_curves(ladder_log, hue="model").axes[0])[1].tolist() == [2, 1]
+    with pytest.raises(ValueError, match="lacks jsd"):
+        figures.training_curves(log, y="jsd")
+
+
+def test_masked_accuracy_weighs_tasks_by_questions() -> None:
+    rows = [("large", 0.0, "a", 1.0, 100), ("large", 0.0, "b", 0.5, 300), ("large", 0.4, "a", 0.0, 400)]
+    frame = pd.DataFrame(rows, columns=["model", "ratio", "task", "accuracy", "questions"])
+    figure = figures.masked_accuracy(frame)
+    x, y = xy(figure.axes[0])
+    assert x.tolist() == [0.0, 0.4] and y == pytest.approx([62.5, 0.0])
+    readable(figure)
+
+
+def test_schedule_is_the_staircase_that_trains() -> None:
+    figure = figures.schedule(0.2, 0.05, 50)
+    x, y = xy(figure.axes[0])
+    assert y[:-1].tolist() == [MaskSchedule(0.2, 0.05).ratio_at(i, 50) for i in range(50)]
+    assert x[-1] == 50 and y[0] == 0.2 and y[-1] == 0.0
+    readable(figure)
+    with pytest.raises(ValueError, match="at least one iteration"):
+        figures.schedule(0.2, 0.05, 0)
+
+
+def test_effects_put_the_paper_beside() -> None:
+    frame = figures.summary(runs(), order=["base", "masked", "masters"])
+    figure = figures.effects(frame)
+    assert len(figure.axes) == 1
+    labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert labels == ["base student", "mask-progressive", "Masters (paper's form)"]
+    figure = figures.effects(frame.assign(paper=[75.4, np.nan, 80.0]))
+    ours, paper = figure.axes
+    assert [xy(ours, index)[0][0] for index in (1, 3, 5)] == pytest.approx([51, 56, 61])
+    assert xy(ours, 0)[0] == pytest.approx(frame.loc[0, ["low", "high"]].to_numpy(dtype=float))
+    assert np.array_equal(xy(paper)[0], [75.4, np.nan, 80.0], equal_nan=True)
+    readable(figure)
+
+
+def test_grid_has_a_panel_for_the_paper() -> None:
+    table = paper_table("table5a_rmax")
+    figure = figures.grid(runs(), "r_max", table)
+    ours, paper = figure.axes
+    assert xy(ours)[1] == pytest.approx([51, 71, 91, 61, 56])
+    assert len(paper.lines) == 4 and xy(paper)[1].tolist() == table["Qwen2.5-VL-72B"].tolist()
+    readable(figure)
+    assert len(figures.grid(runs(), "r_max").axes) == 1
+    with pytest.raises(ValueError, match="lacks responses"):
+        figures.grid(runs(), "responses")
+
+
+def test_reward_distribution_is_equation_7() -> None:
+    frame = pd.DataFrame(
+        {
+            "question": ["q"] * 3 + ["flat"] * 2,
+            "correct": [1, 0, 1, 0, 0],
+            "divergence": [1.0, 2.0, 3.0, 1.0, 1.0],
+            "source": ["teacher", "teacher", "student", "student", "student"],
+        }
+    )
+    figure = figures.reward_distribution(frame)
+    bars = [patch for patch in figure.axes[0].patches if isinstance(patch, Rectangle)]
+    assert [bar.get_height() for bar in bars] == pytest.approx([50.0, 100 / 3])
+    teacher, student = (np.asarray(patch.get_path().vertices) for patch in figure.axes[1].patches)
+    # The teacher's rewards are 1 and 0.5, the student's 0; the flat group has none.
+    assert teacher[:, 1].max() == pytest.approx(50) and student[:, 1].max() == pytest.approx(100)
+    assert student[student[:, 1] > 0, 0].max() == pytest.approx(0.1)
+    readable(figure)
+    assert len(figures.reward_distribution(frame.drop(columns="source")).axes[0].patches) == 1
+
+
+def test_claims_have_ours_and_the_papers() -> None:
+    rows = [
+        {
+            "arm": arm,
+            "seed": seed,
+            "task": "t",
+            "question": q,
+            "mode": "greedy",
+            "correct": q < n,
+            "tokens": 4.0,
+        }
+        for arm, n in (("masters", 30), ("masked", 20), ("base", 10))
+        for seed in range(2)
+        for q in range(40)
+    ]
+    frame = judge_claims(pd.DataFrame(rows), 50)
+    figure = figures.claims(frame)
+    points, percent = figure.axes
+    labels = [label.get_text() for label in points.get_yticklabels()]
+    assert len(labels) == 14 and labels[2] == "C3  supported" and labels[7] == "C8  not tested"
+    assert percent.get_yticklabels()[0].get_text() == "C15  supported"
+    assert xy(points, 5)[0].tolist() == [frame.loc[2, "effect"]] == [25.0]
+    assert points.lines[5].get_color() == figures.VERDICT_COLOURS["supported"]
+    paper = xy(points, 2 * 14)[0]
+    assert np.array_equal(paper, frame["paper_effect"].to_numpy()[:14], equal_nan=True)
+    readable(figure)
+
+
+def test_latency_in_milliseconds() -> None:
+    frame = pd.DataFrame(
+        {"arm": ["base", "large"], "seconds_per_question": [0.01, 0.05], "tokens": [4.0, 5.5]}
+    )
+    figure = figures.latency(frame)
+    assert [patch.get_width() for patch in figure.axes[0].patches] == pytest.approx([10, 50])  # type: ignore[attr-defined]
+    assert [text.get_text() for text in figure.axes[0].texts] == ["4.0 tokens", "5.5 tokens"]
+    readable(figure)
