@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PARAMS := notebooks/params/$(PROFILE)
 OUT := build/$(PROFILE)
-BOOK := book/_build/.$(PROFILE)
+BOOK := book/_build/.profile-$(PROFILE)
 HTML := book/_build/html/index.html
 UV_VERSION := 0.13.9
 
@@ -97,5 +97,5 @@ $(OUT)/7_claims.ipynb: $(OUT)/2_masking_ablations.ipynb $(OUT)/3_response_cachin
 # One stamp a profile. Building for one removes the others' stamps, so that switching profiles builds again.
 $(BOOK): $(EXECUTED) $(PAGES) $(PACKAGE) | $(INSTALLED)
 	@$(BIN)/masters book $(PROFILE)
-	@rm -f book/_build/.[a-z]*
+	@rm -f book/_build/.profile-*
 	@touch $@

@@ -81,8 +81,8 @@ def _score(
         chosen = groups[start : start + BATCH]
         batch = pack(
             [questions.prompt(index) for index in indices], chosen, questions.image_features(indices)
-        )
-        rows = response_logits(model, batch)[batch.mask].float().log_softmax(-1).half().numpy()
+        ).to(model.device)
+        rows = response_logits(model, batch)[batch.mask].float().log_softmax(-1).half().cpu().numpy()
         kept[end : end + len(rows)] = rows
         end += len(rows)
         report(f"scoring responses with {scorer.folder.name}", start + len(indices), len(wanted))

@@ -24,6 +24,7 @@ import numpy as np
 import pandas as pd
 import torch
 from filelock import FileLock
+from huggingface_hub import snapshot_download
 
 from masters.arms import RunSpec, arm
 from masters.distributions import distributions
@@ -120,12 +121,7 @@ class Lab:
         """Where a model of the ladder is saved; it is trained first if it is not there."""
         spec = self.profile.ladder[model]  # type: ignore[index]
         if spec.path:
-            path = Path(spec.path)
-            if not path.is_dir():
-                raise ValueError(
-                    f"model {model} is to come from {spec.path!r}: download it to a folder first"
-                )
-            return path
+            return Path(spec.path) if Path(spec.path).is_dir() else Path(snapshot_download(spec.path))
         folder = self._ladder_folder(model)
         if not (folder / "config.json").is_file():
             self._train_ladder()
@@ -201,7 +197,6 @@ class Lab:
                 budget,
                 Path(f"{folder}.run"),
                 name,
-                "cpu",
             )
             seconds = time.perf_counter() - start
 
@@ -460,7 +455,7 @@ class Lab:
             spec.steps, spec.batch, spec.learning_rate, "constant", seed, log_every=max(1, spec.steps // 40)
         )
         examples = Examples(spec.steps * spec.batch, make)
-        return train(model, self.questions("train"), examples, objective, budget, folder, "a run", "cpu")
+        return train(model, self.questions("train"), examples, objective, budget, folder, "a run")
 
     def _materials(
         self, spec: RunSpec, stage: tuple[int, float], student: Source, cached: bool

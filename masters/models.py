@@ -23,12 +23,12 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen2Config,
 )
-
 from transformers.utils import logging as transformers_logging
 
 from masters.settings import ModelSpec
 
-transformers_logging.disable_progress_bar()  # models here load in milliseconds; a bar each would flood a notebook
+# Models here load in milliseconds; a progress bar for each would flood a notebook.
+transformers_logging.disable_progress_bar()
 
 IMAGE_SIZE = 64
 PATCH_SIZE = 16
@@ -54,7 +54,7 @@ def load(name_or_folder: str | Path) -> tuple[PreTrainedModel, Any]:
     """A vision-language model and its processor, from a hub name or a folder, safetensors only.
 
     Returns:
-        The model in evaluation mode and its processor.
+        The model in evaluation mode, on the GPU where there is one, and its processor.
 
     Raises:
         ValueError: there is no such model, or it holds no safetensors weights.
@@ -70,7 +70,8 @@ def load(name_or_folder: str | Path) -> tuple[PreTrainedModel, Any]:
             f"cannot load a vision-language model from {str(name_or_folder)!r}: {reason}; "
             "give a hub name or a folder with config.json and *.safetensors"
         ) from None
-    return model.eval(), processor
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return model.to(device).eval(), processor  # type: ignore[arg-type]  # a decorator hides the parameter's type
 
 
 def build(spec: ModelSpec, words: list[str], seed: int) -> tuple[PreTrainedModel, Any]:
@@ -198,6 +199,6 @@ def check_same_vocabulary(student: Any, teacher: Any) -> None:
     if ours != theirs:
         different = {token for token in ours.keys() | theirs.keys() if ours.get(token) != theirs.get(token)}
         raise ValueError(
-            f"student and teacher differ in {len(different)} tokens (student {len(ours)}, teacher {len(theirs)}, "
-            f"e.g. {sorted(different)[0]!r}); choose a teacher of the student's family"
+            f"student and teacher differ in {len(different)} tokens "
+            f"(student {len(ours)}, teacher {len(theirs)}, e.g. {sorted(different)[0]!r}); choose a teacher of the student's family"
         )

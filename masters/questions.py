@@ -58,8 +58,8 @@ class Questions:
     """The questions of one or several tasks, ready for a model.
 
     Attributes:
-        table: one row a question: id, task, skill, question, answer, facts, caption, picture (row among the images),
-            content (a hash of the prompt's tokens and the picture: what a model sees).
+        table: one row a question: id, task, skill, question, answer, facts, caption, picture (row among the
+            images), content (a hash of the prompt's tokens and the picture: what a model sees).
         hash: of the content and of the processor.
     """
 

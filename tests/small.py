@@ -1,4 +1,4 @@
-"""What several test modules share: tiny untrained models and a few synthetic questions about coloured squares.
+"""What several test modules share: tiny untrained models, questions about coloured squares.
 
 Run as a program, it is a training that dies by SIGKILL in the middle: ``python small.py FOLDER STEP``.
 """
@@ -21,7 +21,9 @@ from masters.settings import ModelSpec
 from masters.training import Budget, Example, Examples, Objective, train
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220), "white": (250, 250, 250)}
-WORDS = sorted([*COLOURS, *"what colour is this square ? the answer . so , yes no a it".split()])
+QUESTION_WORDS = ["what", "colour", "is", "this", "square", "?"]
+ANSWER_WORDS = ["the", "answer", ".", "so", ",", "yes", "no", "a", "it"]
+WORDS = sorted([*COLOURS, *QUESTION_WORDS, *ANSWER_WORDS])
 BUDGET = Budget(steps=8, batch=2, learning_rate=1e-2, save_every=3, log_every=1)
 
 
@@ -36,7 +38,7 @@ def picture(colour: str) -> Image.Image:
 
 
 def questions(folder: Path, count: int = 4) -> Questions:
-    """Questions about one coloured square each, prompts of two lengths, written as the package writes them."""
+    """Questions about one coloured square each, prompts of two lengths, written as the package does it."""
     processor = models.build_processor(WORDS)
     colours = [list(COLOURS)[i % len(COLOURS)] for i in range(count)]
     asked = ["what colour is this ?" if i % 2 else "what colour is this square ?" for i in range(count)]

@@ -42,6 +42,7 @@ def test_a_saved_model_comes_back_bit_for_bit(folder: Path) -> None:
 def test_a_shared_weight_stays_shared_after_loading(folder: Path) -> None:
     model, _ = models.load(folder)
     head, embedding = model.get_output_embeddings().weight, model.get_input_embeddings().weight
+    assert isinstance(head, torch.Tensor) and isinstance(embedding, torch.Tensor)
     assert head.data_ptr() == embedding.data_ptr()
     both = sum(value.numel() for value in model.state_dict().values())
     assert models.parameter_count(model) == both - head.numel()
@@ -109,7 +110,7 @@ def test_the_weights_hash_sees_one_changed_bit() -> None:
 
 
 def test_a_width_that_is_no_multiple_of_a_head_is_refused() -> None:
-    with pytest.raises(ValueError, match="width 24 .* multiple of 16"):
+    with pytest.raises(ValueError, match=r"width 24 .* multiple of 16"):
         models.build(ModelSpec(width=24), small.WORDS, 0)
 
 

@@ -75,7 +75,7 @@ def test_packed_logits_and_gradients_equal_those_of_one_row_a_response(
     assert ours.keys() == expected.keys() and len(ours) > 20
     assert any("vision_tower" in name and grad.abs().max() > 0 for name, grad in ours.items())
     for name, grad in ours.items():
-        torch.testing.assert_close(grad, expected[name], atol=1e-5, rtol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(grad, expected[name], atol=1e-5, rtol=1e-5)
 
 
 def test_a_single_response_is_the_plain_causal_case(model: PreTrainedModel, asked: Questions) -> None:

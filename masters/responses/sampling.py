@@ -9,7 +9,6 @@ import hashlib
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from torch import Tensor
 from transformers import (
     LogitsProcessorList,

@@ -55,7 +55,7 @@ class Judge(Protocol):
 
 @dataclass(frozen=True)
 class Source:
-    """Who writes: the saved model in a folder, masked at a ratio (0 for the student and the whole teacher)."""
+    """Who writes: the saved model in a folder, masked at a ratio; 0 is the whole model."""
 
     folder: Path
     ratio: float = 0.0
@@ -168,7 +168,7 @@ def _read(path: Path, columns: list[str] | None = None) -> pd.DataFrame:
     except (OSError, pa.ArrowException) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(
-            f"{path} is damaged ({reason}); delete it and run the same command again: only its rows are made again"
+            f"{path} is damaged ({reason}); delete it and run again: only its rows are made again"
         ) from None
     assert isinstance(frame, pd.DataFrame)
     return frame

@@ -1,0 +1,350 @@
+import math
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from masters import experiments, training
+from masters.arms import RunSpec, arm
+from masters.experiments import Lab, Results, _authors, _epochs, _stages
+from masters.models import load, weights_hash
+from masters.settings import Distillation, ModelSpec, Profile, Sampling
+
+ARMS = ["base", "sft", "naive", "masked", "masters", "mid_then_large", "own_accuracy"]
+RUN_COLUMNS = {
+    "arm", "seed", "key", "student", "teachers", "r_max", "r_step", "teacher_responses", "student_responses",
+    "rewards", "learning_rate", "beta", "steps", "accuracy", "sampled_accuracy", "tokens", "kl", "seconds",
+}  # fmt: skip
+PREDICTION_COLUMNS = {"arm", "seed", "task", "skill", "question", "mode", "correct", "tokens", "register"}
+LOG_COLUMNS = {
+    "arm", "seed", "step", "loss", "jsd", "policy", "kl", "flat_groups", "reward_accuracy",
+    "reward_distillation", "mask_ratio",
+}  # fmt: skip
+Jobs = Sequence[tuple[Callable[..., None], tuple[Any, ...]]]
+
+
+def profile(**changes: Any) -> Profile:
+    """Four steps for each model, six for each run: enough to see that every stage does its part."""
+    small: dict[str, Any] = {"layers": 1, "steps": 4, "caption_steps": 1, "batch": 4}
+    distillation = Distillation(
+        questions=6, steps=6, batch=2, learning_rate=1e-3, r_max=0.2, r_step=0.1,
+        teacher_responses=2, student_responses=2,
+    )  # fmt: skip
+    values: dict[str, Any] = {
+        "name": "tiny",
+        "description": "for the tests",
+        "shows": "nothing",
+        "cannot_show": "anything",
+        "minutes": {},
+        "processes": 1,
+        "seeds": 1,
+        "tasks": ("charts",),
+        "train_questions": 32,
+        "validation_questions": 6,
+        "test_questions": 8,
+        "ladder": {
+            "student": ModelSpec(width=16, **small),
+            "mid": ModelSpec(width=32, **small),
+            "large": ModelSpec(width=48, **small),
+        },
+        "sampling": Sampling(max_new_tokens=8),
+    }
+    return Profile(**(values | {"distillation": distillation.model_copy(update=changes)}))
+
+
+def here(self: Lab, jobs: Jobs, *rest: object) -> None:
+    """What workers do, done in this process: starting one takes longer than all of this profile's work."""
+    for job, arguments in jobs:
+        job(self, *arguments)
+
+
+def nothing(self: Lab, jobs: Jobs, *rest: object) -> None:
+    assert not jobs, "work was done again"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    data = tmp_path_factory.mktemp("experiments")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MASTERS_DATA", str(data))
+        yield data
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def lab(folder: Path) -> Lab:
+    """A lab whose ladder was trained in a worker process."""
+    made = Lab(profile())
+    made.ladder()
+    return made
+
+
+@pytest.fixture
+def inline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Lab, "_parallel", here)
+
+
+@pytest.fixture(scope="module")
+def results(lab: Lab) -> Results:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Lab, "_parallel", here)
+        return lab.results(ARMS)
+
+
+# --- the ladder -------------------------------------------------------------------------------------------------
+
+
+def test_the_ladder_is_trained_once(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = lab.ladder()
+    assert list(first["model"]) == ["student", "mid", "large"]
+    assert first["parameters"].is_monotonic_increasing and (first["training_steps"] == 4).all()
+    assert first["weights"].nunique() == 3 and (first["seconds"] > 0).all()
+    monkeypatch.setattr(Lab, "_parallel", nothing)
+    pd.testing.assert_frame_equal(Lab(profile()).ladder(), first)
+
+
+def test_the_ladders_log(lab: Lab) -> None:
+    log = lab.ladder_log()
+    assert list(log) == ["model", "step", "loss"]
+    assert set(log["model"]) <= {"student", "mid", "large"} and np.isfinite(log["loss"]).all()
+
+
+def test_nothing_half_done_stays(results: Results, folder: Path) -> None:
+    for place in ("models", "runs"):
+        names = [path.name for path in (folder / "cache" / place).iterdir() if path.is_dir()]
+        assert names and not [name for name in names if name.startswith(".") or name.endswith(".run")]
+
+
+# --- runs -------------------------------------------------------------------------------------------------------
+
+
+def test_runs_have_the_documented_columns(results: Results, lab: Lab) -> None:
+    runs = results.runs.set_index("arm")
+    assert set(results.runs) >= RUN_COLUMNS and list(runs.index) == ARMS
+    assert runs["key"].nunique() == len(ARMS)
+    for column in ("accuracy", "sampled_accuracy"):
+        assert runs[column].between(0, 1).all()
+    assert runs["tokens"].between(1, 8).all()
+    assert dict(runs["teachers"]) == {
+        "base": "", "sft": "", "naive": "large", "masked": "large", "masters": "large",
+        "mid_then_large": "mid+large", "own_accuracy": "large",
+    }  # fmt: skip
+    assert runs["rewards"]["masters"] == "accuracy+distillation" and runs["rewards"]["masked"] == ""
+    assert math.isnan(runs["kl"]["base"]) and runs["kl"]["masters"] > 0
+    assert (runs["seconds"] >= 0).all()
+
+
+def test_predictions_are_a_row_a_run_question_and_mode(results: Results, lab: Lab) -> None:
+    predictions, ids = results.predictions, set(lab.questions("test").table["id"])
+    assert set(predictions) >= PREDICTION_COLUMNS
+    assert len(predictions) == len(ARMS) * len(ids) * 2
+    assert not predictions.duplicated(["arm", "seed", "question", "mode"]).any()
+    assert set(predictions["question"]) == ids and set(predictions["mode"]) == {"greedy", "sampled"}
+    accuracy = predictions[predictions["mode"] == "greedy"].groupby("arm")["correct"].mean()
+    assert dict(accuracy) == pytest.approx(dict(results.runs.set_index("arm")["accuracy"]))
+
+
+def test_the_log_shows_what_an_arm_minimised(results: Results) -> None:
+    log = results.log
+    assert set(log) >= LOG_COLUMNS and "base" not in set(log["arm"])
+    assert set(log["arm"]) == set(ARMS) - {"base"}
+    for name, rows in log.groupby("arm"):
+        assert list(rows["step"]) == list(range(1, 7)), name
+        assert np.isfinite(rows["loss"]).all()
+    by_arm = {name: rows.set_index("step") for name, rows in log.groupby("arm")}
+    assert list(by_arm["masters"]["mask_ratio"]) == [0.2, 0.2, 0.1, 0.1, 0.0, 0.0]
+    assert list(by_arm["mid_then_large"]["mask_ratio"]) == [0.2, 0.1, 0.0] * 2
+    assert (by_arm["naive"]["mask_ratio"] == 0).all()
+    assert by_arm["sft"]["jsd"].isna().all()
+    assert by_arm["masters"]["kl"][1] == pytest.approx(0, abs=1e-3)  # the student is its own reference
+    assert by_arm["masters"]["kl"][6] > by_arm["masters"]["kl"][1]
+
+
+def test_training_changes_the_student_and_only_there(results: Results, lab: Lab, folder: Path) -> None:
+    weights = {}
+    for name in ARMS:
+        saved = lab.run_folder(arm(name, lab.profile), 0) / "model"
+        assert saved.is_dir() == (name != "base")
+        if saved.is_dir():
+            weights[name] = weights_hash(load(saved)[0])
+    student = weights_hash(load(lab.folder("student"))[0])
+    assert len({student, *weights.values()}) == len(ARMS)
+
+
+def test_a_second_time_nothing_runs(results: Results, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Lab, "_parallel", nothing)
+    again = Lab(profile()).results(ARMS)
+    pd.testing.assert_frame_equal(again.runs, results.runs)
+    pd.testing.assert_frame_equal(again.predictions, results.predictions)
+    pd.testing.assert_frame_equal(again.log, results.log)
+    base = Lab(profile()).results(["base"])
+    assert len(base.log) == 0 and list(base.runs["arm"]) == ["base"]
+
+
+def test_what_changes_a_result_changes_the_key(lab: Lab, results: Results) -> None:
+    spec = arm("masters", lab.profile)
+    changes = [
+        {"learning_rate": 2e-3}, {"steps": 7}, {"batch": 3}, {"beta": 0.2}, {"questions": 5}, {"r_max": 0.1},
+        {"teachers": ("mid",)}, {"teachers": ("mid", "large")}, {"rewards": ()}, {"normalise": False},
+        {"ratio": "clipped"}, {"student_responses": 3},
+    ]  # fmt: skip
+    folders = {lab.run_folder(spec, seed) for seed in (0, 1)}
+    folders |= {lab.run_folder(RunSpec(**(spec.model_dump() | change)), 0) for change in changes}
+    longer = profile().model_copy(update={"sampling": Sampling(max_new_tokens=9)})
+    folders.add(Lab(longer).run_folder(spec, 0))
+    fewer = profile().model_copy(update={"test_questions": 5})
+    folders.add(Lab(fewer).run_folder(spec, 0))
+    assert len(folders) == 4 + len(changes)
+    assert lab.run_folder(spec, 0).name in set(results.runs["key"])
+
+
+@pytest.mark.usefixtures("inline")
+def test_a_run_that_was_stopped_goes_on_and_ends_the_same(
+    results: Results, lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = arm("masters", lab.profile)
+    run = lab.run_folder(spec, 0)
+    undisturbed = weights_hash(load(run / "model")[0])
+    kept = run.with_name("kept")
+    run.rename(kept)
+    monkeypatch.setattr(experiments, "Budget", partial(training.Budget, save_every=2))
+    compute, steps = training.MastersTrainer.compute_loss, []
+
+    def stopping(self: Any, *args: Any, **options: Any) -> Any:
+        if len(steps) == 5:
+            raise KeyboardInterrupt
+        steps.append(self.state.global_step)
+        return compute(self, *args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training.MastersTrainer, "compute_loss", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            lab.results(["masters"])
+    assert not run.exists() and steps == [0, 1, 2, 3, 4]
+
+    later = []
+
+    def counting(self: Any, *args: Any, **options: Any) -> Any:
+        later.append(self.state.global_step)
+        return compute(self, *args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training.MastersTrainer, "compute_loss", counting)
+        again = lab.results(["masters"])
+    assert later == [4, 5]  # from the checkpoint after four steps
+    assert weights_hash(load(run / "model")[0]) == undisturbed
+    first = results.predictions[results.predictions["arm"] == "masters"].reset_index(drop=True)
+    pd.testing.assert_frame_equal(again.predictions, first)
+    logged = results.log[results.log["arm"] == "masters"]
+    assert list(again.log["step"]) == list(logged["step"])
+    assert np.allclose(again.log["loss"], logged["loss"])
+    shutil.rmtree(run)
+    kept.rename(run)
+
+
+@pytest.mark.usefixtures("inline")
+def test_a_run_is_there_as_a_whole_or_not_at_all(
+    lab: Lab, results: Results, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: Any, **options: Any) -> None:
+        raise OSError("No space left on device")
+
+    run = lab.run_folder(arm("masked", lab.profile), 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(pd.DataFrame, "to_parquet", full)
+        with pytest.raises(OSError, match="No space"):
+            lab.run(arm("masked", lab.profile), 1)
+    assert not run.exists() and not list(run.parent.glob(".*.new"))
+
+
+def test_teachers_may_run_along_instead_of_being_cached(lab: Lab, results: Results, tmp_path: Path) -> None:
+    """The same losses, to the precision of the float16 cache."""
+    along = Lab(profile(cache_teacher=False))
+    spec = arm("mid_then_large", along.profile)
+    model, _ = load(along.folder("student"))
+    log = along._distil(model, spec, 0, tmp_path / "run")
+    cached = results.log[results.log["arm"] == "mid_then_large"].reset_index(drop=True)
+    assert list(log["mask_ratio"]) == list(cached["mask_ratio"])
+    assert np.allclose(log["jsd"], cached["jsd"], atol=2e-3)
+    assert np.allclose(log["kl"], cached["kl"], atol=2e-3)
+
+
+@pytest.mark.usefixtures("inline")
+def test_masked_accuracy(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    frame = lab.masked_accuracy(["large"], [0.0, 0.5])
+    assert list(frame) == ["model", "ratio", "task", "accuracy", "questions"]
+    assert list(frame["ratio"]) == [0.0, 0.5] and (frame["questions"] == 6).all()
+    monkeypatch.setattr(Lab, "_parallel", nothing)
+    pd.testing.assert_frame_equal(Lab(profile()).masked_accuracy(["large"], [0.0, 0.5]), frame)
+
+
+def test_responses_carry_their_divergence(lab: Lab, results: Results) -> None:
+    frame = lab.responses("large", 0.2, 2)
+    columns = {"question", "index", "text", "tokens", "logprobs", "finish", "correct", "divergence", "task",
+               "skill", "asked", "label"}  # fmt: skip
+    assert columns <= set(frame) and len(frame) == 2 * len(lab.pool) == 12
+    assert frame["divergence"].between(0, math.log(2)).all() and frame["divergence"].nunique() > 6
+    figures = lab.cache_figures().set_index(["source", "ratio"])
+    assert list(figures) == ["generated", "reused", "seconds", "per_second", "mib"]
+    assert figures["reused"]["large", 0.2] >= 12 and figures["mib"]["large", 0.2] > 0
+
+
+def test_latency(lab: Lab, results: Results, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Lab, "_parallel", nothing)
+    frame = lab.latency(["base", "masters"], 3)
+    assert list(frame) == ["arm", "seconds_per_question", "tokens"]
+    assert (frame["seconds_per_question"] > 0).all() and frame["tokens"].between(1, 8).all()
+
+
+# --- the order of things ----------------------------------------------------------------------------------------
+
+
+def test_each_teacher_goes_through_the_mask_schedule() -> None:
+    """Eq. 3 within each teacher's share of the steps."""
+    spec = RunSpec(teachers=("mid", "large"), r_max=0.2, r_step=0.1, steps=12)
+    stages = [_stages(spec)(step) for step in range(12)]
+    ratios = [0.2, 0.2, 0.1, 0.1, 0.0, 0.0]
+    assert stages == [(0, ratio) for ratio in ratios] + [(1, ratio) for ratio in ratios]
+
+
+@pytest.mark.parametrize("steps", [6, 7, 11, 13, 100])
+@pytest.mark.parametrize("teachers", [("large",), ("mid", "large"), ("student", "mid", "large")])
+def test_the_schedule_falls_within_each_teacher(steps: int, teachers: tuple[str, ...]) -> None:
+    stage = _stages(RunSpec(teachers=teachers, r_max=0.1, r_step=0.1, steps=steps))
+    stages = [stage(step) for step in range(steps)]
+    for index in range(len(teachers)):
+        ratios = [ratio for teacher, ratio in stages if teacher == index]
+        assert set(ratios) == {0.1, 0.0} and ratios == sorted(ratios, reverse=True)
+        assert len(ratios) in (steps // len(teachers), steps // len(teachers) + 1)
+    assert [index for index, _ in stages] == sorted(index for index, _ in stages)
+
+
+def test_without_a_teacher_there_is_one_stage() -> None:
+    stage = _stages(RunSpec(teachers=(), steps=5))
+    assert {stage(step) for step in range(5)} == {(0, 0.0)}
+
+
+def test_who_writes_what_a_stage_learns_from() -> None:
+    spec = arm("mid_then_large", profile())
+    assert _authors(spec, (0, 0.2)) == [("mid", 0.2, 2), ("student", 0.0, 2)]
+    assert _authors(spec, (1, 0.0)) == [("large", 0.0, 2), ("student", 0.0, 2)]
+    assert _authors(arm("own_accuracy", profile()), (0, 0.2)) == [("student", 0.0, 8)]
+    assert _authors(arm("naive", profile()), (0, 0.0)) == [("labels", 0.0, 1)]
+
+
+@pytest.mark.parametrize(("size", "length"), [(5, 0), (5, 3), (5, 5), (5, 13), (1, 4)])
+def test_epochs_take_every_question_equally_often(size: int, length: int) -> None:
+    order = _epochs(np.random.default_rng(0), size, length)
+    assert len(order) == length
+    counts = np.bincount(order, minlength=size) if length else np.zeros(size)
+    assert counts.max() - counts.min() <= 1
+    for start in range(0, length - size + 1, size):
+        assert sorted(order[start : start + size]) == list(range(size))
