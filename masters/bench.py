@@ -28,11 +28,10 @@ QUESTIONS = 16
 def main() -> None:
     """Time each pair and print one table."""
     torch.set_num_threads(1)
-    processor = build_processor(vocabulary(("charts",)))
+    words = vocabulary(("charts",))
+    processor = build_processor(words)
     questions = load_questions(("charts",), "validation", 64, processor)
-    model, _ = build(
-        ModelSpec(width=64, layers=2, vision_layers=1), list(processor.tokenizer.get_vocab())[6:], 0
-    )
+    model, _ = build(ModelSpec(width=64, layers=2, vision_layers=1), words, 0)
     table = Table(
         title=f"fast path against plain path, one thread, {REPETITIONS} repetitions", title_justify="left"
     )
@@ -68,7 +67,8 @@ def _packing(
     rng = np.random.default_rng(0)
     indices = list(range(QUESTIONS))
     prompts = [questions.prompt(index) for index in indices]
-    groups = [[rng.integers(6, 100, 12) for _ in range(GROUP)] for _ in indices]
+    vocabulary_size = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
+    groups = [[rng.integers(6, vocabulary_size, 12) for _ in range(GROUP)] for _ in indices]
 
     def packed() -> None:
         batch = pack(prompts, groups, questions.image_features(indices))

@@ -187,7 +187,9 @@ class Lab:
             seed = int(hash_of(name), 16) % 2**31
             model, _ = build(spec, list(self._words()), seed)
             examples = self._ladder_examples(spec, seed)
-            budget = Budget(spec.steps, spec.batch, spec.learning_rate, seed=seed)
+            budget = Budget(
+                spec.steps, spec.batch, spec.learning_rate, seed=seed, log_every=min(20, spec.steps)
+            )
             start = time.perf_counter()
             log = train(
                 model,

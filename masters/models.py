@@ -200,5 +200,6 @@ def check_same_vocabulary(student: Any, teacher: Any) -> None:
         different = {token for token in ours.keys() | theirs.keys() if ours.get(token) != theirs.get(token)}
         raise ValueError(
             f"student and teacher differ in {len(different)} tokens "
-            f"(student {len(ours)}, teacher {len(theirs)}, e.g. {sorted(different)[0]!r}); choose a teacher of the student's family"
+            f"(student {len(ours)}, teacher {len(theirs)}, e.g. {sorted(different)[0]!r}); "
+            "choose a teacher of the student's family"
         )

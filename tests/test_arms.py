@@ -117,4 +117,4 @@ def test_a_spec_refuses_what_it_does_not_know() -> None:
     with pytest.raises(ValidationError, match="colour"):
         RunSpec(colour=1)  # type: ignore[call-arg]
     with pytest.raises(ValidationError, match="rewards"):
-        RunSpec(rewards=("beauty",))  # type: ignore[arg-type]
+        RunSpec(rewards=("beauty",))

@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -42,14 +43,22 @@ def test_a_token_of_probability_zero_is_never_drawn() -> None:
         [[hidden, 0.5, hidden, 0.5, hidden], [0.5, hidden, hidden, hidden, 0.5], [hidden] * 4 + [1.0]]
     )
     rows = torch.where(rows == hidden, rows, rows.abs().log())
-    edges = [0.0, np.nextafter(0, 1), 0.25, np.nextafter(0.5, 0), 0.5, np.nextafter(0.5, 1), np.nextafter(1, 0)]
+    edges = [
+        0.0,
+        np.nextafter(0, 1),
+        0.25,
+        np.nextafter(0.5, 0),
+        0.5,
+        np.nextafter(0.5, 1),
+        np.nextafter(1, 0),
+    ]
     for edge in edges:
         drawn = draw(rows, torch.full((3,), edge, dtype=torch.float64))
         assert torch.isfinite(rows.gather(1, drawn[:, None])).all(), edge
 
 
 def test_wide_rows_of_float32_never_give_an_excluded_token() -> None:
-    """In float32 the sum of many probabilities is not exactly 1; the last token may be excluded all the same."""
+    """In float32 many probabilities do not sum to exactly 1, and the last token may be excluded."""
     generator = torch.Generator().manual_seed(3)
     logits = 4 * torch.randn(64, 20_000, generator=generator)
     logits[:, ::3] = -torch.inf
@@ -87,6 +96,7 @@ def test_random_numbers_are_uniform_and_free_of_correlation() -> None:
 def test_processors_are_those_of_generate(sampling: Sampling, tmp_path: Path) -> None:
     """The scores from which ``generate`` samples are ours, made from the same logits and history."""
     torch.set_num_threads(1)
+    model: Any
     model, processor = build(ModelSpec(width=16, layers=1), [f"w{i}" for i in range(60)], seed=1)
     model.eval()
     banned = banned_tokens(processor, model)

@@ -82,7 +82,9 @@ def test_every_arm_that_a_shipped_notebook_names_exists(name: str) -> None:
         ({"distillation__beta": -0.1}, ["distillation.beta"]),
     ],
 )
-def test_a_bad_parameter_is_named_with_its_file(params: Path, values: dict[str, Any], words: list[str]) -> None:
+def test_a_bad_parameter_is_named_with_its_file(
+    params: Path, values: dict[str, Any], words: list[str]
+) -> None:
     change(params / "profile.yaml", **values)
     message = refusal("smoke")
     for word in ("profile.yaml", *words):
