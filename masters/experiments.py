@@ -10,7 +10,6 @@ reference of the KL is the base student, for a second teacher too; several teach
 
 import json
 import os
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -30,16 +29,17 @@ from masters.arms import RunSpec, arm
 from masters.distributions import distributions
 from masters.divergence import jsd
 from masters.evaluation import evaluate, latency
-from masters.files import cache_dir, hash_of, write_atomic
+from masters.files import cache_dir, hash_of, write_atomic, write_folder
 from masters.judges import RuleJudge
+from masters.ladder import end_tokens, epochs, train_rung
 from masters.masking import TeacherMask
-from masters.models import build, build_processor, check_same_vocabulary, load, parameter_count
+from masters.models import build_processor, check_same_vocabulary, load, parameter_count
 from masters.progress import report
-from masters.questions import Questions, Ragged, load_questions, prompt_text, training_labels
+from masters.questions import Questions, Ragged, load_questions, training_labels
 from masters.responses import Source, open_store, responses
 from masters.schedule import MaskSchedule
-from masters.settings import ModelSpec, Profile, load_profile
-from masters.tasks import CAPTION_PROMPT, vocabulary
+from masters.settings import Profile, load_profile
+from masters.tasks import vocabulary
 from masters.training import Budget, Example, Examples, Objective, train
 
 VERSION = 1
@@ -110,12 +110,7 @@ class Lab:
         """Training labels in several registers, as text and as token ids with their end token."""
         tasks, limit = self.profile.tasks, self.profile.train_questions
         frame = training_labels(self.questions("train"), tasks, limit, self.profile.wrong_labels, seed=0)
-        return frame, self._tokens(list(frame["label"]))
-
-    def _tokens(self, texts: list[str]) -> list[np.ndarray]:
-        tokenizer = self.processor.tokenizer
-        ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
-        return [np.array([*row, tokenizer.eos_token_id], dtype=np.int64) for row in ids]
+        return frame, end_tokens(self.processor, list(frame["label"]))
 
     def folder(self, model: str) -> Path:
         """Where a model of the ladder is saved; it is trained first if it is not there."""
@@ -177,73 +172,10 @@ class Lab:
         )
 
     def train_rung(self, name: str) -> None:
-        """Train one model of the ladder from scratch on captions, then on labels, and save it."""
-        spec: ModelSpec = self.profile.ladder[name]  # type: ignore[index]
-        folder = self._ladder_folder(name)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{folder}.lock"):
-            if (folder / "config.json").is_file():
-                return
-            seed = int(hash_of(name), 16) % 2**31
-            model, _ = build(spec, list(self._words()), seed)
-            examples = self._ladder_examples(spec, seed)
-            budget = Budget(
-                spec.steps, spec.batch, spec.learning_rate, seed=seed, log_every=min(20, spec.steps)
-            )
-            start = time.perf_counter()
-            log = train(
-                model,
-                self.questions("train"),
-                examples,
-                Objective(),
-                budget,
-                Path(f"{folder}.run"),
-                name,
-            )
-            seconds = time.perf_counter() - start
-
-            def save(target: Path) -> None:
-                model.save_pretrained(target)
-                self.processor.save_pretrained(target)
-                log.to_parquet(target / "log.parquet")
-                (target / "training.json").write_text(json.dumps({"seconds": seconds}))
-
-            _folder_atomic(folder, save)
-
-    def _words(self) -> list[str]:
-        special = set(self.processor.tokenizer.all_special_tokens)
-        vocabulary_ = self.processor.tokenizer.get_vocab()
-        return [
-            word for word in sorted(vocabulary_, key=lambda word: vocabulary_[word]) if word not in special
-        ]
-
-    def _ladder_examples(self, spec: ModelSpec, seed: int) -> Examples:
-        questions, (_, labels) = self.questions("train"), self.labels
-        pictures = questions.table.drop_duplicates("picture")
-        captions = self._tokens(list(pictures["caption"]))
-        rng = np.random.default_rng(seed)
-        first = _epochs(rng, len(pictures), spec.caption_steps * spec.batch)
-        rest = _epochs(rng, len(questions), (spec.steps - spec.caption_steps) * spec.batch)
-        where = pictures.index.to_numpy()
-        text = prompt_text(self.processor, CAPTION_PROMPT)
-        prompt = self._caption_prompt(text, questions.prompt(0))
-
-        def make(position: int) -> Example:
-            if position < len(first):
-                chosen = int(first[position])
-                return Example(int(where[chosen]), [captions[chosen]], prompt=prompt)
-            chosen = int(rest[position - len(first)])
-            return Example(chosen, [labels[chosen]])
-
-        return Examples(spec.steps * spec.batch, make)
-
-    def _caption_prompt(self, text: str, example: np.ndarray) -> np.ndarray:
-        """The caption prompt with as many image tokens as a question's prompt has."""
-        image = self.processor.image_token_id
-        count = int((example == image).sum())
-        ids = self.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return np.array(
-            [t for token in ids for t in ([token] * count if token == image else [token])], dtype=np.int32
+        """Train one model of the ladder, unless it is there; see :func:`masters.ladder.train_rung`."""
+        spec = self.profile.ladder[name]  # type: ignore[index]
+        train_rung(
+            name, spec, self.processor, self.questions("train"), self.labels[1], self._ladder_folder(name)
         )
 
     # --- masking and responses ------------------------------------------------------------------------------
@@ -412,7 +344,7 @@ class Lab:
                     processor.save_pretrained(target / "model")
                 (target / "result.json").write_text(json.dumps(row))
 
-            _folder_atomic(folder, save)
+            write_folder(folder, save)
 
     def latency(self, arms: Sequence[str], questions: int) -> pd.DataFrame:
         """Seconds a question of the arms' models at seed 0, one at a time, and the length of the answers."""
@@ -433,7 +365,7 @@ class Lab:
         return pd.DataFrame(rows)
 
     def _distil(self, model: Any, spec: RunSpec, seed: int, folder: Path) -> pd.DataFrame:
-        order = _epochs(np.random.default_rng([seed, 1]), len(self.pool), spec.steps * spec.batch)
+        order = epochs(np.random.default_rng([seed, 1]), len(self.pool), spec.steps * spec.batch)
         stage_of = _stages(spec)
         cached = self.profile.distillation.cache_teacher
         student = self.source(spec.student)
@@ -601,13 +533,6 @@ def _authors(spec: RunSpec, stage: tuple[int, float]) -> list[tuple[str, float, 
     return [author for author in (teacher, student) if author[2]]
 
 
-def _epochs(rng: np.random.Generator, size: int, length: int) -> np.ndarray:
-    """``length`` indices below ``size``: one shuffled epoch after another."""
-    return np.concatenate([rng.permutation(size) for _ in range(-(-length // size))] or [np.zeros(0, int)])[
-        :length
-    ]
-
-
 def _grouped(column: pd.Series, n: int) -> list[list[np.ndarray]]:
     values = list(column)
     return [values[start : start + n] for start in range(0, len(values), n)]
@@ -615,15 +540,3 @@ def _grouped(column: pd.Series, n: int) -> list[list[np.ndarray]]:
 
 def _float(values: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(values.astype(np.float32))
-
-
-def _folder_atomic(folder: Path, save: Callable[[Path], None]) -> None:
-    """Fill a folder under another name, then rename it."""
-    temporary = folder.with_name(f".{folder.name}.new")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        save(temporary)
-        os.replace(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

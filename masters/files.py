@@ -3,7 +3,9 @@
 import hashlib
 import json
 import os
+import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,26 @@ def write_atomic(path: Path | str, content: bytes | str) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def write_folder(folder: Path, save: Callable[[Path], None]) -> None:
+    """Fill a folder under another name, then rename it: the folder is there as a whole or not at all.
+
+    Args:
+        folder: must not exist yet.
+        save: fills the folder that it is given.
+
+    Raises:
+        OSError: the disk is full or the folder exists; nothing is left behind.
+    """
+    temporary = folder.with_name(f".{folder.name}.new")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        save(temporary)
+        os.replace(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def hash_of(value: Any) -> str:

@@ -12,7 +12,8 @@ import torch
 
 from masters import experiments, training
 from masters.arms import RunSpec, arm
-from masters.experiments import Lab, Results, _authors, _epochs, _stages
+from masters.experiments import Lab, Results, _authors, _stages
+from masters.ladder import epochs
 from masters.models import load, weights_hash
 from masters.settings import Distillation, ModelSpec, Profile, Sampling
 
@@ -343,7 +344,7 @@ def test_who_writes_what_a_stage_learns_from() -> None:
 
 @pytest.mark.parametrize(("size", "length"), [(5, 0), (5, 3), (5, 5), (5, 13), (1, 4)])
 def test_epochs_take_every_question_equally_often(size: int, length: int) -> None:
-    order = _epochs(np.random.default_rng(0), size, length)
+    order = epochs(np.random.default_rng(0), size, length)
     assert len(order) == length
     counts = np.bincount(order, minlength=size) if length else np.zeros(size)
     assert counts.max() - counts.min() <= 1
