@@ -75,6 +75,7 @@ def _score(
     np.save(folder / "logprobs.offsets.npy", np.cumsum([0, *lengths]))
     shape = (int(lengths.sum()), vocabulary)
     kept = np.lib.format.open_memmap(folder / "logprobs.npy", mode="w+", dtype=np.float16, shape=shape)
+    what = f"scoring responses with {scorer.folder.name.partition('-')[0]}"
     end = 0
     for start in range(0, len(wanted), BATCH):
         indices = wanted[start : start + BATCH]
@@ -85,5 +86,5 @@ def _score(
         rows = response_logits(model, batch)[batch.mask].float().log_softmax(-1).half().cpu().numpy()
         kept[end : end + len(rows)] = rows
         end += len(rows)
-        report(f"scoring responses with {scorer.folder.name}", start + len(indices), len(wanted))
+        report(what, start + len(indices), len(wanted))
     kept.flush()

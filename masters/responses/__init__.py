@@ -9,11 +9,11 @@ from typing import Any
 
 import pandas as pd
 from filelock import FileLock
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from masters.judges import RuleJudge
 from masters.masking import TeacherMask
 from masters.models import load
+from masters.progress import report
 from masters.questions import Questions, processor_hash
 from masters.responses.engines import Response, generate
 from masters.responses.store import Judge, ResponseStore, Source, StoreSpec
@@ -108,26 +108,17 @@ def _generate_missing(
     if source.ratio:
         TeacherMask(model).apply(source.ratio)
     table = questions.table.set_index("id")
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed}/{task.total}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, transient=True) as progress:
-        bar = progress.add_task(
-            f"responses of {source.folder.name} at mask {source.ratio:g}", total=int((n - first).sum())
-        )
-        for start in sorted(
-            set(first.tolist()) - {n}
-        ):  # questions that already have the same number go together
-            todo = [index for index, have in zip(wanted, first, strict=True) if have == start]
-            waiting: list[Response] = []
-            for done in generate(model, processor, questions, todo, range(start, n), sampling, seed):
-                waiting.extend(done)
-                progress.advance(bar, len(done))
-                if len(waiting) >= SHARD:
-                    store.append(waiting, table)
-                    waiting = []
-            if waiting:
+    total, written = int((n - first).sum()), 0
+    what = f"responses of {source.folder.name.partition('-')[0]} at mask {source.ratio:g}"
+    for start in sorted(set(first.tolist()) - {n}):  # questions that already have the same number go together
+        todo = [index for index, have in zip(wanted, first, strict=True) if have == start]
+        waiting: list[Response] = []
+        for done in generate(model, processor, questions, todo, range(start, n), sampling, seed):
+            waiting.extend(done)
+            written += len(done)
+            report(what, written, total)
+            if len(waiting) >= SHARD:
                 store.append(waiting, table)
+                waiting = []
+        if waiting:
+            store.append(waiting, table)
