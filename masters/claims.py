@@ -11,7 +11,7 @@ The rule. Let d be the paired difference of two arms (treatment minus control, g
 * supported: low > 0 and d >= m.
 * reversed: high < 0 and d <= -m.
 * not supported: high < m, so an effect as large as the margin is excluded.
-* undecided: everything else.
+* undecided: everything else, and two arms that answer alike on every question.
 
 Two claims are of another kind. "Matches or beats" (no worse): supported if low > -m, not supported if
 high < -m. "Does not grow" (at most): supported if high < m, not supported if low > m. Both are undecided
@@ -242,6 +242,8 @@ def verdict(effect: Interval, margin: float, kind: Kind = "gain") -> str:
     if not margin >= 0:
         raise ValueError(f"a margin must be at least 0, not {margin}")
     _, low, high = effect
+    if low == high == 0:  # the arms answer alike on every question, as models that learned nothing do
+        return "undecided"
     if kind == "gain":
         if low > 0 and effect.estimate >= margin:
             return "supported"

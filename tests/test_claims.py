@@ -119,7 +119,9 @@ def test_each_verdict() -> None:
     down = judged("C3", {"masters": 0.5, "masked": 0.7})
     assert (down["verdict"], down["ours"]) == ("reversed", "-20.0")
     same = judged("C3", {"masters": 0.5, "masked": 0.5})
-    assert (same["verdict"], same["ours"], same["low"]) == ("not supported", "0.0", "0.0")
+    assert (same["verdict"], same["ours"], same["low"]) == ("undecided", "0.0", "0.0"), (
+        "arms that answer alike show nothing"
+    )
     noisy = judged("C3", {"masters": 0.52, "masked": 0.5}, questions=50)
     assert noisy["verdict"] == "undecided"
     absent = judged("C3", {"masters": 0.7})
@@ -145,7 +147,8 @@ def test_several_comparisons_give_the_least_favourable_verdict() -> None:
 
 
 def test_no_worse_and_at_most() -> None:
-    assert judged("C13", {"masters": 0.6, "mid": 0.6})["verdict"] == "supported"
+    assert judged("C13", {"masters": 0.7, "mid": 0.6})["verdict"] == "supported"
+    assert judged("C13", {"masters": 0.6, "mid": 0.6})["verdict"] == "undecided"
     assert judged("C13", {"masters": 0.4, "mid": 0.6})["verdict"] == "not supported"
     arms = {"masters": 0.6, "base": 0.5}
     short = judged("C15", arms, tokens={"masters": 4.2, "base": 4.0})
