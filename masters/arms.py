@@ -87,8 +87,8 @@ def arm(name: str, profile: Profile) -> RunSpec:
     """The run that an arm stands for in a profile.
 
     Args:
-        name: of ``CHANGES``, or ``r_max=0.4``, ``responses=2`` (half of each model), ``source=6:2``
-            (student to teacher responses).
+        name: of ``CHANGES``, ``r_max=0.4``, ``responses=2`` (half of each model), ``source=6:2``
+            (student to teacher responses), or ``learning_rate=1e-4``.
         profile: its distillation settings are the paper's method where the arm says nothing.
 
     Raises:
@@ -104,7 +104,9 @@ def title(name: str) -> str:
     if name in CHANGES:
         return CHANGES[name][0]
     _changes(name)
-    return name.replace("source=", "student:teacher ").replace("=", " ").replace("responses", "responses ")
+    family, _, value = name.partition("=")
+    words = {"source": "student:teacher", "learning_rate": "learning rate"}
+    return f"{words.get(family, family)} {value}"
 
 
 def _changes(name: str) -> dict[str, Any]:
@@ -116,7 +118,10 @@ def _changes(name: str) -> dict[str, Any]:
         return {"teacher_responses": int(match[1]) // 2, "student_responses": int(match[1]) // 2}
     if (match := re.fullmatch(r"source=(\d+):(\d+)", name)) and int(match[1]) + int(match[2]) >= 1:
         return {"student_responses": int(match[1]), "teacher_responses": int(match[2])}
+    if match := re.fullmatch(r"learning_rate=(\d+(?:\.\d+)?(?:e-\d+)?)", name):
+        return {"learning_rate": float(match[1])}
     known = ", ".join(CHANGES)
     raise ValueError(
-        f"there is no arm {name!r}; there are: {known}, r_max=0.4, responses=2 (even), source=6:2"
+        f"there is no arm {name!r}; there are: {known}, r_max=0.4, "
+        "responses=2 (even), source=6:2, learning_rate=1e-4"
     )

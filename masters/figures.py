@@ -37,6 +37,7 @@ VERDICT_COLOURS = {
 }
 RUNGS = {"student": "base", "mid": "mid", "large": "large"}
 LABELS = {
+    "learning_rate": "learning rate",
     "step": "training step",
     "loss": "loss (nats a token)",
     "jsd": "divergence from the teacher\n(nats a token)",
@@ -272,6 +273,8 @@ def grid(runs: pd.DataFrame, x: str, paper: pd.DataFrame | None = None) -> Figur
         _legend(axes[1])
     for axis in axes:
         axis.set(xlabel=LABELS.get(x, x), ylabel=LABELS["accuracy"])
+        if x == "learning_rate":
+            axis.set_xscale("log")
     return figure
 
 

@@ -140,6 +140,9 @@ class OfflineRL(NotebookParameters):
     """Notebook 5."""
 
     arms: tuple[str, ...] = Field(description="names of masters.arms compared here, tables 1, 2, 5b, 5d")
+    learning_rates: tuple[Positive, ...] = Field(
+        description="Masters at other learning rates; paper: 1e-6 alone"
+    )
     stabilised: tuple[str, ...] = Field(
         description="departures from the paper's objective, names of masters.arms"
     )

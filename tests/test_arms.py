@@ -118,3 +118,9 @@ def test_a_spec_refuses_what_it_does_not_know() -> None:
         RunSpec(colour=1)  # type: ignore[call-arg]
     with pytest.raises(ValidationError, match="rewards"):
         RunSpec(rewards=("beauty",))
+
+
+@pytest.mark.parametrize(("name", "rate"), [("learning_rate=0.0001", 1e-4), ("learning_rate=1e-05", 1e-5)])
+def test_the_learning_rate_family_changes_nothing_else(name: str, rate: float) -> None:
+    profile = load_profile("mini")
+    assert arm(name, profile) == arm("masters", profile).model_copy(update={"learning_rate": rate})
