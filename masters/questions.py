@@ -114,7 +114,7 @@ def load_questions(tasks: Sequence[str], split: str, limit: int | None, processo
         processor: of the models that will read them.
 
     Raises:
-        ValueError: no such task or split; an image whose tokens are missing from the prompt.
+        ValueError: no such task or split.
     """
     parts = [(task, load_task(task, split, limit)) for task in tasks]
     contents = [[task, task_hash(task, split, limit)] for task, _ in parts]

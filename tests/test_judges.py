@@ -11,8 +11,7 @@ from typing import Any
 
 import pytest
 
-from masters import judges
-from masters.judges import LLMJudge, RuleJudge, core
+from masters.judges import LLMJudge, RuleJudge, core, llm
 
 COUNT = "how many red circles are there ?"
 COLOR = "what color is the circle ?"
@@ -686,6 +685,6 @@ def test_names_are_stable_and_change_with_the_meaning(monkeypatch: pytest.Monkey
     (name,) = names
     assert re.fullmatch(r"llm-a-b-[0-9a-f]{16}", name)
     assert name != LLMJudge("http://127.0.0.1:1", "a-b").name
-    monkeypatch.setattr(judges, "EXPLAIN_PROMPT", judges.EXPLAIN_PROMPT + " Be strict.")
+    monkeypatch.setattr(llm, "EXPLAIN_PROMPT", llm.EXPLAIN_PROMPT + " Be strict.")
     assert name != LLMJudge("http://127.0.0.1:1", "a/b").name
     assert RuleJudge.name == "rule-1"

@@ -60,7 +60,7 @@ def responses(
         n: responses a question.
         sampling: how tokens are drawn.
         seed: of the responses.
-        judge: fills the column ``correct``; :class:`masters.judges.RuleJudge` when None.
+        judge: fills the column ``correct``; ``RuleJudge`` when None.
         counts: if given, ``generated`` and ``reused`` are added to it.
 
     Returns:
