@@ -13,7 +13,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from multiprocessing import get_context
 from pathlib import Path
@@ -26,24 +26,25 @@ from filelock import FileLock
 from huggingface_hub import snapshot_download
 
 from masters.arms import RunSpec, arm
+from masters.curriculum import Part, Stage, all_stages, authors, curriculum
 from masters.distributions import distributions
 from masters.divergence import jsd
 from masters.evaluation import evaluate, latency
 from masters.files import cache_dir, hash_of, write_atomic, write_folder
 from masters.judges import RuleJudge
-from masters.ladder import end_tokens, epochs, train_rung
+from masters.ladder import end_tokens, train_rung
 from masters.masking import TeacherMask
 from masters.models import build_processor, check_same_vocabulary, load, parameter_count
 from masters.progress import report
 from masters.questions import Questions, Ragged, load_questions, training_labels
 from masters.responses import Source, open_store, responses
-from masters.schedule import MaskSchedule
 from masters.settings import Profile, load_profile
 from masters.tasks import vocabulary
-from masters.training import Budget, Example, Examples, Objective, train
+from masters.training import Budget, Objective, train
 
 VERSION = 1
 RESPONSE_SEED = 0
+Job = tuple[Callable[..., Any], tuple[Any, ...]]  # a method of Lab and its arguments
 
 
 @dataclass(frozen=True)
@@ -168,7 +169,7 @@ class Lab:
         # The longest first, so that the others fill the second process meanwhile.
         sizes = {name: self.profile.ladder[name].steps * self.profile.ladder[name].width for name in missing}
         self._parallel(
-            [(_train_rung, (name,)) for name in sorted(missing, key=lambda name: -sizes[name])], "models"
+            [(Lab.train_rung, (name,)) for name in sorted(missing, key=lambda name: -sizes[name])], "models"
         )
 
     def train_rung(self, name: str) -> None:
@@ -186,7 +187,8 @@ class Lab:
         for model in models:
             self.folder(model)
         self._parallel(
-            [(_masked, pair) for pair in wanted if not self._masked_path(*pair).is_file()], "masked teachers"
+            [(Lab.examine_masked, pair) for pair in wanted if not self._masked_path(*pair).is_file()],
+            "masked teachers",
         )
         return pd.concat([pd.read_parquet(self._masked_path(*pair)) for pair in wanted], ignore_index=True)
 
@@ -283,7 +285,7 @@ class Lab:
             if not (self.run_folder(specs[name], seed) / "result.json").is_file()
         }
         self._prepare([spec for spec, _ in missing.values()])
-        self._parallel([(_run, pair) for pair in missing.values()], "runs")
+        self._parallel([(Lab.run, pair) for pair in missing.values()], "runs")
         runs, predictions, logs = [], [], []
         for name, seed in pairs:
             folder = self.run_folder(specs[name], seed)
@@ -365,79 +367,42 @@ class Lab:
         return pd.DataFrame(rows)
 
     def _distil(self, model: Any, spec: RunSpec, seed: int, folder: Path) -> pd.DataFrame:
-        order = epochs(np.random.default_rng([seed, 1]), len(self.pool), spec.steps * spec.batch)
-        stage_of = _stages(spec)
-        cached = self.profile.distillation.cache_teacher
-        student = self.source(spec.student)
-        parts = {
-            stage: self._materials(spec, stage, student, cached)
-            for stage in dict.fromkeys(map(stage_of, range(spec.steps)))
-        }
-
-        def make(position: int) -> Example:
-            stage = stage_of(position // spec.batch)
-            return self._example(int(order[position]), stage, parts[stage])
-
+        parts = {stage: self._parts(spec, stage) for stage in all_stages(spec)}
         objective = Objective(spec.objective())
-        if spec.objective() is not None and not cached:
+        if spec.objective() is not None and not self.profile.distillation.cache_teacher:
             objective = Objective(
                 spec.objective(),
                 teachers=[load(self.folder(name))[0] for name in spec.teachers],
                 reference=load(self.folder(spec.student))[0],
             )
-        budget = Budget(
-            spec.steps, spec.batch, spec.learning_rate, "constant", seed, log_every=max(1, spec.steps // 40)
-        )
-        examples = Examples(spec.steps * spec.batch, make)
+        often = max(1, spec.steps // 40)
+        budget = Budget(spec.steps, spec.batch, spec.learning_rate, "constant", seed, log_every=often)
+        examples = curriculum(spec, seed, self.pool, parts)
         return train(model, self.questions("train"), examples, objective, budget, folder, "a run")
 
-    def _materials(
-        self, spec: RunSpec, stage: tuple[int, float], student: Source, cached: bool
-    ) -> list[dict[str, Any]]:
+    def _parts(self, spec: RunSpec, stage: Stage) -> list[Part]:
         """What each author contributes to a stage: responses, verdicts, log-probabilities, distributions."""
-        index, ratio = stage
-        materials: list[dict[str, Any]] = []
-        for author, at, n in _authors(spec, stage):
+        parts = []
+        for author, at, n in authors(spec, stage):
             if author == "labels":
-                tokens: Sequence[Sequence[np.ndarray]] = [[self.labels[1][i]] for i in self.pool]
-                part: dict[str, Any] = {"n": 1, "tokens": tokens}
+                part = Part(1, [[self.labels[1][index]] for index in self.pool])
             else:
                 frame = self.groups(author, at, n)
-                part = {
-                    "n": n,
-                    "tokens": _grouped(frame["tokens"], n),
-                    "behaviour": _grouped(frame["logprobs"], n),
-                    "accuracy": (frame["correct"] == 1).to_numpy(np.float32).reshape(-1, n),
-                }
-            if cached and spec.teachers:
-                teacher = self.source(spec.teachers[index], ratio)
-                part["teacher"] = self.distributions(teacher, author, at, n)
-                part["reference"] = self.distributions(student, author, at, n)
-            materials.append(part)
-        return materials
-
-    def _example(self, place: int, stage: tuple[int, float], materials: list[dict[str, Any]]) -> Example:
-        def joined(name: str) -> list[np.ndarray] | None:
-            if name not in materials[0]:
-                return None
-            return [
-                part[name][place][j] if name in ("tokens", "behaviour") else part[name][place * part["n"] + j]
-                for part in materials
-                for j in range(part["n"])
-            ]
-
-        accuracy = None
-        if "accuracy" in materials[0]:
-            accuracy = np.concatenate([part["accuracy"][place] for part in materials])
-        return Example(
-            question=self.pool[place],
-            responses=joined("tokens") or [],
-            stage=stage,
-            accuracy=accuracy,
-            behaviour=joined("behaviour"),
-            teacher=joined("teacher"),
-            reference=joined("reference"),
-        )
+                part = Part(
+                    n,
+                    tokens=_grouped(frame["tokens"], n),
+                    behaviour=_grouped(frame["logprobs"], n),
+                    accuracy=(frame["correct"] == 1).to_numpy(np.float32).reshape(-1, n),
+                )
+            if self.profile.distillation.cache_teacher and spec.teachers:
+                teacher = self.source(spec.teachers[stage[0]], stage[1])
+                part = replace(
+                    part,
+                    teacher=self.distributions(teacher, author, at, n),
+                    reference=self.distributions(self.source(spec.student), author, at, n),
+                )
+            parts.append(part)
+        return parts
 
     def _prepare(self, specs: Sequence[RunSpec]) -> None:
         """Generate and score what several runs share, before they start side by side."""
@@ -446,9 +411,8 @@ class Lab:
         for spec in specs:
             if spec.learn_from == "nothing":
                 continue
-            stage_of = _stages(spec)
-            for stage in dict.fromkeys(map(stage_of, range(spec.steps))):
-                for author, at, n in _authors(spec, stage):
+            for stage in all_stages(spec):
+                for author, at, n in authors(spec, stage):
                     if author != "labels":
                         writing[author, at] = max(n, writing.get((author, at), 0))
                     if spec.teachers and self.profile.distillation.cache_teacher:
@@ -456,12 +420,12 @@ class Lab:
                         scoring[spec.student, 0.0, author, at, n] = None
         for name in {name for name, *_ in scoring} | {author for author, _ in writing}:
             self.folder(name)
-        self._parallel(
-            [(_write, (author, at, n)) for (author, at), n in writing.items()], "sets of responses"
-        )
-        self._parallel([(_score, key) for key in scoring], "sets of responses scored")
+        write: list[Job] = [(Lab.groups, (author, at, n)) for (author, at), n in writing.items()]
+        score: list[Job] = [(Lab.distributions, (self.source(*key[:2]), *key[2:])) for key in scoring]
+        self._parallel(write, "sets of responses")
+        self._parallel(score, "sets of responses scored")
 
-    def _parallel(self, jobs: Sequence[tuple[Callable[..., None], tuple[Any, ...]]], what: str) -> None:
+    def _parallel(self, jobs: Sequence[Job], what: str) -> None:
         """Do independent jobs in the profile's number of processes, one thread each."""
         if not jobs:
             return
@@ -485,52 +449,9 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def _job(profile: Profile, job: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+def _job(profile: Profile, job: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
     lab = _labs.setdefault(profile.model_dump_json(), Lab(profile))
     job(lab, *arguments)
-
-
-def _train_rung(lab: Lab, name: str) -> None:
-    lab.train_rung(name)
-
-
-def _masked(lab: Lab, model: str, ratio: float) -> None:
-    lab.examine_masked(model, ratio)
-
-
-def _write(lab: Lab, author: str, ratio: float, n: int) -> None:
-    lab.groups(author, ratio, n)
-
-
-def _score(lab: Lab, scorer: str, scorer_ratio: float, author: str, ratio: float, n: int) -> None:
-    lab.distributions(lab.source(scorer, scorer_ratio), author, ratio, n)
-
-
-def _run(lab: Lab, spec: RunSpec, seed: int) -> None:
-    lab.run(spec, seed)
-
-
-def _stages(spec: RunSpec) -> Callable[[int], tuple[int, float]]:
-    """From a step to the teacher's index and its mask ratio: Eq. 3 anew for each teacher."""
-    if not spec.teachers:
-        return lambda step: (0, 0.0)
-    schedule = MaskSchedule(spec.r_max, spec.r_step)
-    bounds = [spec.steps * i // len(spec.teachers) for i in range(len(spec.teachers) + 1)]
-
-    def stage(step: int) -> tuple[int, float]:
-        index = int(np.searchsorted(bounds, step, side="right")) - 1
-        return index, schedule.ratio_at(step - bounds[index], bounds[index + 1] - bounds[index])
-
-    return stage
-
-
-def _authors(spec: RunSpec, stage: tuple[int, float]) -> list[tuple[str, float, int]]:
-    """Who wrote the responses of a stage: (model, mask ratio, responses a question)."""
-    if spec.learn_from == "labels":
-        return [("labels", 0.0, 1)]
-    teacher = (spec.teachers[stage[0]], stage[1], spec.teacher_responses)
-    student = (spec.student, 0.0, spec.student_responses)
-    return [author for author in (teacher, student) if author[2]]
 
 
 def _grouped(column: pd.Series, n: int) -> list[list[np.ndarray]]:

@@ -12,7 +12,9 @@ import torch
 
 from masters import experiments, training
 from masters.arms import RunSpec, arm
-from masters.experiments import Lab, Results, _authors, _stages
+from masters.curriculum import authors
+from masters.curriculum import stages as stages_of
+from masters.experiments import Lab, Results
 from masters.ladder import epochs
 from masters.models import load, weights_hash
 from masters.settings import Distillation, ModelSpec, Profile, Sampling
@@ -312,7 +314,7 @@ def test_latency(lab: Lab, results: Results, monkeypatch: pytest.MonkeyPatch) ->
 def test_each_teacher_goes_through_the_mask_schedule() -> None:
     """Eq. 3 within each teacher's share of the steps."""
     spec = RunSpec(teachers=("mid", "large"), r_max=0.2, r_step=0.1, steps=12)
-    stages = [_stages(spec)(step) for step in range(12)]
+    stages = [stages_of(spec)(step) for step in range(12)]
     ratios = [0.2, 0.2, 0.1, 0.1, 0.0, 0.0]
     assert stages == [(0, ratio) for ratio in ratios] + [(1, ratio) for ratio in ratios]
 
@@ -320,7 +322,7 @@ def test_each_teacher_goes_through_the_mask_schedule() -> None:
 @pytest.mark.parametrize("steps", [6, 7, 11, 13, 100])
 @pytest.mark.parametrize("teachers", [("large",), ("mid", "large"), ("student", "mid", "large")])
 def test_the_schedule_falls_within_each_teacher(steps: int, teachers: tuple[str, ...]) -> None:
-    stage = _stages(RunSpec(teachers=teachers, r_max=0.1, r_step=0.1, steps=steps))
+    stage = stages_of(RunSpec(teachers=teachers, r_max=0.1, r_step=0.1, steps=steps))
     stages = [stage(step) for step in range(steps)]
     for index in range(len(teachers)):
         ratios = [ratio for teacher, ratio in stages if teacher == index]
@@ -330,16 +332,16 @@ def test_the_schedule_falls_within_each_teacher(steps: int, teachers: tuple[str,
 
 
 def test_without_a_teacher_there_is_one_stage() -> None:
-    stage = _stages(RunSpec(teachers=(), steps=5))
+    stage = stages_of(RunSpec(teachers=(), steps=5))
     assert {stage(step) for step in range(5)} == {(0, 0.0)}
 
 
 def test_who_writes_what_a_stage_learns_from() -> None:
     spec = arm("mid_then_large", profile())
-    assert _authors(spec, (0, 0.2)) == [("mid", 0.2, 2), ("student", 0.0, 2)]
-    assert _authors(spec, (1, 0.0)) == [("large", 0.0, 2), ("student", 0.0, 2)]
-    assert _authors(arm("own_accuracy", profile()), (0, 0.2)) == [("student", 0.0, 8)]
-    assert _authors(arm("naive", profile()), (0, 0.0)) == [("labels", 0.0, 1)]
+    assert authors(spec, (0, 0.2)) == [("mid", 0.2, 2), ("student", 0.0, 2)]
+    assert authors(spec, (1, 0.0)) == [("large", 0.0, 2), ("student", 0.0, 2)]
+    assert authors(arm("own_accuracy", profile()), (0, 0.2)) == [("student", 0.0, 8)]
+    assert authors(arm("naive", profile()), (0, 0.0)) == [("labels", 0.0, 1)]
 
 
 @pytest.mark.parametrize(("size", "length"), [(5, 0), (5, 3), (5, 5), (5, 13), (1, 4)])
