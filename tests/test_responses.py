@@ -225,7 +225,7 @@ def test_asked_for_in_two_pieces_they_are_the_same(setting: Setting, tmp_path: P
     pieces = setting.ask(4, counts=counts)
     assert same(pieces, whole)
     assert counts == {"generated": 4 * COUNT, "reused": COUNT}
-    assert len(setting.store().index()) == 4 * COUNT
+    assert len(held(setting)) == 4 * COUNT
 
 
 def test_a_masked_teacher_writes_as_the_mask_says(setting: Setting) -> None:
@@ -296,10 +296,18 @@ def test_a_damaged_shard_is_named_and_only_its_rows_are_made_again(setting: Sett
     with pytest.raises(ValueError, match=r"is damaged .*delete it and run") as error:
         setting.ask(2)
     assert str(late) in str(error.value) and "\n" not in str(error.value)
+    (damage,) = setting.store().verify()
+    assert (damage.path, damage.responses, damage.questions) == (late, 2 * (COUNT - 10), COUNT - 10)
     late.unlink()
     counts: dict[str, int] = {}
     assert same(setting.ask(2, counts=counts), whole)
     assert counts == {"generated": 2 * (COUNT - 10), "reused": 2 * 10}
+
+
+def held(setting: Setting) -> list[tuple[str, int]]:
+    """Every row of the store, as (content, index)."""
+    frames = [pd.read_parquet(path, columns=["content", "index"]) for path in setting.store().shards()]
+    return [pair for frame in frames for pair in zip(frame["content"], frame["index"], strict=True)]
 
 
 def small_pieces() -> None:
@@ -341,12 +349,62 @@ def test_a_kill_loses_no_more_than_a_shard(setting: Setting, tmp_path: Path) -> 
         time.sleep(0.01)
     os.kill(process.pid or 0, 9)
     assert end_of(process) == -9
-    kept = len(setting.store().index())
+    kept = len(held(setting))
     assert 16 <= kept < 2 * COUNT
     counts: dict[str, int] = {}
     assert same(setting.ask(2, counts=counts), undisturbed)
     assert counts == {"generated": 2 * COUNT - kept, "reused": kept}
-    assert len(setting.store().index()) == 2 * COUNT
+    assert len(held(setting)) == 2 * COUNT
+
+
+def test_twenty_kills_leave_the_store_of_an_undisturbed_run(setting: Setting, tmp_path: Path) -> None:
+    undisturbed = setting.ask(2)
+    shutil.rmtree(tmp_path / "cache")
+    rng, kills, starts = np.random.default_rng(0), 0, 0
+    while kills < 20 and starts < 60:
+        process = FORK.Process(target=slowly, args=(setting,))
+        process.start()
+        process.join(float(rng.uniform(0.02, 0.3)))
+        starts += 1
+        if process.is_alive():
+            os.kill(process.pid or 0, 9)
+            kills += 1
+        assert end_of(process) in (-9, 0)
+        if (
+            len(held(setting)) == 2 * COUNT
+        ):  # finished early: take a shard away, so that there is work to kill
+            setting.store().shards()[0].unlink()
+    assert kills == 20
+    assert same(setting.ask(2), undisturbed)
+    assert len(held(setting)) == len(set(held(setting))) == 2 * COUNT
+    assert setting.store().verify() == []
+
+
+def test_two_processes_with_other_questions_write_beside_each_other(setting: Setting, tmp_path: Path) -> None:
+    undisturbed = setting.ask(2)
+    shutil.rmtree(tmp_path / "cache")
+
+    def half(part: int) -> None:
+        small_pieces()
+        torch.set_num_threads(1)
+        setting.ask(2, range(part, COUNT, 2))
+
+    processes = [FORK.Process(target=half, args=(part,)) for part in range(2)]
+    for process in processes:
+        process.start()
+    assert [end_of(process) for process in processes] == [0, 0]
+    assert setting.store().verify() == []
+    counts: dict[str, int] = {}
+    assert same(setting.ask(2, counts=counts), undisturbed)
+    assert counts["generated"] == 0
+
+
+def test_first_responses_that_are_gone_are_made_again(setting: Setting) -> None:
+    setting.ask(2)
+    (early,) = setting.store().shards()
+    whole = setting.ask(4)
+    early.unlink()
+    assert same(setting.ask(4), whole)
 
 
 def test_two_processes_at_once_write_every_response_once(setting: Setting) -> None:
@@ -354,8 +412,8 @@ def test_two_processes_at_once_write_every_response_once(setting: Setting) -> No
     for process in processes:
         process.start()
     assert [end_of(process) for process in processes] == [0, 0]
-    index = setting.store().index()
-    assert len(index) == 2 * COUNT and not index.duplicated().any()
+    index = held(setting)
+    assert len(index) == len(set(index)) == 2 * COUNT
 
 
 def test_a_folder_without_weights_is_refused(setting: Setting, tmp_path: Path) -> None:

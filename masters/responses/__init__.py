@@ -4,12 +4,14 @@
 and returns the groups. What is on disk is never generated again.
 """
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
 from filelock import FileLock
 
+from masters.files import hash_of
 from masters.judges import RuleJudge
 from masters.masking import TeacherMask
 from masters.models import load
@@ -33,7 +35,8 @@ def open_store(source: Source, processor: Any, sampling: Sampling, seed: int | N
             processor=processor_hash(processor),
             sampling=sampling,
             seed=seed,
-        )
+        ),
+        source.name,
     )
 
 
@@ -73,22 +76,22 @@ def responses(
     judge = judge or RuleJudge()
     store = open_store(source, processor, sampling, seed)
     table = questions.table.iloc[list(wanted)]
+    contents = table["content"].tolist()
     store.folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(store.folder / ".lock"):
-        there = store.index()
-        have = there[there["index"] < n].groupby("content")["index"].nunique()
-        first = table["content"].map(have).fillna(0).astype(int).to_numpy()
-        missing = int((n - first).sum())
+    # Those who ask for the same take turns; those who ask for other questions of the store write beside them.
+    with FileLock(store.folder / f".{hash_of(sorted(set(contents)))}.lock"):
+        missing = [
+            tuple(index for index in range(n) if index not in there)
+            for there in store.held().indices(contents)
+        ]
+        total = sum(map(len, missing))
         if counts is not None:
-            counts["generated"] = counts.get("generated", 0) + missing
-            counts["reused"] = counts.get("reused", 0) + n * len(table) - missing
-        if missing:
-            _generate_missing(store, source, processor, questions, list(wanted), first, n, sampling, seed)
-
-        verdicts = store.judged(judge)
-    result = store.read(set(table["content"]), n).drop_duplicates(["content", "index"])
-    result["correct"] = [verdicts[key] for key in zip(result["content"], result["index"], strict=True)]
-    place = {content: position for position, content in enumerate(table["content"])}
+            counts["generated"] = counts.get("generated", 0) + total
+            counts["reused"] = counts.get("reused", 0) + n * len(table) - total
+        if total:
+            _generate_missing(store, source, processor, questions, list(wanted), missing)
+        result = store.read(contents, n, judge)
+    place = {content: position for position, content in enumerate(contents)}
     result["place"] = result["content"].map(place)
     return result.sort_values(["place", "index"]).drop(columns="place").reset_index(drop=True)
 
@@ -99,26 +102,25 @@ def _generate_missing(
     processor: Any,
     questions: Questions,
     wanted: list[int],
-    first: Any,
-    n: int,
-    sampling: Sampling,
-    seed: int,
+    missing: list[tuple[int, ...]],
 ) -> None:
     model, _ = load(source.folder)
     if source.ratio:
         TeacherMask(model).apply(source.ratio)
+    sampling, seed = store.spec.sampling, store.spec.seed
     table = questions.table.set_index("id")
-    total, written = int((n - first).sum()), 0
-    what = f"responses of {source.folder.name.partition('-')[0]} at mask {source.ratio:g}"
-    for start in sorted(set(first.tolist()) - {n}):  # questions that already have the same number go together
-        todo = [index for index, have in zip(wanted, first, strict=True) if have == start]
+    total, written, start = sum(map(len, missing)), 0, time.perf_counter()
+    what = f"responses of {source.name} at mask {source.ratio:g}"
+    for indices in sorted(set(missing) - {()}):  # questions that lack the same responses go together
+        todo = [question for question, lacks in zip(wanted, missing, strict=True) if lacks == indices]
         waiting: list[Response] = []
-        for done in generate(model, processor, questions, todo, range(start, n), sampling, seed):
+        for done in generate(model, processor, questions, todo, indices, sampling, seed):
             waiting.extend(done)
             written += len(done)
             report(what, written, total)
             if len(waiting) >= SHARD:
-                store.append(waiting, table)
-                waiting = []
+                store.append(waiting, table, time.perf_counter() - start)
+                waiting, start = [], time.perf_counter()
         if waiting:
-            store.append(waiting, table)
+            store.append(waiting, table, time.perf_counter() - start)
+            start = time.perf_counter()

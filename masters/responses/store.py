@@ -2,32 +2,41 @@
 
 A store is a folder named by a hash of all that its responses have in common: the weights that wrote them, the
 mask ratio, the tokenizer and chat template, the sampling settings and the seed. A row adds what is left:
-the content of the question and the index of the response. Rows come in Parquet shards, each written to
-a temporary name, flushed to disk and renamed, so a kill loses at most the batch under way; verdicts
-stand beside the shard in a file that carries the judge's name, so another judge needs no new responses.
+the content of the question and the index of the response. Rows come in Parquet shards that pandas, DuckDB
+and ``datasets`` read as they are, each written to a temporary name, flushed to disk, renamed and only then
+listed in the manifest. So a kill loses at most the batch under way, and two processes may write at once.
+Verdicts stand beside the shard in a file that carries the judge's name: another judge needs no new responses.
 """
 
 import hashlib
 import io
+import json
+import os
 import re
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from masters.files import cache_dir, hash_of, write_atomic
 from masters.responses.engines import Response
+from masters.responses.manifest import Held, Line, append, content_number, entries_of, read
 from masters.settings import Sampling, Strict
 
-VERSION = 1
+VERSION = 2
+ENGINE = "transformers"
+ROW_GROUP = 1024
+SHORTEST_REPETITION = 3
 SCHEMA = pa.schema(
     [
+        ("key", pa.string()),
         ("question", pa.string()),
         ("content", pa.string()),
         ("asked", pa.string()),
@@ -38,6 +47,13 @@ SCHEMA = pa.schema(
         ("logprobs", pa.list_(pa.float32())),
         ("support_logprobs", pa.list_(pa.float32())),
         ("finish", pa.string()),
+        ("mark", pa.string()),
+        ("source", pa.string()),
+        ("weights", pa.string()),
+        ("ratio", pa.float64()),
+        ("seed", pa.int64()),
+        ("sampling", pa.string()),
+        ("engine", pa.string()),
     ]
 )
 
@@ -60,6 +76,11 @@ class Source:
     folder: Path
     ratio: float = 0.0
 
+    @property
+    def name(self) -> str:
+        """The model's name: what its folder is called, without a hash."""
+        return self.folder.name.partition("-")[0]
+
     def weights(self) -> str:
         """16 hexadecimal digits of the SHA-256 over the model's safetensors files."""
         return _files_hash(tuple(sorted(str(path) for path in self.folder.glob("*.safetensors"))))
@@ -76,100 +97,274 @@ class StoreSpec(Strict):
     version: int = VERSION
 
 
+@dataclass(frozen=True)
+class Status:
+    """What a store has of the responses that are wanted.
+
+    Attributes:
+        there: responses that need not be generated.
+        missing: those that do.
+        size: bytes of the whole store.
+        missing_size: bytes that the missing ones will take, as the stored ones did; None without any.
+        missing_seconds: the same for the time.
+    """
+
+    there: int
+    missing: int
+    size: int
+    missing_size: float | None
+    missing_seconds: float | None
+
+
+@dataclass(frozen=True)
+class Damage:
+    """A shard that cannot be trusted: where, why, and how many responses of how many questions it held."""
+
+    path: Path
+    reason: str
+    responses: int | None
+    questions: int | None
+
+
+def mark(text: str, finish: str) -> str:
+    """What is wrong with a generation: ``empty``, ``truncated``, ``repetitive``, or nothing.
+
+    Repetitive: it ends in the same words three times over or more.
+    """
+    words = text.split()
+    if not words:
+        return "empty"
+    for length in range(1, len(words) // SHORTEST_REPETITION + 1):
+        last = words[-length:]
+        if all(words[-k * length : -(k - 1) * length or None] == last for k in (2, 3)):
+            return "repetitive"
+    return "truncated" if finish == "length" else ""
+
+
 class ResponseStore:
     """The responses of one source under one setting.
 
     Args:
         spec: what they have in common; its hash names the folder.
+        source: name of the model, for the column of that name.
     """
 
-    def __init__(self, spec: StoreSpec) -> None:
+    def __init__(self, spec: StoreSpec, source: str = "") -> None:
         self.spec = spec
-        self.folder = cache_dir() / "responses" / hash_of(spec.model_dump(mode="json"))
+        self.source = source
+        self.key = hash_of(spec.model_dump(mode="json"))
+        self.folder = cache_dir() / "responses" / self.key
+        self.manifest = self.folder / "manifest.jsonl"
 
     def shards(self) -> list[Path]:
         """The shards that are there."""
         return sorted(self.folder.glob("part-*.parquet"))
 
-    def append(self, responses: Iterable[Response], questions: pd.DataFrame) -> Path:
+    def append(self, responses: Iterable[Response], questions: pd.DataFrame, seconds: float = 0.0) -> Path:
         """Add one shard; it is there as a whole or not at all.
 
         Args:
             responses: what a model wrote.
             questions: indexed by id, with the columns content, question and answer.
+            seconds: that they took to generate.
+
+        Raises:
+            OSError: the disk is full; the store is as it was.
         """
         if not (self.folder / "spec.json").is_file():
-            write_atomic(self.folder / "spec.json", self.spec.model_dump_json(indent=2))
-        responses = list(responses)
-        about = questions.loc[[response.question for response in responses]]
-        columns = zip(responses, about["content"], about["question"], about["answer"], strict=True)
+            write_atomic(self.folder / "spec.json", self._about())
+        content_of = questions["content"]
+        batch = sorted(responses, key=lambda response: (content_of[response.question], response.index))
+        about = questions.loc[[response.question for response in batch]]
+        content = about["content"].tolist()
+        same = {
+            "source": self.source,
+            "weights": self.spec.weights,
+            "ratio": self.spec.ratio,
+            "seed": self.spec.seed,
+            "sampling": self.spec.sampling.model_dump_json(),
+            "engine": ENGINE,
+        }
         rows = [
-            {**vars(r), "content": content, "asked": asked, "label": label}
-            for r, content, asked, label in columns
+            {
+                **vars(r),
+                **same,
+                "key": hashlib.sha256(f"{self.key}{what}{r.index}".encode()).hexdigest()[:24],
+                "content": what,
+                "asked": asked,
+                "label": label,
+                "mark": mark(r.text, r.finish),
+            }
+            for r, what, asked, label in zip(batch, content, about["question"], about["answer"], strict=True)
         ]
         path = self.folder / f"part-{uuid.uuid4().hex[:12]}.parquet"
-        write_atomic(path, _parquet(pa.Table.from_pylist(rows, schema=SCHEMA)))
+        data = _parquet(pa.Table.from_pylist(rows, schema=SCHEMA))
+        write_atomic(path, data)
+        entries = entries_of(content, [r.index for r in batch])
+        digest = hashlib.sha256(data).hexdigest()
+        append(self.manifest, Line(path.name, len(rows), len(data), digest, seconds, entries))
         return path
 
-    def index(self) -> pd.DataFrame:
-        """Which responses are there: columns content and index."""
-        return self._concat(_read(path, ["content", "index"]) for path in self.shards())
+    def held(self) -> Held:
+        """Which responses are there, from the manifest; shards that it lost are listed in it anew.
 
-    def read(self, content: set[str], below: int) -> pd.DataFrame:
-        """The responses to some questions, indices 0 to ``below`` - 1, one row each."""
+        Raises:
+            ValueError: a shard is not as it was written; the message names it and says what to do.
+        """
+        sizes = {}
+        if self.folder.is_dir():
+            with os.scandir(self.folder) as files:
+                sizes = {
+                    file.name: file.stat().st_size
+                    for file in files
+                    if re.match(r"part-\w+\.parquet$", file.name)
+                }
+        lines = {line.shard: line for line in read(self.manifest) if line.shard in sizes}
+        for name, size in sizes.items():
+            if name not in lines:
+                frame = _read(self.folder / name, ["content", "index"])
+                data = (self.folder / name).read_bytes()
+                entries = entries_of(frame["content"].tolist(), frame["index"].tolist())
+                digest = hashlib.sha256(data).hexdigest()
+                lines[name] = Line(name, len(frame), len(data), digest, 0.0, entries)
+                append(self.manifest, lines[name])
+            elif lines[name].size != size:
+                raise _damaged(self.folder / name, f"{size} bytes, not {lines[name].size}")
+        return Held(lines[name] for name in sorted(lines))
+
+    def status(self, content: Sequence[str], n: int) -> Status:
+        """What is there and what is missing of the first ``n`` responses to some questions.
+
+        Args:
+            content: of the questions.
+            n: responses a question.
+        """
+        held = self.held()
+        numbers = np.unique(content_number(content))
+        there = held.count(numbers, n)
+        missing = n * len(numbers) - there
+        size = sum(line.size for line in held.lines)
+        rows = sum(line.rows for line in held.lines)
+        timed = [line for line in held.lines if line.seconds]
+        rate = sum(line.seconds for line in timed) / sum(line.rows for line in timed) if timed else None
+        return Status(
+            there,
+            missing,
+            size,
+            missing * size / rows if rows else None,
+            None if rate is None else missing * rate,
+        )
+
+    def read(self, content: Iterable[str], below: int, judge: Judge | None = None) -> pd.DataFrame:
+        """The responses to some questions, indices 0 to ``below`` - 1, one row each.
+
+        Args:
+            content: of the questions.
+            below: responses a question.
+            judge: whose verdicts go into the column ``correct``: 1, 0 or None; judged where they are missing.
+
+        Raises:
+            ValueError: a shard is damaged; the message names it and says what to do.
+        """
         frames = []
-        for path in self.shards():
-            frame = _read(path)
-            frames.append(frame[frame["content"].isin(content) & (frame["index"] < below)])
-        return self._concat(frames)
+        for name, rows in self.held().rows(sorted(set(content))).items():
+            path = self.folder / name
+            frame = _read_rows(path, rows)
+            if judge is not None:
+                frame["correct"] = self._verdicts(path, judge).to_numpy()[rows]
+            frames.append(frame[frame["index"] < below])
+        if not frames:
+            return SCHEMA.empty_table().to_pandas().assign(correct=None)
+        # Two writers may both have made a response: they are the same.
+        return pd.concat(frames, ignore_index=True).drop_duplicates(["content", "index"])
 
-    def judged(self, judge: Judge) -> dict[tuple[str, int], Any]:
-        """The verdicts of a judge on all responses of the store; a shard is judged once.
+    def verify(self) -> list[Damage]:
+        """Read every byte of the store and compare it with the manifest.
 
         Returns:
-            From (content, index) to 1, 0 or None.
+            The damaged shards; deleting them and asking again makes their responses anew.
         """
-        verdicts: dict[tuple[str, int], Any] = {}
+        lines = {line.shard: line for line in read(self.manifest)}
+        damaged = []
         for path in self.shards():
-            beside = path.with_name(f"{path.stem}.{re.sub(r'[^A-Za-z0-9.-]', '_', judge.name)}.verdicts")
-            if not beside.is_file():
-                frame = _read(path, ["content", "asked", "label", "index", "text"])
-                scores = judge.score_many(list(frame["asked"]), list(frame["label"]), list(frame["text"]))
-                table = pa.table(
-                    {
-                        "content": pa.array(frame["content"]),
-                        "index": pa.array(frame["index"], pa.int32()),
-                        "verdict": pa.array(scores, pa.int8()),
-                        "judge": pa.array([judge.name] * len(frame)),
-                    }
-                )
-                write_atomic(beside, _parquet(table))
-            frame = _read(beside)
-            verdicts.update(
-                zip(zip(frame["content"], frame["index"], strict=True), frame["verdict"], strict=True)
-            )
-        return verdicts
+            line = lines.get(path.name)
+            reason = ""
+            if line is None:
+                try:
+                    _read(path)
+                except ValueError as error:
+                    reason = str(error).partition("is damaged (")[2].partition(")")[0]
+            elif path.stat().st_size != line.size:
+                reason = f"{path.stat().st_size} bytes, not {line.size}"
+            elif hashlib.sha256(path.read_bytes()).hexdigest() != line.sha256:
+                reason = "its bytes are not those that were written"
+            if reason:
+                known = (line.rows, len(np.unique(line.entries["content"]))) if line else (None, None)
+                damaged.append(Damage(path, reason, *known))
+        here = {path.name for path in self.shards()}
+        held = Held(line for line in lines.values() if line.shard in here)
+        for line in lines.values():
+            if line.shard not in here and not held.covers(line.entries):  # not made again since
+                questions = len(np.unique(line.entries["content"]))
+                damaged.append(Damage(self.folder / line.shard, "it is gone", line.rows, questions))
+        return damaged
 
-    @staticmethod
-    def _concat(frames: Iterable[pd.DataFrame]) -> pd.DataFrame:
-        frames = list(frames)
-        return pd.concat(frames, ignore_index=True) if frames else SCHEMA.empty_table().to_pandas()
+    def _verdicts(self, path: Path, judge: Judge) -> pd.Series:
+        """The verdicts of a judge on all rows of a shard, in their order; a shard is judged once."""
+        beside = path.with_name(f"{path.stem}.{re.sub(r'[^A-Za-z0-9.-]', '_', judge.name)}.verdicts")
+        if not beside.is_file():
+            frame = _read(path, ["key", "asked", "label", "text"])
+            scores = judge.score_many(list(frame["asked"]), list(frame["label"]), list(frame["text"]))
+            table = pa.table(
+                {
+                    "key": pa.array(frame["key"]),
+                    "verdict": pa.array(scores, pa.int8()),
+                    "judge": pa.array([judge.name] * len(frame)),
+                }
+            )
+            write_atomic(beside, _parquet(table))
+        return _read(beside)["verdict"]
+
+    def _about(self) -> str:
+        promise = "a response depends on its seed, question and index alone, not on batch or order"
+        spec = self.spec.model_dump(mode="json")
+        return json.dumps({"source": self.source, "engine": ENGINE, "promise": promise, **spec}, indent=2)
 
 
 def _parquet(table: pa.Table) -> bytes:
     buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
+    pq.write_table(table, buffer, compression="zstd", row_group_size=ROW_GROUP, write_page_checksum=True)
     return buffer.getvalue()
+
+
+def _damaged(path: Path, reason: str) -> ValueError:
+    return ValueError(f"{path} is damaged ({reason}); delete it and run again: only its rows are made again")
 
 
 def _read(path: Path, columns: list[str] | None = None) -> pd.DataFrame:
     try:
-        frame = pq.read_table(path, columns=columns).to_pandas()
+        frame = pq.read_table(path, columns=columns, page_checksum_verification=True).to_pandas()
     except (OSError, pa.ArrowException) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(
-            f"{path} is damaged ({reason}); delete it and run again: only its rows are made again"
-        ) from None
+        raise _damaged(path, reason) from None
+    assert isinstance(frame, pd.DataFrame)
+    return frame
+
+
+def _read_rows(path: Path, rows: np.ndarray) -> pd.DataFrame:
+    """Some rows of a shard; only the row groups that hold them are read."""
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+            starts = np.cumsum([0, *sizes])
+            group = np.searchsorted(starts, rows, "right") - 1
+            needed = np.unique(group)
+            kept = np.concatenate([np.arange(starts[i], starts[i + 1]) for i in needed.tolist()])
+            table = file.read_row_groups(needed.tolist()).take(np.searchsorted(kept, rows))
+            frame = table.to_pandas()
+    except (OSError, pa.ArrowException) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise _damaged(path, reason) from None
     assert isinstance(frame, pd.DataFrame)
     return frame
 
