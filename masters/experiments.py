@@ -123,6 +123,11 @@ class Lab:
             self._train_ladder()
         return folder
 
+    def is_trained(self, model: str) -> bool:
+        """Whether a model needs no training before it is used."""
+        spec = self.profile.ladder[model]  # type: ignore[index]
+        return bool(spec.path) or (self._ladder_folder(model) / "config.json").is_file()
+
     def source(self, model: str, ratio: float = 0.0) -> Source:
         """A model of the ladder as a writer of responses, masked at a ratio."""
         return Source(self.folder(model), ratio)

@@ -5,7 +5,7 @@ and returns the groups. What is on disk is never generated again.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pandas as pd
@@ -50,6 +50,7 @@ def responses(
     seed: int,
     judge: Judge | None = None,
     counts: dict[str, int] | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> pd.DataFrame:
     """The first ``n`` responses of a source to some questions.
 
@@ -65,6 +66,8 @@ def responses(
         seed: of the responses.
         judge: fills the column ``correct``; ``RuleJudge`` when None.
         counts: if given, ``generated`` and ``reused`` are added to it.
+        progress: called with the responses written so far and all that are missing; when None, word is left
+            with :func:`masters.progress.report`.
 
     Returns:
         A row a response, ordered as ``wanted`` and by index: question, content, index, tokens, text,
@@ -89,7 +92,7 @@ def responses(
             counts["generated"] = counts.get("generated", 0) + total
             counts["reused"] = counts.get("reused", 0) + n * len(table) - total
         if total:
-            _generate_missing(store, source, processor, questions, list(wanted), missing)
+            _generate_missing(store, source, processor, questions, list(wanted), missing, progress)
         result = store.read(contents, n, judge)
     place = {content: position for position, content in enumerate(contents)}
     result["place"] = result["content"].map(place)
@@ -103,6 +106,7 @@ def _generate_missing(
     questions: Questions,
     wanted: list[int],
     missing: list[tuple[int, ...]],
+    progress: Callable[[int, int], None] | None,
 ) -> None:
     model, _ = load(source.folder)
     if source.ratio:
@@ -117,7 +121,10 @@ def _generate_missing(
         for done in generate(model, processor, questions, todo, indices, sampling, seed):
             waiting.extend(done)
             written += len(done)
-            report(what, written, total)
+            if progress:
+                progress(written, total)
+            else:
+                report(what, written, total)
             if len(waiting) >= SHARD:
                 store.append(waiting, table, time.perf_counter() - start)
                 waiting, start = [], time.perf_counter()
