@@ -95,7 +95,7 @@ def arm(name: str, profile: Profile) -> RunSpec:
         ValueError: no such arm, or an odd number of responses.
     """
     settings = profile.distillation
-    method = settings.model_dump(exclude={"cache_teacher"}) | {"rewards": BOTH}
+    method = settings.model_dump(exclude={"cache_teacher", "top_k_logprobs"}) | {"rewards": BOTH}
     return RunSpec(**(method | _changes(name)))
 
 

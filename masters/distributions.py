@@ -3,7 +3,8 @@
 Responses do not change during training, and neither does a teacher at a given mask ratio. So its whole
 next-token distribution at every response token (the P_T of Eq. 4 and 5) is computed once for all runs
 that share it, and so is the reference model's. Kept as float16, whose error in a log-probability is at most
-0.004 down to minus 16. Meant for small vocabularies: the size is tokens times vocabulary times two bytes.
+0.004 down to minus 16. A whole distribution takes two bytes an entry of the vocabulary; for a large one
+only the k largest are kept, with the mass of the rest, see :mod:`masters.topk`.
 """
 
 import os
@@ -23,14 +24,19 @@ from masters.packing import pack, response_logits
 from masters.progress import report
 from masters.questions import Questions, Ragged
 from masters.responses import Source
+from masters.topk import TopK, bytes_per_token, encode
 
 VERSION = 1
 BATCH = 16
 
 
 def distributions(
-    scorer: Source, questions: Questions, wanted: Sequence[int], groups: Sequence[Sequence[np.ndarray]]
-) -> Ragged:
+    scorer: Source,
+    questions: Questions,
+    wanted: Sequence[int],
+    groups: Sequence[Sequence[np.ndarray]],
+    top_k: int | None = None,
+) -> Ragged | TopK:
     """Log-probabilities of a model over its vocabulary at each token of some responses.
 
     Args:
@@ -38,6 +44,7 @@ def distributions(
         questions: what the responses answer.
         wanted: indices of the questions.
         groups: for each of them, the token ids of its responses; the same number for all.
+        top_k: how many entries of each distribution to keep; None keeps it whole.
 
     Returns:
         An array ``(tokens, vocabulary)`` for each response, in order, mapped from disk.
@@ -46,17 +53,18 @@ def distributions(
     lengths = np.array([len(tokens) for group in groups for tokens in group], dtype=np.int32)
     contents = list(questions.table["content"].iloc[list(wanted)])
     bytes_hash = hash_of([text.tobytes().hex(), lengths.tobytes().hex(), contents])
-    folder = cache_dir() / "distributions" / hash_of([VERSION, scorer.weights(), scorer.ratio, bytes_hash])
+    what = [VERSION, scorer.weights(), scorer.ratio, bytes_hash, *([] if top_k is None else [top_k])]
+    folder = cache_dir() / "distributions" / hash_of(what)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if not folder.is_dir():
             temporary = Path(tempfile.mkdtemp(dir=folder.parent))
             try:
-                _score(scorer, questions, wanted, groups, lengths, temporary)
+                _score(scorer, questions, wanted, groups, lengths, top_k, temporary)
                 os.replace(temporary, folder)
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
-    return Ragged(folder, "logprobs")
+    return Ragged(folder, "logprobs") if top_k is None else TopK(folder)
 
 
 @torch.inference_mode()
@@ -66,15 +74,22 @@ def _score(
     wanted: Sequence[int],
     groups: Sequence[Sequence[np.ndarray]],
     lengths: np.ndarray,
+    top_k: int | None,
     folder: Path,
 ) -> None:
     model, _ = load(scorer.folder)
     if scorer.ratio:
         TeacherMask(model).apply(scorer.ratio)
     vocabulary = model.get_output_embeddings().weight.shape[0]
-    np.save(folder / "logprobs.offsets.npy", np.cumsum([0, *lengths]))
-    shape = (int(lengths.sum()), vocabulary)
-    kept = np.lib.format.open_memmap(folder / "logprobs.npy", mode="w+", dtype=np.float16, shape=shape)
+    name = "logprobs" if top_k is None else "topk"
+    np.save(folder / f"{name}.offsets.npy", np.cumsum([0, *lengths]))
+    width, kind = (
+        (vocabulary, np.float16) if top_k is None else (bytes_per_token(vocabulary, top_k), np.uint8)
+    )
+    if top_k is not None:
+        np.save(folder / "topk.shape.npy", [vocabulary, top_k])
+    shape = (int(lengths.sum()), width)
+    kept = np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=kind, shape=shape)
     what = f"scoring responses with {scorer.folder.name.partition('-')[0]}"
     end = 0
     for start in range(0, len(wanted), BATCH):
@@ -83,7 +98,8 @@ def _score(
         batch = pack(
             [questions.prompt(index) for index in indices], chosen, questions.image_features(indices)
         ).to(model.device)
-        rows = response_logits(model, batch)[batch.mask].float().log_softmax(-1).half().cpu().numpy()
+        scores = response_logits(model, batch)[batch.mask].float().log_softmax(-1)
+        rows = scores.half().cpu().numpy() if top_k is None else encode(scores, top_k)
         kept[end : end + len(rows)] = rows
         end += len(rows)
         report(what, start + len(indices), len(wanted))

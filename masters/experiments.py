@@ -40,6 +40,7 @@ from masters.questions import Questions, Ragged, load_questions, training_labels
 from masters.responses import Source, open_store, responses
 from masters.settings import Profile, load_profile
 from masters.tasks import vocabulary
+from masters.topk import TopK
 from masters.training import Budget, Objective, train
 
 VERSION = 1
@@ -239,13 +240,14 @@ class Lab:
         counts["seconds"] += time.perf_counter() - start
         return frame
 
-    def distributions(self, scorer: Source, author: str, ratio: float, n: int) -> Ragged:
+    def distributions(self, scorer: Source, author: str, ratio: float, n: int) -> Ragged | TopK:
         """What a model would have said at each token of the pool's responses."""
         if author == "labels":
             texts: Sequence[Sequence[np.ndarray]] = [[self.labels[1][index]] for index in self.pool]
         else:
             texts = _grouped(self.groups(author, ratio, n)["tokens"], n)
-        return distributions(scorer, self.questions("train"), self.pool, texts)
+        top_k = self.profile.distillation.top_k_logprobs
+        return distributions(scorer, self.questions("train"), self.pool, texts, top_k)
 
     def responses(self, model: str, ratio: float = 0.0, n: int = 8) -> pd.DataFrame:
         """Responses of the pool with the divergence of each between the large teacher and the base student.
@@ -313,6 +315,8 @@ class Lab:
         data = [self.questions("train").hash, self.questions("test").hash, self.profile.wrong_labels]
         sampling = self.profile.sampling.model_dump()
         what = [VERSION, spec.model_dump(mode="json"), seed, weights, data, sampling, self.judge.name]
+        if (top_k := self.profile.distillation.top_k_logprobs) is not None:  # an approximation: other numbers
+            what.append(top_k)
         return cache_dir() / "runs" / hash_of(what)
 
     def run(self, spec: RunSpec, seed: int) -> None:

@@ -67,6 +67,9 @@ class Distillation(Strict):
     cache_teacher: bool = Field(
         True, description="keep the teachers' log-probabilities on disk; off for large vocabularies"
     )
+    top_k_logprobs: Count | None = Field(
+        None, description="keep this many log-probabilities a token and the mass of the rest; none keeps all"
+    )
     beta: float = Field(0.1, ge=0, description="weight of the KL to the reference; paper: 0.1")
     teacher_responses: int = Field(4, ge=0, description="paper: 4")
     student_responses: int = Field(4, ge=0, description="paper: 4")

@@ -91,6 +91,18 @@ def test_they_are_the_models_log_probabilities(
         assert np.exp(kept[row].astype(np.float64)).sum(-1) == pytest.approx(np.ones(length), abs=5e-3)
 
 
+def test_the_largest_entries_stand_for_the_whole(setting: Setting) -> None:
+    whole = distributions(setting.source, setting.questions, WANTED, setting.groups)
+    top = distributions(setting.source, setting.questions, WANTED, setting.groups, top_k=20)
+    assert len(top) == len(whole)
+    for row in range(len(whole)):
+        assert top[row].shape == whole[row].shape and top[row].dtype == np.float16
+        place = np.argsort(-whole[row].astype(np.float32), axis=-1)[:, :10]
+        values = [np.take_along_axis(kept[row], place, axis=-1) for kept in (top, whole)]
+        assert np.abs(values[0].astype(np.float32) - values[1]).max() < 5e-3
+    assert top.values.nbytes < whole.values.nbytes
+
+
 def test_a_second_time_no_model_is_needed(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
     first = distributions(setting.source, setting.questions, WANTED, setting.groups)
     values = np.array(first.values)

@@ -281,6 +281,18 @@ def test_teachers_may_run_along_instead_of_being_cached(lab: Lab, results: Resul
     assert np.allclose(log["kl"], cached["kl"], atol=2e-3)
 
 
+def test_a_run_on_the_largest_log_probabilities_is_near_and_has_a_key_of_its_own(
+    lab: Lab, results: Results, tmp_path: Path
+) -> None:
+    top = Lab(profile(top_k_logprobs=70))
+    spec = arm("masters", top.profile)
+    assert top.run_folder(spec, 0) != lab.run_folder(arm("masters", lab.profile), 0)
+    model, _ = load(top.folder("student"))
+    log = top._distil(model, spec, 0, tmp_path / "run")
+    whole = results.log[(results.log["arm"] == "masters") & (results.log["seed"] == 0)].reset_index(drop=True)
+    assert np.allclose(log["jsd"], whole["jsd"], atol=2e-2)
+
+
 @pytest.mark.usefixtures("inline")
 def test_masked_accuracy(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     frame = lab.masked_accuracy(["large"], [0.0, 0.5])

@@ -48,7 +48,7 @@ def generate(
     processor: Any,
     questions: Questions,
     wanted: Sequence[int],
-    responses: range,
+    responses: Sequence[int],
     sampling: Sampling,
     seed: int | None,
     progress: Callable[[int], None] | None = None,
@@ -85,7 +85,7 @@ def _generate_batch(
     processor: Any,
     questions: Questions,
     wanted: Sequence[int],
-    responses: range,
+    responses: Sequence[int],
     sampling: Sampling,
     seed: int | None,
 ) -> list[Response]:
