@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import chisquare, kstest
+from transformers import TopKLogitsWarper, TopPLogitsWarper
 
 from masters.models import banned_tokens, build
-from masters.responses.sampling import draw, processors, uniforms
+from masters.responses.sampling import TopKTopP, draw, processors, uniforms
 from masters.settings import ModelSpec, Sampling
 
 PAPER = Sampling(max_new_tokens=6)
@@ -124,3 +125,13 @@ def test_processors_are_those_of_generate(sampling: Sampling, tmp_path: Path) ->
         finite = torch.isfinite(theirs)
         assert torch.allclose(scores[finite], theirs[finite], atol=1e-5)
         assert not torch.isfinite(scores[:, banned]).any()
+
+
+@pytest.mark.parametrize("top_k", [1, 5, 50, 500])
+@pytest.mark.parametrize("top_p", [0.01, 0.5, 0.9, 0.999])
+def test_top_k_and_top_p_together_are_those_of_transformers(top_k: int, top_p: float) -> None:
+    scores: Any = 3 * torch.randn(200, 300, generator=torch.Generator().manual_seed(0))
+    scores[:, ::4] = -torch.inf
+    ids: Any = torch.zeros(200, 1, dtype=torch.long)
+    theirs = TopPLogitsWarper(top_p)(ids, TopKLogitsWarper(top_k)(ids, scores))
+    assert torch.equal(TopKTopP(top_k, top_p)(ids, scores), theirs)

@@ -18,7 +18,7 @@ from masters.models import load
 from masters.progress import report
 from masters.questions import Questions, processor_hash
 from masters.responses.engines import Response, generate
-from masters.responses.store import Judge, ResponseStore, Source, StoreSpec
+from masters.responses.store import SHARED, Judge, ResponseStore, Source, StoreSpec
 from masters.settings import Sampling
 
 __all__ = ["Judge", "Response", "ResponseStore", "Source", "generate", "open_store", "responses"]
@@ -71,7 +71,7 @@ def responses(
 
     Returns:
         A row a response, ordered as ``wanted`` and by index: question, content, index, tokens, text,
-        logprobs, support_logprobs, finish, correct.
+        logprobs, support_logprobs, finish, mark, correct.
 
     Raises:
         ValueError: a shard is damaged; the message names it and says what to do.
@@ -93,7 +93,7 @@ def responses(
             counts["reused"] = counts.get("reused", 0) + n * len(table) - total
         if total:
             _generate_missing(store, source, processor, questions, list(wanted), missing, progress)
-        result = store.read(contents, n, judge)
+        result = store.read(contents, n, judge).drop(columns=list(SHARED))
     place = {content: position for position, content in enumerate(contents)}
     result["place"] = result["content"].map(place)
     return result.sort_values(["place", "index"]).drop(columns="place").reset_index(drop=True)

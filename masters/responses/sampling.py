@@ -9,8 +9,10 @@ import hashlib
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from torch import Tensor
 from transformers import (
+    LogitsProcessor,
     LogitsProcessorList,
     RepetitionPenaltyLogitsProcessor,
     SuppressTokensLogitsProcessor,
@@ -23,7 +25,7 @@ from masters.settings import Sampling
 
 
 def processors(sampling: Sampling, banned: Sequence[int]) -> LogitsProcessorList:
-    """The warpers of ``transformers`` in the order in which ``generate`` applies them.
+    """The warpers of ``transformers``, or equals of them, in the order in which ``generate`` applies them.
 
     Args:
         sampling: temperature, top-p, top-k and repetition penalty.
@@ -34,11 +36,33 @@ def processors(sampling: Sampling, banned: Sequence[int]) -> LogitsProcessorList
         chain.append(RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty))
     if sampling.temperature != 1:
         chain.append(TemperatureLogitsWarper(sampling.temperature))
-    if sampling.top_k:
+    if sampling.top_k and sampling.top_p < 1:
+        chain.append(TopKTopP(sampling.top_k, sampling.top_p))
+    elif sampling.top_k:
         chain.append(TopKLogitsWarper(sampling.top_k))
-    if sampling.top_p < 1:
+    elif sampling.top_p < 1:
         chain.append(TopPLogitsWarper(sampling.top_p))
     return chain
+
+
+class TopKTopP(LogitsProcessor):
+    """Top-k followed by top-p, with the nucleus sought among the k best instead of the whole vocabulary.
+
+    Args:
+        top_k: how many tokens may be drawn.
+        top_p: the smallest set of them with this probability is kept.
+    """
+
+    def __init__(self, top_k: int, top_p: float) -> None:
+        self.top_k, self.top_p = top_k, top_p
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        """Scores ``(rows, vocabulary)`` with minus infinity where a token is excluded."""
+        best = scores.topk(min(self.top_k, scores.shape[-1])).values.flip(-1)
+        kept = best.softmax(-1).cumsum(-1) > 1 - self.top_p
+        kept[:, -1] = True  # the best token stays, whatever rounding does
+        lowest = best.masked_fill(~kept, torch.inf).amin(-1, keepdim=True)
+        return scores.masked_fill(scores < lowest, -torch.inf)  # type: ignore[return-value]
 
 
 def uniforms(seed: int, question: str, index: int, count: int) -> np.ndarray:

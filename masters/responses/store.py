@@ -56,6 +56,8 @@ SCHEMA = pa.schema(
         ("engine", pa.string()),
     ]
 )
+# What all rows of a store have in common, written into each of them for readers of the bare files.
+SHARED = ("source", "weights", "ratio", "seed", "sampling", "engine")
 
 
 class Judge(Protocol):
