@@ -132,10 +132,7 @@ def generate(
     if dry_run:
         return
     for what in generation.wanted(lab, arm):
-        lab.folder(what.model)
-        before = generation.status(lab, what, pool)
-        if before.missing:
-            _make(lab, what, pool, f"{what.model} at mask {what.ratio:g}")
+        _make(lab, what, pool)
 
 
 @app.command()
@@ -165,7 +162,7 @@ def judge(
     for column in ("source", "mask", "responses", "right", "without a verdict"):
         table.add_column(column, justify="left" if column == "source" else "right")
     for what in generation.wanted(lab, arm):
-        verdicts = _make(lab, what, pool, f"{what.model} at mask {what.ratio:g}", chosen)["correct"]
+        verdicts = _make(lab, what, pool, chosen)["correct"]
         right = f"{100 * verdicts.astype(float).mean():.1f} %"
         unclear = str(int(verdicts.isna().sum()))
         table.add_row(what.model, f"{what.ratio:g}", str(len(verdicts)), right, unclear)
@@ -266,14 +263,18 @@ def _show_status(lab: "Lab", wanted: "list[Wanted]", pool: list[int]) -> None:
     Console().print(table)
 
 
-def _make(
-    lab: "Lab", what: "Wanted", pool: list[int], title: str, judge: "Judge | None" = None
-) -> "pd.DataFrame":
+def _make(lab: "Lab", what: "Wanted", pool: list[int], judge: "Judge | None" = None) -> "pd.DataFrame":
     from masters import generation
 
+    if not lab.is_trained(what.model):
+        minutes = lab.profile.minutes.get("1_tasks_and_models")
+        print(f"training the ladder first, up to {minutes or '?'} minutes", file=sys.stderr, flush=True)
+        lab.folder(what.model)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(title, total=None, visible=False)  # nothing may be missing
+        task = bar.add_task(
+            f"{what.model} at mask {what.ratio:g}", total=None, visible=False
+        )  # nothing may be missing
 
         def progress(done: int, total: int) -> None:
             bar.update(task, completed=done, total=total, visible=True)

@@ -90,7 +90,7 @@ def _score(
         np.save(folder / "topk.shape.npy", [vocabulary, top_k])
     shape = (int(lengths.sum()), width)
     kept = np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=kind, shape=shape)
-    what = f"scoring responses with {scorer.folder.name.partition('-')[0]}"
+    what = f"scoring responses with {scorer.name}"
     end = 0
     for start in range(0, len(wanted), BATCH):
         indices = wanted[start : start + BATCH]

@@ -119,10 +119,9 @@ class Lab:
         spec = self.profile.ladder[model]  # type: ignore[index]
         if spec.path:
             return Path(spec.path) if Path(spec.path).is_dir() else Path(snapshot_download(spec.path))
-        folder = self._ladder_folder(model)
-        if not (folder / "config.json").is_file():
+        if not self.is_trained(model):
             self._train_ladder()
-        return folder
+        return self._ladder_folder(model)
 
     def is_trained(self, model: str) -> bool:
         """Whether a model needs no training before it is used."""
@@ -167,11 +166,7 @@ class Lab:
         return cache_dir() / "models" / f"{model}-{hash_of(what)}"
 
     def _train_ladder(self) -> None:
-        missing = [
-            name
-            for name, spec in self.profile.ladder.items()
-            if not spec.path and not (self._ladder_folder(name) / "config.json").is_file()
-        ]
+        missing = [name for name in self.profile.ladder if not self.is_trained(name)]
         # The longest first, so that the others fill the second process meanwhile.
         sizes = {name: self.profile.ladder[name].steps * self.profile.ladder[name].width for name in missing}
         self._parallel(

@@ -17,7 +17,7 @@ from masters.curriculum import all_stages, authors
 from masters.experiments import RESPONSE_SEED, Lab
 from masters.files import cache_dir
 from masters.responses import Judge, ResponseStore, open_store, responses
-from masters.responses.store import Status, StoreSpec
+from masters.responses.store import VERSION, Status, StoreSpec
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def marks(lab: Lab, what: Wanted) -> dict[str, int]:
 
 
 def all_stores() -> list[ResponseStore]:
-    """Every store of the cache, of whatever profile.
+    """Every store of the cache, of whatever profile; those of a former version are never read and left out.
 
     Raises:
         ValueError: the description of a store is damaged; the message names it.
@@ -120,10 +120,12 @@ def all_stores() -> list[ResponseStore]:
     for path in sorted((cache_dir() / "responses").glob("*/spec.json")):
         try:
             about = json.loads(path.read_text())
+            if about["version"] != VERSION:
+                continue
             fields = {name: about[name] for name in StoreSpec.model_fields}
             stores.append(ResponseStore(StoreSpec(**fields), about["source"]))
         except (KeyError, TypeError, ValueError):
-            raise ValueError(f"{path} is damaged or of an older version; delete its folder") from None
+            raise ValueError(f"{path} is damaged; delete its folder") from None
     return stores
 
 

@@ -65,7 +65,7 @@ class Distillation(Strict):
         description="constant; paper: 1e-6 for students of 2 to 8 billion weights"
     )
     cache_teacher: bool = Field(
-        True, description="keep the teachers' log-probabilities on disk; off for large vocabularies"
+        True, description="keep the teachers' log-probabilities on disk instead of running the teachers along"
     )
     top_k_logprobs: Count | None = Field(
         None, description="keep this many log-probabilities a token and the mass of the rest; none keeps all"
@@ -79,6 +79,12 @@ class Distillation(Strict):
     @model_validator(mode="after")
     def _step_divides(self) -> "Distillation":
         MaskSchedule(self.r_max, self.r_step)
+        return self
+
+    @model_validator(mode="after")
+    def _top_k_is_cached(self) -> "Distillation":
+        if self.top_k_logprobs is not None and not self.cache_teacher:
+            raise ValueError("top_k_logprobs says how the cache is kept, and cache_teacher is off; set one")
         return self
 
 

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from masters.questions import Ragged
+
 LEAST = -30.0  # stands for the logarithm of a remaining mass of 0
 
 
@@ -74,20 +76,18 @@ class TopK:
     """Packed distributions in a file, mapped into memory; reading one unpacks it.
 
     Args:
-        folder: where ``topk.npy``, ``topk.offsets.npy`` and ``topk.shape.npy`` are.
+        folder: where the packed rows, ``topk.npy`` and ``topk.offsets.npy``, and ``topk.shape.npy`` are.
     """
 
     def __init__(self, folder: Path) -> None:
-        self.values = np.load(folder / "topk.npy", mmap_mode="r")
-        self.offsets = np.load(folder / "topk.offsets.npy")
+        self.rows = Ragged(folder, "topk")
         self.vocabulary, self.k = np.load(folder / "topk.shape.npy").tolist()
 
     def __len__(self) -> int:
-        return len(self.offsets) - 1
+        return len(self.rows)
 
     def __getitem__(self, index: int) -> np.ndarray:
-        rows = np.asarray(self.values[self.offsets[index] : self.offsets[index + 1]])
-        return decode(rows, self.vocabulary, self.k)
+        return decode(self.rows[index], self.vocabulary, self.k)
 
 
 def _bits(vocabulary: int) -> int:

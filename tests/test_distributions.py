@@ -11,10 +11,11 @@ from masters.distributions import distributions
 from masters.masking import TeacherMask
 from masters.models import build, load
 from masters.packing import pack, response_logits
-from masters.questions import Questions, load_questions
+from masters.questions import Questions, Ragged, load_questions
 from masters.responses import Source
 from masters.settings import ModelSpec
 from masters.tasks import vocabulary
+from masters.topk import TopK
 
 COUNT = 9
 WANTED = [4, 0, 7, 2, 8]
@@ -100,7 +101,8 @@ def test_the_largest_entries_stand_for_the_whole(setting: Setting) -> None:
         place = np.argsort(-whole[row].astype(np.float32), axis=-1)[:, :10]
         values = [np.take_along_axis(kept[row], place, axis=-1) for kept in (top, whole)]
         assert np.abs(values[0].astype(np.float32) - values[1]).max() < 5e-3
-    assert top.values.nbytes < whole.values.nbytes
+    assert isinstance(top, TopK) and isinstance(whole, Ragged)
+    assert top.rows.values.nbytes < whole.values.nbytes
 
 
 def test_a_second_time_no_model_is_needed(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """The shell commands about responses, on an untrained-looking ladder of a tiny profile."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typer.testing import CliRunner
 
 from masters import cli, experiments, generation
 from masters.experiments import Lab
+from masters.files import write_atomic
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +66,7 @@ def test_generate_in_two_shares_then_nothing_is_missing(data: Path, lab: Lab) ->
     assert plan.exit_code == 0 and "large" in plan.output
     assert not list(data.glob("cache/responses/*/part-*")) and sum(missing(lab)) == 4 * 2 * 6
     first = masters("generate", "tiny", "--shard-index", "0", "--num-shards", "2")
-    assert first.exit_code == 0 and missing(lab) == [6] * 4
+    assert first.exit_code == 0 and "training the ladder first" in first.output and missing(lab) == [6] * 4
     second = masters("generate", "tiny", "--shard-index", "1", "--num-shards", "2")
     assert second.exit_code == 0 and missing(lab) == [0] * 4
     shards = sorted(data.glob("cache/responses/*/part-*"))
@@ -101,7 +103,13 @@ def test_show_prints_a_group_and_writes_its_picture(data: Path, lab: Lab, tmp_pa
 
 def test_verify_names_the_shard_and_deleting_it_mends_the_store(data: Path, lab: Lab) -> None:
     masters("generate", "tiny")
-    assert "nothing damaged" in masters("responses", "verify").output
+    old = data / "cache" / "responses" / "of-a-former-version"
+    write_atomic(old / "spec.json", '{"version": 1}')
+    assert "4 stores, nothing damaged" in masters("responses", "verify").output
+    write_atomic(old / "spec.json", "{")
+    refused = masters("responses", "verify")
+    assert refused.exit_code == 1 and "of-a-former-version" in str(refused.exception)
+    shutil.rmtree(old)
     shard = sorted(data.glob("cache/responses/*/part-*.parquet"))[0]
     shard.write_bytes(shard.read_bytes()[:-9])
     result = masters("responses", "verify")

@@ -150,3 +150,8 @@ def test_a_profile_cannot_be_changed_by_accident() -> None:
     profile = load_profile("smoke")
     with pytest.raises(ValueError, match="frozen"):
         profile.seeds = 5  # type: ignore[misc]
+
+
+def test_a_top_k_without_a_cache_is_refused(params: Path) -> None:
+    change(params / "profile.yaml", distillation__cache_teacher=False, distillation__top_k_logprobs=8)
+    assert "cache_teacher is off" in refusal("smoke")

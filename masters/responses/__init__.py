@@ -54,7 +54,7 @@ def responses(
 ) -> pd.DataFrame:
     """The first ``n`` responses of a source to some questions.
 
-    Two processes that ask for the same store take turns, so nothing is generated twice.
+    Two processes that ask for the same questions take turns, so nothing is generated twice.
 
     Args:
         source: who writes.
@@ -70,8 +70,8 @@ def responses(
             with :func:`masters.progress.report`.
 
     Returns:
-        A row a response, ordered as ``wanted`` and by index: question, content, index, tokens, text,
-        logprobs, support_logprobs, finish, mark, correct.
+        A row a response, ordered as ``wanted`` and by index: key, question, content, asked, label, index,
+        tokens, text, logprobs, support_logprobs, finish, mark, correct.
 
     Raises:
         ValueError: a shard is damaged; the message names it and says what to do.

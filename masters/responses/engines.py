@@ -4,7 +4,7 @@ The prompts of a batch are read in one forward pass, the key-value cache is repe
 all responses are written token by token together; those that ended leave the batch a quarter at a time.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,7 +93,6 @@ def generate(
     responses: Sequence[int],
     sampling: Sampling,
     seed: int | None,
-    progress: Callable[[int], None] | None = None,
 ) -> Iterator[list[Response]]:
     """Responses of a model, a batch of questions at a time.
 
@@ -105,7 +104,6 @@ def generate(
         responses: indices of the responses of each question.
         sampling: how tokens are drawn; only ``max_new_tokens`` counts when greedy.
         seed: None takes the most probable token each time (greedy).
-        progress: called with the number of responses that each batch added.
 
     Yields:
         All responses of a batch of questions, ordered by question and index.
@@ -113,12 +111,9 @@ def generate(
     order = sorted(wanted, key=lambda index: len(questions.prompt(index)))
     batch = max(1, ROWS // len(responses))
     for start in range(0, len(order), batch):
-        done = _generate_batch(
+        yield _generate_batch(
             model, processor, questions, order[start : start + batch], responses, sampling, seed
         )
-        if progress:
-            progress(len(done))
-        yield done
 
 
 @torch.inference_mode()

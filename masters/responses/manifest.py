@@ -139,20 +139,14 @@ class Held:
         for start, end in zip(left.tolist(), right.tolist(), strict=True):
             there: set[int] = set()
             for entry in self._entries[start:end]:
-                mask, first = int(entry["mask"]), 64 * int(entry["block"])
-                there.update(first + bit for bit in range(mask.bit_length()) if mask >> bit & 1)
+                there |= _indices(entry)
             found.append(there)
         return found
 
     def covers(self, entries: np.ndarray) -> bool:
         """Whether all responses of some entries, of type ``ENTRY``, are there."""
         there = self.indices([f"{number:016x}" for number in entries["content"].tolist()])
-        return all(
-            64 * int(entry["block"]) + bit in indices
-            for entry, indices in zip(entries, there, strict=True)
-            for bit in range(64)
-            if int(entry["mask"]) >> bit & 1
-        )
+        return all(_indices(entry) <= indices for entry, indices in zip(entries, there, strict=True))
 
     def count(self, content: np.ndarray, n: int) -> int:
         """How many of the first ``n`` responses of some questions are there.
@@ -205,3 +199,8 @@ class Held:
             ]
             found[self.lines[number].shard] = np.sort(np.concatenate(ranges))
         return found
+
+
+def _indices(entry: np.void) -> set[int]:
+    mask, first = int(entry["mask"]), 64 * int(entry["block"])
+    return {first + bit for bit in range(mask.bit_length()) if mask >> bit & 1}

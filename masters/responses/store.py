@@ -33,7 +33,7 @@ from masters.settings import Sampling, Strict
 VERSION = 2
 ENGINE = "transformers"
 ROW_GROUP = 1024
-SHORTEST_REPETITION = 3
+REPETITIONS = 3
 SCHEMA = pa.schema(
     [
         ("key", pa.string()),
@@ -136,9 +136,8 @@ def mark(text: str, finish: str) -> str:
     words = text.split()
     if not words:
         return "empty"
-    for length in range(1, len(words) // SHORTEST_REPETITION + 1):
-        last = words[-length:]
-        if all(words[-k * length : -(k - 1) * length or None] == last for k in (2, 3)):
+    for length in range(1, len(words) // REPETITIONS + 1):
+        if words[-REPETITIONS * length :] == REPETITIONS * words[-length:]:
             return "repetitive"
     return "truncated" if finish == "length" else ""
 
@@ -171,7 +170,7 @@ class ResponseStore:
             seconds: that they took to generate.
 
         Raises:
-            OSError: the disk is full; the store is as it was.
+            OSError: the disk is full; the store holds what it held, or the whole shard as well.
         """
         if not (self.folder / "spec.json").is_file():
             write_atomic(self.folder / "spec.json", self._about())
@@ -179,14 +178,9 @@ class ResponseStore:
         batch = sorted(responses, key=lambda response: (content_of[response.question], response.index))
         about = questions.loc[[response.question for response in batch]]
         content = about["content"].tolist()
-        same = {
-            "source": self.source,
-            "weights": self.spec.weights,
-            "ratio": self.spec.ratio,
-            "seed": self.spec.seed,
-            "sampling": self.spec.sampling.model_dump_json(),
-            "engine": ENGINE,
-        }
+        sampling = self.spec.sampling.model_dump_json()
+        same = {"source": self.source, **self.spec.model_dump(include={"weights", "ratio", "seed"})}
+        same |= {"sampling": sampling, "engine": ENGINE}
         rows = [
             {
                 **vars(r),
@@ -202,10 +196,17 @@ class ResponseStore:
         path = self.folder / f"part-{uuid.uuid4().hex[:12]}.parquet"
         data = _parquet(pa.Table.from_pylist(rows, schema=SCHEMA))
         write_atomic(path, data)
-        entries = entries_of(content, [r.index for r in batch])
-        digest = hashlib.sha256(data).hexdigest()
-        append(self.manifest, Line(path.name, len(rows), len(data), digest, seconds, entries))
+        self._list(path, data, content, [r.index for r in batch], seconds)
         return path
+
+    def _list(
+        self, path: Path, data: bytes, content: Sequence[str], index: Sequence[int], seconds: float
+    ) -> Line:
+        """Enter a shard that is on disk into the manifest."""
+        digest = hashlib.sha256(data).hexdigest()
+        line = Line(path.name, len(content), len(data), digest, seconds, entries_of(content, index))
+        append(self.manifest, line)
+        return line
 
     def held(self) -> Held:
         """Which responses are there, from the manifest; shards that it lost are listed in it anew.
@@ -224,12 +225,10 @@ class ResponseStore:
         lines = {line.shard: line for line in read(self.manifest) if line.shard in sizes}
         for name, size in sizes.items():
             if name not in lines:
-                frame = _read(self.folder / name, ["content", "index"])
-                data = (self.folder / name).read_bytes()
-                entries = entries_of(frame["content"].tolist(), frame["index"].tolist())
-                digest = hashlib.sha256(data).hexdigest()
-                lines[name] = Line(name, len(frame), len(data), digest, 0.0, entries)
-                append(self.manifest, lines[name])
+                path = self.folder / name
+                frame = _read(path, ["content", "index"])
+                content, index = frame["content"].tolist(), frame["index"].tolist()
+                lines[name] = self._list(path, path.read_bytes(), content, index, 0.0)
             elif lines[name].size != size:
                 raise _damaged(self.folder / name, f"{size} bytes, not {lines[name].size}")
         return Held(lines[name] for name in sorted(lines))
@@ -287,28 +286,18 @@ class ResponseStore:
             The damaged shards; deleting them and asking again makes their responses anew.
         """
         lines = {line.shard: line for line in read(self.manifest)}
-        damaged = []
-        for path in self.shards():
-            line = lines.get(path.name)
-            reason = ""
-            if line is None:
-                try:
-                    _read(path)
-                except ValueError as error:
-                    reason = str(error).partition("is damaged (")[2].partition(")")[0]
-            elif path.stat().st_size != line.size:
-                reason = f"{path.stat().st_size} bytes, not {line.size}"
-            elif hashlib.sha256(path.read_bytes()).hexdigest() != line.sha256:
-                reason = "its bytes are not those that were written"
-            if reason:
-                known = (line.rows, len(np.unique(line.entries["content"]))) if line else (None, None)
-                damaged.append(Damage(path, reason, *known))
-        here = {path.name for path in self.shards()}
-        held = Held(line for line in lines.values() if line.shard in here)
-        for line in lines.values():
-            if line.shard not in here and not held.covers(line.entries):  # not made again since
-                questions = len(np.unique(line.entries["content"]))
-                damaged.append(Damage(self.folder / line.shard, "it is gone", line.rows, questions))
+        there = {path.name: path for path in self.shards()}
+        damaged = [
+            Damage(path, reason, *_counts(lines.get(name)))
+            for name, path in there.items()
+            if (reason := _fault(path, lines.get(name)))
+        ]
+        held = Held(line for name, line in lines.items() if name in there)
+        damaged += [
+            Damage(self.folder / name, "it is gone", *_counts(line))
+            for name, line in lines.items()
+            if name not in there and not held.covers(line.entries)  # not made again since
+        ]
         return damaged
 
     def _verdicts(self, path: Path, judge: Judge) -> pd.Series:
@@ -339,6 +328,29 @@ def _parquet(table: pa.Table) -> bytes:
     return buffer.getvalue()
 
 
+def _counts(line: Line | None) -> tuple[int | None, int | None]:
+    """How many responses of how many questions a shard holds, if anyone knows."""
+    return (None, None) if line is None else (line.rows, len(np.unique(line.entries["content"])))
+
+
+def _fault(path: Path, line: Line | None) -> str:
+    """What is wrong with a shard, or nothing; one that is not listed must at least be readable."""
+    if line is None:
+        try:
+            pq.read_table(path, page_checksum_verification=True)
+        except (OSError, pa.ArrowException) as error:
+            return _reason(error)
+        return ""
+    if path.stat().st_size != line.size:
+        return f"{path.stat().st_size} bytes, not {line.size}"
+    same = hashlib.sha256(path.read_bytes()).hexdigest() == line.sha256
+    return "" if same else "its bytes are not those that were written"
+
+
+def _reason(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
 def _damaged(path: Path, reason: str) -> ValueError:
     return ValueError(f"{path} is damaged ({reason}); delete it and run again: only its rows are made again")
 
@@ -347,8 +359,7 @@ def _read(path: Path, columns: list[str] | None = None) -> pd.DataFrame:
     try:
         frame = pq.read_table(path, columns=columns, page_checksum_verification=True).to_pandas()
     except (OSError, pa.ArrowException) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise _damaged(path, reason) from None
+        raise _damaged(path, _reason(error)) from None
     assert isinstance(frame, pd.DataFrame)
     return frame
 
@@ -359,14 +370,11 @@ def _read_rows(path: Path, rows: np.ndarray) -> pd.DataFrame:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
             starts = np.cumsum([0, *sizes])
-            group = np.searchsorted(starts, rows, "right") - 1
-            needed = np.unique(group)
-            kept = np.concatenate([np.arange(starts[i], starts[i + 1]) for i in needed.tolist()])
-            table = file.read_row_groups(needed.tolist()).take(np.searchsorted(kept, rows))
-            frame = table.to_pandas()
+            needed = np.unique(np.searchsorted(starts, rows, "right") - 1).tolist()
+            kept = np.concatenate([np.arange(starts[i], starts[i + 1]) for i in needed])
+            frame = file.read_row_groups(needed).take(np.searchsorted(kept, rows)).to_pandas()
     except (OSError, pa.ArrowException) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise _damaged(path, reason) from None
+        raise _damaged(path, _reason(error)) from None
     assert isinstance(frame, pd.DataFrame)
     return frame
 
