@@ -687,4 +687,4 @@ def test_names_are_stable_and_change_with_the_meaning(monkeypatch: pytest.Monkey
     assert name != LLMJudge("http://127.0.0.1:1", "a-b").name
     monkeypatch.setattr(llm, "EXPLAIN_PROMPT", llm.EXPLAIN_PROMPT + " Be strict.")
     assert name != LLMJudge("http://127.0.0.1:1", "a/b").name
-    assert RuleJudge.name == "rule-1"
+    assert RuleJudge.name == "rule-2"

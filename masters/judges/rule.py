@@ -6,24 +6,15 @@ Fast, exact, and strict wherever a rule cannot tell: in doubt a response is wron
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Iterable, Sequence
+from decimal import Decimal
+from functools import lru_cache, partial
 
 _UNITS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
-_TEENS = [
-    "eleven",
-    "twelve",
-    "thirteen",
-    "fourteen",
-    "fifteen",
-    "sixteen",
-    "seventeen",
-    "eighteen",
-    "nineteen",
-]
+_TEENS = ["eleven", "twelve", *(f"{n}teen" for n in ["thir", "four", "fif", "six", "seven", "eigh", "nine"])]
 _TENS = ["ten", "twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
 _NUMBER_WORDS = (
-    {"zero": 0, "none": 0}
+    {"zero": 0, "none": 0, "dozen": 12}
     | {word: n for n, word in enumerate(_UNITS, 1)}
     | {word: n for n, word in enumerate(_TEENS, 11)}
     | {word: 10 * n for n, word in enumerate(_TENS, 1)}
@@ -34,11 +25,23 @@ _NUMBER_WORD = re.compile(
     rf"\b(?:({'|'.join(_TENS[1:])})[\s-]+({'|'.join(_UNITS)})|({'|'.join(_NUMBER_WORDS)}))\b"
 )
 _ARTICLE = re.compile(r"\b(?:an?|the)\s+(?=\w)")
+_SCALES = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9}
+# "1 hundred and 20", "2 thousand", "hundred": scales apply one after the other, the small ones first.
+_SCALED = {
+    word: re.compile(
+        rf"(?:(?<![\d.,-])(\d{{1,6}}(?:\.\d{{1,6}})?) )?\b{word}\b(?: (?:and )?(\d{{1,6}})\b(?![.,]\d))?"
+    )
+    for word in _SCALES
+}
 _MINUS_WORD = re.compile(r"\b(?:minus|negative)\s+(?=\.?\d)")
 _NUMBER = re.compile(r"(?:(?<!\w)-\s?)?(?:\d{1,3}(?:,\d{3}){1,9}(?![\d,])(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)")
 # Signs that join alternatives must not vanish: "3/4" is not "3 4".
 _TOKEN = re.compile(rf"{_NUMBER.pattern}|[^\W\d_]+|[/|+=<>]")
 
+_INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u2060-\u2064\ufeff]")
+_DASH = re.compile("[\u2010-\u2015\u2212]")
+_PERCENT = re.compile(r"\bper ?cent\b")
+_APOSTROPHE = re.compile(r"(?<=[^\W\d_])[’'](?=[^\W\d_])")
 _SPLIT_DECIMAL = re.compile(r"(?<=\d) \. (?=\d)")
 _BOXED = re.compile(r"\\boxed\s*\{([^{}]*)\}")
 _LINE_END = re.compile(r"(?<![:\s])\s*\n\s*")
@@ -51,13 +54,25 @@ _ANNOUNCED = re.compile(
     r"(?:\b(?:the|my|your|final|correct|right|true|best|only) ){0,3}"
     r"\banswers? ?(?:(?:is|are|was|would be|should be|must be)\b(?! ?n?[’']t) ?:?|[:=>]) ?"
 )
+# What a text concludes from its reasons announces an answer too, unless another does so in as many words.
+_CONCLUDED = re.compile(
+    r"\b(?:so|thus|hence|therefore) ?,? ?(?:it|this|that|there)(?: (?:is|are)|[’']s)\b ?"
+    r"|\b(?:total|result) ?: ?"
+)
 _DENIED = re.compile(
-    r"(?:\b(?:not|never|doubt|doubtful|false|wrong|untrue|unsure|unlikely|unclear)|n[’']t) "
-    r"(?:(?:think|believe|say|claim|mean|true|sure|certain|correct|right|case|the|that|if|whether) ){0,6}$"
+    r"(?:\b(?:not|never|(?<!\bno )(?<!\bwithout )doubt|doubtful|false|wrong|untrue|unsure|unlikely|unclear)"
+    r"|n[’']t) "
+    r"(?:(?:to|think|believe|say|claim|mean|true|sure|certain|correct|right|case|the|that|if|whether) ){0,6}$"
 )
 _SENTENCE_END = re.compile(r" ?(?:[.!?](?=[ .!?]|$)|[;<]) ?")
 _TRAILING_DOTS = re.compile(r"(?:[^\w\s] ?){4}$")
 _REASON = re.compile(r"\b(?:because|since)\b.*$")
+_CONTRAST = re.compile(
+    r" ?, ?(?:and )?(?:not|nothing) (?!(?:sure|certain|really|quite|exactly|entirely|that|it|or|but)\b)"
+    r"(?:an? |the )?(\w+)$"
+)
+_SAME_AGAIN = re.compile(r"([^()]+) \( ?([^()]+?) ?\)$")
+_STARTS_YES_NO = re.compile(r"(yes|no)\b ?[.,!;]")
 _YES_NO = re.compile(
     r"(yes|yeah|yep|no|nope)\b ?,? ?(?:there|it|they|this|that|these|those|the|an?|i|we|you|both|all)\b(.+)$"
 )
@@ -69,9 +84,15 @@ _SECOND_THOUGHT = re.compile(
 _TO_THE_JUDGE = re.compile(
     r"\b(?:scor\w*|verdict|grad(?:e|er|ing)|judge\w*|ignore|instructions?|reward\w*|mark\w*)\b"
 )
+# Words of a plea to be judged well, unless the question or the label has them too.
+_PLEA = re.compile(r"\b(?:scores?|verdicts?|graders?|judges?|rewards?|rubrics?|responses?|instructions?)\b")
 
 _OPTION = re.compile(r"(?:^|(?<=[ (\[,;]))[(\[]? ?([a-h]) ?[)\].:] ?")
-_CHOSEN = re.compile(r"(?:(?:option|choice|letter|answer) )?[(\[]? ?([a-h])\b(?!['’]) ?[)\].:]* ?(.*)$")
+_CHOSEN = re.compile(
+    r"(?:i (?:choose|pick|select) )?(?:(?:option|choice|letter|answer) )?"
+    r"[(\[]? ?([a-h])\b(?!['’]) ?[)\].:]* ?(.*)$"
+)
+_TEXT_FIRST = re.compile(r"(.+?) ?[,(] ?(?:option )?([a-h]) ?\)?$")
 _LONE_LETTER = re.compile(r"(?:option|choice|letter) ([a-h])$")
 
 # Words around a number that say what was counted and give no second answer. The words of the question are,
@@ -79,25 +100,31 @@ _LONE_LETTER = re.compile(r"(?:option|choice|letter) ([a-h])$")
 _AROUND_A_NUMBER = frozenset(
     {"i", "we", "count", "can", "see", "there", "are", "is", "it", "that", "be", "in", "of", "them", "here"}
     | {"picture", "image", "chart", "total", "altogether", "exactly", "shown", "visible"}
+    | {"you", "he", "she", "they", "has", "have", "look", "looks", "like", "seems", "appears", "to", "find"}
 )
+_VERBS = frozenset({"is", "are", "was", "were", "has", "have", "see", "look", "looks", "seems", "appears"})
 _NOT_A_UNIT = frozenset(
     {"or", "nor", "not", "no", "yes", "never", "neither", "either", "than", "least", "most", "half"}
+    | {"isnt", "arent", "wasnt", "dont", "doesnt", "didnt", "cant"}
     | set("/|+=<>")
 )
+_ALTERNATIVES = re.compile(r"\b(?:or|and|nor)\b|[,/|&:;(]")
 _SHORT_WORDS = 12  # a longer text that announces no answer commits to none
+_EXPLAINED_WORDS = 36  # unless it opens with yes or no and goes on to explain it
 _ITEM_WORDS = 3  # "red circle , red circle , red circle" lists three things; repeated longer phrases loop
 
 
 class RuleJudge:
     """Exact match of the one answer a response commits to, after normalisation.
 
-    Equal are: upper and lower case, punctuation, articles, number words up to ninety nine and digits,
-    ``1,000`` and ``1000``, ``7.0`` and ``7``, an option's letter and its text when the question lists the
-    options, a number and the same number with what was counted. A list must match in order and entirely. In
-    doubt the verdict is 0: a reward that can be talked into 1 is worse than a strict one.
+    Equal are: upper and lower case, punctuation, articles, number words and digits, ``1,000`` and ``1000``,
+    ``7.0`` and ``7``, an option's letter and its text when the question lists the options, a number and the
+    same number with what was counted, an answer and a clause that puts it in the words of the question. A
+    list must match in order and entirely. A response that speaks of its own judging is wrong, whatever it
+    answers. In doubt the verdict is 0: a reward that can be talked into 1 is worse than a strict one.
     """
 
-    name = "rule-1"
+    name = "rule-2"
 
     def score(self, question: str, label: str, response: str) -> int:
         """1 if the response commits to the label and to nothing else, otherwise 0.
@@ -115,8 +142,13 @@ class RuleJudge:
             raise ValueError(
                 f"the label {label!r} of {question!r} has no word or number; fix or drop it first"
             )
+        pleas = _PLEA.findall(_fold(response))
+        if not set(map(_stem, pleas)) <= set(map(_stem, _PLEA.findall(_fold(f"{question} {label}")))):
+            return 0
         whole, answer = _read(response)
-        return int(_canonical(whole) == wanted or (answer != "" and _matches(question, label, answer)))
+        if _canonical(whole) == wanted:
+            return 1
+        return int(answer != "" and (_matches(question, label, answer) or _states(question, label, whole)))
 
     def score_many(
         self, questions: Sequence[str], labels: Sequence[str], responses: Sequence[str]
@@ -146,7 +178,7 @@ def _read(response: str) -> tuple[str, str]:
     text = _fold(response)
     if _TRAILING_DOTS.search(text):
         return "", ""
-    announcements = list(_ANNOUNCED.finditer(text))
+    announcements = list(_ANNOUNCED.finditer(text)) or list(_CONCLUDED.finditer(text))
     if not announcements:
         return text, _unannounced(text)
     starts = [found.start() for found in announcements]
@@ -161,11 +193,14 @@ def _read(response: str) -> tuple[str, str]:
     said = [(answer, rest) for answer, rest in map(_first_sentence, tails) if answer]
     if len({_canonical(answer) for answer, _ in said}) != 1 or any(_goes_back(rest) for _, rest in said):
         return whole, ""
-    return whole, _reduce(said[-1][0])
+    answer = _reduce(said[-1][0])
+    first = _STARTS_YES_NO.match(text)
+    return ("", "") if first and answer in {"yes", "no"} - {first[1]} else (whole, answer)
 
 
 def _unannounced(text: str) -> str:
-    if len(re.findall(r"\w+", text)) > _SHORT_WORDS:
+    most = _EXPLAINED_WORDS if _STARTS_YES_NO.match(text) else _SHORT_WORDS
+    if len(re.findall(r"\w+", text)) > most or _loops(text):
         return ""
     answer, rest = _first_sentence(text)
     if not answer or _goes_back(rest):
@@ -182,7 +217,10 @@ def _first_sentence(text: str) -> tuple[str, str]:
     """The first sentence without its reason ("" if it has no word), and what follows it."""
     end = _SENTENCE_END.search(text)
     sentence, rest = (text[: end.start()], text[end.end() :]) if end else (text, "")
-    sentence = _REASON.sub("", sentence).strip(" ,:\"'“”‘’")
+    sentence = _REASON.sub("", sentence)
+    if (other := _CONTRAST.search(sentence)) and other[1] not in sentence[: other.start()]:
+        sentence = sentence[: other.start()]
+    sentence = sentence.strip(" ,:\"'“”‘’")
     return (sentence if re.search(r"\w", sentence) else ""), rest
 
 
@@ -196,7 +234,9 @@ def _goes_back(rest: str) -> bool:
 
 
 def _reduce(answer: str) -> str:
-    """A sum to its result, and a yes or no with its reason to the yes or no."""
+    """A sum to its result, a yes or no with its reason to the yes or no, "9 (nine)" to one of the two."""
+    if (twice := _SAME_AGAIN.match(answer)) and _canonical(twice[1]) == _canonical(twice[2]):
+        return twice[1]
     if total := _SUM.match(answer):
         return total[1]
     if said := _YES_NO.match(answer):
@@ -229,21 +269,51 @@ def _matches(question: str, label: str, answer: str) -> bool:
     if options and (right := _choice(_fold(label), options)):
         return _choice(answer, options) == right
     lone = _LONE_LETTER.match(answer)
+    for scale in _SCALES:  # "8 million" answers "how many million ?" as 8 does
+        if re.search(rf"\b{scale}s?\b", _fold(question)) and scale not in _fold(label):
+            answer = answer.replace(f" {scale}", "", 1)
     wanted, given = _canonical(_fold(label)), _canonical(lone[1] if lone else answer)
     if given == wanted:
         return True
     if len(wanted) == 1 and _NUMBER.fullmatch(wanted[0]):
         others = {token for token in given if not _NUMBER.fullmatch(token)}
         numbers = [token for token in given if token not in others]
-        known = _AROUND_A_NUMBER.union(_canonical(_fold(question))) - _NOT_A_UNIT
-        return numbers == list(wanted) and others <= known
+        return numbers == list(wanted) and _known(others, question)
     return False
+
+
+def _known(words: Iterable[str], question: str) -> bool:
+    """Whether words only repeat the question or say nothing of their own."""
+    known = _AROUND_A_NUMBER.union(_canonical(_fold(question)))
+    stems = {_stem(word) for word in known - _NOT_A_UNIT}
+    return all(_stem(word) in stems and word not in _NOT_A_UNIT for word in words)
+
+
+def _stem(word: str) -> str:
+    return re.sub(r"(?<=\w\w)(?:ed|s)$", "", word)
+
+
+def _states(question: str, label: str, text: str) -> bool:
+    """Whether a text is one clause with a verb that opens or ends with the label and repeats the question."""
+    sentence = _first_sentence(text)[0]
+    if _ALTERNATIVES.search(sentence) or _ALTERNATIVES.search(_fold(question)):
+        return False
+    wanted, given = _canonical(_fold(label)), _canonical(sentence)
+    opens, ends = given[: len(wanted)] == wanted, given[-len(wanted) :] == wanted
+    rest = given[len(wanted) :] if opens else given[: -len(wanted)]
+    # "red is blue" could mean either; "red is the color of it" cannot.
+    placed = len(rest) > 2 if opens else ends
+    a_clause = not _VERBS.isdisjoint(rest) and not any(map(_NUMBER.fullmatch, rest))
+    return placed and a_clause and _known(rest, question)
 
 
 @lru_cache(maxsize=1 << 14)
 def _fold(text: str) -> str:
     """One line in lower case: compatibility characters replaced, markup gone, line ends as sentence ends."""
-    text = unicodedata.normalize("NFKC", text).casefold().replace("−", "-").replace("–", "-").strip()
+    if not text.isascii():
+        text = _INVISIBLE.sub("", "".join(map(_plain, text)))
+        text = _DASH.sub("-", unicodedata.normalize("NFKC", text)).replace("⁄", "/")
+    text = _PERCENT.sub("%", text.casefold()).strip()
     text = _LINE_END.sub(" . ", _BOXED.sub(r" . answer : \1 . ", text))
     text = " ".join(_MARKUP.sub(" ", text).split())
     return _LETTER_DOT.sub(r"\1 ) ", _SPLIT_DECIMAL.sub(".", text))
@@ -252,7 +322,11 @@ def _fold(text: str) -> str:
 @lru_cache(maxsize=1 << 16)
 def _canonical(text: str) -> tuple[str, ...]:
     """What decides equality of folded texts: words, numbers in one spelling, signs of alternatives."""
-    text = _MINUS_WORD.sub("-", _NUMBER_WORD.sub(_digits, _ARTICLE.sub("", text)))
+    text = _NUMBER_WORD.sub(_digits, _ARTICLE.sub("", _APOSTROPHE.sub("", text)))
+    for word, scaled in _SCALED.items():
+        if word in text:
+            text = scaled.sub(partial(_scale, _SCALES[word]), text)
+    text = _MINUS_WORD.sub("-", text)
     tokens = (_SAME_WORD.get(token, token) for token in _TOKEN.findall(text) if token != "and")
     return tuple(_one_spelling(token) if _NUMBER.fullmatch(token) else token for token in tokens)
 
@@ -260,6 +334,23 @@ def _canonical(text: str) -> tuple[str, ...]:
 def _digits(words: re.Match[str]) -> str:
     ten, unit, word = words.groups()
     return str(_NUMBER_WORDS[word] if word else _NUMBER_WORDS[ten] + _NUMBER_WORDS[unit])
+
+
+def _scale(scale: int, words: re.Match[str]) -> str:
+    """ "2 hundred and 5" as 205; the part added must be smaller than the scale, otherwise it stays apart."""
+    many, more = words.groups()
+    value = Decimal(many or 1) * scale
+    if more and int(more) >= scale:
+        return f"{value:f} {more}"
+    return f"{value + int(more or 0):f}"
+
+
+def _plain(character: str) -> str:
+    """Decimal digits of any script as 0 to 9; raised, lowered and fraction characters set apart."""
+    if character.isdecimal():
+        return str(unicodedata.decimal(character))
+    apart = unicodedata.decomposition(character).startswith(("<super>", "<sub>", "<fraction>"))
+    return f" {character}" if apart else character
 
 
 def _one_spelling(number: str) -> str:
@@ -289,6 +380,8 @@ def _choice(text: str, options: dict[str, str]) -> str:
         letter, named = chosen[1], _canonical(chosen[2])
         if letter in options and (not named or named == _canonical(options[letter])):
             return letter
+    if (last := _TEXT_FIRST.match(text)) and last[2] in options:
+        return last[2] if _canonical(last[1]) == _canonical(options[last[2]]) else ""
     same = [letter for letter, option in options.items() if _canonical(option) == _canonical(text)]
     return same[0] if len(same) == 1 else ""
 
