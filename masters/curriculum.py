@@ -91,7 +91,9 @@ def curriculum(
 def _example(question: int, place: int, stage: Stage, parts: Sequence[Part]) -> Example:
     def by_question(name: str) -> list[np.ndarray] | None:
         values = [getattr(part, name) for part in parts]
-        return None if values[0] is None else [array for value in values for array in value[place]]
+        if any(value is None for value in values):
+            return None
+        return [array for value in values for array in value[place]]
 
     def by_response(name: str) -> list[np.ndarray] | None:
         if getattr(parts[0], name) is None:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from functools import cached_property
-from multiprocessing import get_context
+from multiprocessing import current_process, get_context
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ from masters.models import build_processor, check_same_vocabulary, load, paramet
 from masters.progress import report
 from masters.questions import Questions, Ragged, load_questions, training_labels
 from masters.responses import Source, open_store, responses
+from masters.responses.engines import engine_of
 from masters.settings import Profile, load_profile
 from masters.tasks import vocabulary
 from masters.topk import TopK
@@ -45,7 +46,7 @@ from masters.training import Budget, Objective, train
 
 VERSION = 1
 RESPONSE_SEED = 0
-Job = tuple[Callable[..., Any], tuple[Any, ...]]  # a method of Lab and its arguments
+Job = tuple[Callable[..., Any], tuple[Any, ...]]  # a function of a Lab, and its further arguments
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ class Lab:
     def __init__(self, profile: str | Profile) -> None:
         self.profile = load_profile(profile) if isinstance(profile, str) else profile
         self.judge = RuleJudge()
+        self.engine = engine_of(self.profile.generation)
         self._questions: dict[str, Questions] = {}
         self._counts: dict[tuple[str, float], dict[str, float]] = {}
 
@@ -169,7 +171,7 @@ class Lab:
         missing = [name for name in self.profile.ladder if not self.is_trained(name)]
         # The longest first, so that the others fill the second process meanwhile.
         sizes = {name: self.profile.ladder[name].steps * self.profile.ladder[name].width for name in missing}
-        self._parallel(
+        self.parallel(
             [(Lab.train_rung, (name,)) for name in sorted(missing, key=lambda name: -sizes[name])], "models"
         )
 
@@ -187,7 +189,7 @@ class Lab:
         wanted = [(model, float(ratio)) for model in models for ratio in ratios]
         for model in models:
             self.folder(model)
-        self._parallel(
+        self.parallel(
             [(Lab.examine_masked, pair) for pair in wanted if not self._masked_path(*pair).is_file()],
             "masked teachers",
         )
@@ -231,6 +233,7 @@ class Lab:
             RESPONSE_SEED,
             self.judge,
             counts,  # type: ignore[arg-type]
+            engine=self.engine,
         )
         counts["seconds"] += time.perf_counter() - start
         return frame
@@ -268,7 +271,7 @@ class Lab:
         rows = []
         for (model, ratio), counts in sorted(self._counts.items()):
             store = open_store(
-                self.source(model, ratio), self.processor, self.profile.sampling, RESPONSE_SEED
+                self.source(model, ratio), self.processor, self.profile.sampling, RESPONSE_SEED, self.engine
             )
             size = sum(path.stat().st_size for path in store.shards())
             rate = counts["generated"] / counts["seconds"] if counts["generated"] else float("nan")
@@ -287,7 +290,7 @@ class Lab:
             if not (self.run_folder(specs[name], seed) / "result.json").is_file()
         }
         self._prepare([spec for spec, _ in missing.values()])
-        self._parallel([(Lab.run, pair) for pair in missing.values()], "runs")
+        self.parallel([(Lab.run, pair) for pair in missing.values()], "runs")
         runs, predictions, logs = [], [], []
         for name, seed in pairs:
             folder = self.run_folder(specs[name], seed)
@@ -308,7 +311,7 @@ class Lab:
         """Where the result of a run is kept: a key over all that determines it."""
         weights = [self.source(name).weights() for name in (spec.student, *spec.teachers)]
         data = [self.questions("train").hash, self.questions("test").hash, self.profile.wrong_labels]
-        sampling = self.profile.sampling.model_dump()
+        sampling = self.profile.sampling.model_dump() | {"engine": self.engine.name}
         what = [VERSION, spec.model_dump(mode="json"), seed, weights, data, sampling, self.judge.name]
         if (top_k := self.profile.distillation.top_k_logprobs) is not None:  # an approximation: other numbers
             what.append(top_k)
@@ -395,7 +398,7 @@ class Lab:
                 part = Part(
                     n,
                     tokens=_grouped(frame["tokens"], n),
-                    behaviour=_grouped(frame["logprobs"], n),
+                    behaviour=None if frame["logprobs"].isna().any() else _grouped(frame["logprobs"], n),
                     accuracy=(frame["correct"] == 1).to_numpy(np.float32).reshape(-1, n),
                 )
             if self.profile.distillation.cache_teacher and spec.teachers:
@@ -426,10 +429,10 @@ class Lab:
             self.folder(name)
         write: list[Job] = [(Lab.groups, (author, at, n)) for (author, at), n in writing.items()]
         score: list[Job] = [(Lab.distributions, (self.source(*key[:2]), *key[2:])) for key in scoring]
-        self._parallel(write, "sets of responses")
-        self._parallel(score, "sets of responses scored")
+        self.parallel(write, "sets of responses")
+        self.parallel(score, "sets of responses scored")
 
-    def _parallel(self, jobs: Sequence[Job], what: str) -> None:
+    def parallel(self, jobs: Sequence[Job], what: str) -> None:
         """Do independent jobs in the profile's number of processes, one thread each."""
         if not jobs:
             return
@@ -451,6 +454,8 @@ _labs: dict[str, Lab] = {}
 
 def _one_thread() -> None:
     torch.set_num_threads(1)
+    if torch.cuda.is_available():  # a worker a GPU; workers are numbered from 1
+        torch.cuda.set_device(current_process()._identity[0] % torch.cuda.device_count())
 
 
 def _job(profile: Profile, job: Callable[..., Any], arguments: tuple[Any, ...]) -> None:

@@ -9,13 +9,16 @@ import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import pandas as pd
 
 from masters.arms import arm
 from masters.curriculum import all_stages, authors
 from masters.experiments import RESPONSE_SEED, Lab
-from masters.files import cache_dir
+from masters.files import cache_dir, write_folder
+from masters.masking import TeacherMask
+from masters.models import load
 from masters.responses import Judge, ResponseStore, open_store, responses
 from masters.responses.store import VERSION, Status, StoreSpec
 
@@ -61,7 +64,7 @@ def share(pool: Sequence[int], shard_index: int, num_shards: int) -> list[int]:
 def store_of(lab: Lab, what: Wanted) -> ResponseStore:
     """Where the responses of an author are kept; the model must be trained."""
     source = lab.source(what.model, what.ratio)
-    return open_store(source, lab.processor, lab.profile.sampling, RESPONSE_SEED)
+    return open_store(source, lab.processor, lab.profile.sampling, RESPONSE_SEED, lab.engine)
 
 
 def status(lab: Lab, what: Wanted, pool: Sequence[int]) -> Status:
@@ -97,7 +100,46 @@ def make(
         RESPONSE_SEED,
         judge or lab.judge,
         progress=progress,
+        engine=lab.engine,
     )
+
+
+def make_all(lab: Lab, wanted: Sequence[Wanted], pool: Sequence[int]) -> None:
+    """Generate and judge what is missing of several authors, in the profile's number of processes.
+
+    Args:
+        lab: of the profile.
+        wanted: whose responses, and how many.
+        pool: indices of the questions.
+    """
+    for what in wanted:
+        lab.folder(what.model)
+    # vLLM and a server are busy enough with one process.
+    processes = lab.profile.processes if lab.profile.generation.engine == "transformers" else 1
+    shares = min(processes, len(pool))
+    lab.parallel(
+        [(make, (what, share(pool, index, shares))) for what in wanted for index in range(shares)],
+        "shares of the responses",
+    )
+
+
+def export(lab: Lab, model: str, ratio: float, folder: Path) -> None:
+    """Save a model of the ladder, masked at a ratio, as any program that reads hub models can load it.
+
+    Raises:
+        ValueError: the ratio is not one, or the folder exists.
+    """
+    if folder.exists():
+        raise ValueError(f"{folder} exists; give the name of a folder that does not")
+    loaded, processor = load(lab.folder(model))
+    TeacherMask(loaded).apply(ratio)
+
+    def save(target: Path) -> None:
+        loaded.save_pretrained(target)
+        processor.save_pretrained(target)
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    write_folder(folder, save)
 
 
 def marks(lab: Lab, what: Wanted) -> dict[str, int]:

@@ -86,19 +86,21 @@ def _examples(
     pictures = questions.table.drop_duplicates("picture")
     where = pictures.index.to_numpy()
     captions = end_tokens(processor, list(pictures["caption"]))
+    described = np.arange(spec.steps * spec.batch) < spec.caption_steps * spec.batch
     rng = np.random.default_rng(seed)
-    first = epochs(rng, len(pictures), spec.caption_steps * spec.batch)
-    rest = epochs(rng, len(questions), (spec.steps - spec.caption_steps) * spec.batch)
+    described |= rng.random(len(described)) < spec.caption_share
+    order = np.empty(len(described), dtype=np.int64)
+    order[described] = epochs(rng, len(pictures), int(described.sum()))
+    order[~described] = epochs(rng, len(questions), int((~described).sum()))
     prompt = _caption_prompt(processor, questions.prompt(0))
 
     def make(position: int) -> Example:
-        if position < len(first):
-            chosen = int(first[position])
+        chosen = int(order[position])
+        if described[position]:
             return Example(int(where[chosen]), [captions[chosen]], prompt=prompt)
-        chosen = int(rest[position - len(first)])
         return Example(chosen, [labels[chosen]])
 
-    return Examples(spec.steps * spec.batch, make)
+    return Examples(len(order), make)
 
 
 def _caption_prompt(processor: Any, example: np.ndarray) -> np.ndarray:

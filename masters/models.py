@@ -180,12 +180,17 @@ def weights_hash(model: PreTrainedModel) -> str:
     return digest.hexdigest()[:16]
 
 
-def banned_tokens(processor: Any, model: PreTrainedModel) -> list[int]:
+def banned_tokens(processor: Any, rows: int) -> list[int]:
     """Token ids that must never be sampled: every special token but the end of a response, and the
-    rows of the output head that no token has. A sampled image token would break the next forward pass."""
+    rows of the output head that no token has. A sampled image token would break the next forward pass.
+
+    Args:
+        processor: of the model.
+        rows: of its output head.
+    """
     tokenizer = processor.tokenizer
     special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
-    beyond = range(len(tokenizer), model.get_output_embeddings().weight.shape[0])
+    beyond = range(len(tokenizer), rows)
     return sorted((special | set(beyond)) - {tokenizer.eos_token_id})
 
 

@@ -24,7 +24,7 @@ from PIL import Image
 from masters.files import cache_dir, hash_of
 from masters.tasks import load_task, task_hash, with_labels
 
-VERSION = 2
+VERSION = 3
 CHUNK = 256
 TEXT_FEATURES = {"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids"}
 
@@ -67,6 +67,7 @@ class Questions:
         self.table = pd.read_parquet(folder / "table.parquet")
         self.hash = folder.name
         self._prompts = Ragged(folder, "prompts")
+        self._images = Ragged(folder, "images")
         features = sorted(
             p.name.removesuffix(".npy") for p in folder.glob("image.*.npy") if "offsets" not in p.name
         )
@@ -79,6 +80,11 @@ class Questions:
     def prompt(self, index: int) -> np.ndarray:
         """Token ids of the prompt, image tokens included."""
         return self._prompts[index]
+
+    def image_bytes(self, index: int) -> bytes:
+        """The picture of a question as a file, in the format in which the question set has it."""
+        content: bytes = self._images[int(self._picture[index])].tobytes()
+        return content
 
     def image_features(self, indices: Iterable[int]) -> dict[str, torch.Tensor]:
         """What the processor made of the pictures of some questions, along the first dimension."""
@@ -155,6 +161,7 @@ def _encode(parts: list[tuple[str, datasets.Dataset]], processor: Any, folder: P
     tables: list[pd.DataFrame] = []
     prompts: list[np.ndarray] = []
     pictures: dict[str, list[np.ndarray]] = {}
+    files: list[np.ndarray] = []
     row_of: dict[str, int] = {}
     digest: dict[str, bytes] = {}
     for task, part in parts:
@@ -170,6 +177,7 @@ def _encode(parts: list[tuple[str, datasets.Dataset]], processor: Any, folder: P
             new = {key: i for i, key in reversed(list(enumerate(chunk["image_id"]))) if key not in row_of}
             for key, i in sorted(new.items(), key=lambda item: item[1]):
                 row_of[key] = len(row_of)
+                files.append(np.frombuffer(chunk["image"][i]["bytes"], dtype=np.uint8))
                 of_image = {
                     name: np.asarray(encoded[name][i : i + 1])
                     for name in sorted(encoded.keys() - TEXT_FEATURES)
@@ -190,6 +198,7 @@ def _encode(parts: list[tuple[str, datasets.Dataset]], processor: Any, folder: P
         )
     pd.concat(tables, ignore_index=True).to_parquet(folder / "table.parquet")
     Ragged.write(folder, "prompts", prompts)
+    Ragged.write(folder, "images", files)
     for name, arrays in pictures.items():
         Ragged.write(folder, f"image.{name}", arrays)
 

@@ -41,6 +41,9 @@ class ModelSpec(Strict):
     caption_steps: int = Field(
         0, ge=0, description="the first of these steps describe pictures; without, none learns to look"
     )
+    caption_share: float = Field(
+        0.0, ge=0, lt=1, description="share of the later steps' rows that still describe pictures"
+    )
     batch: Count = Field(32, description="questions a step")
     learning_rate: Positive = Field(2e-3, description="peak, with linear warm-up and decay")
 
@@ -53,6 +56,30 @@ class Sampling(Strict):
     top_k: int = Field(50, ge=0, description="paper: 50; 0 switches it off")
     repetition_penalty: Positive = Field(1.05, description="paper: 1.05")
     max_new_tokens: Count = Field(32, description="paper: not given")
+
+
+class Generation(Strict):
+    """Who generates the responses; see :mod:`masters.responses.engines`."""
+
+    engine: Literal["transformers", "vllm", "openai"] = Field("transformers", description="paper: not given")
+    vllm: dict[str, Any] = Field(
+        {}, description="arguments of vllm.LLM, such as tensor_parallel_size, for engine: vllm"
+    )
+    server: str | None = Field(None, description="address of the server, for engine: openai")
+    served_as: str = Field(
+        "{model}-{ratio}", description="how the server names a model at a mask ratio, for engine: openai"
+    )
+    concurrency: Count = Field(16, description="requests in flight, for engine: openai")
+
+    @model_validator(mode="after")
+    def _openai_has_a_server(self) -> "Generation":
+        if (self.engine == "openai") != (self.server is not None):
+            raise ValueError("engine openai and the address of a server go together; give both or none")
+        try:
+            self.served_as.format(model="large", ratio=0.2)
+        except (LookupError, ValueError):
+            raise ValueError(f"served_as {self.served_as!r} may hold {{model}} and {{ratio}} only") from None
+        return self
 
 
 class Distillation(Strict):
@@ -107,6 +134,7 @@ class Profile(Strict):
     )
     ladder: dict[Literal["student", "mid", "large"], ModelSpec]
     sampling: Sampling = Sampling()
+    generation: Generation = Generation()
     distillation: Distillation
 
 

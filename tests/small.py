@@ -3,6 +3,7 @@
 Run as a program, it is a training that dies by SIGKILL in the middle: ``python small.py FOLDER STEP``.
 """
 
+import io
 import os
 import signal
 import sys
@@ -47,6 +48,12 @@ def questions(folder: Path, count: int = 4) -> Questions:
     )
     folder.mkdir(parents=True)
     Ragged.write(folder, "prompts", [np.asarray(ids, dtype=np.int32) for ids in encoded["input_ids"]])
+    files = []
+    for colour in colours:
+        buffer = io.BytesIO()
+        picture(colour).save(buffer, "PNG")
+        files.append(np.frombuffer(buffer.getvalue(), dtype=np.uint8))
+    Ragged.write(folder, "images", files)
     pixels = np.asarray(encoded["pixel_values"])
     Ragged.write(folder, "image.pixel_values", [pixels[i : i + 1] for i in range(count)])
     table = pd.DataFrame({"id": [f"q{i}" for i in range(count)], "question": asked, "answer": colours})

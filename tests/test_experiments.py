@@ -92,13 +92,13 @@ def lab(folder: Path) -> Lab:
 
 @pytest.fixture
 def inline(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Lab, "_parallel", here)
+    monkeypatch.setattr(Lab, "parallel", here)
 
 
 @pytest.fixture(scope="module")
 def results(lab: Lab) -> Results:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Lab, "_parallel", here)
+        patch.setattr(Lab, "parallel", here)
         return lab.results(ARMS)
 
 
@@ -110,7 +110,7 @@ def test_the_ladder_is_trained_once(lab: Lab, monkeypatch: pytest.MonkeyPatch) -
     assert list(first["model"]) == ["student", "mid", "large"]
     assert first["parameters"].is_monotonic_increasing and (first["training_steps"] == 20).all()
     assert first["weights"].nunique() == 3 and (first["seconds"] > 0).all()
-    monkeypatch.setattr(Lab, "_parallel", nothing)
+    monkeypatch.setattr(Lab, "parallel", nothing)
     pd.testing.assert_frame_equal(Lab(profile()).ladder(), first)
 
 
@@ -183,7 +183,7 @@ def test_training_changes_the_student_and_only_there(results: Results, lab: Lab,
 
 
 def test_a_second_time_nothing_runs(results: Results, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Lab, "_parallel", nothing)
+    monkeypatch.setattr(Lab, "parallel", nothing)
     again = Lab(profile()).results(ARMS)
     pd.testing.assert_frame_equal(again.runs, results.runs)
     pd.testing.assert_frame_equal(again.predictions, results.predictions)
@@ -298,7 +298,7 @@ def test_masked_accuracy(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     frame = lab.masked_accuracy(["large"], [0.0, 0.5])
     assert list(frame) == ["model", "ratio", "task", "accuracy", "questions"]
     assert list(frame["ratio"]) == [0.0, 0.5] and (frame["questions"] == 6).all()
-    monkeypatch.setattr(Lab, "_parallel", nothing)
+    monkeypatch.setattr(Lab, "parallel", nothing)
     pd.testing.assert_frame_equal(Lab(profile()).masked_accuracy(["large"], [0.0, 0.5]), frame)
 
 
@@ -314,7 +314,7 @@ def test_responses_carry_their_divergence(lab: Lab, results: Results) -> None:
 
 
 def test_latency(lab: Lab, results: Results, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Lab, "_parallel", nothing)
+    monkeypatch.setattr(Lab, "parallel", nothing)
     frame = lab.latency(["base", "masters"], 3)
     assert list(frame) == ["arm", "seconds_per_question", "tokens"]
     assert (frame["seconds_per_question"] > 0).all() and frame["tokens"].between(1, 8).all()

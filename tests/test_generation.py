@@ -15,6 +15,8 @@ from typer.testing import CliRunner
 from masters import cli, experiments, generation
 from masters.experiments import Lab
 from masters.files import write_atomic
+from masters.masking import TeacherMask
+from masters.models import load
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +26,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("generation")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MASTERS_DATA", str(folder))
-        patch.setattr(Lab, "_parallel", here)
+        patch.setattr(Lab, "parallel", here)
         patch.setattr(experiments, "load_profile", lambda name: profile())
         yield folder
     torch.set_num_threads(threads)
@@ -120,3 +122,22 @@ def test_verify_names_the_shard_and_deleting_it_mends_the_store(data: Path, lab:
     assert masters("generate", "tiny").exit_code == 0
     assert missing(lab) == [0] * 4
     assert "nothing damaged" in masters("responses", "verify").output
+
+
+def test_an_exported_model_is_the_masked_one(data: Path, lab: Lab, tmp_path: Path) -> None:
+    result = masters("export", "tiny", "large", str(tmp_path / "out"), "--ratio", "0.5")
+    assert result.exit_code == 0
+    ours, _ = load(lab.folder("large"))
+    theirs, processor = load(tmp_path / "out")
+    with TeacherMask(ours).apply(0.5):
+        for (_, one), (_, other) in zip(
+            sorted(ours.named_parameters()), sorted(theirs.named_parameters()), strict=True
+        ):
+            assert torch.equal(one, other)
+    assert processor.chat_template == lab.processor.chat_template
+    again = masters("export", "tiny", "large", str(tmp_path / "out"))
+    assert again.exit_code == 1 and "exists" in str(again.exception)
+    unknown = masters("export", "tiny", "huge", str(tmp_path / "other"))
+    assert unknown.exit_code == 1 and "there are: student, mid, large" in str(unknown.exception)
+    wrong = masters("export", "tiny", "large", str(tmp_path / "other"), "--ratio", "1.5")
+    assert wrong.exit_code == 1 and not (tmp_path / "other").exists()

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -677,6 +678,50 @@ def test_score_many_stops_at_the_first_refusal(server: Server) -> None:
     with pytest.raises(ValueError, match="404"):
         judge.score_many([COUNT] * 100, ["7"] * 100, [str(n) for n in range(100)])
     assert judge.calls < 100
+
+
+def test_verdicts_are_remembered_one_by_one(server: Server, tmp_path: Path) -> None:
+    trouble = [False]
+
+    def reply(prompt: str) -> Reply:
+        if trouble[0] or (explains(prompt) and block(prompt, "response") == "3"):
+            return 500, {}
+        return honest(prompt)
+
+    server.reply = reply
+    responses = [str(n) for n in range(6)]
+    first = judge_at(server, workers=1, memory=tmp_path)
+    with pytest.raises(ConnectionError):
+        first.score_many([COUNT] * 6, ["7"] * 6, responses)
+    trouble[0] = True
+    again = judge_at(server, workers=1, memory=tmp_path)
+    assert again.score_many([COUNT] * 3, ["7"] * 3, responses[:3]) == [0, 0, 0]
+    assert (again.calls, again.judged, again.remembered) == (0, 0, 3)
+    with pytest.raises(ConnectionError):  # another label is another question to the judge
+        again.score(COUNT, "1", "1")
+
+
+def test_an_invalid_verdict_is_remembered_and_counted(server: Server, tmp_path: Path) -> None:
+    server.reply = lambda prompt: said("no verdict")
+    assert judge_at(server, memory=tmp_path).score(COUNT, "7", "7") is None
+    again = judge_at(server, memory=tmp_path)
+    assert again.score(COUNT, "7", "7") is None
+    assert (again.calls, again.invalid) == (0, 1)
+    assert "0 judged and 1 remembered; 0 calls" in again.usage() and "invalid: 100.0 %" in again.usage()
+
+
+def test_calls_and_tokens_are_counted(server: Server) -> None:
+    def reply(prompt: str) -> Reply:
+        status, body = honest(prompt)
+        return status, body | {"usage": {"prompt_tokens": 100, "completion_tokens": 7}}
+
+    server.reply = reply
+    judge = judge_at(server)
+    assert judge.usage().endswith("invalid: none")
+    judge.score_many([COUNT] * 3, ["7"] * 3, ["7", "8", "7"])
+    assert judge.usage() == (
+        "2 judged and 0 remembered; 4 calls, 400 tokens read and 28 written; invalid: 0.0 %"
+    )
 
 
 def test_names_are_stable_and_change_with_the_meaning(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -117,13 +117,13 @@ def test_a_width_that_is_no_multiple_of_a_head_is_refused() -> None:
 def test_special_tokens_and_rows_without_a_token_are_banned_but_not_the_end() -> None:
     model, processor = small.build()
     tokenizer = processor.tokenizer
-    banned = models.banned_tokens(processor, model)
+    banned = models.banned_tokens(processor, len(tokenizer))
     names = ("<pad>", "<unk>", "<image>", "<user>", "<assistant>")
     assert banned == sorted(tokenizer.convert_tokens_to_ids(name) for name in names)
     assert model.config.image_token_id in banned and tokenizer.eos_token_id not in banned
     words = len(tokenizer)
     model.resize_token_embeddings(words + 3, mean_resizing=False)
-    assert models.banned_tokens(processor, model) == [*banned, words, words + 1, words + 2]
+    assert models.banned_tokens(processor, words + 3) == [*banned, words, words + 1, words + 2]
 
 
 def test_different_vocabularies_are_refused() -> None:

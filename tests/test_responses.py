@@ -18,7 +18,8 @@ from masters.masking import TeacherMask
 from masters.models import banned_tokens, build, load
 from masters.packing import pack, response_logits
 from masters.questions import Questions, load_questions
-from masters.responses import Response, Source, engines, generate, open_store, responses
+from masters.responses import Response, Source, generate, open_store, responses
+from masters.responses.engines import local as engines
 from masters.responses.store import ResponseStore
 from masters.settings import ModelSpec, Sampling
 from masters.tasks import vocabulary
@@ -88,7 +89,7 @@ def forbid(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("responses were generated again")
 
-    monkeypatch.setattr(package, "generate", fail)
+    monkeypatch.setattr(engines.TransformersEngine, "writer", fail)
 
 
 def same(one: pd.DataFrame, other: pd.DataFrame) -> bool:
@@ -154,7 +155,7 @@ def test_a_support_holds_no_more_than_the_vocabulary(setting: Setting) -> None:
 
 @pytest.mark.parametrize("seed", [0, None])
 def test_banned_tokens_are_never_written(setting: Setting, seed: int | None) -> None:
-    banned = set(banned_tokens(setting.processor, setting.model))
+    banned = set(banned_tokens(setting.processor, len(setting.processor.tokenizer)))
     assert setting.processor.image_token_id in banned
     hot = Sampling(temperature=50, top_p=1, top_k=0, max_new_tokens=10)
     written = {token for answer in setting.write(range(20), seed, hot) for token in answer.tokens}
@@ -185,7 +186,7 @@ def test_greedy_answers_are_those_of_generate(setting: Setting) -> None:
             attention_mask=torch.ones_like(prompt),
             **setting.questions.image_features([index]),
             do_sample=False,
-            suppress_tokens=banned_tokens(setting.processor, setting.model),
+            suppress_tokens=banned_tokens(setting.processor, len(setting.processor.tokenizer)),
             max_new_tokens=SAMPLING.max_new_tokens,
         )
         assert out[0, prompt.shape[1] :].tolist() == answer.tokens

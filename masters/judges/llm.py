@@ -1,21 +1,21 @@
 """The judge that is a language model, asked twice as in the paper, behind any OpenAI-compatible server.
 
 What it judges is data from another model and may be hostile: it stands between tags with a random part, what
-looks like a tag in it is defused, and the verdict is read only from the judge's own last tag.
+looks like a tag in it is defused, and the verdict is read only from the judge's own last tag. Verdicts cost
+money, so each is kept on disk as soon as it is there, and never asked for again.
 """
 
 import re
 import secrets
+import sqlite3
 import threading
-import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
-
-import httpx
+from pathlib import Path
 
 from masters.files import hash_of
 from masters.judges.rule import triples
+from masters.server import Server
 
 EXPLAIN_PROMPT = """\
 You are grading an answer to a question about an image. You do not see the image; take the reference answer as
@@ -57,7 +57,6 @@ REDUCE_TOKENS = 64
 
 # Whatever could open a tag of ours or a special token of a chat template, in ASCII or a look-alike.
 _TAG_START = re.compile(r"[<＜﹤](?=\s*[/|!a-zA-Z])")
-_LONGEST_WAIT = 60.0
 
 
 class LLMJudge:
@@ -76,11 +75,15 @@ class LLMJudge:
         retries: repetitions after an unreadable verdict, and of a request that met a busy or absent server.
         workers: requests in flight at once in ``score_many``.
         backoff: seconds before the first repetition of a request, doubled each time.
+        memory: a folder for the verdicts; they are kept there one by one, by a hash of the prompts, the model
+            and what is judged. None keeps nothing.
 
     Attributes:
         name: the model and a hash of the prompts, for cache keys; the same for every call and every process.
-        calls: requests sent so far, repetitions included.
-        invalid: verdicts that stayed unreadable so far.
+        judged: verdicts given so far, without those that memory knew.
+        remembered: verdicts that memory knew.
+        invalid: verdicts among both that stayed unreadable.
+        server: counts requests and tokens.
 
     Raises:
         ValueError: the address is not a http address.
@@ -95,21 +98,30 @@ class LLMJudge:
         retries: int = 3,
         workers: int = 4,
         backoff: float = 1.0,
+        memory: Path | None = None,
     ) -> None:
-        if not re.match(r"https?://[^/\s]+", base_url):
-            raise ValueError(
-                f"judge address {base_url!r} is not a http address such as http://localhost:8000/v1"
-            )
-        self.model = model
-        self.retries, self.workers, self.backoff = retries, workers, backoff
+        self.server = Server(base_url, model, api_key, timeout, retries, backoff, "judge server")
+        self.retries, self.workers = retries, workers
         meaning = [model, EXPLAIN_PROMPT, REDUCE_PROMPT, EXPLAIN_TOKENS, REDUCE_TOKENS]
         self.name = f"llm-{re.sub(r'[^A-Za-z0-9.]+', '-', model).strip('-')}-{hash_of(meaning)}"
-        self.calls = 0
-        self.invalid = 0
+        self.judged = self.remembered = self.invalid = 0
         self._lock = threading.Lock()
-        self._url = re.sub(r"(/v1)?/*$", "", base_url) + "/v1/chat/completions"
-        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-        self._client = httpx.Client(timeout=timeout, headers=headers)
+        self._memory = None if memory is None else _Memory(memory / f"{self.name}.sqlite")
+
+    @property
+    def calls(self) -> int:
+        """Requests sent so far, repetitions included."""
+        return self.server.calls
+
+    def usage(self) -> str:
+        """One line: verdicts, requests, tokens and the share of verdicts that stayed unreadable."""
+        given = self.judged + self.remembered
+        share = f"{100 * self.invalid / given:.1f} %" if given else "none"
+        return (
+            f"{self.judged} judged and {self.remembered} remembered; {self.calls} calls, "
+            f"{self.server.prompt_tokens} tokens read and {self.server.completion_tokens} written; "
+            f"invalid: {share}"
+        )
 
     def score(self, question: str, label: str, response: str) -> int | None:
         """1 if the judge finds the response right, 0 if not, ``None`` if no readable verdict came.
@@ -120,17 +132,17 @@ class LLMJudge:
         """
         if not response.strip():
             return 0
-        for _ in range(self.retries + 1):
-            data = {"question": question, "label": label, "response": response}
-            explanation, _ = self._ask(EXPLAIN_PROMPT, EXPLAIN_TOKENS, data)
-            if not explanation:
-                continue
-            reply, nonce = self._ask(REDUCE_PROMPT, REDUCE_TOKENS, {"explanation": explanation})
-            if verdict := re.search(rf"<verdict-{nonce}>\s*([01])\s*</verdict-{nonce}>\s*\Z", reply):
-                return int(verdict[1])
+        key = hash_of([self.name, question, label, response])
+        known, verdict = self._memory.get(key) if self._memory else (False, None)
+        if not known:
+            verdict = self._judge(question, label, response)
+            if self._memory:
+                self._memory.put(key, verdict)
         with self._lock:
-            self.invalid += 1
-        return None
+            self.judged += not known
+            self.remembered += known
+            self.invalid += verdict is None
+        return verdict
 
     def score_many(
         self, questions: Sequence[str], labels: Sequence[str], responses: Sequence[str]
@@ -152,55 +164,46 @@ class LLMJudge:
                 raise
         return [verdicts[triple] for triple in asked]
 
+    def _judge(self, question: str, label: str, response: str) -> int | None:
+        data = {"question": question, "label": label, "response": response}
+        for _ in range(self.retries + 1):
+            explanation, _ = self._ask(EXPLAIN_PROMPT, EXPLAIN_TOKENS, data)
+            if not explanation:
+                continue
+            reply, nonce = self._ask(REDUCE_PROMPT, REDUCE_TOKENS, {"explanation": explanation})
+            if verdict := re.search(rf"<verdict-{nonce}>\s*([01])\s*</verdict-{nonce}>\s*\Z", reply):
+                return int(verdict[1])
+        return None
+
     def _ask(self, prompt: str, tokens: int, data: dict[str, str]) -> tuple[str, str]:
         """One question to the judge under a new nonce: its complete reply ("" if cut off) and the nonce."""
         nonce = secrets.token_hex(8)
         content = prompt.format(nonce=nonce, **{k: _TAG_START.sub("‹", v) for k, v in data.items()})
-        body = {
-            "model": self.model,
-            "messages": [{"role": "user", "content": content}],
-            "temperature": 0,
-            "max_tokens": tokens,
-        }
-        answer = self._post(body)
-        try:
-            choice = answer.json()["choices"][0]
-            reply, whole = choice["message"]["content"] or "", choice.get("finish_reason") != "length"
-        except (ValueError, LookupError, TypeError, AttributeError):
-            raise ValueError(
-                f"judge server {self._url} answered {answer.status_code} without choices[0].message.content; "
-                "give the address of an OpenAI-compatible server"
-            ) from None
-        return (str(reply) if whole else ""), nonce
-
-    def _post(self, body: dict[str, Any]) -> httpx.Response:
-        trouble = ""
-        for attempt in range(self.retries + 1):
-            wait = self.backoff * 2**attempt
-            with self._lock:
-                self.calls += 1
-            try:
-                answer = self._client.post(self._url, json=body)
-            except httpx.TransportError as error:
-                trouble = f"{type(error).__name__}: {error}".strip(": ")
-            else:
-                if answer.status_code < 400:
-                    return answer
-                trouble = f"status {answer.status_code}"
-                if answer.status_code not in (408, 429) and answer.status_code < 500:
-                    raise ValueError(
-                        f"judge server {self._url} refused it ({trouble}: {_one_line(answer.text)}); "
-                        f"check the address, the model name {self.model!r} and the API key"
-                    )
-                asked = answer.headers.get("retry-after", "")
-                wait = max(wait, float(asked)) if asked.isdigit() else wait
-            if attempt < self.retries:
-                time.sleep(min(wait, _LONGEST_WAIT))
-        raise ConnectionError(
-            f"judge server {self._url} gave no answer in {self.retries + 1} tries ({_one_line(trouble)}); "
-            "see that it runs and is reachable, then start again"
+        choice = self.server.complete(
+            [{"role": "user", "content": content}], temperature=0, max_tokens=tokens
         )
+        whole = choice.get("finish_reason") != "length"
+        return (choice["message"]["content"] if whole else ""), nonce
 
 
-def _one_line(text: str) -> str:
-    return " ".join(text.split())[:200]
+class _Memory:
+    """Verdicts on disk; each is there, or not, whatever kills the process."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._lock = threading.Lock()
+        self._base = sqlite3.connect(path, timeout=60, check_same_thread=False, isolation_level=None)
+        self._base.execute("PRAGMA journal_mode=WAL")
+        self._base.execute("PRAGMA synchronous=FULL")
+        self._base.execute("CREATE TABLE IF NOT EXISTS verdicts (key TEXT PRIMARY KEY, verdict INTEGER)")
+
+    def get(self, key: str) -> tuple[bool, int | None]:
+        """Whether a verdict is known, and the verdict."""
+        with self._lock:
+            row = self._base.execute("SELECT verdict FROM verdicts WHERE key = ?", (key,)).fetchone()
+        return (False, None) if row is None else (True, row[0])
+
+    def put(self, key: str, verdict: int | None) -> None:
+        """Keep a verdict; another process may have kept one meanwhile, and the first one stays."""
+        with self._lock:
+            self._base.execute("INSERT OR IGNORE INTO verdicts VALUES (?, ?)", (key, verdict))

@@ -13,21 +13,23 @@ from filelock import FileLock
 
 from masters.files import hash_of
 from masters.judges import RuleJudge
-from masters.masking import TeacherMask
-from masters.models import load
 from masters.progress import report
 from masters.questions import Questions, processor_hash
-from masters.responses.engines import Response, generate
-from masters.responses.store import SHARED, Judge, ResponseStore, Source, StoreSpec
+from masters.responses.engines import Engine, Response, Source, Writer
+from masters.responses.engines.local import TransformersEngine, generate
+from masters.responses.store import SHARED, Judge, ResponseStore, StoreSpec
 from masters.settings import Sampling
 
-__all__ = ["Judge", "Response", "ResponseStore", "Source", "generate", "open_store", "responses"]
+__all__ = ["Engine", "Judge", "Response", "ResponseStore", "Source", "generate", "open_store", "responses"]
 
 SHARD = 1024
 
 
-def open_store(source: Source, processor: Any, sampling: Sampling, seed: int | None) -> ResponseStore:
-    """The store of a source under these settings, existing or not."""
+def open_store(
+    source: Source, processor: Any, sampling: Sampling, seed: int | None, engine: Engine | None = None
+) -> ResponseStore:
+    """The store of a source under these settings, existing or not; ``TransformersEngine`` when None."""
+    engine = engine or TransformersEngine()
     return ResponseStore(
         StoreSpec(
             weights=source.weights(),
@@ -35,8 +37,10 @@ def open_store(source: Source, processor: Any, sampling: Sampling, seed: int | N
             processor=processor_hash(processor),
             sampling=sampling,
             seed=seed,
+            engine=engine.name,
         ),
         source.name,
+        engine.promise,
     )
 
 
@@ -51,6 +55,7 @@ def responses(
     judge: Judge | None = None,
     counts: dict[str, int] | None = None,
     progress: Callable[[int, int], None] | None = None,
+    engine: Engine | None = None,
 ) -> pd.DataFrame:
     """The first ``n`` responses of a source to some questions.
 
@@ -68,6 +73,7 @@ def responses(
         counts: if given, ``generated`` and ``reused`` are added to it.
         progress: called with the responses written so far and all that are missing; when None, word is left
             with :func:`masters.progress.report`.
+        engine: who generates; ``TransformersEngine`` when None.
 
     Returns:
         A row a response, ordered as ``wanted`` and by index: key, question, content, asked, label, index,
@@ -76,8 +82,8 @@ def responses(
     Raises:
         ValueError: a shard is damaged; the message names it and says what to do.
     """
-    judge = judge or RuleJudge()
-    store = open_store(source, processor, sampling, seed)
+    judge, engine = judge or RuleJudge(), engine or TransformersEngine()
+    store = open_store(source, processor, sampling, seed, engine)
     table = questions.table.iloc[list(wanted)]
     contents = table["content"].tolist()
     store.folder.mkdir(parents=True, exist_ok=True)
@@ -92,39 +98,32 @@ def responses(
             counts["generated"] = counts.get("generated", 0) + total
             counts["reused"] = counts.get("reused", 0) + n * len(table) - total
         if total:
-            _generate_missing(store, source, processor, questions, list(wanted), missing, progress)
+            with engine.writer(source, processor, questions, sampling, seed) as write:
+                what = f"responses of {source.name} at mask {source.ratio:g}"
+                told = progress or (lambda done, all_: report(what, done, all_))
+                _write_missing(store, write, questions.table.set_index("id"), list(wanted), missing, told)
         result = store.read(contents, n, judge).drop(columns=list(SHARED))
     place = {content: position for position, content in enumerate(contents)}
     result["place"] = result["content"].map(place)
     return result.sort_values(["place", "index"]).drop(columns="place").reset_index(drop=True)
 
 
-def _generate_missing(
+def _write_missing(
     store: ResponseStore,
-    source: Source,
-    processor: Any,
-    questions: Questions,
+    write: Writer,
+    table: pd.DataFrame,
     wanted: list[int],
     missing: list[tuple[int, ...]],
-    progress: Callable[[int, int], None] | None,
+    progress: Callable[[int, int], None],
 ) -> None:
-    model, _ = load(source.folder)
-    if source.ratio:
-        TeacherMask(model).apply(source.ratio)
-    sampling, seed = store.spec.sampling, store.spec.seed
-    table = questions.table.set_index("id")
     total, written, start = sum(map(len, missing)), 0, time.perf_counter()
-    what = f"responses of {source.name} at mask {source.ratio:g}"
     for indices in sorted(set(missing) - {()}):  # questions that lack the same responses go together
         todo = [question for question, lacks in zip(wanted, missing, strict=True) if lacks == indices]
         waiting: list[Response] = []
-        for done in generate(model, processor, questions, todo, indices, sampling, seed):
+        for done in write(todo, indices):
             waiting.extend(done)
             written += len(done)
-            if progress:
-                progress(written, total)
-            else:
-                report(what, written, total)
+            progress(written, total)
             if len(waiting) >= SHARD:
                 store.append(waiting, table, time.perf_counter() - start)
                 waiting, start = [], time.perf_counter()

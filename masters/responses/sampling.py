@@ -67,9 +67,17 @@ class TopKTopP(LogitsProcessor):
 
 def uniforms(seed: int, question: str, index: int, count: int) -> np.ndarray:
     """The random numbers of one response: ``(count,)`` in [0, 1), a function of the arguments alone."""
-    digest = hashlib.sha256(f"{seed}\n{question}\n{index}".encode()).digest()
-    key = int.from_bytes(digest[:16], "little")
+    key = int.from_bytes(_digest(seed, question, index)[:16], "little")
     return np.random.Generator(np.random.Philox(key=key)).random(count)
+
+
+def response_seed(seed: int, question: str, index: int) -> int:
+    """The seed of one response, for engines that draw themselves: from 0 to 2**31 - 1."""
+    return int.from_bytes(_digest(seed, question, index)[:4], "little") >> 1
+
+
+def _digest(seed: int, question: str, index: int) -> bytes:
+    return hashlib.sha256(f"{seed}\n{question}\n{index}".encode()).digest()
 
 
 def draw(log_probabilities: Tensor, uniform: Tensor) -> Tensor:

@@ -16,7 +16,6 @@ import re
 import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -30,8 +29,7 @@ from masters.responses.engines import Response
 from masters.responses.manifest import Held, Line, append, content_number, entries_of, read
 from masters.settings import Sampling, Strict
 
-VERSION = 2
-ENGINE = "transformers"
+VERSION = 3
 ROW_GROUP = 1024
 REPETITIONS = 3
 SCHEMA = pa.schema(
@@ -71,23 +69,6 @@ class Judge(Protocol):
         """1 right, 0 wrong, None where the judge gave no valid verdict."""
 
 
-@dataclass(frozen=True)
-class Source:
-    """Who writes: the saved model in a folder, masked at a ratio; 0 is the whole model."""
-
-    folder: Path
-    ratio: float = 0.0
-
-    @property
-    def name(self) -> str:
-        """The model's name: what its folder is called, without a hash."""
-        return self.folder.name.partition("-")[0]
-
-    def weights(self) -> str:
-        """16 hexadecimal digits of the SHA-256 over the model's safetensors files."""
-        return _files_hash(tuple(sorted(str(path) for path in self.folder.glob("*.safetensors"))))
-
-
 class StoreSpec(Strict):
     """What all responses of a store have in common."""
 
@@ -96,6 +77,7 @@ class StoreSpec(Strict):
     processor: str
     sampling: Sampling
     seed: int | None
+    engine: str = "transformers"
     version: int = VERSION
 
 
@@ -148,11 +130,12 @@ class ResponseStore:
     Args:
         spec: what they have in common; its hash names the folder.
         source: name of the model, for the column of that name.
+        promise: what a response depends on, as its engine says; see :mod:`masters.responses.engines`.
     """
 
-    def __init__(self, spec: StoreSpec, source: str = "") -> None:
+    def __init__(self, spec: StoreSpec, source: str = "", promise: str = "") -> None:
         self.spec = spec
-        self.source = source
+        self.source, self.promise = source, promise
         self.key = hash_of(spec.model_dump(mode="json"))
         self.folder = cache_dir() / "responses" / self.key
         self.manifest = self.folder / "manifest.jsonl"
@@ -180,7 +163,7 @@ class ResponseStore:
         content = about["content"].tolist()
         sampling = self.spec.sampling.model_dump_json()
         same = {"source": self.source, **self.spec.model_dump(include={"weights", "ratio", "seed"})}
-        same |= {"sampling": sampling, "engine": ENGINE}
+        same |= {"sampling": sampling, "engine": self.spec.engine}
         rows = [
             {
                 **vars(r),
@@ -317,9 +300,8 @@ class ResponseStore:
         return _read(beside)["verdict"]
 
     def _about(self) -> str:
-        promise = "a response depends on its seed, question and index alone, not on batch or order"
         spec = self.spec.model_dump(mode="json")
-        return json.dumps({"source": self.source, "engine": ENGINE, "promise": promise, **spec}, indent=2)
+        return json.dumps({"source": self.source, "promise": self.promise, **spec}, indent=2)
 
 
 def _parquet(table: pa.Table) -> bytes:
@@ -377,15 +359,3 @@ def _read_rows(path: Path, rows: np.ndarray) -> pd.DataFrame:
         raise _damaged(path, _reason(error)) from None
     assert isinstance(frame, pd.DataFrame)
     return frame
-
-
-@lru_cache(maxsize=64)
-def _files_hash(paths: tuple[str, ...]) -> str:
-    if not paths:
-        raise ValueError("a model folder without *.safetensors; save the model with save_pretrained")
-    digest = hashlib.sha256()
-    for path in paths:
-        with open(path, "rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()[:16]

@@ -5,7 +5,7 @@ all responses are written token by token together; those that ended leave the ba
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -13,35 +13,35 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
-from masters.models import banned_tokens
+from masters.masking import TeacherMask
+from masters.models import banned_tokens, load
 from masters.questions import Questions
+from masters.responses.engines import Response, Source, Writer
 from masters.responses.sampling import draw, processors, uniforms
 from masters.settings import Sampling
 
 ROWS = 1024
 
 
-@dataclass(frozen=True)
-class Response:
-    """One answer of a model to a question.
+class TransformersEngine:
+    """The model in this process, on the GPU where there is one."""
 
-    Attributes:
-        question: id of the question.
-        index: which of the question's responses.
-        tokens: token ids, the end token included unless the response was cut.
-        text: what they say.
-        logprobs: log-probability of each token over the whole vocabulary at temperature 1, in nats.
-        support_logprobs: the same over the tokens that could be sampled, after all sampling settings.
-        finish: ``stop`` when the model ended it, ``length`` when it was cut.
-    """
+    name = "transformers"
+    promise = "a response depends on its seed, question and index alone, not on batch or order"
 
-    question: str
-    index: int
-    tokens: list[int]
-    text: str
-    logprobs: list[float]
-    support_logprobs: list[float]
-    finish: str
+    @contextmanager
+    def writer(
+        self, source: Source, processor: Any, questions: Questions, sampling: Sampling, seed: int | None
+    ) -> Iterator[Writer]:
+        """See :class:`masters.responses.engines.Engine`; the mask is applied in memory."""
+        model, _ = load(source.folder)
+        if source.ratio:
+            TeacherMask(model).apply(source.ratio)
+
+        def write(wanted: Sequence[int], indices: Sequence[int]) -> Iterator[list[Response]]:
+            return generate(model, processor, questions, wanted, indices, sampling, seed)
+
+        yield write
 
 
 class _Reserved(DynamicLayer):
@@ -137,7 +137,7 @@ def _generate_batch(
         attention[row, longest - len(prompt) :] = 1
     input_ids, attention = input_ids.to(device), attention.to(device)
     images = {name: tensor.to(device) for name, tensor in questions.image_features(wanted).items()}
-    banned = banned_tokens(processor, model)
+    banned = banned_tokens(processor, model.get_output_embeddings().weight.shape[0])
     warp = processors(sampling, banned)
     names = [questions.table["id"].iloc[index] for index in wanted]
     if seed is not None:

@@ -1,0 +1,151 @@
+"""The engine on any OpenAI-compatible server: vLLM's, SGLang's, ``transformers serve``, a hosted one.
+
+One request asks for one response with a seed of its own, because some servers return one choice whatever is
+asked, and because a seed for a whole group would tie a response to those asked with it. Servers that keep the
+prefixes they have read, as vLLM and SGLang do, read a prompt and its picture once all the same.
+
+Top-k, the repetition penalty and the ids of the tokens are not part of the protocol. They are sent where the
+settings ask for them; a server that refuses is told of in one line. A server that gives no token ids has its
+text tokenised here; one that gives no log-probabilities leaves them out of the responses, and then the
+variants of the objective that need them say so.
+"""
+
+import base64
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+from masters.models import banned_tokens
+from masters.questions import Questions
+from masters.responses.engines import Response, Source, Writer
+from masters.responses.sampling import response_seed
+from masters.server import Refused, Server
+from masters.settings import Sampling
+
+WINDOW = 8  # requests waiting for each one in flight
+
+
+class OpenAIEngine:
+    """A server that already runs; which models it has is its own affair.
+
+    Args:
+        address: such as ``http://localhost:8000/v1``.
+        served_as: the server's name of a model at a mask ratio, with ``{model}`` and ``{ratio}``.
+        concurrency: requests in flight.
+        api_key: sent as a bearer token where the server wants one.
+        options: of :class:`masters.server.Server`, such as timeout and retries.
+    """
+
+    name = "openai"
+    promise = (
+        "every request carries a seed made from seed, question and index; whether the same seed gives the "
+        "same response is up to the server"
+    )
+
+    def __init__(
+        self,
+        address: str,
+        served_as: str = "{model}-{ratio}",
+        concurrency: int = 16,
+        api_key: str | None = None,
+        **options: Any,
+    ) -> None:
+        self.address, self.served_as, self.concurrency = address, served_as, concurrency
+        self.options = {"api_key": api_key, "timeout": 600.0} | options
+
+    @contextmanager
+    def writer(
+        self, source: Source, processor: Any, questions: Questions, sampling: Sampling, seed: int | None
+    ) -> Iterator[Writer]:
+        """See :class:`masters.responses.engines.Engine`.
+
+        Raises:
+            ValueError: the server has no such model, or refused a request.
+            ConnectionError: the server is away, too slow or busy, also after all repetitions.
+        """
+        served = self.served_as.format(model=source.name, ratio=source.ratio)
+        server = Server(self.address, served, **self.options, called="generation server")
+        if served not in (there := server.models()):
+            raise ValueError(
+                f"the server at {self.address} has no model {served!r}, it has "
+                f"{', '.join(sorted(there)) or 'none'}; save it with `masters export` and serve it under "
+                "this name, or set generation.served_as"
+            )
+        asker = _Asker(server, processor, questions, sampling, seed)
+        with ThreadPoolExecutor(self.concurrency) as pool:
+
+            def write(wanted: Sequence[int], indices: Sequence[int]) -> Iterator[list[Response]]:
+                size = max(1, WINDOW * self.concurrency // len(indices))
+                for start in range(0, len(wanted), size):
+                    pairs = [(index, j) for index in wanted[start : start + size] for j in indices]
+                    waiting = [pool.submit(asker.ask, *pair) for pair in pairs]
+                    try:
+                        yield [future.result() for future in waiting]
+                    except BaseException:
+                        pool.shutdown(wait=False, cancel_futures=True)
+                        raise
+
+            yield write
+
+
+class _Asker:
+    """Turns a question into a request, and the reply into a response."""
+
+    def __init__(
+        self, server: Server, processor: Any, questions: Questions, sampling: Sampling, seed: int | None
+    ) -> None:
+        self.server, self.questions, self.seed = server, questions, seed
+        self.tokenizer = processor.tokenizer
+        self.options: dict[str, Any] = {"max_tokens": sampling.max_new_tokens, "logprobs": True}
+        self.extra: dict[str, Any] = {"return_token_ids": True}
+        banned = banned_tokens(processor, len(self.tokenizer))
+        self.options["logit_bias"] = {str(token): -100 for token in banned}
+        if seed is None:
+            self.options["temperature"] = 0
+        else:
+            self.options |= {"temperature": sampling.temperature, "top_p": sampling.top_p}
+            if sampling.top_k:
+                self.options["top_k"] = sampling.top_k
+            if sampling.repetition_penalty != 1:
+                self.options["repetition_penalty"] = sampling.repetition_penalty
+
+    def ask(self, index: int, j: int) -> Response:
+        """One response to one question."""
+        row = self.questions.table.iloc[index]
+        picture = self.questions.image_bytes(index)
+        url = f"data:image/{_kind(picture)};base64,{base64.b64encode(picture).decode()}"
+        content = [
+            {"type": "text", "text": row["question"]},
+            {"type": "image_url", "image_url": {"url": url}},
+        ]
+        own = {} if self.seed is None else {"seed": response_seed(self.seed, row["id"], j)}
+        messages = [{"role": "user", "content": content}]
+        try:
+            choice = self.server.complete(messages, **self.options, **self.extra, **own)
+        except Refused:
+            if not self.extra:
+                raise
+            choice = self.server.complete(messages, **self.options, **own)
+            self.extra = {}  # it answers without, so that was it
+        return self._response(row["id"], j, choice)
+
+    def _response(self, name: str, j: int, choice: dict[str, Any]) -> Response:
+        text = choice["message"]["content"].strip()
+        finish = "length" if choice.get("finish_reason") == "length" else "stop"
+        tokens = choice.get("token_ids")
+        if tokens is None:
+            tokens = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+            tokens = tokens if finish == "length" else [*tokens, self.tokenizer.eos_token_id]
+        told = (choice.get("logprobs") or {}).get("content")
+        logprobs = None if told is None else [float(entry["logprob"]) for entry in told]
+        if logprobs is not None and len(logprobs) != len(tokens):
+            raise ValueError(
+                f"the server gave {len(logprobs)} log-probabilities for the {len(tokens)} tokens of {name}; "
+                "it needs to return token ids (return_token_ids), as vLLM does"
+            )
+        return Response(name, j, [int(token) for token in tokens], text, logprobs, None, finish)
+
+
+def _kind(picture: bytes) -> str:
+    return "jpeg" if picture.startswith(b"\xff\xd8") else "webp" if picture[8:12] == b"WEBP" else "png"

@@ -1,0 +1,162 @@
+"""The engine on vLLM, in this process, for models of billions of weights.
+
+vLLM reads a model from a folder. A masked teacher is therefore saved to one folder, which is removed as soon
+as vLLM has read it and which all masked teachers share in turn, so there is never more than one on disk.
+
+vLLM comes with a torch of its own choice, so it lives in an environment of its own: `make test-vllm` makes
+one.
+"""
+
+import io
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+from PIL import Image
+
+from masters.files import cache_dir
+from masters.masking import TeacherMask
+from masters.models import banned_tokens, load
+from masters.questions import Questions, prompt_text
+from masters.responses.engines import Response, Source, Writer
+from masters.responses.sampling import response_seed
+from masters.settings import Sampling
+
+ROWS = 1024
+
+
+class VllmEngine:
+    """vLLM in this process.
+
+    Args:
+        options: arguments of ``vllm.LLM``, such as ``tensor_parallel_size``.
+    """
+
+    name = "vllm"
+    promise = (
+        "a response has a seed of its own, made from seed, question and index; vLLM's arithmetic may differ "
+        "in the last bits from batch to batch, which can change a token"
+    )
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        self.options = dict(options)
+
+    @contextmanager
+    def writer(
+        self, source: Source, processor: Any, questions: Questions, sampling: Sampling, seed: int | None
+    ) -> Iterator[Writer]:
+        """See :class:`masters.responses.engines.Engine`.
+
+        Raises:
+            ValueError: vLLM is not installed, cannot read the model, or reads a prompt otherwise than
+                ``transformers`` does.
+        """
+        llm = self._open(source)
+        try:
+
+            def write(wanted: Sequence[int], indices: Sequence[int]) -> Iterator[list[Response]]:
+                size = max(1, ROWS // len(indices))
+                for start in range(0, len(wanted), size):
+                    batch = wanted[start : start + size]
+                    yield _write(llm, processor, questions, batch, indices, sampling, seed)
+
+            yield write
+        finally:
+            llm.llm_engine.engine_core.shutdown()
+
+    def _open(self, source: Source) -> Any:
+        try:
+            from vllm import LLM
+        except ImportError as error:
+            raise ValueError(
+                f"engine vllm needs the vllm package ({error}); install it in an environment of its own, as "
+                "`make test-vllm` does, or take engine transformers or openai"
+            ) from None
+        options = {"limit_mm_per_prompt": {"image": 1}, "disable_log_stats": True} | self.options
+        with _folder_of(source) as folder:
+            try:
+                return LLM(str(folder), **options)
+            except (ValueError, TypeError, RuntimeError) as error:
+                reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+                raise ValueError(
+                    f"vLLM cannot open {source.name} ({reason[:300]}); see what it printed above, and the "
+                    "profile's generation.vllm"
+                ) from error
+
+
+@contextmanager
+def _folder_of(source: Source) -> Iterator[Path]:
+    """The folder of a model; of a masked one a copy, which is gone when the context ends."""
+    if not source.ratio:
+        yield source.folder
+        return
+    folder = cache_dir() / "handed-over"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        shutil.rmtree(folder, ignore_errors=True)  # what a killed process left behind
+        try:
+            model, processor = load(source.folder)
+            TeacherMask(model).apply(source.ratio)
+            model.save_pretrained(folder)
+            processor.save_pretrained(folder)
+            del model
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _write(
+    llm: Any,
+    processor: Any,
+    questions: Questions,
+    wanted: Sequence[int],
+    indices: Sequence[int],
+    sampling: Sampling,
+    seed: int | None,
+) -> list[Response]:
+    from vllm import SamplingParams
+
+    banned = banned_tokens(processor, llm.llm_engine.model_config.get_vocab_size())
+    same: dict[str, Any] = {
+        "max_tokens": sampling.max_new_tokens,
+        "logprobs": 0,  # of the token that was drawn, over the whole vocabulary, before all settings
+        "logit_bias": dict.fromkeys(banned, -100.0),
+    }
+    if seed is None:
+        same |= {"temperature": 0.0}
+    else:
+        same |= {
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "top_k": sampling.top_k,
+            "repetition_penalty": sampling.repetition_penalty,
+        }
+    prompts, settings, identity = [], [], []
+    for index in wanted:
+        row = questions.table.iloc[index]
+        picture = Image.open(io.BytesIO(questions.image_bytes(index))).convert("RGB")
+        for j in indices:
+            # A request a response, each with its own seed; the prefix cache reads the prompt once.
+            prompts.append(
+                {"prompt": prompt_text(processor, row["question"]), "multi_modal_data": {"image": picture}}
+            )
+            own = None if seed is None else response_seed(seed, row["id"], j)
+            settings.append(SamplingParams(**same, seed=own))
+            identity.append((index, row["id"], j))
+    written = []
+    outputs = llm.generate(prompts, settings, use_tqdm=False)
+    for (index, name, j), output in zip(identity, outputs, strict=True):
+        if list(output.prompt_token_ids) != questions.prompt(index).tolist():
+            raise ValueError(
+                f"vLLM reads the prompt of {name} as {len(output.prompt_token_ids)} tokens that differ from "
+                f"the {len(questions.prompt(index))} of transformers; their processors of this model disagree"
+            )
+        choice = output.outputs[0]
+        tokens = [int(token) for token in choice.token_ids]
+        logprobs = [float(of[token].logprob) for token, of in zip(tokens, choice.logprobs, strict=True)]
+        text = processor.tokenizer.decode(tokens, skip_special_tokens=True).strip()
+        written.append(Response(name, j, tokens, text, logprobs, None, choice.finish_reason))
+    return written

@@ -1,0 +1,140 @@
+"""A real OpenAI-compatible server on this machine: it answers chat completions with a saved model.
+
+It computes what it says with ``transformers`` and code of its own, not with the engines under test.
+"""
+
+import base64
+import io
+import json
+import re
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from masters.models import load
+
+
+@dataclass
+class ChatServer:
+    """What the server does beyond answering, and what it was asked.
+
+    Attributes:
+        url: its address.
+        requests: bodies of all chat requests.
+        trouble: called before each answer with the number of the request; a status other than None is sent.
+        token_ids: whether it knows ``return_token_ids``; one that does not refuses it.
+        logprobs: whether it gives log-probabilities.
+        top: most requests it had at work at once.
+    """
+
+    url: str = ""
+    requests: list[dict[str, Any]] = field(default_factory=list)
+    trouble: Callable[[int], int | None] = lambda number: None
+    token_ids: bool = True
+    logprobs: bool = True
+    busy: int = 0
+    top: int = 0
+
+
+@contextmanager
+def serving(models: dict[str, Path]) -> Iterator[ChatServer]:
+    """A server with these models on a free port."""
+    loaded = {name: load(folder) for name, folder in models.items()}
+    state, lock, working = ChatServer(), threading.Lock(), threading.Lock()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self._send(200, {"object": "list", "data": [{"id": name} for name in loaded]})
+
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            with lock:
+                number = len(state.requests)
+                state.requests.append(body)
+                state.busy += 1
+                state.top = max(state.top, state.busy)
+            status, answer = 200, {}
+            if (trouble := state.trouble(number)) is not None:
+                status = trouble
+            elif "return_token_ids" in body and not state.token_ids:
+                status, answer = 400, {"error": "unknown field return_token_ids"}
+            else:
+                with working:  # one forward pass at a time
+                    answer = _answer(*loaded[body["model"]], body, state.logprobs)
+            with lock:
+                state.busy -= 1
+            self._send(status, answer)
+
+        def _send(self, status: int, answer: dict[str, Any]) -> None:
+            raw = json.dumps(answer).encode()
+            self.send_response(status)
+            self.send_header("content-length", str(len(raw)))
+            self.end_headers()
+            self.wfile.write(raw)
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    http.daemon_threads = True
+    state.url = f"http://127.0.0.1:{http.server_address[1]}/v1"
+    thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield state
+    finally:
+        http.shutdown()
+        http.server_close()
+        thread.join()
+
+
+@torch.inference_mode()
+def _answer(model: Any, processor: Any, body: dict[str, Any], tell: bool) -> dict[str, Any]:
+    content, pictures = [], []
+    for part in body["messages"][0]["content"]:
+        if part["type"] == "image_url":
+            raw = re.fullmatch(r"data:image/png;base64,(.*)", part["image_url"]["url"])
+            assert raw
+            pictures.append(Image.open(io.BytesIO(base64.b64decode(raw[1]))).convert("RGB"))
+            content.append({"type": "image"})
+        else:
+            content.append(part)
+    text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    inputs = processor(text=[text], images=pictures, return_tensors="pt")
+    ids = inputs.pop("input_ids")
+    start = ids.shape[1]
+    inputs.pop("attention_mask")
+    draw = torch.Generator().manual_seed(body.get("seed", 0))
+    logprobs: list[float] = []
+    end, finish = processor.tokenizer.eos_token_id, "length"
+    for _ in range(body["max_tokens"]):
+        logits = model(input_ids=ids, **inputs).logits[0, -1].float()
+        whole = logits.log_softmax(-1)
+        for token, bias in body.get("logit_bias", {}).items():
+            logits[int(token)] += bias
+        if body["temperature"] == 0:
+            token = int(logits.argmax())
+        else:
+            token = int(torch.multinomial(logits.softmax(-1), 1, generator=draw))
+        logprobs.append(float(whole[token]))
+        ids = torch.cat([ids, torch.tensor([[token]])], 1)
+        if token == end:
+            finish = "stop"
+            break
+    tokens = ids[0, start:].tolist()
+    text = processor.tokenizer.decode(tokens, skip_special_tokens=True)
+    choice: dict[str, Any] = {"index": 0, "message": {"role": "assistant", "content": text}}
+    choice["finish_reason"] = finish
+    if tell and body.get("logprobs"):
+        choice["logprobs"] = {"content": [{"token": "", "logprob": value} for value in logprobs]}
+    if body.get("return_token_ids"):
+        choice["token_ids"] = tokens
+    usage = {"prompt_tokens": start, "completion_tokens": len(tokens)}
+    return {"choices": [choice], "usage": usage}
