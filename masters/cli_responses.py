@@ -95,14 +95,14 @@ def export(
     ratio: Annotated[float, typer.Option(help="Mask ratio; 0 is the whole model.")] = 0.0,
 ) -> None:
     """Save a model, masked, as a folder that vLLM, SGLang and others can serve."""
-    from masters import generation
     from masters.experiments import Lab
+    from masters.responses.masked import save_masked
 
     lab = Lab(profile)
     if model not in lab.profile.ladder:
         raise ValueError(f"no model {model!r} in {profile}; there are: {', '.join(lab.profile.ladder)}")
     _train(lab, [model])
-    generation.export(lab, model, ratio, folder)
+    save_masked(lab.folder(model), ratio, folder)
     print(f"{model} at mask {ratio:g}: {folder}")
 
 

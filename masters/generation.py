@@ -9,16 +9,13 @@ import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import pandas as pd
 
 from masters.arms import arm
 from masters.curriculum import all_stages, authors
 from masters.experiments import RESPONSE_SEED, Lab
-from masters.files import cache_dir, write_folder
-from masters.masking import TeacherMask
-from masters.models import load
+from masters.files import cache_dir
 from masters.responses import Judge, ResponseStore, open_store, responses
 from masters.responses.store import VERSION, Status, StoreSpec
 
@@ -121,25 +118,6 @@ def make_all(lab: Lab, wanted: Sequence[Wanted], pool: Sequence[int]) -> None:
         [(make, (what, share(pool, index, shares))) for what in wanted for index in range(shares)],
         "shares of the responses",
     )
-
-
-def export(lab: Lab, model: str, ratio: float, folder: Path) -> None:
-    """Save a model of the ladder, masked at a ratio, as any program that reads hub models can load it.
-
-    Raises:
-        ValueError: the ratio is not one, or the folder exists.
-    """
-    if folder.exists():
-        raise ValueError(f"{folder} exists; give the name of a folder that does not")
-    loaded, processor = load(lab.folder(model))
-    TeacherMask(loaded).apply(ratio)
-
-    def save(target: Path) -> None:
-        loaded.save_pretrained(target)
-        processor.save_pretrained(target)
-
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    write_folder(folder, save)
 
 
 def marks(lab: Lab, what: Wanted) -> dict[str, int]:

@@ -194,6 +194,33 @@ def banned_tokens(processor: Any, rows: int) -> list[int]:
     return sorted((special | set(beyond)) - {tokenizer.eos_token_id})
 
 
+def prompt_positions(
+    model: PreTrainedModel, input_ids: torch.Tensor, attention: torch.Tensor, images: dict[str, torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where the tokens of left-padded prompts stand, and where a response to each begins.
+
+    Args:
+        model: that reads the prompts.
+        input_ids: ``(rows, tokens)``.
+        attention: ``(rows, tokens)``, 0 where there is padding.
+        images: what the processor made of the pictures.
+
+    Returns:
+        ``(rows, tokens)``, or ``(3, rows, tokens)`` for models whose images have three coordinates (Qwen-VL),
+        and ``(rows,)``.
+    """
+    inner: Any = model.model
+    if not hasattr(inner, "get_rope_index"):
+        positions = (attention.cumsum(-1) - 1).clamp(min=0)
+        return positions, positions[:, -1] + 1
+    kinds = (input_ids == model.config.image_token_id).int()
+    grid = images["image_grid_thw"]
+    positions, _ = inner.get_rope_index(
+        input_ids, mm_token_type_ids=kinds, image_grid_thw=grid, attention_mask=attention
+    )
+    return positions, positions.amax((0, 2)) + 1
+
+
 def check_same_vocabulary(student: Any, teacher: Any) -> None:
     """Distillation compares distributions token by token, so both processors must agree on the tokens.
 

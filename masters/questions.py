@@ -26,7 +26,6 @@ from masters.tasks import load_task, task_hash, with_labels
 
 VERSION = 3
 CHUNK = 256
-TEXT_FEATURES = {"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids"}
 
 
 class Ragged:
@@ -178,10 +177,9 @@ def _encode(parts: list[tuple[str, datasets.Dataset]], processor: Any, folder: P
             for key, i in sorted(new.items(), key=lambda item: item[1]):
                 row_of[key] = len(row_of)
                 files.append(np.frombuffer(chunk["image"][i]["bytes"], dtype=np.uint8))
-                of_image = {
-                    name: np.asarray(encoded[name][i : i + 1])
-                    for name in sorted(encoded.keys() - TEXT_FEATURES)
-                }
+                # Alone, because some processors lay the patches of several pictures one behind the other.
+                made = processor.image_processor([images[i]], return_tensors="pt")
+                of_image = {name: made[name].numpy() for name in sorted(made.keys())}
                 digest[key] = hashlib.sha256(
                     b"".join(array.tobytes() for array in of_image.values())
                 ).digest()

@@ -14,7 +14,7 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from masters.masking import TeacherMask
-from masters.models import banned_tokens, load
+from masters.models import banned_tokens, load, prompt_positions
 from masters.questions import Questions
 from masters.responses.engines import Response, Source, Writer
 from masters.responses.sampling import draw, processors, uniforms
@@ -147,7 +147,7 @@ def _generate_batch(
         noise = noise.to(device)
 
     cache = DynamicCache(config=model.config.get_text_config())
-    positions = (attention.cumsum(-1) - 1).clamp(min=0)
+    positions, position = prompt_positions(model, input_ids, attention, images)
     hidden = model.model(
         input_ids=input_ids, attention_mask=attention, position_ids=positions, past_key_values=cache, **images
     ).last_hidden_state[:, -1]
@@ -159,7 +159,7 @@ def _generate_batch(
             layer.batch_repeat_interleave(n)  # type: ignore[union-attr]
     history = input_ids.repeat_interleave(n, 0)
     attention = attention.repeat_interleave(n, 0)
-    position = positions[:, -1].repeat_interleave(n, 0)
+    position = position.repeat_interleave(n, 0)
 
     rows = len(prompts) * n
     tokens = torch.full((rows, limit), end, dtype=torch.long, device=device)
@@ -193,13 +193,13 @@ def _generate_batch(
             cache.batch_select_indices(keep)
         history = torch.cat([history, token[:, None]], 1)
         attention = torch.cat([attention, attention.new_ones(len(attention), 1)], 1)
-        position = position + 1
         hidden = model.model(
             input_ids=token[:, None],
             attention_mask=attention,
-            position_ids=position[:, None],
+            position_ids=position[:, None].expand(*positions.shape[:-2], -1, 1),
             past_key_values=cache,
         ).last_hidden_state[:, -1]
+        position = position + 1
         logits = model.get_output_embeddings()(hidden).float()
 
     texts = processor.tokenizer.batch_decode(

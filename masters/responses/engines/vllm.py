@@ -18,10 +18,10 @@ from filelock import FileLock
 from PIL import Image
 
 from masters.files import cache_dir
-from masters.masking import TeacherMask
-from masters.models import banned_tokens, load
+from masters.models import banned_tokens
 from masters.questions import Questions, prompt_text
 from masters.responses.engines import Response, Source, Writer
+from masters.responses.masked import save_masked
 from masters.responses.sampling import response_seed
 from masters.settings import Sampling
 
@@ -98,11 +98,7 @@ def _folder_of(source: Source) -> Iterator[Path]:
     with FileLock(f"{folder}.lock"):
         shutil.rmtree(folder, ignore_errors=True)  # what a killed process left behind
         try:
-            model, processor = load(source.folder)
-            TeacherMask(model).apply(source.ratio)
-            model.save_pretrained(folder)
-            processor.save_pretrained(folder)
-            del model
+            save_masked(source.folder, source.ratio, folder)
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
