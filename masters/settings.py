@@ -171,6 +171,10 @@ class RewardDesign(NotebookParameters):
     """Notebook 4."""
 
     arms: tuple[str, ...] = Field(description="names of masters.arms compared here, table 5e")
+    judge_server: str | None = Field(
+        None, description="an OpenAI-compatible server whose model judges the corpus too; paper: the teacher"
+    )
+    judge_model: str = Field("", description="the name of that model on the server")
 
 
 class OfflineRL(NotebookParameters):

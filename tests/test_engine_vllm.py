@@ -19,6 +19,7 @@ import pandas as pd
 import pytest
 import torch
 
+os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 pytest.importorskip("vllm", reason="vLLM lives in an environment of its own: make test-vllm")
 
 import families

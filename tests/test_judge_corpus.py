@@ -1,15 +1,13 @@
 """How far the judge by rule agrees with verdicts by hand on a varied corpus, by kind and held out."""
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import yaml
 
-from masters.judges import RuleJudge
-
-CORPUS = Path(__file__).with_name("judge_corpus.yaml")
-HELD_OUT_EVERY = 5  # the fifth case, the tenth and so on: read by no one who writes a rule
+from masters.judges import EmbeddingJudge, RuleJudge, corpus
+from masters.judges.corpus import CORPUS, HELD_OUT_EVERY, Case
 
 # The agreement measured, in whole percent rounded down: all cases of a kind, held out or not.
 FLOORS = {
@@ -30,14 +28,6 @@ ALL_FLOOR = 89
 HELD_OUT_FLOOR = 86
 # Kinds that a trained policy could turn into reward: here no response may be right that is wrong by hand.
 CRITICAL = ["addresses_judge", "empty", "repetition", "several_answers"]
-
-
-class Case(NamedTuple):
-    kind: str
-    question: str
-    label: str
-    response: str
-    verdict: int
 
 
 LINES: list[list[Any]] = yaml.safe_load(CORPUS.read_text(encoding="utf-8"))
@@ -102,3 +92,64 @@ def test_nothing_wrong_is_rewarded_where_reward_could_be_gamed(kind: str) -> Non
         if case.kind == kind and said > case.verdict
     ]
     assert not rewarded
+
+
+def test_open_and_held_out_cases_are_all_cases_once() -> None:
+    open_, held_out = corpus.cases()
+    assert sorted(open_ + held_out) == sorted(CASES)
+    assert held_out == [case for case, out in zip(CASES, HELD_OUT, strict=True) if out]
+
+
+def test_the_table_of_agreement_says_what_is_counted_here() -> None:
+    open_, _ = corpus.cases()
+    table = corpus.agreement({"rule": RuleJudge()}, open_)
+    for kind in [*FLOORS, None]:
+        agree, of = agreement(kind, held_out=False)
+        assert table.loc[kind or "all", "rule"] == pytest.approx(agree / of)
+        assert table.loc[kind or "all", "cases"] == of
+    wrong = table.loc[["called right, wrong by hand", "called wrong, right by hand"], "rule"]
+    assert wrong.sum() == pytest.approx(1 - table.loc["all", "rule"])
+
+
+def test_a_verdict_that_was_not_given_agrees_with_nothing() -> None:
+    class Silent:
+        def score_many(self, *asked: list[str]) -> list[None]:
+            return [None] * len(asked[0])
+
+    table = corpus.agreement({"silent": Silent()}, CASES)
+    assert table.loc["all", "silent"] == 0
+
+
+def test_a_broken_corpus_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "corpus.yaml"
+    for content in ("- [plain, question, label]", "- [", "7"):
+        path.write_text(content)
+        with pytest.raises(ValueError, match=r"corpus\.yaml is no corpus"):
+            corpus.cases(path)
+    with pytest.raises(ValueError, match="is no corpus"):
+        corpus.cases(tmp_path / "none.yaml")
+
+
+def test_the_embedding_judge_compares_meanings_and_is_strict_about_nothing() -> None:
+    judge = EmbeddingJudge(0.9)
+    where = "where is the cat ?"
+    assert judge.score(where, "sofa", "sofa") == 1
+    assert judge.score(where, "sofa", "couch") == 1
+    assert judge.score(where, "sofa", "on the moon") == 0
+    assert judge.score(where, "sofa", "  ") == 0
+    assert judge.score_many([], [], []) == []
+    with pytest.raises(ValueError, match="1 questions, 2 labels"):
+        judge.score_many([where], ["a", "b"], ["a"])
+
+
+def test_the_threshold_is_the_one_that_agrees_best() -> None:
+    open_, _ = corpus.cases()
+    judge = EmbeddingJudge.calibrated(open_)
+    best = corpus.agreement({"it": judge}, open_).loc["all", "it"]
+    for other in (judge.threshold - 0.02, judge.threshold + 0.02):
+        assert corpus.agreement({"it": EmbeddingJudge(other)}, open_).loc["all", "it"] <= best
+    assert EmbeddingJudge.calibrated(open_).name == judge.name != EmbeddingJudge(0.5).name
+    with pytest.raises(ValueError, match="there are none"):
+        EmbeddingJudge.calibrated([])
+    with pytest.raises(ValueError, match="from -1 to 1"):
+        EmbeddingJudge(2)
