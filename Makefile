@@ -6,6 +6,7 @@
 
 PROFILE ?= mini
 PYTHON ?= python3
+ROWS ?= 1000000
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -55,8 +56,9 @@ book: $(BOOK) ## build the book from the executed notebooks of PROFILE (runs tho
 notebooks: $(INSTALLED) ## run the notebooks in place at their defaults and keep their outputs
 	@for name in $(NOTEBOOKS); do $(BIN)/masters refresh $$name || exit 1; done
 
-bench: $(INSTALLED) ## time the parts: masking, packing, divergence, generation
+bench: $(INSTALLED) ## time the parts against plain ways, and a store of ROWS responses (1 million)
 	$(BIN)/python -m masters.bench
+	$(BIN)/python -m masters.bench_store $(ROWS)
 
 lint: $(INSTALLED) ## ruff and mypy
 	$(BIN)/ruff check .

@@ -37,7 +37,7 @@ from masters.masking import TeacherMask
 from masters.models import build_processor, check_same_vocabulary, load, parameter_count
 from masters.progress import report
 from masters.questions import Questions, Ragged, load_questions, training_labels
-from masters.responses import Source, open_store, responses
+from masters.responses import ResponseStore, Source, open_store, responses
 from masters.responses.engines import engine_of
 from masters.settings import Profile, load_profile
 from masters.tasks import vocabulary
@@ -238,6 +238,11 @@ class Lab:
         counts["seconds"] += time.perf_counter() - start
         return frame
 
+    def store(self, model: str, ratio: float) -> ResponseStore:
+        """Where the responses of a model at a mask ratio are kept."""
+        source = self.source(model, ratio)
+        return open_store(source, self.processor, self.profile.sampling, RESPONSE_SEED, self.engine)
+
     def distributions(self, scorer: Source, author: str, ratio: float, n: int) -> Ragged | TopK:
         """What a model would have said at each token of the pool's responses."""
         if author == "labels":
@@ -270,10 +275,7 @@ class Lab:
         """What this lab asked of the cache, a row a source and mask ratio; ``mib`` is the size on disk."""
         rows = []
         for (model, ratio), counts in sorted(self._counts.items()):
-            store = open_store(
-                self.source(model, ratio), self.processor, self.profile.sampling, RESPONSE_SEED, self.engine
-            )
-            size = sum(path.stat().st_size for path in store.shards())
+            size = sum(path.stat().st_size for path in self.store(model, ratio).shards())
             rate = counts["generated"] / counts["seconds"] if counts["generated"] else float("nan")
             rows.append({"source": model, "ratio": ratio, **counts, "per_second": rate, "mib": size / 2**20})
         return pd.DataFrame(rows)

@@ -16,7 +16,7 @@ from masters.arms import arm
 from masters.curriculum import all_stages, authors
 from masters.experiments import RESPONSE_SEED, Lab
 from masters.files import cache_dir
-from masters.responses import Judge, ResponseStore, open_store, responses
+from masters.responses import Judge, ResponseStore, responses
 from masters.responses.store import VERSION, Status, StoreSpec
 
 
@@ -60,8 +60,7 @@ def share(pool: Sequence[int], shard_index: int, num_shards: int) -> list[int]:
 
 def store_of(lab: Lab, what: Wanted) -> ResponseStore:
     """Where the responses of an author are kept; the model must be trained."""
-    source = lab.source(what.model, what.ratio)
-    return open_store(source, lab.processor, lab.profile.sampling, RESPONSE_SEED, lab.engine)
+    return lab.store(what.model, what.ratio)
 
 
 def status(lab: Lab, what: Wanted, pool: Sequence[int]) -> Status:

@@ -131,13 +131,16 @@ class ResponseStore:
         spec: what they have in common; its hash names the folder.
         source: name of the model, for the column of that name.
         promise: what a response depends on, as its engine says; see :mod:`masters.responses.engines`.
+        root: the folder of all stores; that of the cache when None.
     """
 
-    def __init__(self, spec: StoreSpec, source: str = "", promise: str = "") -> None:
+    def __init__(
+        self, spec: StoreSpec, source: str = "", promise: str = "", root: Path | None = None
+    ) -> None:
         self.spec = spec
         self.source, self.promise = source, promise
         self.key = hash_of(spec.model_dump(mode="json"))
-        self.folder = cache_dir() / "responses" / self.key
+        self.folder = (root or cache_dir() / "responses") / self.key
         self.manifest = self.folder / "manifest.jsonl"
 
     def shards(self) -> list[Path]:
@@ -239,19 +242,22 @@ class ResponseStore:
             None if rate is None else missing * rate,
         )
 
-    def read(self, content: Iterable[str], below: int, judge: Judge | None = None) -> pd.DataFrame:
+    def read(
+        self, content: Iterable[str], below: int, judge: Judge | None = None, held: Held | None = None
+    ) -> pd.DataFrame:
         """The responses to some questions, indices 0 to ``below`` - 1, one row each.
 
         Args:
             content: of the questions.
             below: responses a question.
             judge: whose verdicts go into the column ``correct``: 1, 0 or None; judged where they are missing.
+            held: what an earlier call of :meth:`held` gave, for many small reads; None opens the store anew.
 
         Raises:
             ValueError: a shard is damaged; the message names it and says what to do.
         """
         frames = []
-        for name, rows in self.held().rows(sorted(set(content))).items():
+        for name, rows in (held or self.held()).rows(sorted(set(content))).items():
             path = self.folder / name
             frame = _read_rows(path, rows)
             if judge is not None:
