@@ -22,7 +22,8 @@ from masters.tasks import vocabulary
 
 REPETITIONS = 5
 GROUP = 8
-QUESTIONS = 16
+QUESTIONS = 16  # of a training step
+ASKED = 64  # of a batch of generation
 
 
 def main() -> None:
@@ -87,7 +88,7 @@ def _generation(
     model: torch.nn.Module, processor: object, questions: Questions
 ) -> tuple[Callable[[], object], Callable[[], object]]:
     sampling = Sampling(max_new_tokens=16)
-    indices = list(range(QUESTIONS))
+    indices = list(range(ASKED))
 
     def own() -> None:
         list(generate(model, processor, questions, indices, range(GROUP), sampling, 0))  # type: ignore[arg-type]

@@ -26,7 +26,6 @@ def lab(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Lab]:
     threads = torch.get_num_threads()
     monkeypatch.setenv("MASTERS_DATA", str(tmp_path))
     made = Lab(profile(questions=600).model_copy(update={"processes": 2, "train_questions": 600}))
-    made.ladder()
     yield made
     torch.set_num_threads(threads)
 
@@ -45,6 +44,7 @@ def workers() -> list[psutil.Process]:
 
 @pytest.mark.slow
 def test_a_killed_worker_loses_nothing(lab: Lab) -> None:
+    lab.ladder()
     killed: list[int] = []
     stop = threading.Event()
 

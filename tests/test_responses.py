@@ -1,6 +1,7 @@
 import multiprocessing
 import os
 import shutil
+import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -398,6 +399,33 @@ def test_two_processes_with_other_questions_write_beside_each_other(setting: Set
     counts: dict[str, int] = {}
     assert same(setting.ask(2, counts=counts), undisturbed)
     assert counts["generated"] == 0
+
+
+def test_a_full_disk_loses_nothing_that_was_written(
+    setting: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    undisturbed = setting.ask(8)
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", str(disk)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("a small disk cannot be mounted here")
+    try:
+        monkeypatch.setenv("MASTERS_DATA", str(disk))
+        monkeypatch.setattr(engines, "ROWS", 8)
+        monkeypatch.setattr(package, "SHARD", 8)
+        with pytest.raises(OSError, match="No space left on device"):
+            setting.ask(8)
+        kept = len(held(setting))
+        assert 0 < kept < 8 * COUNT
+        assert setting.store().verify() == []
+        assert not list(disk.rglob("*.new")) and not list(disk.rglob(".part-*"))
+        subprocess.run(["mount", "-o", "remount,size=8m", str(disk)], check=True)
+        counts: dict[str, int] = {}
+        assert same(setting.ask(8, counts=counts), undisturbed)
+        assert counts == {"generated": 8 * COUNT - kept, "reused": kept}
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
 
 
 def test_first_responses_that_are_gone_are_made_again(setting: Setting) -> None:

@@ -6,6 +6,7 @@ whatever kills it, loses the batch under way, and Ray gives its share to another
 """
 
 import os
+import socket
 from collections.abc import Sequence
 from typing import Any
 
@@ -37,6 +38,7 @@ def make_on_ray(
         import ray.data
     except ImportError:
         raise ValueError("--ray needs the ray package: pip install 'masters[ray]'") from None
+    _reachable(address)
     for what in wanted:
         lab.folder(what.model)
     variables = {"MASTERS_DATA": str(data_dir().resolve()), "HF_HUB_OFFLINE": "1"}
@@ -57,9 +59,25 @@ def make_on_ray(
         gpus = 1 if torch.cuda.is_available() and lab.profile.generation.engine != "openai" else 0
         rows = ray.data.from_items([{"share": index} for index in range(shares)], override_num_blocks=shares)
         made: Any = _share  # Ray's types know of the row alone
-        rows.map(made, fn_kwargs=given, num_cpus=1, num_gpus=gpus, max_retries=-1).materialize()
+        again = {"max_retries": -1}
+        rows.map(
+            made, fn_kwargs=given, num_cpus=1, num_gpus=gpus, ray_remote_args_fn=lambda: again
+        ).materialize()
     finally:
         ray.shutdown()
+
+
+def _reachable(address: str) -> None:
+    """Ray itself waits for minutes for a cluster that is not there."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host:  # local, auto
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"no Ray cluster at {address!r} ({error}); see that it runs and is reachable"
+        ) from None
 
 
 def _share(

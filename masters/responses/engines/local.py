@@ -139,7 +139,7 @@ def _generate_batch(
     images = {name: tensor.to(device) for name, tensor in questions.image_features(wanted).items()}
     banned = banned_tokens(processor, model.get_output_embeddings().weight.shape[0])
     warp = processors(sampling, banned)
-    names = [questions.table["id"].iloc[index] for index in wanted]
+    names = questions.table["id"].iloc[list(wanted)].tolist()
     if seed is not None:
         noise = torch.from_numpy(
             np.stack([uniforms(seed, name, j, limit) for name in names for j in responses])
@@ -157,11 +157,16 @@ def _generate_batch(
             cache.layers[index] = _Reserved(layer, n, limit)
         else:  # a sliding window forgets, so it keeps its own way
             layer.batch_repeat_interleave(n)  # type: ignore[union-attr]
-    history = input_ids.repeat_interleave(n, 0)
-    attention = attention.repeat_interleave(n, 0)
-    position = position.repeat_interleave(n, 0)
-
     rows = len(prompts) * n
+    position = position.repeat_interleave(n, 0)
+    history = torch.zeros(rows, longest + limit, dtype=torch.long, device=device)
+    history[:, :longest] = input_ids.repeat_interleave(n, 0)
+    visible = torch.ones(rows, longest + limit, dtype=torch.bool, device=device)
+    visible[:, :longest] = attention.repeat_interleave(n, 0).bool()
+    if all(isinstance(layer, _Reserved) for layer in cache.layers):
+        visible = visible[
+            :, None, None
+        ]  # as the layers want it, so that they make nothing of it at each step
     tokens = torch.full((rows, limit), end, dtype=torch.long, device=device)
     logprobs = torch.zeros(rows, limit, device=device)
     support = torch.zeros(rows, limit, device=device)
@@ -175,7 +180,7 @@ def _generate_batch(
             allowed = logits.log_softmax(-1)
             token = logits.argmax(-1)
         else:
-            allowed = warp(history, logits).log_softmax(-1)  # type: ignore[arg-type]
+            allowed = warp(history[:, : longest + step], logits).log_softmax(-1)  # type: ignore[arg-type]
             token = draw(allowed, noise[alive, step])
         tokens[alive, step] = token
         logprobs[alive, step] = whole.gather(1, token[:, None])[:, 0]
@@ -189,13 +194,12 @@ def _generate_batch(
             keep = going.nonzero()[:, 0]
             going = going[keep]
             alive, token, position = alive[keep], token[keep], position[keep]
-            history, attention = history[keep], attention[keep]
+            history, visible = history[keep], visible[keep]
             cache.batch_select_indices(keep)
-        history = torch.cat([history, token[:, None]], 1)
-        attention = torch.cat([attention, attention.new_ones(len(attention), 1)], 1)
+        history[:, longest + step] = token
         hidden = model.model(
             input_ids=token[:, None],
-            attention_mask=attention,
+            attention_mask=visible[..., : longest + step + 1],
             position_ids=position[:, None].expand(*positions.shape[:-2], -1, 1),
             past_key_values=cache,
         ).last_hidden_state[:, -1]
