@@ -235,16 +235,24 @@ def _watched(lab: "Lab", wanted: "list[Wanted]", pool: list[int]) -> Iterator[No
     """A bar an author, of what is on disk, whoever wrote it; what is left is told after the first shard."""
     from masters import generation
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+    )
     stop = threading.Event()
     told: set[str] = set()
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        tasks = {what: bar.add_task(f"{what.model} at mask {what.ratio:g}") for what in wanted}
+        tasks = {what: bar.add_task(f"{what.model} at mask {what.ratio:g}", rate="") for what in wanted}
 
         def look() -> None:
             for what, task in tasks.items():
                 found = generation.status(lab, what, pool)
                 bar.update(task, completed=found.there, total=found.there + found.missing)
+                if speed := bar.tasks[task].speed:
+                    bar.update(task, rate=f"{speed:.0f}/s")
                 name = f"{what.model} at mask {what.ratio:g}"
                 if found.missing and found.missing_seconds and found.missing_size and name not in told:
                     told.add(name)

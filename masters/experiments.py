@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from functools import cached_property
-from multiprocessing import current_process, get_context
+from multiprocessing import active_children, current_process, get_context
 from pathlib import Path
 from typing import Any
 
@@ -448,6 +448,9 @@ class Lab:
                     report(what, number, len(waiting))
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
+                # Nobody waits for the jobs under way: each can be cut at any moment and goes on later.
+                for child in active_children():
+                    child.terminate()
                 raise
 
 

@@ -1,5 +1,6 @@
 import math
 import shutil
+import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -364,3 +365,18 @@ def test_epochs_take_every_question_equally_often(size: int, length: int) -> Non
     assert counts.max() - counts.min() <= 1
     for start in range(0, length - size + 1, size):
         assert sorted(order[start : start + size]) == list(range(size))
+
+
+def _fail(lab: Lab) -> None:
+    raise ValueError("this one failed")
+
+
+def _sleep(lab: Lab) -> None:
+    time.sleep(600)
+
+
+def test_a_failed_job_stops_the_others(folder: Path) -> None:
+    start = time.monotonic()
+    with pytest.raises(ValueError, match="this one failed"):
+        Lab(profile().model_copy(update={"processes": 2})).parallel([(_sleep, ()), (_fail, ())], "jobs")
+    assert time.monotonic() - start < 300
