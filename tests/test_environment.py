@@ -96,6 +96,8 @@ def test_package_imports_only_what_it_declares() -> None:
         for text in [
             *PYPROJECT["project"]["dependencies"],
             *PYPROJECT["project"]["optional-dependencies"]["notebooks"],
+            *PYPROJECT["project"]["optional-dependencies"]["embedding"],
+            *PYPROJECT["project"]["optional-dependencies"]["ray"],
         ]
     }
     missing = []
@@ -106,7 +108,7 @@ def test_package_imports_only_what_it_declares() -> None:
                 names.append(node.module)
             for top in {name.split(".")[0] for name in names} - {"masters"} - sys.stdlib_module_names:
                 owners = {canonicalize_name(owner) for owner in distributions.get(top, [])}
-                if not owners & runtime:
+                if not owners & runtime and top != "vllm":  # which lives in an environment of its own
                     missing.append(f"{path.relative_to(ROOT)} imports {top}")
     assert not missing
 
