@@ -5,10 +5,11 @@ variant is one line in ``CHANGES``; every table and figure takes it from there.
 """
 
 import re
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import Field
 
+from masters.divergence import Kind
 from masters.settings import Count, Positive, Profile, Ratio, Strict
 
 
@@ -31,6 +32,8 @@ class RunSpec(Strict):
     ratio: Literal["one", "clipped"] = "one"
     advantages: Literal["all", "positive"] = "all"
     flat: Literal["keep", "skip"] = "keep"
+    divergence: Kind = "jsd"
+    mix: float = 0.5
     questions: Count = 1
     steps: Count = 1
     batch: Count = 1
@@ -40,7 +43,7 @@ class RunSpec(Strict):
         """Arguments of :func:`masters.objective.masters_loss`; None means cross-entropy."""
         if self.cross_entropy:
             return None
-        names = ("rewards", "normalise", "beta", "ratio", "advantages", "flat")
+        names = ("rewards", "normalise", "beta", "ratio", "advantages", "flat", "divergence", "mix")
         return {name: getattr(self, name) for name in names}
 
 
@@ -83,12 +86,18 @@ CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+# The share of the teacher in the mixture of a divergence, as its paper has it; half where it does not say.
+MIX: dict[Kind, float] = {"skewed_kl": 0.1}
+KINDS = "|".join(get_args(Kind))
+
+
 def arm(name: str, profile: Profile) -> RunSpec:
     """The run that an arm stands for in a profile.
 
     Args:
         name: of ``CHANGES``, ``r_max=0.4``, ``responses=2`` (half of each model), ``source=6:2``
-            (student to teacher responses), or ``learning_rate=1e-4``.
+            (student to teacher responses), ``learning_rate=1e-4``, ``alone=skewed_kl`` (a divergence without
+            masks and rewards) or ``masters=skewed_kl`` (Masters with it in the place of the JSD).
         profile: its distillation settings are the paper's method where the arm says nothing.
 
     Raises:
@@ -106,6 +115,9 @@ def title(name: str) -> str:
     _changes(name)
     family, _, value = name.partition("=")
     words = {"source": "student:teacher", "learning_rate": "learning rate"}
+    if family in ("alone", "masters"):
+        kind = value.replace("_", " ").replace("kl", "KL").replace("jsd", "JSD")
+        return f"{kind} alone" if family == "alone" else f"Masters with {kind}"
     return f"{words.get(family, family)} {value}"
 
 
@@ -120,8 +132,12 @@ def _changes(name: str) -> dict[str, Any]:
         return {"student_responses": int(match[1]), "teacher_responses": int(match[2])}
     if match := re.fullmatch(r"learning_rate=(\d+(?:\.\d+)?(?:e-\d+)?)", name):
         return {"learning_rate": float(match[1])}
+    if match := re.fullmatch(rf"(alone|masters)=({KINDS})", name):
+        kind: Any = match[2]
+        plugged = {"divergence": kind, "mix": MIX.get(kind, 0.5)}
+        return plugged if match[1] == "masters" else PLAIN | UNMASKED | plugged
     known = ", ".join(CHANGES)
     raise ValueError(
         f"there is no arm {name!r}; there are: {known}, r_max=0.4, "
-        "responses=2 (even), source=6:2, learning_rate=1e-4"
+        "responses=2 (even), source=6:2, learning_rate=1e-4, alone=skewed_kl, masters=skewed_kl"
     )

@@ -12,10 +12,13 @@ Departures from the paper: none known. It does not say how the KL of Eq. 9 is es
 """
 
 from collections.abc import Iterator
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
+
+Kind = Literal["jsd", "forward_kl", "reverse_kl", "generalised_jsd", "skewed_kl", "total_variation"]
 
 # Logits in one block: on a CPU, few enough for the temporaries to stay in a core's cache, which is faster; on
 # an accelerator, enough to fill it.
@@ -40,7 +43,11 @@ def jsd(teacher_logits: Tensor, student_logits: Tensor, *, teacher_gradient: boo
         ValueError: the two shapes differ.
     """
     _check_shapes(teacher_logits, student_logits)
-    return _apply(_Jsd, teacher_logits if teacher_gradient else teacher_logits.detach(), student_logits)
+    value = divergence(teacher_logits, student_logits)
+    if teacher_gradient:  # the divergence is symmetric, so the teacher's gradient is that of a student
+        other = divergence(student_logits, teacher_logits)
+        value = value + (other - other.detach())
+    return value
 
 
 def kl(p_logits: Tensor, q_logits: Tensor) -> Tensor:
@@ -63,46 +70,118 @@ def kl(p_logits: Tensor, q_logits: Tensor) -> Tensor:
     return _apply(_Kl, p_logits, q_logits)
 
 
-def forward_kl(teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
-    """``KL(teacher || student)`` per token, in nats: classical distillation.
+def divergence(
+    teacher_logits: Tensor, student_logits: Tensor, kind: Kind = "jsd", *, mix: float = 0.5
+) -> Tensor:
+    """How far the student is from the teacher per token, in nats (total variation: in [0, 1]).
 
-    The gradient reaches the student only.
+    With p the teacher, q the student and m = mix * p + (1 - mix) * q:
+
+    ================ =============================================== ========================================
+    kind             value                                           source
+    ================ =============================================== ========================================
+    jsd              (KL(p || m) + KL(q || m)) / 2 at mix 1/2        Eq. 4, 5
+    forward_kl       KL(p || q)                                      Hinton et al., arXiv 1503.02531
+    reverse_kl       KL(q || p)                                      MiniLLM, arXiv 2306.08543
+    generalised_jsd  mix * KL(p || m) + (1 - mix) * KL(q || m)       GKD, arXiv 2306.13649, its beta = mix
+    skewed_kl        KL(p || m)                                      DistiLLM, arXiv 2402.03898, alpha = mix
+    total_variation  sum |p - q| / 2                                 f-distill, arXiv 2307.15190
+    ================ =============================================== ========================================
+
+    The gradient reaches the student only. Precision as in ``jsd``. Forward and reverse KL are infinite where
+    one model forbids (logit -inf) what the other allows.
 
     Args:
         teacher_logits: ``(..., vocabulary)``.
         student_logits: ``(..., vocabulary)``, the same shape.
+        kind: which of the six.
+        mix: share of the teacher in m, for generalised_jsd in (0, 1), for skewed_kl in [0, 1).
 
     Returns:
         ``(...)``, one value a token.
 
     Raises:
-        ValueError: the two shapes differ.
+        ValueError: the two shapes differ, the kind is unknown, or mix is out of range.
     """
-    return kl(teacher_logits.detach(), student_logits)
+    _check_shapes(teacher_logits, student_logits)
+    check_kind(kind, mix)
+    return _apply(_Divergence, teacher_logits.detach(), student_logits, kind, mix)
 
 
-class _Jsd(torch.autograd.Function):
+def check_kind(kind: str, mix: float) -> None:
+    """Refuse an unknown kind of divergence and a mix that it cannot have.
+
+    Raises:
+        ValueError: one line says which.
+    """
+    if kind not in get_args(Kind):
+        raise ValueError(f"divergence is {kind!r}: choose from {', '.join(get_args(Kind))}")
+    if kind == "generalised_jsd" and not 0 < mix < 1:
+        raise ValueError(
+            f"generalised_jsd needs a mix between 0 and 1, got {mix}; its limits are the two KLs"
+        )
+    if kind == "skewed_kl" and not 0 <= mix < 1:
+        raise ValueError(f"skewed_kl needs a mix from 0 to below 1, got {mix}; at 1 it is zero")
+
+
+def rows_with_gradient(p_logits: Tensor, q_logits: Tensor, kind: Kind, mix: float) -> tuple[Tensor, Tensor]:
+    """The divergence of some rows and its gradient for the student's logits, in closed form.
+
+    For ``D(p, q)`` with ``g = dD / dq``, the gradient for the logits z of q is ``q * (g - sum(q * g))``.
+
+    Args:
+        p_logits: ``(rows, vocabulary)`` of the teacher, in the precision of the result.
+        q_logits: the same of the student.
+        kind: see :func:`divergence`.
+        mix: see :func:`divergence`.
+
+    Returns:
+        ``(rows,)`` and ``(rows, vocabulary)``.
+    """
+    if kind in ("forward_kl", "reverse_kl"):
+        log_p, log_q = p_logits.log_softmax(-1), q_logits.log_softmax(-1)
+        p, q = log_p.exp(), log_q.exp()
+        if kind == "forward_kl":
+            value = torch.linalg.vecdot(p, log_p.sub_(log_q).masked_fill_(p == 0, 0))
+            return value.clamp_(min=0), q.sub_(p)
+        log_ratio = log_q.sub_(log_p).masked_fill_(q == 0, 0)
+        value = torch.linalg.vecdot(q, log_ratio)
+        return value.clamp(min=0), log_ratio.sub_(value.unsqueeze(-1)).mul_(q)
+    p, q = p_logits.softmax(-1), q_logits.softmax(-1)
+    if kind == "total_variation":
+        gap = q.sub(p)
+        value, slope = gap.abs().sum(-1).mul_(0.5), gap.sign_().mul_(0.5)
+    else:
+        share = 0.5 if kind == "jsd" else mix
+        tiny = torch.finfo(q.dtype).tiny  # makes 0 * log 0 zero: where both vanish, and where one does
+        m = p.mul(share).add_(q, alpha=1 - share).clamp_(min=tiny)
+        value = torch.linalg.vecdot(p, p.div(m).clamp_(min=tiny).log_())
+        if kind == "skewed_kl":
+            slope = p.div_(m).mul_(share - 1)
+        else:
+            slope = q.div(m).clamp_(min=tiny).log_().mul_(1 - share)
+            value = value.mul_(share).add_(torch.linalg.vecdot(q, slope))
+    mean = torch.linalg.vecdot(q, slope).unsqueeze(-1)
+    return value.clamp_(min=0), slope.sub_(mean).mul_(q)
+
+
+class _Divergence(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: FunctionCtx, teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
+    def forward(
+        ctx: FunctionCtx, teacher_logits: Tensor, student_logits: Tensor, kind: Kind, mix: float
+    ) -> Tensor:
         dtype = _precision(teacher_logits, student_logits)
-        value, gradients = _buffers(ctx, dtype, teacher_logits, student_logits)
-        tiny = torch.finfo(dtype).tiny
+        value, (_, gradient) = _buffers(ctx, dtype, teacher_logits, student_logits)
         for rows, (p, q) in _blocks(teacher_logits, student_logits):
-            p, q = p.to(dtype).softmax(-1), q.to(dtype).softmax(-1)
-            # The clamps make 0 * log 0 zero: where both vanish, and where one does.
-            m = p.add(q).mul_(0.5).clamp_(min=tiny)
-            log_ratios = [x.div(m).clamp_(min=tiny).log_() for x in (p, q)]
-            kls = [torch.linalg.vecdot(x, log_ratio) for x, log_ratio in zip((p, q), log_ratios, strict=True)]
-            value[rows] = kls[0].add(kls[1]).mul_(0.5)
-            for gradient, x, log_ratio, to_m in zip(gradients, (p, q), log_ratios, kls, strict=True):
-                if gradient is not None:
-                    gradient[rows] = log_ratio.sub_(to_m.unsqueeze(-1)).mul_(x).mul_(0.5)
-        return value.clamp_(min=0).view(student_logits.shape[:-1])  # rounding may fall below 0 by an ulp
+            value[rows], slope = rows_with_gradient(p.to(dtype), q.to(dtype), kind, mix)
+            if gradient is not None:
+                gradient[rows] = slope
+        return value.view(student_logits.shape[:-1])
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, upstream: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        return _chain(ctx, upstream)
+    def backward(ctx: FunctionCtx, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        return *_chain(ctx, upstream), None, None
 
 
 class _Kl(torch.autograd.Function):
@@ -136,11 +215,11 @@ def _check_shapes(first: Tensor, second: Tensor) -> None:
         )
 
 
-def _apply(function: type[torch.autograd.Function], *logits: Tensor) -> Tensor:
+def _apply(function: type[torch.autograd.Function], *arguments: Any) -> Tensor:
     # A forward pass computes gradients for whatever requires them; without a graph nobody will ask.
     if not torch.is_grad_enabled():
-        logits = tuple(x.detach() for x in logits)
-    return function.apply(*logits)
+        arguments = tuple(x.detach() if isinstance(x, Tensor) else x for x in arguments)
+    return function.apply(*arguments)
 
 
 def _precision(*tensors: Tensor) -> torch.dtype:
@@ -150,7 +229,7 @@ def _precision(*tensors: Tensor) -> torch.dtype:
 def _buffers(ctx: FunctionCtx, dtype: torch.dtype, *logits: Tensor) -> tuple[Tensor, list[Tensor | None]]:
     rows = logits[0].shape[:-1].numel()
     value = torch.empty(rows, dtype=dtype, device=logits[0].device)
-    needed = ctx.needs_input_grad  # type: ignore[attr-defined]
+    needed = ctx.needs_input_grad[: len(logits)]  # type: ignore[attr-defined]
     gradients = [
         torch.empty(x.shape, dtype=x.dtype, device=x.device) if need else None
         for x, need in zip(logits, needed, strict=True)

@@ -40,7 +40,7 @@ LABELS = {
     "learning_rate": "learning rate",
     "step": "training step",
     "loss": "loss (nats a token)",
-    "jsd": "divergence from the teacher\n(nats a token)",
+    "divergence": "divergence from the teacher\n(nats a token)",
     "policy": "policy loss",
     "kl": "KL to the base student\n(nats a token)",
     "flat_groups": "groups without spread (share)",

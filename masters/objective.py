@@ -19,6 +19,7 @@ Departures from the paper, each a parameter and off by default:
     * distillation_on="sum": Eq. 7 on the divergence summed over a response's tokens instead of its mean,
       which favours long, predictable text.
     * policy_weight: a weight of L_GRPO in the sum.
+    * divergence: another one in the place of the JSD, as table 5f plugs Masters into other methods.
 
 Choices where the paper is silent:
     * The divergence of Eq. 7 is that of the current student, at each step.
@@ -33,7 +34,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from masters.divergence import jsd, kl
+from masters.divergence import Kind, check_kind, kl
+from masters.divergence import divergence as from_teacher
 from masters.rewards import distillation_reward, group_advantages
 
 Averaging = Literal["response", "token"]
@@ -45,9 +47,10 @@ class Loss(NamedTuple):
     total: Tensor
     """Eq. 11, a scalar with gradient."""
     parts: dict[str, float]
-    """``jsd`` (nats a token), ``policy`` (the reward part of L_GRPO, without the KL), ``kl`` (nats a token,
-    not multiplied by beta), ``flat_groups`` (share of questions without any advantage), ``reward_accuracy``
-    and ``reward_distillation`` (means), ``tokens`` (mean length); NaN for what a variant lacks."""
+    """``divergence`` (nats a token), ``policy`` (the reward part of L_GRPO, without the KL), ``kl`` (nats a
+    token, not multiplied by beta), ``flat_groups`` (share of questions without any advantage),
+    ``reward_accuracy`` and ``reward_distillation`` (means), ``tokens`` (mean length); NaN for what a variant
+    lacks."""
 
 
 def masters_loss(
@@ -69,6 +72,8 @@ def masters_loss(
     flat: Literal["keep", "skip"] = "keep",
     distillation_on: Literal["mean", "sum"] = "mean",
     averaging: Averaging = "response",
+    divergence: Kind = "jsd",
+    mix: float = 0.5,
 ) -> Loss:
     """Eq. 8 to 11 for a batch of questions with their responses.
 
@@ -97,6 +102,8 @@ def masters_loss(
         flat: "keep" or "skip".
         distillation_on: "mean" or "sum".
         averaging: "response" or "token".
+        divergence: what is minimised beside the policy term and what Eq. 7 rewards; Eq. 5 has the JSD.
+        mix: of the divergences that mix teacher and student, see :func:`masters.divergence.divergence`.
 
     Returns:
         The loss and its parts.
@@ -112,6 +119,7 @@ def masters_loss(
         distillation_on=(distillation_on, ("mean", "sum")),
         **{f"rewards ({reward})": (reward, ("accuracy", "distillation")) for reward in rewards},
     )
+    check_kind(divergence, mix)
     if not (beta >= 0 and clip >= 0):
         raise ValueError(f"beta is {beta} and clip is {clip}: neither can be negative")
     regularised = bool(rewards) and beta > 0
@@ -126,9 +134,9 @@ def masters_loss(
     _check_shape("accuracy", accuracy, student_logits.shape[:-2])
 
     batch = _Batch(student_logits, tokens, mask, averaging)
-    divergence = jsd(batch.rows(teacher_logits), batch.log_q)
-    distillation = batch.mean(divergence)
-    parts: dict[str, Tensor] = {"jsd": distillation, "tokens": batch.lengths.sum() / batch.valid.sum()}
+    of_token = from_teacher(batch.rows(teacher_logits), batch.log_q, divergence, mix=mix)
+    distillation = batch.mean(of_token)
+    parts: dict[str, Tensor] = {"divergence": distillation, "tokens": batch.lengths.sum() / batch.valid.sum()}
     if accuracy is not None:
         parts["reward_accuracy"] = accuracy[batch.valid].mean(dtype=torch.float32)
     total = distillation
@@ -143,7 +151,7 @@ def masters_loss(
         if "accuracy" in rewards and accuracy is not None:
             reward = reward + accuracy
         if "distillation" in rewards:
-            of_response = batch.per_response(divergence.detach())
+            of_response = batch.per_response(of_token.detach())
             if distillation_on == "mean":
                 of_response = of_response / batch.lengths.clamp(min=1)
             easy = distillation_reward(of_response, normalise=normalise, valid=batch.valid)
@@ -168,7 +176,7 @@ def masters_loss(
 
     logged = torch.stack([part.detach().float() for part in parts.values()]).tolist()
     nothing = dict.fromkeys(
-        ("jsd", "policy", "kl", "flat_groups", "reward_accuracy", "reward_distillation", "tokens"),
+        ("divergence", "policy", "kl", "flat_groups", "reward_accuracy", "reward_distillation", "tokens"),
         float("nan"),
     )
     return Loss(total, nothing | dict(zip(parts, logged, strict=True)))

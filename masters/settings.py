@@ -187,6 +187,9 @@ class OfflineRL(NotebookParameters):
     stabilised: tuple[str, ...] = Field(
         description="departures from the paper's objective, names of masters.arms"
     )
+    divergences: tuple[str, ...] = Field(
+        description="other divergences, alone and with Masters, table 5f; paper: DistiLLM and three others"
+    )
 
 
 class BenchmarkEvaluation(NotebookParameters):

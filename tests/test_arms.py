@@ -42,6 +42,8 @@ def test_the_papers_form(profile: Profile) -> None:
         "ratio": "one",
         "advantages": "all",
         "flat": "keep",
+        "divergence": "jsd",
+        "mix": 0.5,
     }
 
 
@@ -63,6 +65,9 @@ def test_the_papers_form(profile: Profile) -> None:
         ("r_max=0.4", {"r_max"}),
         ("responses=2", {"teacher_responses", "student_responses"}),
         ("source=6:2", {"teacher_responses", "student_responses"}),
+        ("masters=reverse_kl", {"divergence"}),
+        ("masters=skewed_kl", {"divergence", "mix"}),
+        ("alone=forward_kl", {"divergence", "rewards", "r_max"}),
     ],
 )
 def test_a_variant_differs_from_the_paper_in_nothing_else(
@@ -98,12 +103,18 @@ def test_families(profile: Profile) -> None:
     assert arm("r_max=0.2", profile) == arm("masters", profile)
     assert title("source=6:2") == "student:teacher 6:2"
     assert title("r_max=0.4") == "r_max 0.4"
+    assert arm("masters=jsd", profile) == arm("masters", profile)
+    assert arm("alone=jsd", profile) == arm("naive_multi", profile)
+    assert arm("alone=skewed_kl", profile).mix == 0.1  # as DistiLLM has it
+    assert title("alone=skewed_kl") == "skewed KL alone"
+    assert title("masters=generalised_jsd") == "Masters with generalised JSD"
 
 
 @pytest.mark.parametrize(
     "name",
     ["", "master", "Masters", "r_max=1", "r_max=-0.2", "r_max=1.5", "r_max=", "responses=3", "responses=0",
-     "responses=-2", "responses=two", "source=0:0", "source=8", "source=1:2:3", "masters ", "r_max=0.4\n"],
+     "responses=-2", "responses=two", "source=0:0", "source=8", "source=1:2:3", "masters ", "r_max=0.4\n",
+     "masters=cosine", "alone=", "both=jsd"],
 )  # fmt: skip
 def test_an_unknown_name_is_answered_with_those_that_exist(name: str, profile: Profile) -> None:
     for call in (lambda: arm(name, profile), lambda: title(name)):

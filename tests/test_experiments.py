@@ -27,7 +27,7 @@ RUN_COLUMNS = {
 }  # fmt: skip
 PREDICTION_COLUMNS = {"arm", "seed", "task", "skill", "question", "mode", "correct", "tokens", "register"}
 LOG_COLUMNS = {
-    "arm", "seed", "step", "loss", "jsd", "policy", "kl", "flat_groups", "reward_accuracy",
+    "arm", "seed", "step", "loss", "divergence", "policy", "kl", "flat_groups", "reward_accuracy",
     "reward_distillation", "mask_ratio",
 }  # fmt: skip
 Jobs = Sequence[tuple[Callable[..., None], tuple[Any, ...]]]
@@ -167,7 +167,7 @@ def test_the_log_shows_what_an_arm_minimised(results: Results) -> None:
     assert list(by_arm["masters"]["mask_ratio"]) == [0.2, 0.2, 0.1, 0.1, 0.0, 0.0]
     assert list(by_arm["mid_then_large"]["mask_ratio"]) == [0.2, 0.1, 0.0] * 2
     assert (by_arm["naive"]["mask_ratio"] == 0).all()
-    assert by_arm["sft"]["jsd"].isna().all()
+    assert by_arm["sft"]["divergence"].isna().all()
     assert by_arm["masters"]["kl"][1] == pytest.approx(0, abs=1e-3)  # the student is its own reference
     assert by_arm["masters"]["kl"][6] > by_arm["masters"]["kl"][1]
 
@@ -278,7 +278,7 @@ def test_teachers_may_run_along_instead_of_being_cached(lab: Lab, results: Resul
     log = along._distil(model, spec, 0, tmp_path / "run")
     cached = results.log[results.log["arm"] == "mid_then_large"].reset_index(drop=True)
     assert list(log["mask_ratio"]) == list(cached["mask_ratio"])
-    assert np.allclose(log["jsd"], cached["jsd"], atol=2e-3)
+    assert np.allclose(log["divergence"], cached["divergence"], atol=2e-3)
     assert np.allclose(log["kl"], cached["kl"], atol=2e-3)
 
 
@@ -291,7 +291,7 @@ def test_a_run_on_the_largest_log_probabilities_is_near_and_has_a_key_of_its_own
     model, _ = load(top.folder("student"))
     log = top._distil(model, spec, 0, tmp_path / "run")
     whole = results.log[(results.log["arm"] == "masters") & (results.log["seed"] == 0)].reset_index(drop=True)
-    assert np.allclose(log["jsd"], whole["jsd"], atol=2e-2)
+    assert np.allclose(log["divergence"], whole["divergence"], atol=2e-2)
 
 
 @pytest.mark.usefixtures("inline")

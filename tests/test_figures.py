@@ -120,8 +120,8 @@ def test_training_curves_average_the_seeds() -> None:
     readable(figure)
     ladder_log = pd.DataFrame({"model": "student", "step": [0, 5], "loss": [2.0, 1.0]})
     assert xy(figures.training_curves(ladder_log, hue="model").axes[0])[1].tolist() == [2, 1]
-    with pytest.raises(ValueError, match="lacks jsd"):
-        figures.training_curves(log, y="jsd")
+    with pytest.raises(ValueError, match="lacks divergence"):
+        figures.training_curves(log, y="divergence")
 
 
 def test_masked_accuracy_weighs_tasks_by_questions() -> None:

@@ -7,7 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from masters.divergence import Kind, divergence
 from masters.objective import Loss, cross_entropy, masters_loss
+from masters.rewards import distillation_reward
 
 Q, R, T, V = 3, 4, 5, 7
 PAPER: dict[str, Any] = {}
@@ -109,11 +111,11 @@ def by_hand(
         return min(rho * a, min(max(rho, 1 - clip), 1 + clip) * a)
 
     tokens = sum(len(terms) for _, _, terms in rows)
-    sums = dict.fromkeys(("jsd", "kl", "policy"), 0.0)
+    sums = dict.fromkeys(("divergence", "kl", "policy"), 0.0)
     for j, k, terms in rows:
         for x in terms:
             weight = 1 / (len(rows) * len(terms)) if averaging == "response" else 1 / tokens
-            sums["jsd"] += weight * x["jsd"]
+            sums["divergence"] += weight * x["jsd"]
             sums["kl"] += weight * x["kl"]
             sums["policy"] -= weight * policy(x["rho"], advantage[j, k])
     parts = {
@@ -123,7 +125,11 @@ def by_hand(
         "reward_distillation": float(np.mean(list(easy.values()))),
         "tokens": tokens / len(rows),
     }
-    total = sums["jsd"] + policy_weight * (sums["policy"] + beta * sums["kl"]) if rewards else sums["jsd"]
+    total = (
+        sums["divergence"] + policy_weight * (sums["policy"] + beta * sums["kl"])
+        if rewards
+        else sums["divergence"]
+    )
     return total, parts
 
 
@@ -298,8 +304,8 @@ def test_gradient_reaches_the_student_only() -> None:
 def test_without_rewards_only_the_divergence_is_left() -> None:
     case = Case(0)
     loss = case.loss(rewards=(), accuracy=None, reference_logits=None, behaviour_logprobs=None)
-    assert loss.total.item() == pytest.approx(loss.parts["jsd"])
-    assert {name for name, value in loss.parts.items() if not math.isnan(value)} == {"jsd", "tokens"}
+    assert loss.total.item() == pytest.approx(loss.parts["divergence"])
+    assert {name for name, value in loss.parts.items() if not math.isnan(value)} == {"divergence", "tokens"}
     reported = case.loss(rewards=())  # a reference and judgements are reported where there are any
     assert torch.equal(reported.total, loss.total)
     assert reported.parts["kl"] == pytest.approx(by_hand(case)[1]["kl"], rel=1e-5)
@@ -327,7 +333,7 @@ def test_skipped_groups_keep_divergence_and_kl() -> None:
     case.accuracy[:] = 1.0
     loss = case.loss(flat="skip")
     assert loss.parts["flat_groups"] == 1.0 and loss.parts["policy"] == 0.0
-    assert loss.total.item() == pytest.approx(loss.parts["jsd"] + 0.1 * loss.parts["kl"], rel=1e-6)
+    assert loss.total.item() == pytest.approx(loss.parts["divergence"] + 0.1 * loss.parts["kl"], rel=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -421,3 +427,16 @@ def test_cross_entropy_takes_any_leading_shape() -> None:
     one = cross_entropy(case.student[0, 0], case.tokens[0, 0], case.mask[0, 0])
     expected = torch.nn.functional.cross_entropy(case.student[0, 0], case.tokens[0, 0])
     torch.testing.assert_close(one, expected, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("kind", ["forward_kl", "reverse_kl", "skewed_kl", "total_variation"])
+def test_another_divergence_takes_the_place_of_the_jsd_in_the_loss_and_in_the_reward(kind: Kind) -> None:
+    case = Case(0, padding=False)
+    loss = case.loss(rewards=("distillation",), divergence=kind, mix=0.1)
+    of_token = divergence(case.teacher, case.student.detach(), kind, mix=0.1)
+    assert loss.parts["divergence"] == pytest.approx(of_token.mean().item(), rel=1e-5)
+    easy = distillation_reward(of_token.mean(-1))
+    assert loss.parts["reward_distillation"] == pytest.approx(easy.mean().item(), rel=1e-5)
+    assert loss.total.item() != pytest.approx(case.loss(rewards=("distillation",)).total.item())
+    with pytest.raises(ValueError, match="choose from jsd"):
+        case.loss(divergence="cosine")

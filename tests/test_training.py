@@ -204,7 +204,7 @@ def test_each_stage_has_its_teacher_and_its_mask_and_the_teachers_come_back(
     assert [ratio for _, ratio in seen] == pytest.approx([ratio for _, ratio in expected], abs=0.01)
     assert list(log["mask_ratio"]) == [ratio for _, ratio in expected]
     assert [weights_hash(teacher) for teacher in teachers] == before
-    assert {"jsd", "learning_rate", "grad_norm", "tokens"} <= set(log.columns)
+    assert {"divergence", "learning_rate", "grad_norm", "tokens"} <= set(log.columns)
 
 
 def test_two_stages_in_one_step_are_refused(asked: Questions) -> None:
@@ -244,7 +244,7 @@ def test_the_trajectory_of_masters_is_the_recorded_one(asked: Questions, tmp_pat
     objective = Objective({}, [teacher], reference)
     log = train(student, asked, examples, objective, budget, tmp_path / "run", "golden", "cpu")
     loss = log["loss"]
-    assert list(loss) == pytest.approx(list(log["jsd"] + log["policy"] + 0.1 * log["kl"]), abs=1e-6)
+    assert list(loss) == pytest.approx(list(log["divergence"] + log["policy"] + 0.1 * log["kl"]), abs=1e-6)
     if os.environ.get("MASTERS_GOLDEN") == "write":
         content = {"torch": torch.__version__, "losses": [round(value, 7) for value in loss]}
         GOLDEN.write_text(json.dumps(content, indent=1) + "\n")
