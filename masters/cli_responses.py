@@ -256,7 +256,7 @@ def _watched(lab: "Lab", wanted: "list[Wanted]", pool: list[int]) -> Iterator[No
                 name = f"{what.model} at mask {what.ratio:g}"
                 if found.missing and found.missing_seconds and found.missing_size and name not in told:
                     told.add(name)
-                    minutes = found.missing_seconds / 60 / lab.profile.processes
+                    minutes = found.missing_seconds / 60 / lab.writers
                     size = found.missing_size / 2**20
                     bar.console.print(
                         f"{name}: {found.missing} to come, {minutes:.1f} minutes, {size:.1f} MiB at this rate"

@@ -9,13 +9,10 @@ reference of the KL is the base student, for a second teacher too; several teach
 """
 
 import json
-import os
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from multiprocessing import active_children, current_process, get_context
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +22,7 @@ import torch
 from filelock import FileLock
 from huggingface_hub import snapshot_download
 
+from masters import workers
 from masters.arms import RunSpec, arm
 from masters.curriculum import Part, Stage, all_stages, authors, curriculum
 from masters.distributions import distributions
@@ -35,7 +33,6 @@ from masters.judges import RuleJudge
 from masters.ladder import end_tokens, train_rung
 from masters.masking import TeacherMask
 from masters.models import build_processor, check_same_vocabulary, load, parameter_count
-from masters.progress import report
 from masters.questions import Questions, Ragged, load_questions, training_labels
 from masters.responses import ResponseStore, Source, open_store, responses
 from masters.responses.engines import engine_of
@@ -46,7 +43,6 @@ from masters.training import Budget, Objective, train
 
 VERSION = 1
 RESPONSE_SEED = 0
-Job = tuple[Callable[..., Any], tuple[Any, ...]]  # a function of a Lab, and its further arguments
 
 
 @dataclass(frozen=True)
@@ -429,43 +425,19 @@ class Lab:
                         scoring[spec.student, 0.0, author, at, n] = None
         for name in {name for name, *_ in scoring} | {author for author, _ in writing}:
             self.folder(name)
-        write: list[Job] = [(Lab.groups, (author, at, n)) for (author, at), n in writing.items()]
-        score: list[Job] = [(Lab.distributions, (self.source(*key[:2]), *key[2:])) for key in scoring]
-        self.parallel(write, "sets of responses")
+        write: list[workers.Job] = [(Lab.groups, (author, at, n)) for (author, at), n in writing.items()]
+        score: list[workers.Job] = [(Lab.distributions, (self.source(*key[:2]), *key[2:])) for key in scoring]
+        self.parallel(write, "sets of responses", self.writers)
         self.parallel(score, "sets of responses scored")
 
-    def parallel(self, jobs: Sequence[Job], what: str) -> None:
-        """Do independent jobs in the profile's number of processes, one thread each."""
-        if not jobs:
-            return
-        workers = min(self.profile.processes, len(jobs))
-        os.environ.setdefault("HF_HUB_OFFLINE", "1")
-        with ProcessPoolExecutor(workers, get_context("spawn"), _one_thread) as pool:
-            waiting = [pool.submit(_job, self.profile, job, arguments) for job, arguments in jobs]
-            try:
-                for number, done in enumerate(as_completed(waiting), start=1):
-                    done.result()
-                    report(what, number, len(waiting))
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                # Nobody waits for the jobs under way: each can be cut at any moment and goes on later.
-                for child in active_children():
-                    child.terminate()
-                raise
+    @property
+    def writers(self) -> int:
+        """Processes that generate side by side; vLLM and a server are busy enough with one."""
+        return self.profile.processes if self.profile.generation.engine == "transformers" else 1
 
-
-_labs: dict[str, Lab] = {}
-
-
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-    if torch.cuda.is_available():  # a worker a GPU; workers are numbered from 1
-        torch.cuda.set_device(current_process()._identity[0] % torch.cuda.device_count())
-
-
-def _job(profile: Profile, job: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
-    lab = _labs.setdefault(profile.model_dump_json(), Lab(profile))
-    job(lab, *arguments)
+    def parallel(self, jobs: Sequence[workers.Job], what: str, processes: int | None = None) -> None:
+        """Do independent jobs in some processes, those of the profile when None, one thread each."""
+        workers.run(Lab, self.profile, jobs, processes or self.profile.processes, what)
 
 
 def _grouped(column: pd.Series, n: int) -> list[list[np.ndarray]]:

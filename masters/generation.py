@@ -18,6 +18,7 @@ from masters.experiments import RESPONSE_SEED, Lab
 from masters.files import cache_dir
 from masters.responses import Judge, ResponseStore, responses
 from masters.responses.store import VERSION, Status, StoreSpec
+from masters.workers import Job
 
 
 @dataclass(frozen=True)
@@ -110,13 +111,9 @@ def make_all(lab: Lab, wanted: Sequence[Wanted], pool: Sequence[int]) -> None:
     """
     for what in wanted:
         lab.folder(what.model)
-    # vLLM and a server are busy enough with one process.
-    processes = lab.profile.processes if lab.profile.generation.engine == "transformers" else 1
-    shares = min(processes, len(pool))
-    lab.parallel(
-        [(make, (what, share(pool, index, shares))) for what in wanted for index in range(shares)],
-        "shares of the responses",
-    )
+    shares = min(lab.writers, len(pool))
+    jobs: list[Job] = [(make, (what, share(pool, part, shares))) for what in wanted for part in range(shares)]
+    lab.parallel(jobs, "shares of the responses", lab.writers)
 
 
 def marks(lab: Lab, what: Wanted) -> dict[str, int]:
