@@ -36,6 +36,7 @@ def distributions(
     wanted: Sequence[int],
     groups: Sequence[Sequence[np.ndarray]],
     top_k: int | None = None,
+    tokens: int | None = None,
 ) -> Ragged | TopK:
     """Log-probabilities of a model over its vocabulary at each token of some responses.
 
@@ -45,6 +46,7 @@ def distributions(
         wanted: indices of the questions.
         groups: for each of them, the token ids of its responses; the same number for all.
         top_k: how many entries of each distribution to keep; None keeps it whole.
+        tokens: how many the tokenizer has; rows of the output head beyond them take no part. None keeps them.
 
     Returns:
         An array ``(tokens, vocabulary)`` for each response, in order, mapped from disk.
@@ -53,14 +55,14 @@ def distributions(
     lengths = np.array([len(tokens) for group in groups for tokens in group], dtype=np.int32)
     contents = list(questions.table["content"].iloc[list(wanted)])
     bytes_hash = hash_of([text.tobytes().hex(), lengths.tobytes().hex(), contents])
-    what = [VERSION, scorer.weights(), scorer.ratio, bytes_hash, *([] if top_k is None else [top_k])]
+    what = [VERSION, scorer.weights(), scorer.ratio, bytes_hash, top_k, tokens]
     folder = cache_dir() / "distributions" / hash_of(what)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if not folder.is_dir():
             temporary = Path(tempfile.mkdtemp(dir=folder.parent))
             try:
-                _score(scorer, questions, wanted, groups, lengths, top_k, temporary)
+                _score(scorer, questions, wanted, groups, lengths, top_k, tokens, temporary)
                 os.replace(temporary, folder)
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
@@ -75,12 +77,13 @@ def _score(
     groups: Sequence[Sequence[np.ndarray]],
     lengths: np.ndarray,
     top_k: int | None,
+    tokens: int | None,
     folder: Path,
 ) -> None:
     model, _ = load(scorer.folder)
     if scorer.ratio:
         TeacherMask(model).apply(scorer.ratio)
-    vocabulary = model.get_output_embeddings().weight.shape[0]
+    vocabulary = tokens or model.get_output_embeddings().weight.shape[0]
     name = "logprobs" if top_k is None else "topk"
     np.save(folder / f"{name}.offsets.npy", np.cumsum([0, *lengths]))
     width, kind = (
@@ -98,7 +101,7 @@ def _score(
         batch = pack(
             [questions.prompt(index) for index in indices], chosen, questions.image_features(indices)
         ).to(model.device)
-        scores = response_logits(model, batch)[batch.mask].float().log_softmax(-1)
+        scores = response_logits(model, batch, vocabulary)[batch.mask].float().log_softmax(-1)
         rows = scores.half().cpu().numpy() if top_k is None else encode(scores, top_k)
         kept[end : end + len(rows)] = rows
         end += len(rows)

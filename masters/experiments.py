@@ -246,7 +246,8 @@ class Lab:
         else:
             texts = _grouped(self.groups(author, ratio, n)["tokens"], n)
         top_k = self.profile.distillation.top_k_logprobs
-        return distributions(scorer, self.questions("train"), self.pool, texts, top_k)
+        size = len(self.processor.tokenizer)
+        return distributions(scorer, self.questions("train"), self.pool, texts, top_k, size)
 
     def responses(self, model: str, ratio: float = 0.0, n: int = 8) -> pd.DataFrame:
         """Responses of the pool with the divergence of each between the large teacher and the base student.
@@ -373,12 +374,14 @@ class Lab:
 
     def _distil(self, model: Any, spec: RunSpec, seed: int, folder: Path) -> pd.DataFrame:
         parts = {stage: self._parts(spec, stage) for stage in all_stages(spec)}
-        objective = Objective(spec.objective())
+        size = len(self.processor.tokenizer)
+        objective = Objective(spec.objective(), vocabulary=size)
         if spec.objective() is not None and not self.profile.distillation.cache_teacher:
             objective = Objective(
                 spec.objective(),
                 teachers=[load(self.folder(name))[0] for name in spec.teachers],
                 reference=load(self.folder(spec.student))[0],
+                vocabulary=size,
             )
         often = max(1, spec.steps // 40)
         budget = Budget(spec.steps, spec.batch, spec.learning_rate, "constant", seed, log_every=often)

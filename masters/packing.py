@@ -106,8 +106,14 @@ def pack(
     )
 
 
-def response_logits(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
+def response_logits(model: PreTrainedModel, batch: PackedBatch, vocabulary: int | None = None) -> Tensor:
     """Logits that predict the tokens of the responses, and no others.
+
+    Args:
+        model: any of the models of this family.
+        batch: packed questions with their responses.
+        vocabulary: entries to keep: the tokens that the tokenizer has. Output heads are often padded with
+            rows that no token has, to different sizes within one family; None keeps them.
 
     Returns:
         ``(questions, responses, tokens, vocabulary)``; meaningless where ``batch.mask`` is False.
@@ -123,4 +129,4 @@ def response_logits(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
     places = batch.predictors.view(questions, responses * tokens, 1).expand(-1, -1, hidden.shape[-1])
     picked = hidden.gather(1, places).view(questions, responses, tokens, -1)
     logits: Tensor = model.get_output_embeddings()(picked)
-    return logits
+    return logits[..., :vocabulary]

@@ -106,11 +106,13 @@ class Objective:
         options: arguments of :func:`masters.objective.masters_loss`, or None for cross-entropy on labels.
         teachers: the teachers by index, when examples carry no teacher log-probabilities.
         reference: the student before training, when a KL is wanted and examples do not carry it.
+        vocabulary: tokens that the shared tokenizer has; rows of an output head beyond them take no part.
     """
 
     options: dict[str, Any] | None = None
     teachers: Sequence[PreTrainedModel] = ()
     reference: PreTrainedModel | None = None
+    vocabulary: int | None = None
     masks: list[TeacherMask] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -231,7 +233,7 @@ class MastersTrainer(Trainer):
     ) -> Any:
         """Cross-entropy on labels, or Eq. 11 on cached responses."""
         batch: PackedBatch = inputs["batch"].to(self.args.device)
-        logits = response_logits(model, batch)
+        logits = response_logits(model, batch, self.objective.vocabulary)
         options = self.objective.options
         if options is None:
             loss, parts = cross_entropy(logits, batch.tokens, batch.mask), {}
@@ -263,13 +265,13 @@ class MastersTrainer(Trainer):
         index, ratio = inputs["stage"]
         if self.objective.masks[index].ratio != ratio:
             self.objective.masks[index].apply(ratio)
-        return response_logits(self.objective.teachers[index], batch)
+        return response_logits(self.objective.teachers[index], batch, self.objective.vocabulary)
 
     @torch.no_grad()
     def _reference(self, inputs: dict[str, Any], batch: PackedBatch) -> Tensor | None:
         if "reference" in inputs or self.objective.reference is None:
             return inputs.get("reference")
-        return response_logits(self.objective.reference, batch)
+        return response_logits(self.objective.reference, batch, self.objective.vocabulary)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the mean of each part of the loss since the last row."""

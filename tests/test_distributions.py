@@ -149,3 +149,21 @@ def test_a_failure_on_the_way_leaves_nothing(
             distributions(setting.source, setting.questions, WANTED, setting.groups)
     assert not [path for path in (tmp_path / "cache" / "distributions").iterdir() if path.is_dir()]
     assert len(distributions(setting.source, setting.questions, WANTED, setting.groups)) == 3 * len(WANTED)
+
+
+def test_rows_that_no_token_has_take_no_part(setting: Setting, tmp_path: Path) -> None:
+    model, processor = load(setting.source.folder)
+    tokens = len(processor.tokenizer)
+    model.resize_token_embeddings(tokens + 7, mean_resizing=False)
+    with torch.no_grad():  # rows that would win everywhere
+        model.get_output_embeddings().weight[tokens:] = model.get_output_embeddings().weight[6:13] * 50
+    padded = Source(tmp_path / "padded")
+    model.save_pretrained(padded.folder)
+    processor.save_pretrained(padded.folder)
+    arguments = setting.questions, WANTED, setting.groups
+    plain = distributions(setting.source, *arguments, tokens=tokens)
+    cut = distributions(padded, *arguments, tokens=tokens)
+    whole = distributions(padded, *arguments)
+    for one, other, wide in zip(plain, cut, whole, strict=True):
+        assert one.shape == other.shape and wide.shape[-1] == tokens + 7
+        assert np.array_equal(one, other)

@@ -190,10 +190,10 @@ def test_each_stage_has_its_teacher_and_its_mask_and_the_teachers_come_back(
     student, _ = small.build()
     seen: list[tuple[int, float]] = []
 
-    def watching(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
+    def watching(model: PreTrainedModel, batch: PackedBatch, vocabulary: int | None) -> Tensor:
         if model in teachers:
             seen.append((teachers.index(model), zeros(model)))
-        return response_logits(model, batch)
+        return response_logits(model, batch, vocabulary)
 
     monkeypatch.setattr(training, "response_logits", watching)
     budget = Budget(steps=8, batch=2, learning_rate=1e-3, schedule="constant", log_every=1)
@@ -205,6 +205,23 @@ def test_each_stage_has_its_teacher_and_its_mask_and_the_teachers_come_back(
     assert list(log["mask_ratio"]) == [ratio for _, ratio in expected]
     assert [weights_hash(teacher) for teacher in teachers] == before
     assert {"divergence", "learning_rate", "grad_norm", "tokens"} <= set(log.columns)
+
+
+def test_output_heads_of_different_sizes_are_compared_on_the_tokens_alone(
+    asked: Questions, tmp_path: Path
+) -> None:
+    """As in families whose members pad their heads to 151,936 and to 152,064 rows."""
+    budget = Budget(steps=3, batch=2, learning_rate=1e-3, schedule="constant", log_every=1)
+    losses = []
+    for extra in (0, 5):
+        student, teacher, reference = (small.build(seed)[0] for seed in (0, 1, 0))
+        tokens = student.get_input_embeddings().weight.shape[0]
+        teacher.resize_token_embeddings(tokens + extra, mean_resizing=False)
+        objective = Objective({}, [teacher], reference, vocabulary=tokens)
+        examples = grouped(asked, [(0, 0.0)], budget)
+        log = train(student, asked, examples, objective, budget, tmp_path / f"r{extra}", "t", "cpu")
+        losses.append(list(log["loss"]))
+    assert losses[0] == losses[1]
 
 
 def test_two_stages_in_one_step_are_refused(asked: Questions) -> None:
