@@ -77,16 +77,13 @@ def divergence(
 
     With p the teacher, q the student and m = mix * p + (1 - mix) * q:
 
-    ================ =============================================== ========================================
-    kind             value                                           source
-    ================ =============================================== ========================================
-    jsd              (KL(p || m) + KL(q || m)) / 2 at mix 1/2        Eq. 4, 5
-    forward_kl       KL(p || q)                                      Hinton et al., arXiv 1503.02531
-    reverse_kl       KL(q || p)                                      MiniLLM, arXiv 2306.08543
-    generalised_jsd  mix * KL(p || m) + (1 - mix) * KL(q || m)       GKD, arXiv 2306.13649, its beta = mix
-    skewed_kl        KL(p || m)                                      DistiLLM, arXiv 2402.03898, alpha = mix
-    total_variation  sum |p - q| / 2                                 f-distill, arXiv 2307.15190
-    ================ =============================================== ========================================
+    * ``jsd``: ``(KL(p || m) + KL(q || m)) / 2`` at mix 1/2, Eq. 4, 5.
+    * ``forward_kl``: ``KL(p || q)``, Hinton et al., arXiv 1503.02531.
+    * ``reverse_kl``: ``KL(q || p)``, MiniLLM, arXiv 2306.08543.
+    * ``generalised_jsd``: ``mix * KL(p || m) + (1 - mix) * KL(q || m)``, GKD, arXiv
+      2306.13649; its beta is mix.
+    * ``skewed_kl``: ``KL(p || m)``, DistiLLM, arXiv 2402.03898; its alpha is mix.
+    * ``total_variation``: ``sum |p - q| / 2``, f-distill, arXiv 2307.15190.
 
     The gradient reaches the student only. Precision as in ``jsd``. Forward and reverse KL are infinite where
     one model forbids (logit -inf) what the other allows.
