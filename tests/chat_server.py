@@ -28,6 +28,7 @@ class ChatServer:
     Attributes:
         url: its address.
         requests: bodies of all chat requests.
+        keys: what each of them said for its authorization.
         trouble: called before each answer with the number of the request; a status other than None is sent.
         token_ids: whether it knows ``return_token_ids``; one that does not refuses it.
         logprobs: whether it gives log-probabilities.
@@ -36,6 +37,7 @@ class ChatServer:
 
     url: str = ""
     requests: list[dict[str, Any]] = field(default_factory=list)
+    keys: list[str | None] = field(default_factory=list)
     trouble: Callable[[int], int | None] = lambda number: None
     token_ids: bool = True
     logprobs: bool = True
@@ -51,13 +53,14 @@ def serving(models: dict[str, Path]) -> Iterator[ChatServer]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self._send(200, {"object": "list", "data": [{"id": name} for name in loaded]})
+            send(self, 200, {"object": "list", "data": [{"id": name} for name in loaded]})
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["content-length"])))
             with lock:
                 number = len(state.requests)
                 state.requests.append(body)
+                state.keys.append(self.headers.get("authorization"))
                 state.busy += 1
                 state.top = max(state.top, state.busy)
             status, answer = 200, {}
@@ -70,29 +73,38 @@ def serving(models: dict[str, Path]) -> Iterator[ChatServer]:
                     answer = _answer(*loaded[body["model"]], body, state.logprobs)
             with lock:
                 state.busy -= 1
-            self._send(status, answer)
-
-        def _send(self, status: int, answer: dict[str, Any]) -> None:
-            raw = json.dumps(answer).encode()
-            self.send_response(status)
-            self.send_header("content-length", str(len(raw)))
-            self.end_headers()
-            self.wfile.write(raw)
+            send(self, status, answer)
 
         def log_message(self, *args: object) -> None:
             pass
 
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    with listening(Handler) as address:
+        state.url = f"{address}/v1"
+        yield state
+
+
+@contextmanager
+def listening(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    """The address of a server on a free port of this machine, in a thread."""
+    http = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     http.daemon_threads = True
-    state.url = f"http://127.0.0.1:{http.server_address[1]}/v1"
     thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     try:
-        yield state
+        yield f"http://127.0.0.1:{http.server_address[1]}"
     finally:
         http.shutdown()
         http.server_close()
         thread.join()
+
+
+def send(request: BaseHTTPRequestHandler, status: int, answer: Any) -> None:
+    """Answer a request with JSON, or with bytes as they are."""
+    raw = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
+    request.send_response(status)
+    request.send_header("content-length", str(len(raw)))
+    request.end_headers()
+    request.wfile.write(raw)
 
 
 @torch.inference_mode()

@@ -15,6 +15,7 @@ from masters.masking import TeacherMask
 from masters.models import load
 from masters.questions import Questions
 from masters.responses import Source, open_store, responses
+from masters.responses.engines import engine_of
 from masters.responses.engines.openai import OpenAIEngine
 from masters.settings import Generation, Sampling
 
@@ -178,6 +179,21 @@ def test_a_model_that_the_server_lacks_is_one_clear_line(server: ChatServer, fol
         ask(folder, engine(server), ratio=0.3, seed=0)
     assert "\n" not in str(error.value)
     assert not server.requests
+
+
+def test_the_key_of_the_server_comes_from_the_environment(
+    server: ChatServer, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, processor = load(folder / "large")
+    asked = Questions(folder / "questions")
+    for key in (None, "secret"):
+        monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+        if key:
+            monkeypatch.setenv("OPENAI_API_KEY", key)
+        using = engine_of(Generation(engine="openai", server=server.url))
+        with using.writer(Source(folder / "large"), processor, asked, SAMPLING, 0) as write:
+            list(write([0], [0]))
+    assert server.keys == [None, "Bearer secret"]
 
 
 def test_an_engine_and_a_server_go_together() -> None:

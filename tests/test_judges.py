@@ -2,15 +2,15 @@
 
 import json
 import re
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
 import pytest
+from chat_server import listening, send
 
 from masters.judges import LLMJudge, RuleJudge, core, llm
 
@@ -425,26 +425,14 @@ def serving() -> Iterator[Server]:
             status, answer = 404, {"error": "no such path"}
             if self.path == "/v1/chat/completions":
                 status, answer = state.reply(body["messages"][-1]["content"])
-            raw = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
-            self.send_response(status)
-            self.send_header("content-length", str(len(raw)))
-            self.end_headers()
-            self.wfile.write(raw)
+            send(self, status, answer)
 
         def log_message(self, *args: object) -> None:
             pass
 
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    http.daemon_threads = True
-    state = Server(f"http://127.0.0.1:{http.server_address[1]}")
-    thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
+    with listening(Handler) as address:
+        state = Server(address)
         yield state
-    finally:
-        http.shutdown()
-        http.server_close()
-        thread.join()
 
 
 def judge_at(server: Server, **options: Any) -> LLMJudge:

@@ -42,12 +42,12 @@ def make_on_ray(
     for what in wanted:
         lab.folder(what.model)
     variables = {"MASTERS_DATA": str(data_dir().resolve()), "HF_HUB_OFFLINE": "1"}
+    variables |= {name: os.environ[name] for name in ("OPENAI_API_KEY",) if name in os.environ}
     options: dict[str, Any] = {"runtime_env": {"env_vars": variables}, "logging_level": "ERROR"}
     if address == "local":
         options |= {"num_cpus": lab.profile.processes, "include_dashboard": False}
-    os.environ.setdefault(
-        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0"
-    )  # leave the GPUs of CPU tasks as they are
+    # Its next default, which leaves the GPUs of tasks that ask for none as they are.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
         ray.init(address=address, log_to_driver=False, **options)
     except ConnectionError as error:
@@ -60,9 +60,8 @@ def make_on_ray(
         rows = ray.data.from_items([{"share": index} for index in range(shares)], override_num_blocks=shares)
         made: Any = _share  # Ray's types know of the row alone
         again = {"max_retries": -1}
-        rows.map(
-            made, fn_kwargs=given, num_cpus=1, num_gpus=gpus, ray_remote_args_fn=lambda: again
-        ).materialize()
+        done = rows.map(made, fn_kwargs=given, num_cpus=1, num_gpus=gpus, ray_remote_args_fn=lambda: again)
+        done.materialize()
     finally:
         ray.shutdown()
 

@@ -11,6 +11,7 @@ openai         any OpenAI-compatible server that already runs, near or far
 """
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -97,7 +98,7 @@ class Engine(Protocol):
 
 
 def engine_of(generation: Generation) -> Engine:
-    """The engine that a profile asks for."""
+    """The engine that a profile asks for; a server's key is read from ``OPENAI_API_KEY``."""
     if generation.engine == "vllm":
         from masters.responses.engines.vllm import VllmEngine
 
@@ -106,7 +107,8 @@ def engine_of(generation: Generation) -> Engine:
         from masters.responses.engines.openai import OpenAIEngine
 
         assert generation.server is not None  # the settings see to it
-        return OpenAIEngine(generation.server, generation.served_as, generation.concurrency)
+        key = os.environ.get("OPENAI_API_KEY")
+        return OpenAIEngine(generation.server, generation.served_as, generation.concurrency, key)
     from masters.responses.engines.local import TransformersEngine
 
     return TransformersEngine()
