@@ -7,22 +7,17 @@ starts; whatever goes wrong ends in one line that says which notebook, which cel
 that was finished before the failure is in the cache under ``data/``: the next start goes on from there.
 """
 
-import datetime
 import errno
-import json
 import logging
 import os
-import platform
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -33,8 +28,9 @@ from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
 
 from masters import progress
-from masters.files import ROOT, hash_of, write_atomic
-from masters.settings import NOTEBOOKS, Profile, load_profile, notebook_parameters
+from masters.files import ROOT, write_atomic
+from masters.provenance import data_hashes, record_provenance
+from masters.settings import NOTEBOOKS, load_profile, notebook_parameters
 
 KERNEL_ENVIRONMENT = {
     # Sets of strings in the same order in every run, and no warning about forked tokenizers in the outputs.
@@ -124,7 +120,7 @@ def run_notebook(notebook: str, profile: str, output: Path) -> None:
     start = time.time()
     execute(source, output, parameters)
     minutes = (time.time() - start) / 60
-    data = _data_hashes(load_profile(profile))
+    data = data_hashes(load_profile(profile))
     record_provenance(output.parent / "provenance.json", notebook, parameters, start, minutes, data)
 
 
@@ -331,47 +327,6 @@ class Progress:
                 print(f"\n          {_clock(now - since)}  {work}", end="", flush=True)
 
 
-def record_provenance(
-    path: Path,
-    notebook: str,
-    parameters: dict[str, Any],
-    start: float,
-    minutes: float,
-    data: dict[str, str],
-) -> None:
-    """Write how one notebook was made into ``provenance.json``, one entry a notebook, in one step.
-
-    ``minutes`` are those of the last run, which finds in the cache what an earlier one computed;
-    ``minutes_longest`` are those of the longest run at the same parameters, which says what the work costs.
-
-    Args:
-        path: the file; entries of other notebooks stay.
-        notebook: its name.
-        parameters: what it ran with.
-        start: seconds since the epoch.
-        minutes: how long it ran.
-        data: a content hash for each question set.
-    """
-    entries: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
-    parameters_hash = hash_of(parameters)
-    previous = entries.get(notebook, {})
-    longest = previous.get("minutes_longest", 0.0) if previous.get("parameters") == parameters_hash else 0.0
-    entries[notebook] = {
-        "started": datetime.datetime.fromtimestamp(start, datetime.UTC).isoformat(timespec="seconds"),
-        "minutes": round(minutes, 2),
-        "minutes_longest": round(max(minutes, longest), 2),
-        "parameters": parameters_hash,
-        **_commit(),
-        "python": platform.python_version(),
-        "packages": {name: _version(name) for name in ("torch", "transformers", "datasets", "numpy")},
-        "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
-        "data": data,
-    }
-    write_atomic(path, json.dumps(dict(sorted(entries.items())), indent=1) + "\n")
-
-
 @contextmanager
 def _terminate_as_interrupt() -> Iterator[None]:
     """Treat SIGTERM as Ctrl-C, so that the kernel is shut down and the temporary file removed."""
@@ -413,40 +368,3 @@ def _short(path: Path) -> str:
 
 def _clock(seconds: float) -> str:
     return f"{seconds:.1f} s" if seconds < 60 else f"{int(seconds // 60)}:{int(seconds % 60):02d} min"
-
-
-def _commit() -> dict[str, Any]:
-    """The commit the code stood at and whether files had changed since; None outside a git clone."""
-
-    def git(*words: str) -> str | None:
-        try:
-            done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True)
-        except (OSError, subprocess.CalledProcessError):
-            return None
-        return done.stdout.strip()
-
-    status = git("status", "--porcelain", "--untracked-files=no")
-    return {"commit": git("rev-parse", "HEAD"), "dirty": None if status is None else bool(status)}
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
-
-
-def _data_hashes(profile: Profile) -> dict[str, str]:
-    """The content hash of each test set, as the profile cuts it."""
-    from masters.tasks import task_hash
-
-    return {task: task_hash(task, "test", profile.test_questions) for task in profile.tasks}

@@ -16,7 +16,7 @@ import yaml
 import masters
 from masters import book
 from masters.files import ROOT
-from masters.reproduce import record_provenance
+from masters.provenance import record_provenance
 from masters.settings import NOTEBOOKS
 
 

@@ -21,6 +21,7 @@ from pydantic import BaseModel
 
 from masters import book, reproduce
 from masters.files import ROOT
+from masters.provenance import record_provenance
 from masters.settings import NOTEBOOKS, profiles
 
 
@@ -203,16 +204,16 @@ def test_refresh_keeps_what_a_run_gives_and_nothing_of_the_machine(
 
 def test_provenance_keeps_other_notebooks_and_the_longest_run(tmp_path: Path) -> None:
     path = tmp_path / "provenance.json"
-    reproduce.record_provenance(path, "a", {"seeds": 2}, 1.7e9, 30.0, {"shapes": "ab"})
-    reproduce.record_provenance(path, "b", {}, 1.7e9, 1.0, {})
-    reproduce.record_provenance(path, "a", {"seeds": 2}, 1.8e9, 0.5, {"shapes": "ab"})
+    record_provenance(path, "a", {"seeds": 2}, 1.7e9, 30.0, {"shapes": "ab"})
+    record_provenance(path, "b", {}, 1.7e9, 1.0, {})
+    record_provenance(path, "a", {"seeds": 2}, 1.8e9, 0.5, {"shapes": "ab"})
     entries = json.loads(path.read_text())
     assert set(entries) == {"a", "b"}
     assert (entries["a"]["minutes"], entries["a"]["minutes_longest"]) == (0.5, 30.0)
     for key in ("commit", "dirty", "python", "processor", "cores", "memory_gib", "parameters", "started"):
         assert key in entries["a"]
     # Other parameters are other work: the longest run starts anew.
-    reproduce.record_provenance(path, "a", {"seeds": 3}, 1.8e9, 0.5, {})
+    record_provenance(path, "a", {"seeds": 3}, 1.8e9, 0.5, {})
     assert json.loads(path.read_text())["a"]["minutes_longest"] == 0.5
 
 
