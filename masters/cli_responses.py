@@ -6,6 +6,7 @@ They take the same profiles as the notebooks and leave what the notebooks read.
 import os
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -167,7 +168,7 @@ def show(
     for what in generation.wanted(lab, arm):
         if not lab.is_trained(what.model):
             continue
-        stored_rows = generation.store_of(lab, what).read([about["content"]], what.n, lab.judge)
+        stored_rows = lab.store(what.model, what.ratio).read([about["content"]], what.n, lab.judge)
         for _, row in stored_rows.sort_values("index").iterrows():
             cells = (what.model, f"{what.ratio:g}", str(row["index"]), escape(row["text"]))
             right = {1: "yes", 0: "no"}.get(row["correct"], "?")
@@ -243,9 +244,10 @@ def _watched(lab: "Lab", wanted: "list[Wanted]", pool: list[int]) -> Iterator[No
         TimeRemainingColumn(),
     )
     stop = threading.Event()
-    told: set[str] = set()
+    told: set[Wanted] = set()
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        tasks = {what: bar.add_task(f"{what.model} at mask {what.ratio:g}", rate="") for what in wanted}
+        names = {what: f"{what.model} at mask {what.ratio:g}" for what in wanted}
+        tasks = {what: bar.add_task(name, rate="") for what, name in names.items()}
 
         def look() -> None:
             for what, task in tasks.items():
@@ -253,18 +255,18 @@ def _watched(lab: "Lab", wanted: "list[Wanted]", pool: list[int]) -> Iterator[No
                 bar.update(task, completed=found.there, total=found.there + found.missing)
                 if speed := bar.tasks[task].speed:
                     bar.update(task, rate=f"{speed:.0f}/s")
-                name = f"{what.model} at mask {what.ratio:g}"
-                if found.missing and found.missing_seconds and found.missing_size and name not in told:
-                    told.add(name)
+                if found.missing and found.missing_seconds and found.missing_size and what not in told:
+                    told.add(what)
                     minutes = found.missing_seconds / 60 / lab.writers
-                    size = found.missing_size / 2**20
-                    bar.console.print(
-                        f"{name}: {found.missing} to come, {minutes:.1f} minutes, {size:.1f} MiB at this rate"
-                    )
+                    rest = f"{minutes:.1f} minutes, {found.missing_size / 2**20:.1f} MiB at this rate"
+                    bar.console.print(f"{names[what]}: {found.missing} to come, {rest}")
 
         def watch() -> None:
-            while not stop.wait(1.0):
+            took = 0.0
+            while not stop.wait(max(1.0, 10 * took)):  # a store of millions takes a second to look at
+                start = time.perf_counter()
                 look()
+                took = time.perf_counter() - start
 
         watcher = threading.Thread(target=watch, daemon=True)
         watcher.start()

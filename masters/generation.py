@@ -59,16 +59,11 @@ def share(pool: Sequence[int], shard_index: int, num_shards: int) -> list[int]:
     return list(pool[shard_index::num_shards])
 
 
-def store_of(lab: Lab, what: Wanted) -> ResponseStore:
-    """Where the responses of an author are kept; the model must be trained."""
-    return lab.store(what.model, what.ratio)
-
-
 def status(lab: Lab, what: Wanted, pool: Sequence[int]) -> Status:
     """What is there and what is missing; before the ladder is trained, all is missing."""
     if not lab.is_trained(what.model):
         return Status(0, what.n * len(pool), 0, None, None)
-    return store_of(lab, what).status(_content(lab, pool), what.n)
+    return lab.store(what.model, what.ratio).status(_content(lab, pool), what.n)
 
 
 def make(
@@ -121,7 +116,7 @@ def marks(lab: Lab, what: Wanted) -> dict[str, int]:
     if not lab.is_trained(what.model):
         return {}
     counts: Counter[str] = Counter()
-    for path in store_of(lab, what).shards():
+    for path in lab.store(what.model, what.ratio).shards():
         counts.update(pd.read_parquet(path, columns=["mark"])["mark"])
     return {mark: count for mark, count in counts.items() if mark}
 

@@ -51,7 +51,7 @@ def test_a_killed_worker_loses_nothing(lab: Lab) -> None:
     def kill_one() -> None:
         while not stop.wait(0.05):
             at_work = workers()
-            if at_work and list(generation.store_of(lab, WANTED[0]).folder.glob("part-*")):
+            if at_work and list(lab.store(WANTED[0].model, WANTED[0].ratio).folder.glob("part-*")):
                 os.kill(at_work[0].pid, signal.SIGKILL)
                 killed.append(at_work[0].pid)
                 return
@@ -66,7 +66,7 @@ def test_a_killed_worker_loses_nothing(lab: Lab) -> None:
     assert killed
     for what in WANTED:
         assert generation.status(lab, what, lab.pool).missing == 0
-        store = generation.store_of(lab, what)
+        store = lab.store(what.model, what.ratio)
         assert not store.verify()
         rows = sum(line.rows for line in store.held().lines)
         again = generation.make(lab, what, lab.pool)
