@@ -36,7 +36,7 @@ def distributions(
     wanted: Sequence[int],
     groups: Sequence[Sequence[np.ndarray]],
     top_k: int | None = None,
-    tokens: int | None = None,
+    vocabulary: int | None = None,
 ) -> Ragged | TopK:
     """Log-probabilities of a model over its vocabulary at each token of some responses.
 
@@ -46,7 +46,8 @@ def distributions(
         wanted: indices of the questions.
         groups: for each of them, the token ids of its responses; the same number for all.
         top_k: how many entries of each distribution to keep; None keeps it whole.
-        tokens: how many the tokenizer has; rows of the output head beyond them take no part. None keeps them.
+        vocabulary: tokens that the tokenizer has; rows of the output head beyond them take no part. None
+            keeps them.
 
     Returns:
         An array ``(tokens, vocabulary)`` for each response, in order, mapped from disk.
@@ -55,14 +56,14 @@ def distributions(
     lengths = np.array([len(tokens) for group in groups for tokens in group], dtype=np.int32)
     contents = list(questions.table["content"].iloc[list(wanted)])
     bytes_hash = hash_of([text.tobytes().hex(), lengths.tobytes().hex(), contents])
-    what = [VERSION, scorer.weights(), scorer.ratio, bytes_hash, top_k, tokens]
+    what = [VERSION, scorer.weights(), scorer.ratio, bytes_hash, top_k, vocabulary]
     folder = cache_dir() / "distributions" / hash_of(what)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if not folder.is_dir():
             temporary = Path(tempfile.mkdtemp(dir=folder.parent))
             try:
-                _score(scorer, questions, wanted, groups, lengths, top_k, tokens, temporary)
+                _score(scorer, questions, wanted, groups, lengths, top_k, vocabulary, temporary)
                 os.replace(temporary, folder)
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
@@ -77,13 +78,13 @@ def _score(
     groups: Sequence[Sequence[np.ndarray]],
     lengths: np.ndarray,
     top_k: int | None,
-    tokens: int | None,
+    vocabulary: int | None,
     folder: Path,
 ) -> None:
     model, _ = load(scorer.folder)
     if scorer.ratio:
         TeacherMask(model).apply(scorer.ratio)
-    vocabulary = tokens or model.get_output_embeddings().weight.shape[0]
+    vocabulary = vocabulary or model.get_output_embeddings().weight.shape[0]
     name = "logprobs" if top_k is None else "topk"
     np.save(folder / f"{name}.offsets.npy", np.cumsum([0, *lengths]))
     width, kind = (

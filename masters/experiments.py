@@ -374,15 +374,13 @@ class Lab:
 
     def _distil(self, model: Any, spec: RunSpec, seed: int, folder: Path) -> pd.DataFrame:
         parts = {stage: self._parts(spec, stage) for stage in all_stages(spec)}
-        size = len(self.processor.tokenizer)
-        objective = Objective(spec.objective(), vocabulary=size)
-        if spec.objective() is not None and not self.profile.distillation.cache_teacher:
-            objective = Objective(
-                spec.objective(),
-                teachers=[load(self.folder(name))[0] for name in spec.teachers],
-                reference=load(self.folder(spec.student))[0],
-                vocabulary=size,
-            )
+        live = spec.objective() is not None and not self.profile.distillation.cache_teacher
+        objective = Objective(
+            spec.objective(),
+            teachers=[load(self.folder(name))[0] for name in spec.teachers] if live else (),
+            reference=load(self.folder(spec.student))[0] if live else None,
+            vocabulary=len(self.processor.tokenizer),
+        )
         often = max(1, spec.steps // 40)
         budget = Budget(spec.steps, spec.batch, spec.learning_rate, "constant", seed, log_every=often)
         examples = curriculum(spec, seed, self.pool, parts)

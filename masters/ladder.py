@@ -1,6 +1,7 @@
 """The ladder: small models trained from scratch, first to describe pictures, then to answer questions.
 
-Without the descriptions, models of this size learn how answers are worded and never look at the picture.
+Without the descriptions, models of this size learn how answers are worded and never look at the picture. A
+share of them may go on among the questions.
 """
 
 import json

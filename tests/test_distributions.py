@@ -161,8 +161,8 @@ def test_rows_that_no_token_has_take_no_part(setting: Setting, tmp_path: Path) -
     model.save_pretrained(padded.folder)
     processor.save_pretrained(padded.folder)
     arguments = setting.questions, WANTED, setting.groups
-    plain = distributions(setting.source, *arguments, tokens=tokens)
-    cut = distributions(padded, *arguments, tokens=tokens)
+    plain = distributions(setting.source, *arguments, vocabulary=tokens)
+    cut = distributions(padded, *arguments, vocabulary=tokens)
     whole = distributions(padded, *arguments)
     for one, other, wide in zip(plain, cut, whole, strict=True):
         assert one.shape == other.shape and wide.shape[-1] == tokens + 7

@@ -134,11 +134,13 @@ def _write(
     for index in wanted:
         row = questions.table.iloc[index]
         picture = Image.open(io.BytesIO(questions.image_bytes(index))).convert("RGB")
+        prompt = {
+            "prompt": prompt_text(processor, row["question"]),
+            "multi_modal_data": {"image": picture},
+        }
         for j in indices:
             # A request a response, each with its own seed; the prefix cache reads the prompt once.
-            prompts.append(
-                {"prompt": prompt_text(processor, row["question"]), "multi_modal_data": {"image": picture}}
-            )
+            prompts.append(prompt)
             own = None if seed is None else response_seed(seed, row["id"], j)
             settings.append(SamplingParams(**same, seed=own))
             identity.append((index, row["id"], j))
