@@ -18,9 +18,10 @@ import torch
 from filelock import FileLock
 
 from masters.files import cache_dir, hash_of
+from masters.logits import chunks, dense, select
 from masters.masking import TeacherMask
 from masters.models import load
-from masters.packing import pack, response_logits
+from masters.packing import pack, response_projection
 from masters.progress import report
 from masters.questions import Questions, Ragged
 from masters.responses import Source
@@ -102,9 +103,11 @@ def _score(
         batch = pack(
             [questions.prompt(index) for index in indices], chosen, questions.image_features(indices)
         ).to(model.device)
-        scores = response_logits(model, batch, vocabulary)[batch.mask].float().log_softmax(-1)
-        rows = scores.half().cpu().numpy() if top_k is None else encode(scores, top_k)
-        kept[end : end + len(rows)] = rows
-        end += len(rows)
+        logits = select(response_projection(model, batch, vocabulary), batch.mask)
+        for rows in chunks(logits.shape[0], vocabulary):
+            scores = dense(select(logits, rows)).float().log_softmax(-1)
+            made = scores.half().cpu().numpy() if top_k is None else encode(scores, top_k)
+            kept[end : end + len(made)] = made
+            end += len(made)
         report(what, start + len(indices), len(wanted))
     kept.flush()

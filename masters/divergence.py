@@ -162,6 +162,23 @@ def rows_with_gradient(p_logits: Tensor, q_logits: Tensor, kind: Kind, mix: floa
     return value.clamp_(min=0), slope.sub_(mean).mul_(q)
 
 
+def kl_with_gradient(p_logits: Tensor, q_logits: Tensor) -> tuple[Tensor, Tensor]:
+    """``KL(p || q)`` of some rows and its gradient for the logits of p, ``p * (log(p / q) - KL(p || q))``.
+
+    Args:
+        p_logits: ``(rows, vocabulary)``, in the precision of the result.
+        q_logits: the same of q.
+
+    Returns:
+        ``(rows,)`` and ``(rows, vocabulary)``.
+    """
+    log_p, log_q = p_logits.log_softmax(-1), q_logits.log_softmax(-1)
+    p = log_p.exp()
+    log_ratio = log_p.sub_(log_q).masked_fill_(p == 0, 0)
+    value = torch.linalg.vecdot(p, log_ratio)
+    return value.clamp(min=0), log_ratio.sub_(value.unsqueeze(-1)).mul_(p)
+
+
 class _Divergence(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -187,21 +204,24 @@ class _Kl(torch.autograd.Function):
         dtype = _precision(p_logits, q_logits)
         value, (p_gradient, q_gradient) = _buffers(ctx, dtype, p_logits, q_logits)
         for rows, (p_rows, q_rows) in _blocks(p_logits, q_logits):
-            log_p, log_q = p_rows.to(dtype).log_softmax(-1), q_rows.to(dtype).log_softmax(-1)
-            p = log_p.exp()
-            log_ratio = log_p.sub_(log_q).masked_fill_(p == 0, 0)
-            divergence = torch.linalg.vecdot(p, log_ratio)
-            value[rows] = divergence
+            p_rows, q_rows = p_rows.to(dtype), q_rows.to(dtype)
+            value[rows], slope = kl_with_gradient(p_rows, q_rows)
             if p_gradient is not None:
-                p_gradient[rows] = log_ratio.sub_(divergence.unsqueeze(-1)).mul_(p)
+                p_gradient[rows] = slope
             if q_gradient is not None:
-                q_gradient[rows] = log_q.exp_().sub_(p)
-        return value.clamp_(min=0).view(p_logits.shape[:-1])
+                q_gradient[rows] = q_rows.softmax(-1).sub_(p_rows.softmax(-1))
+        return value.view(p_logits.shape[:-1])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, upstream: Tensor) -> tuple[Tensor | None, Tensor | None]:
         return _chain(ctx, upstream)
+
+
+def block_rows(logits: Tensor) -> int:
+    """Rows of logits to work on at once."""
+    block = _CPU_BLOCK if logits.device.type == "cpu" else _LARGE_BLOCK
+    return max(1, block // logits.shape[-1])
 
 
 def _check_shapes(first: Tensor, second: Tensor) -> None:
@@ -237,8 +257,7 @@ def _buffers(ctx: FunctionCtx, dtype: torch.dtype, *logits: Tensor) -> tuple[Ten
 
 def _blocks(*logits: Tensor) -> Iterator[tuple[slice, list[Tensor]]]:
     flat = [x.reshape(-1, x.shape[-1]) for x in logits]
-    block = _CPU_BLOCK if logits[0].device.type == "cpu" else _LARGE_BLOCK
-    size = max(1, block // logits[0].shape[-1])
+    size = block_rows(logits[0])
     for start in range(0, len(flat[0]), size):
         rows = slice(start, start + size)
         yield rows, [x[rows] for x in flat]

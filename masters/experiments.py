@@ -38,7 +38,7 @@ from masters.responses import ResponseStore, Source, open_store, responses
 from masters.responses.engines import engine_of
 from masters.settings import Profile, load_profile
 from masters.tasks import vocabulary
-from masters.topk import TopK
+from masters.topk import Packed, TopK
 from masters.training import Budget, Objective, train
 
 VERSION = 1
@@ -446,5 +446,5 @@ def _grouped(column: pd.Series, n: int) -> list[list[np.ndarray]]:
     return [values[start : start + n] for start in range(0, len(values), n)]
 
 
-def _float(values: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(values.astype(np.float32))
+def _float(values: np.ndarray | Packed) -> torch.Tensor:
+    return values.logits() if isinstance(values, Packed) else torch.from_numpy(values.astype(np.float32))

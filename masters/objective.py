@@ -29,14 +29,16 @@ Choices where the paper is silent:
     * In a group without spread in the total reward all advantages are 0; its JSD and KL still count.
 """
 
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from masters.divergence import Kind, check_kind, kl
-from masters.divergence import divergence as from_teacher
+from masters.divergence import Kind, check_kind
+from masters.logits import Logits, Projection, detached, each
 from masters.rewards import distillation_reward, group_advantages
+from masters.terms import Given, Terms, in_chunks, linear_terms, no_terms, token_terms
 
 Averaging = Literal["response", "token"]
 
@@ -54,13 +56,13 @@ class Loss(NamedTuple):
 
 
 def masters_loss(
-    student_logits: Tensor,
-    teacher_logits: Tensor,
+    student_logits: Logits,
+    teacher_logits: Logits,
     tokens: Tensor,
     mask: Tensor,
     *,
     accuracy: Tensor | None = None,
-    reference_logits: Tensor | None = None,
+    reference_logits: Logits | None = None,
     behaviour_logprobs: Tensor | None = None,
     rewards: tuple[str, ...] = ("accuracy", "distillation"),
     normalise: bool = True,
@@ -79,6 +81,8 @@ def masters_loss(
 
     The logits at a place are those that predict the token of that place: already shifted by one. Places where
     the mask is False never count, whatever they hold; a response without any token is no member of its group.
+
+    Logits come as tensors or in the forms of :mod:`masters.logits`, which are never all in memory.
 
     Args:
         student_logits: ``(questions, responses, tokens, vocabulary)``; no other argument gets a gradient.
@@ -130,28 +134,33 @@ def masters_loss(
     _check_given(behaviour_logprobs, clipped, "behaviour_logprobs", "ratio='clipped'")
     _check_shape("teacher_logits", teacher_logits, student_logits.shape)
     _check_shape("reference_logits", reference_logits, student_logits.shape)
+    _check_shape("tokens", tokens, student_logits.shape[:-1])
+    _check_shape("mask", mask, student_logits.shape[:-1])
     _check_shape("behaviour_logprobs", behaviour_logprobs, student_logits.shape[:-1])
     _check_shape("accuracy", accuracy, student_logits.shape[:-2])
 
-    batch = _Batch(student_logits, tokens, mask, averaging)
-    of_token = from_teacher(batch.rows(teacher_logits), batch.log_q, divergence, mix=mix)
-    distillation = batch.mean(of_token)
-    parts: dict[str, Tensor] = {"divergence": distillation, "tokens": batch.lengths.sum() / batch.valid.sum()}
-    if accuracy is not None:
-        parts["reward_accuracy"] = accuracy[batch.valid].mean(dtype=torch.float32)
-    total = distillation
+    batch = _Batch(tokens, mask, averaging)
+    reference = None if reference_logits is None else batch.logits(detached(reference_logits))
+    given = Given(
+        batch.rows(tokens), batch.logits(detached(teacher_logits)), reference, divergence, mix, regularised
+    )
 
-    to_reference = None
-    if reference_logits is not None:
-        log_q = batch.log_q if regularised else batch.log_q.detach()
-        to_reference = parts["kl"] = batch.mean(kl(log_q, batch.rows(reference_logits.detach())))
+    def combine(terms: Terms) -> tuple[Tensor, dict[str, Tensor]]:
+        assert terms.divergence is not None
+        total = batch.mean(terms.divergence)
+        parts = {"divergence": total, "tokens": batch.lengths.sum() / batch.valid.sum()}
+        if accuracy is not None:
+            parts["reward_accuracy"] = accuracy[batch.valid].mean(dtype=torch.float32)
+        if terms.kl is not None:
+            parts["kl"] = batch.mean(terms.kl)
+        if not rewards:
+            return total, parts
 
-    if rewards:
         reward = torch.zeros_like(batch.lengths)
         if "accuracy" in rewards and accuracy is not None:
             reward = reward + accuracy
         if "distillation" in rewards:
-            of_response = batch.per_response(of_token.detach())
+            of_response = batch.per_response(terms.divergence.detach())
             if distillation_on == "mean":
                 of_response = of_response / batch.lengths.clamp(min=1)
             easy = distillation_reward(of_response, normalise=normalise, valid=batch.valid)
@@ -164,16 +173,20 @@ def masters_loss(
         parts["flat_groups"] = is_flat.float().mean()
         values = values.clamp(min=0) if advantages == "positive" else values
 
-        advantage, behaviour = batch.of_token(values), batch.logprobs.detach()
+        advantage, behaviour = batch.of_token(values), terms.logprobs.detach()
         if ratio == "clipped" and behaviour_logprobs is not None:
             behaviour = batch.rows(behaviour_logprobs.detach())
-        rho = (batch.logprobs - behaviour).exp()  # with ratio "one" exactly 1, so never clipped
+        rho = (terms.logprobs - behaviour).exp()  # with ratio "one" exactly 1, so never clipped
         policy = -batch.mean(torch.minimum(rho * advantage, rho.clamp(1 - clip, 1 + clip) * advantage))
         parts["policy"] = policy
         total = total + policy_weight * policy
-        if to_reference is not None and regularised:
-            total = total + policy_weight * beta * to_reference
+        if regularised:
+            total = total + policy_weight * beta * parts["kl"]
+        return total, parts
 
+    # With the advantages known beforehand and ratio one, the loss is linear in the terms of each token.
+    linear = not rewards or ("distillation" not in rewards and ratio == "one")
+    total, parts = _evaluate(combine, batch.logits(student_logits), given, linear)
     logged = torch.stack([part.detach().float() for part in parts.values()]).tolist()
     nothing = dict.fromkeys(
         ("divergence", "policy", "kl", "flat_groups", "reward_accuracy", "reward_distillation", "tokens"),
@@ -183,7 +196,7 @@ def masters_loss(
 
 
 def cross_entropy(
-    student_logits: Tensor, tokens: Tensor, mask: Tensor, *, averaging: Averaging = "response"
+    student_logits: Logits, tokens: Tensor, mask: Tensor, *, averaging: Averaging = "response"
 ) -> Tensor:
     """Supervised fine-tuning on given answers: the mean negative log-probability of their tokens, in nats.
 
@@ -199,22 +212,44 @@ def cross_entropy(
     Raises:
         ValueError: shapes differ, the option is unknown, or no token counts.
     """
-    batch = _Batch(student_logits, tokens, mask, averaging)
-    return -batch.mean(batch.logprobs)
+    _check_shape("tokens", tokens, student_logits.shape[:-1])
+    _check_shape("mask", mask, student_logits.shape[:-1])
+    batch = _Batch(tokens, mask, averaging)
+
+    def combine(terms: Terms) -> tuple[Tensor, dict[str, Tensor]]:
+        return -batch.mean(terms.logprobs), {}
+
+    return _evaluate(combine, batch.logits(student_logits), Given(batch.rows(tokens)), linear=True)[0]
+
+
+Combine = Callable[[Terms], tuple[Tensor, dict[str, Tensor]]]
+
+
+def _evaluate(
+    combine: Combine, student: Logits, given: Given, linear: bool
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss that ``combine`` makes of the terms of each token, with gradient for the student."""
+    ahead = linear and isinstance(student, Projection) and in_chunks(student) and torch.is_grad_enabled()
+    if not ahead:
+        return combine(token_terms(student, given))
+    assert isinstance(student, Projection)
+    # Of a linear function any point gives the derivatives.
+    point = Terms(*(None if x is None else x.requires_grad_() for x in no_terms(student.hidden, given)))
+    present = [x for x in point if x is not None]
+    found = iter(torch.autograd.grad(combine(point)[0], present, allow_unused=True))
+    terms, total = linear_terms(student, given, Terms(*(None if x is None else next(found) for x in point)))
+    value, parts = combine(terms)
+    return value.detach() + (total - total.detach()), parts
 
 
 class _Batch:
     """The tokens that count, as rows: padding is dropped before any work over the vocabulary is done.
 
-    ``lengths`` and ``valid`` are ``(questions, responses)``; ``log_q``, ``(rows, vocabulary)``, and
-    ``logprobs``, ``(rows,)``, are the student's log-probabilities of all tokens and of those of the
-    responses.
+    ``lengths`` and ``valid`` are ``(questions, responses)``.
     """
 
-    def __init__(self, student_logits: Tensor, tokens: Tensor, mask: Tensor, averaging: Averaging) -> None:
+    def __init__(self, tokens: Tensor, mask: Tensor, averaging: Averaging) -> None:
         _check_options(averaging=(averaging, ("response", "token")))
-        _check_shape("tokens", tokens, student_logits.shape[:-1])
-        _check_shape("mask", mask, student_logits.shape[:-1])
         mask = mask.bool()
         self._places = mask.flatten().nonzero().squeeze(1)
         if not len(self._places):
@@ -227,14 +262,15 @@ class _Batch:
             self._weights = self.of_token(1 / (self.lengths * self.valid.sum()))
         else:
             self._weights = torch.full_like(self._places, 1 / len(self._places), dtype=torch.float32)
-        rows = self.rows(student_logits)
-        self.log_q = (rows if rows.dtype == torch.float64 else rows.float()).log_softmax(-1)
-        self.logprobs = self.log_q.gather(1, self.rows(tokens).unsqueeze(1)).squeeze(1)
 
     def rows(self, values: Tensor) -> Tensor:
         """``(questions, responses, tokens, ...)`` to ``(rows, ...)``."""
         flat = values.reshape(-1, *values.shape[self.lengths.ndim + 1 :])
         return flat if self._all else flat.index_select(0, self._places)
+
+    def logits(self, source: Logits) -> Logits:
+        """``(questions, responses, tokens, vocabulary)`` to ``(rows, vocabulary)``, in any form."""
+        return each(source, self.rows)
 
     def of_token(self, values: Tensor) -> Tensor:
         """A value of each response, ``(questions, responses)``, to one of each row, ``(rows,)``."""
@@ -256,12 +292,12 @@ def _check_options(**options: tuple[str, tuple[str, ...]]) -> None:
             raise ValueError(f"{name} is {value!r}: choose from {', '.join(known)}")
 
 
-def _check_given(value: Tensor | None, wanted: bool, name: str, reason: str) -> None:
+def _check_given(value: Logits | None, wanted: bool, name: str, reason: str) -> None:
     if wanted and value is None:
         raise ValueError(f"{name} is missing: {reason} needs it")
 
 
-def _check_shape(name: str, value: Tensor | None, expected: torch.Size) -> None:
+def _check_shape(name: str, value: Logits | None, expected: torch.Size) -> None:
     if value is not None and value.shape != expected:
         raise ValueError(
             f"{name} has shape {tuple(value.shape)}; the student's logits ask for {tuple(expected)}"

@@ -7,11 +7,14 @@ the distributions of several responses to the same question). A single response 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
+
+from masters.logits import Logits, Projection, dense
 
 
 @dataclass
@@ -128,8 +131,8 @@ def response_hidden(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
     return hidden.gather(1, places).view(questions, responses, tokens, -1)
 
 
-def response_logits(model: PreTrainedModel, batch: PackedBatch, vocabulary: int | None = None) -> Tensor:
-    """Logits that predict the tokens of the responses, and no others.
+def response_projection(model: PreTrainedModel, batch: PackedBatch, vocabulary: int | None = None) -> Logits:
+    """The logits that predict the tokens of the responses, not yet made; see :mod:`masters.logits`.
 
     Args:
         model: any of the models of this family.
@@ -138,7 +141,18 @@ def response_logits(model: PreTrainedModel, batch: PackedBatch, vocabulary: int 
             rows that no token has, to different sizes within one family; None keeps them.
 
     Returns:
-        ``(questions, responses, tokens, vocabulary)``; meaningless where ``batch.mask`` is False.
+        ``(questions, responses, tokens, vocabulary)``, as a tensor where the head is not a plain linear
+        layer; meaningless where ``batch.mask`` is False.
     """
-    logits: Tensor = model.get_output_embeddings()(response_hidden(model, batch))
-    return logits[..., :vocabulary]
+    head: Any = model.get_output_embeddings()
+    hidden = response_hidden(model, batch)
+    if type(head) is not nn.Linear:
+        made: Tensor = head(hidden)
+        return made[..., :vocabulary]
+    rows = len(head.weight)
+    return Projection(hidden, head.weight, head.bias, rows if vocabulary is None else min(vocabulary, rows))
+
+
+def response_logits(model: PreTrainedModel, batch: PackedBatch, vocabulary: int | None = None) -> Tensor:
+    """The same logits as one tensor, ``(questions, responses, tokens, vocabulary)``."""
+    return dense(response_projection(model, batch, vocabulary))

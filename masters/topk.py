@@ -7,6 +7,9 @@ a student trains on it with no teacher in memory. Where the kept mass is p, its 
 the true distribution is at most 1 - p.
 """
 
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -59,21 +62,45 @@ def encode(log_probabilities: Tensor, k: int) -> np.ndarray:
     return out
 
 
-def decode(packed: np.ndarray, vocabulary: int, k: int) -> np.ndarray:
-    """Unpack distributions: ``(tokens, vocabulary)`` log-probabilities of type float16."""
-    tokens, bits = len(packed), _bits(vocabulary)
-    size = -(-k * bits // 8)
-    of_ids = np.unpackbits(packed[:, :size], axis=1, count=k * bits, bitorder="little")
-    ids = (of_ids.reshape(tokens, k, bits).astype(np.int64) << np.arange(bits)).sum(-1)
-    values = np.ascontiguousarray(packed[:, size:]).view(np.float16)
-    share = values[:, k:].astype(np.float32) - np.log(vocabulary - k)
-    out = np.repeat(share.astype(np.float16), vocabulary, axis=1)
-    np.put_along_axis(out, ids, values[:, :k], axis=1)
-    return out
+@dataclass(frozen=True, eq=False)
+class Packed:
+    """Packed distributions as a tensor, which :mod:`masters.logits` unpacks a chunk of tokens at a time.
+
+    Attributes:
+        rows: ``(..., bytes_per_token)`` of type uint8.
+        vocabulary: entries of the distributions.
+        k: entries that were kept.
+    """
+
+    rows: Tensor
+    vocabulary: int
+    k: int
+
+    @property
+    def shape(self) -> torch.Size:
+        """``(..., vocabulary)``."""
+        return torch.Size((*self.rows.shape[:-1], self.vocabulary))
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "Packed":
+        """Other tokens of the same distributions."""
+        return replace(self, rows=function(self.rows))
+
+    def logits(self) -> Tensor:
+        """Log-probabilities ``(..., vocabulary)`` in float32."""
+        lead, bits = self.rows.shape[:-1], _bits(self.vocabulary)
+        size = -(-self.k * bits // 8)
+        device = self.rows.device
+        single = (self.rows[..., :size, None] >> torch.arange(8, device=device, dtype=torch.uint8)) & 1
+        of_ids = single.reshape(*lead, 8 * size)[..., : self.k * bits].reshape(*lead, self.k, bits)
+        ids = (of_ids.long() << torch.arange(bits, device=device)).sum(-1)
+        halves = self.rows[..., size:].clone(memory_format=torch.contiguous_format)
+        values = halves.view(torch.float16).float()
+        share = values[..., self.k :] - math.log(self.vocabulary - self.k)
+        return share.expand(self.shape).scatter(-1, ids, values[..., : self.k])
 
 
 class TopK:
-    """Packed distributions in a file, mapped into memory; reading one unpacks it.
+    """Packed distributions of responses in a file, mapped into memory.
 
     Args:
         folder: where the packed rows, ``topk.npy`` and ``topk.offsets.npy``, and ``topk.shape.npy`` are.
@@ -86,8 +113,8 @@ class TopK:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: int) -> np.ndarray:
-        return decode(self.rows[index], self.vocabulary, self.k)
+    def __getitem__(self, index: int) -> Packed:
+        return Packed(torch.from_numpy(np.array(self.rows[index])), self.vocabulary, self.k)
 
 
 def _bits(vocabulary: int) -> int:

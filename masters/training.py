@@ -11,7 +11,7 @@ Which question is seen when, with which teacher at which mask ratio, is fixed be
 import logging
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,13 @@ from torch import Tensor
 from torch.utils.data import Dataset, SequentialSampler
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
+from masters.logits import Logits
 from masters.masking import TeacherMask
 from masters.objective import cross_entropy, masters_loss
-from masters.packing import PackedBatch, pack, response_logits
+from masters.packing import PackedBatch, pack, response_projection
 from masters.progress import report
 from masters.questions import Questions
+from masters.topk import Packed
 
 COMPLETE = "complete"  # stands in a checkpoint once all its files are on disk
 
@@ -41,8 +43,8 @@ class Example:
         stage: index of the teacher and its mask ratio.
         accuracy: the accuracy reward of each response, Eq. 6.
         behaviour: for each response, the log-probabilities of its tokens under the model that wrote it.
-        teacher: for each response, ``(tokens, vocabulary)`` log-probabilities of the masked teacher; None
-            where the teacher itself is asked during training.
+        teacher: for each response, ``(tokens, vocabulary)`` log-probabilities of the masked teacher, whole or
+            packed; None where the teacher itself is asked during training.
         reference: the same of the student before training.
         prompt: token ids in place of the question's own prompt, with the same picture.
     """
@@ -52,8 +54,8 @@ class Example:
     stage: tuple[int, float] = (0, 0.0)
     accuracy: np.ndarray | None = None
     behaviour: Sequence[np.ndarray] | None = None
-    teacher: Sequence[np.ndarray] | None = None
-    reference: Sequence[np.ndarray] | None = None
+    teacher: Sequence[np.ndarray | Packed] | None = None
+    reference: Sequence[np.ndarray | Packed] | None = None
     prompt: np.ndarray | None = None
 
 
@@ -233,7 +235,7 @@ class MastersTrainer(Trainer):
     ) -> Any:
         """Cross-entropy on labels, or Eq. 11 on cached responses."""
         batch: PackedBatch = inputs["batch"].to(self.args.device)
-        logits = response_logits(model, batch, self.objective.vocabulary)
+        logits = response_projection(model, batch, self.objective.vocabulary)
         options = self.objective.options
         if options is None:
             loss, parts = cross_entropy(logits, batch.tokens, batch.mask), {}
@@ -258,20 +260,20 @@ class MastersTrainer(Trainer):
         return (loss, {}) if return_outputs else loss
 
     @torch.no_grad()
-    def _teacher(self, inputs: dict[str, Any], batch: PackedBatch) -> Tensor:
+    def _teacher(self, inputs: dict[str, Any], batch: PackedBatch) -> Logits:
         if "teacher" in inputs:
-            cached: Tensor = inputs["teacher"]
+            cached: Logits = inputs["teacher"]
             return cached
         index, ratio = inputs["stage"]
         if self.objective.masks[index].ratio != ratio:
             self.objective.masks[index].apply(ratio)
-        return response_logits(self.objective.teachers[index], batch, self.objective.vocabulary)
+        return response_projection(self.objective.teachers[index], batch, self.objective.vocabulary)
 
     @torch.no_grad()
-    def _reference(self, inputs: dict[str, Any], batch: PackedBatch) -> Tensor | None:
+    def _reference(self, inputs: dict[str, Any], batch: PackedBatch) -> Logits | None:
         if "reference" in inputs or self.objective.reference is None:
             return inputs.get("reference")
-        return response_logits(self.objective.reference, batch, self.objective.vocabulary)
+        return response_projection(self.objective.reference, batch, self.objective.vocabulary)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the mean of each part of the loss since the last row."""
@@ -313,14 +315,17 @@ class Collator:
         return made
 
 
-def _padded(groups: Sequence[Sequence[np.ndarray]], shape: torch.Size) -> Tensor:
+def _padded(groups: Sequence[Sequence[np.ndarray | Packed]], shape: torch.Size) -> Tensor | Packed:
     """Arrays of each response, ``(tokens, ...)``, as one tensor ``(questions, responses, tokens, ...)``."""
-    rest = groups[0][0].shape[1:]
-    filled = np.zeros((*shape, *rest), dtype=np.float32)
+    first = groups[0][0]
+    kind, one = (np.uint8, first.rows.numpy()) if isinstance(first, Packed) else (np.float32, first)
+    filled = np.zeros((*shape, *one.shape[1:]), dtype=kind)
     for row, group in enumerate(groups):
         for j, values in enumerate(group):
-            filled[row, j, : len(values)] = values
-    return torch.from_numpy(filled)
+            tokens = values.rows.numpy() if isinstance(values, Packed) else values
+            filled[row, j, : len(tokens)] = tokens
+    whole = torch.from_numpy(filled)
+    return replace(first, rows=whole) if isinstance(first, Packed) else whole
 
 
 class _Watch(TrainerCallback):

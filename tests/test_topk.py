@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from masters.divergence import jsd
-from masters.topk import TopK, bytes_per_token, decode, encode
+from masters.topk import Packed, TopK, bytes_per_token, encode
 
 
 def random(tokens: int, vocabulary: int, scale: float = 3.0) -> torch.Tensor:
@@ -15,12 +15,16 @@ def random(tokens: int, vocabulary: int, scale: float = 3.0) -> torch.Tensor:
     return (scale * torch.randn(tokens, vocabulary, generator=generator)).log_softmax(-1)
 
 
+def unpacked(packed: np.ndarray, vocabulary: int, k: int) -> torch.Tensor:
+    return Packed(torch.from_numpy(packed), vocabulary, k).logits()
+
+
 @pytest.mark.parametrize(("vocabulary", "k"), [(2, 1), (7, 3), (256, 64), (257, 64), (151_936, 64)])
 def test_the_largest_entries_come_back(vocabulary: int, k: int) -> None:
     whole = random(5, vocabulary)
     packed = encode(whole, k)
     assert packed.dtype == np.uint8 and packed.shape == (5, bytes_per_token(vocabulary, k))
-    back = torch.from_numpy(decode(packed, vocabulary, k)).float()
+    back = unpacked(packed, vocabulary, k)
     top, ids = whole.topk(k)
     assert torch.allclose(back.gather(-1, ids), top, atol=5e-3)
     assert torch.allclose(back.exp().sum(-1), torch.ones(5), atol=1e-2)
@@ -37,17 +41,15 @@ def test_64_entries_of_a_large_vocabulary_take_274_bytes() -> None:
 def test_a_certain_teacher_stays_finite() -> None:
     logits = torch.full((1, 50), -1e4)
     logits[0, 7] = 1e4
-    back = decode(encode(logits.log_softmax(-1), 4), 50, 4)
-    assert back[0, 7] == 0 and np.isfinite(back[0, [i for i in range(50) if i != 7]]).sum() >= 46
+    back = unpacked(encode(logits.log_softmax(-1), 4), 50, 4)
+    assert back[0, 7] == 0 and back[0].isfinite().all()
 
 
 def test_the_divergence_nears_the_true_one_as_k_grows() -> None:
     teacher, student = random(64, 500), random(64, 500, 1.0)
     true = jsd(teacher, student)
     errors = [
-        float(
-            (jsd(torch.from_numpy(decode(encode(teacher, k), 500, k)).float(), student) - true).abs().mean()
-        )
+        float((jsd(unpacked(encode(teacher, k), 500, k), student) - true).abs().mean())
         for k in (1, 8, 64, 400)
     ]
     assert errors == sorted(errors, reverse=True) and errors[-1] < 1e-3 < errors[0]
@@ -66,4 +68,12 @@ def test_a_file_is_read_response_by_response(tmp_path: Path) -> None:
     np.save(tmp_path / "topk.shape.npy", [30, 5])
     kept = TopK(tmp_path)
     assert len(kept) == 3 and [kept[i].shape for i in range(3)] == [(2, 30), (0, 30), (4, 30)]
-    assert (kept[2] == decode(encode(whole[2:], 5), 30, 5)).all()
+    assert torch.equal(kept[2].logits(), unpacked(encode(whole[2:], 5), 30, 5))
+
+
+def test_tokens_are_chosen_and_reshaped_before_they_are_unpacked() -> None:
+    packed = Packed(torch.from_numpy(encode(random(6, 300), 9)), 300, 9)
+    folded = packed.map(lambda rows: rows.view(2, 3, -1))
+    assert folded.shape == (2, 3, 300)
+    assert torch.equal(folded.logits().view(6, 300), packed.logits())
+    assert torch.equal(packed.map(lambda rows: rows[2:4]).logits(), packed.logits()[2:4])

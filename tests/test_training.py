@@ -13,9 +13,10 @@ from torch import Tensor
 from transformers import PreTrainedModel, TrainingArguments
 
 from masters import training
+from masters.logits import Logits
 from masters.masking import TeacherMask
 from masters.models import weights_hash
-from masters.packing import PackedBatch, response_logits
+from masters.packing import PackedBatch, response_logits, response_projection
 from masters.questions import Questions
 from masters.training import (
     COMPLETE,
@@ -190,12 +191,12 @@ def test_each_stage_has_its_teacher_and_its_mask_and_the_teachers_come_back(
     student, _ = small.build()
     seen: list[tuple[int, float]] = []
 
-    def watching(model: PreTrainedModel, batch: PackedBatch, vocabulary: int | None) -> Tensor:
+    def watching(model: PreTrainedModel, batch: PackedBatch, vocabulary: int | None) -> Logits:
         if model in teachers:
             seen.append((teachers.index(model), zeros(model)))
-        return response_logits(model, batch, vocabulary)
+        return response_projection(model, batch, vocabulary)
 
-    monkeypatch.setattr(training, "response_logits", watching)
+    monkeypatch.setattr(training, "response_projection", watching)
     budget = Budget(steps=8, batch=2, learning_rate=1e-3, schedule="constant", log_every=1)
     objective = Objective({"rewards": ()}, teachers)
     log = train(student, asked, grouped(asked, STAGES, budget), objective, budget, tmp_path / "r", "t", "cpu")
