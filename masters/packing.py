@@ -106,6 +106,28 @@ def pack(
     )
 
 
+def response_hidden(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
+    """Last hidden states that predict the tokens of the responses, and no others.
+
+    Args:
+        model: any of the models of this family.
+        batch: packed questions with their responses.
+
+    Returns:
+        ``(questions, responses, tokens, width)``; meaningless where ``batch.mask`` is False.
+    """
+    hidden: Tensor = model.model(
+        input_ids=batch.input_ids,
+        attention_mask=batch.attention,
+        position_ids=batch.positions,
+        use_cache=False,
+        **batch.images,
+    ).last_hidden_state
+    questions, responses, tokens = batch.tokens.shape
+    places = batch.predictors.view(questions, responses * tokens, 1).expand(-1, -1, hidden.shape[-1])
+    return hidden.gather(1, places).view(questions, responses, tokens, -1)
+
+
 def response_logits(model: PreTrainedModel, batch: PackedBatch, vocabulary: int | None = None) -> Tensor:
     """Logits that predict the tokens of the responses, and no others.
 
@@ -118,15 +140,5 @@ def response_logits(model: PreTrainedModel, batch: PackedBatch, vocabulary: int 
     Returns:
         ``(questions, responses, tokens, vocabulary)``; meaningless where ``batch.mask`` is False.
     """
-    hidden = model.model(
-        input_ids=batch.input_ids,
-        attention_mask=batch.attention,
-        position_ids=batch.positions,
-        use_cache=False,
-        **batch.images,
-    ).last_hidden_state
-    questions, responses, tokens = batch.tokens.shape
-    places = batch.predictors.view(questions, responses * tokens, 1).expand(-1, -1, hidden.shape[-1])
-    picked = hidden.gather(1, places).view(questions, responses, tokens, -1)
-    logits: Tensor = model.get_output_embeddings()(picked)
+    logits: Tensor = model.get_output_embeddings()(response_hidden(model, batch))
     return logits[..., :vocabulary]
