@@ -100,7 +100,9 @@ def _score(
         indices = wanted[start : start + BATCH]
         chosen = groups[start : start + BATCH]
         batch = pack(
-            [questions.prompt(index) for index in indices], chosen, questions.image_features(indices)
+            [questions.prompt(index) for index in indices],
+            chosen,
+            [questions.image_features([index]) for index in indices],
         ).to(model.device)
         scores = response_logits(model, batch, vocabulary)[batch.mask].float().log_softmax(-1)
         rows = scores.half().cpu().numpy() if top_k is None else encode(scores, top_k)

@@ -301,7 +301,7 @@ class Collator:
         batch = pack(
             [self.questions.prompt(e.question) if e.prompt is None else e.prompt for e in examples],
             [example.responses for example in examples],
-            self.questions.image_features(indices),
+            [self.questions.image_features([index]) for index in indices],
         )
         made: dict[str, Any] = {"batch": batch, "stage": stages.pop()}
         if examples[0].accuracy is not None:
