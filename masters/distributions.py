@@ -18,6 +18,7 @@ import torch
 from filelock import FileLock
 
 from masters.files import cache_dir, hash_of
+from masters.fitting import reads_packed
 from masters.masking import TeacherMask
 from masters.models import load
 from masters.packing import pack, response_logits
@@ -84,6 +85,7 @@ def _score(
     model, _ = load(scorer.folder)
     if scorer.ratio:
         TeacherMask(model).apply(scorer.ratio)
+    together = reads_packed(model, questions)
     vocabulary = vocabulary or model.get_output_embeddings().weight.shape[0]
     name = "logprobs" if top_k is None else "topk"
     np.save(folder / f"{name}.offsets.npy", np.cumsum([0, *lengths]))
@@ -103,6 +105,7 @@ def _score(
             [questions.prompt(index) for index in indices],
             chosen,
             [questions.image_features([index]) for index in indices],
+            together=together,
         ).to(model.device)
         scores = response_logits(model, batch, vocabulary)[batch.mask].float().log_softmax(-1)
         rows = scores.half().cpu().numpy() if top_k is None else encode(scores, top_k)

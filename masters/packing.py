@@ -82,7 +82,7 @@ def pack(
     if len(counts) != 1 or not len(prompts) == len(responses) == len(images):
         raise ValueError(
             "every question needs its pictures and the same number of responses, got "
-            f"{len(prompts)} prompts, pictures of {len(images)} and {len(responses)} groups of {sorted(counts)}"
+            f"{len(prompts)} prompts, {len(images)} sets of pictures and groups of {sorted(counts)} responses"
         )
     (n,) = counts
     questions = range(len(prompts))

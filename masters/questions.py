@@ -7,6 +7,7 @@ for a pair of the two and shared by every model, run and process that uses them.
 
 import hashlib
 import io
+import math
 import os
 import shutil
 import tempfile
@@ -26,6 +27,7 @@ from masters.tasks import load_task, task_hash, with_labels
 
 VERSION = 3
 CHUNK = 256
+FEW = 16  # numbers, at most, of a size or a grid
 OF_TEXT = {"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids"}
 
 
@@ -123,9 +125,33 @@ class Questions:
             [{name: torch.tensor(ragged[row]) for name, ragged in self._features.items()} for row in rows]
         )
 
+    def kinds(self) -> tuple[np.ndarray, list[int]]:
+        """The kind of each question's picture, and the index of one question of each kind.
+
+        The features of pictures of a kind have the same shapes, and the same values where they are but a few
+        whole numbers (the size of a picture, its grid of patches).
+        """
+        known: dict[tuple[Any, ...], int] = {}
+        of_picture = np.array(
+            [
+                known.setdefault(tuple(_kind(ragged, row) for ragged in self._features.values()), len(known))
+                for row in range(int(self._picture.max(initial=-1)) + 1)
+            ],
+            dtype=np.int64,
+        )
+        kind = of_picture[self._picture]
+        return kind, np.unique(kind, return_index=True)[1].tolist()
+
     def position(self) -> dict[str, int]:
         """From a question's id to its index."""
         return {id_: index for index, id_ in enumerate(self.table["id"])}
+
+
+def _kind(ragged: Ragged, row: int) -> tuple[int, ...]:
+    shape = ragged.shape(row)
+    if ragged.values.dtype.kind in "iu" and math.prod(shape) <= FEW:
+        return (*shape, *ragged[row].ravel().tolist())
+    return shape
 
 
 def processor_hash(processor: Any) -> str:
@@ -208,8 +234,8 @@ def _encode(parts: list[tuple[str, datasets.Dataset]], processor: Any, folder: P
             for key, i in sorted(new.items(), key=lambda item: item[1]):
                 row_of[key] = len(row_of)
                 files.append(np.frombuffer(chunk["image"][i]["bytes"], dtype=np.uint8))
-                # Alone, because some processors lay the patches of several pictures one behind the other; with
-                # its prompt, because some give their image processor other settings than its own.
+                # Alone, because some processors lay the patches of several pictures one behind the other;
+                # with its prompt, because some give their image processor other settings than its own.
                 made = processor(text=[texts[i]], images=[[images[i]]], return_tensors="pt")
                 of_image = {name: made[name].numpy() for name in sorted(made.keys() - OF_TEXT)}
                 digest[key] = hashlib.sha256(

@@ -4,11 +4,17 @@ Their own processors want a video processor, which wants torchvision. Nothing he
 :class:`QwenOfImages` and :class:`InternOfImages` are those processors without it.
 """
 
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import torch
+from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import Tensor
 from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
@@ -32,10 +38,16 @@ from transformers import (
     SmolVLMImageProcessorPil,
 )
 
+from masters.objective import cross_entropy
+from masters.packing import PackedBatch, pack, response_logits
+from masters.questions import Questions, Ragged
+
 EXTRA_ROWS = 6  # of the output head, which no token has
 VOCABULARY = 64  # of the models without words
 IMAGE, VIDEO, START, STOP = 60, 61, 62, 63  # their special tokens
 FAMILIES = ("llava", "llava_onevision", "idefics3", "smolvlm", "qwen2_5_vl", "qwen3_vl", "internvl")
+SIZES = [[(40, 40)], [(40, 90)], [(64, 30), (50, 80)]]  # of the pictures of three questions
+LENGTHS = [[5, 1, 8], [3, 7, 2], [6, 6, 4]]  # of their responses
 NORMALISED = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
 CLIP = {
     "model_type": "clip_vision_model",
@@ -216,6 +228,76 @@ def build(config: Any, seed: int = 0) -> PreTrainedModel:
                 module.weight.normal_(std=0.2)
         model.get_input_embeddings().weight.normal_(std=0.3)
     return model.eval()
+
+
+@dataclass
+class Setting:
+    model: PreTrainedModel
+    prompts: list[np.ndarray]
+    images: list[dict[str, Tensor]]
+    responses: list[list[np.ndarray]]
+
+    def pack(self, which: list[int], together: bool = True, pad: int = 0) -> PackedBatch:
+        chosen = [[values[i] for i in which] for values in (self.prompts, self.responses, self.images)]
+        return pack(*chosen, pad, together)  # type: ignore[arg-type]
+
+    def loss(self, which: list[int], together: bool = True, pad: int = 0) -> Tensor:
+        batch = self.pack(which, together, pad)
+        return cross_entropy(response_logits(self.model, batch), batch.tokens, batch.mask)
+
+    def questions(self, folder: Path) -> Questions:
+        """The same questions as the package keeps them."""
+        folder.mkdir(parents=True)
+        Ragged.write(folder, "prompts", [prompt.astype(np.int32) for prompt in self.prompts])
+        Ragged.write(folder, "images", [np.zeros(1, dtype=np.uint8) for _ in self.prompts])
+        for name in self.images[0]:
+            Ragged.write(folder, f"image.{name}", [images[name].numpy() for images in self.images])
+        count = len(self.prompts)
+        table = pd.DataFrame({"id": [f"q{i}" for i in range(count)], "picture": range(count)})
+        table.to_parquet(folder / "table.parquet")
+        return Questions(folder)
+
+    def alone(self, question: int, response: int) -> Tensor:
+        """Logits of one response from the model's own forward pass: one row, no mask, no padding."""
+        prompt, tokens = self.prompts[question], self.responses[question][response]
+        ids = torch.from_numpy(np.concatenate([prompt, tokens]))[None]
+        kinds = (ids == IMAGE).int()
+        extra = {"mm_token_type_ids": kinds} if hasattr(self.model.model, "get_rope_index") else {}
+        logits: Tensor = self.model(input_ids=ids, **extra, **self.images[question]).logits[0]
+        return logits[len(prompt) - 1 : -1]
+
+
+def processed(processor: Any, sizes: list[tuple[int, int]], rng: np.random.Generator) -> dict[str, Tensor]:
+    pictures = [Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)) for size in sizes]
+    made = processor([pictures], return_tensors="pt")
+    return {name: tensor for name, tensor in made.items() if name != "num_patches"}
+
+
+@cache
+def setting(family: str) -> Setting:
+    """A model with prompts such as ``text, picture, text, picture, text``, of several lengths."""
+    rng = np.random.default_rng(0)
+    config, processor = configuration(family)
+    model = build(config)
+
+    def words(count: int) -> np.ndarray:
+        return rng.integers(1, IMAGE, count)
+
+    images, prompts = [], []
+    for number, sizes in enumerate(SIZES):
+        images.append(processed(processor, sizes, rng))
+        with torch.no_grad():
+            features = model.model.get_image_features(**images[-1]).pooler_output
+        counts = [part.numel() // part.shape[-1] for part in features]
+        if len(counts) != len(sizes):  # parts are tiles, or the question
+            share = sum(counts) // len(sizes)
+            counts = [share] * (len(sizes) - 1) + [sum(counts) - share * (len(sizes) - 1)]
+        parts = [words(2 + number)]
+        for count in counts:
+            parts += [np.full(count, IMAGE), words(3)]
+        prompts.append(np.concatenate(parts))
+    responses = [[np.append(words(length - 1), STOP) for length in group] for group in LENGTHS]
+    return Setting(model, prompts, images, responses)
 
 
 class QwenOfImages(Qwen3VLProcessor):
