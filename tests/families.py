@@ -42,6 +42,23 @@ from masters.objective import cross_entropy
 from masters.packing import PackedBatch, pack, response_logits
 from masters.questions import Questions, Ragged
 
+QWEN_SPECIAL = [
+    "<|endoftext|>",
+    "<|im_end|>",
+    "<|im_start|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+]
+INTERN_SPECIAL = ["<pad>", "<|im_end|>", "<|im_start|>", "<img>", "</img>", "<IMG_CONTEXT>", "<video>"]
+TEMPLATE = (
+    "{% for message in messages %}<|im_start|> {{ message['role'] }} "
+    "{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}PICTURE {% else %}{{ part['text'] }} {% endif %}"
+    "{% endfor %}<|im_end|> {% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|> assistant{% endif %}"
+)
 EXTRA_ROWS = 6  # of the output head, which no token has
 VOCABULARY = 64  # of the models without words
 IMAGE, VIDEO, START, STOP = 60, 61, 62, 63  # their special tokens
@@ -335,5 +352,48 @@ def tokenizer(special: list[str], words: list[str], **named: str) -> PreTrainedT
         eos_token=special[1],
         unk_token="<unk>",
         additional_special_tokens=special[2:],
-        extra_special_tokens=named,
+        **named,
     )
+
+
+def qwen3_vl(folder: Path, words: list[str], videos: bool = False) -> tuple[PreTrainedModel, Any]:
+    """A Qwen3-VL and its processor, saved as hub models are; with videos it needs torchvision."""
+    ours = tokenizer(QWEN_SPECIAL, words)
+    template = TEMPLATE.replace("PICTURE", "<|vision_start|><|image_pad|><|vision_end|>")
+    processor: Any = QwenOfImages(qwen_images(16, 64 * 64), ours, template)
+    if videos:
+        from transformers import Qwen2VLImageProcessor, Qwen3VLVideoProcessor
+
+        patches = {"patch_size": 16, "merge_size": 2, "temporal_patch_size": 2}
+        processor = Qwen3VLProcessor(
+            image_processor=Qwen2VLImageProcessor(size=processor.image_processor.size, **patches),
+            tokenizer=ours,
+            video_processor=Qwen3VLVideoProcessor(**patches),
+            chat_template=template,
+        )
+    image, video, start, stop = ours.convert_tokens_to_ids(
+        ["<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|im_end|>"]
+    )
+    return _saved(folder, qwen3_vl_config(len(ours) + EXTRA_ROWS, image, video, start, stop), processor)
+
+
+def internvl(folder: Path, words: list[str]) -> tuple[PreTrainedModel, Any]:
+    """An InternVL and its processor, saved as hub models are."""
+    named = {
+        "start_image_token": "<img>",
+        "end_image_token": "</img>",
+        "context_image_token": "<IMG_CONTEXT>",
+        "video_token": "<video>",
+    }
+    ours = tokenizer(INTERN_SPECIAL, words, **named)
+    template = TEMPLATE.replace("PICTURE", "<IMG_CONTEXT>")
+    image, stop = ours.convert_tokens_to_ids(["<IMG_CONTEXT>", "<|im_end|>"])
+    config = internvl_config(len(ours) + EXTRA_ROWS, image, stop)
+    return _saved(folder, config, InternOfImages(internvl_images(), ours, chat_template=template))
+
+
+def _saved(folder: Path, config: Any, processor: Any) -> tuple[PreTrainedModel, Any]:
+    model = build(config)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return model, processor
