@@ -6,6 +6,7 @@ repetitions. Absolute times depend on the machine and are not shown as results.
 
 import time
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -71,17 +72,13 @@ def _packing(
     vocabulary_size = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
     groups = [[rng.integers(6, vocabulary_size, 12) for _ in range(GROUP)] for _ in indices]
 
-    def packed() -> None:
-        batch = pack(prompts, groups, questions.image_features(indices))
+    images = [questions.image_features([index]) for index in indices]
+
+    def forward_and_backward(together: bool) -> None:
+        batch = pack(prompts, groups, images, together=together)
         response_logits(model, batch).sum().backward()  # type: ignore[arg-type]
 
-    def rows() -> None:
-        each = [index for index in indices for _ in range(GROUP)]
-        alone = [[response] for group in groups for response in group]
-        batch = pack([questions.prompt(index) for index in each], alone, questions.image_features(each))
-        response_logits(model, batch).sum().backward()  # type: ignore[arg-type]
-
-    return packed, rows
+    return partial(forward_and_backward, True), partial(forward_and_backward, False)
 
 
 def _generation(

@@ -18,6 +18,7 @@ import torch
 from filelock import FileLock
 
 from masters.files import cache_dir, hash_of
+from masters.fitting import reads_packed
 from masters.logits import chunks, dense, select
 from masters.masking import TeacherMask
 from masters.models import load
@@ -85,6 +86,7 @@ def _score(
     model, _ = load(scorer.folder)
     if scorer.ratio:
         TeacherMask(model).apply(scorer.ratio)
+    together = reads_packed(model, questions)
     vocabulary = vocabulary or model.get_output_embeddings().weight.shape[0]
     name = "logprobs" if top_k is None else "topk"
     np.save(folder / f"{name}.offsets.npy", np.cumsum([0, *lengths]))
@@ -101,7 +103,10 @@ def _score(
         indices = wanted[start : start + BATCH]
         chosen = groups[start : start + BATCH]
         batch = pack(
-            [questions.prompt(index) for index in indices], chosen, questions.image_features(indices)
+            [questions.prompt(index) for index in indices],
+            chosen,
+            [questions.image_features([index]) for index in indices],
+            together=together,
         ).to(model.device)
         logits = select(response_projection(model, batch, vocabulary), batch.mask)
         for rows in chunks(logits.shape[0], vocabulary):

@@ -209,16 +209,37 @@ def prompt_positions(
         ``(rows, tokens)``, or ``(3, rows, tokens)`` for models whose images have three coordinates (Qwen-VL),
         and ``(rows,)``.
     """
-    inner: Any = model.model
-    if not hasattr(inner, "get_rope_index"):
+    positions = image_positions(model, input_ids, attention, images)
+    if positions is None:
         positions = (attention.cumsum(-1) - 1).clamp(min=0)
         return positions, positions[:, -1] + 1
-    kinds = (input_ids == model.config.image_token_id).int()
-    grid = images["image_grid_thw"]
-    positions, _ = inner.get_rope_index(
-        input_ids, mm_token_type_ids=kinds, image_grid_thw=grid, attention_mask=attention
-    )
     return positions, positions.amax((0, 2)) + 1
+
+
+def image_positions(
+    model: PreTrainedModel, input_ids: torch.Tensor, attention: torch.Tensor, images: dict[str, torch.Tensor]
+) -> torch.Tensor | None:
+    """Where tokens stand in models whose images have three coordinates (Qwen-VL); None for all others.
+
+    Args:
+        model: that reads the prompts.
+        input_ids: ``(rows, tokens)``.
+        attention: ``(rows, tokens)``, 0 where a token takes no part; its position is 0.
+        images: what the processor made of the pictures, in the order of the rows.
+
+    Returns:
+        ``(3, rows, tokens)``: time, height and width.
+    """
+    inner: Any = model.model
+    if not hasattr(inner, "get_rope_index"):
+        return None
+    positions, _ = inner.get_rope_index(
+        input_ids,
+        mm_token_type_ids=(input_ids == model.config.image_token_id).int(),
+        image_grid_thw=images.get("image_grid_thw"),
+        attention_mask=attention,
+    )
+    return positions
 
 
 def check_same_vocabulary(student: Any, teacher: Any) -> None:

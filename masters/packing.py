@@ -3,9 +3,16 @@
 A row is [prompt, response 1, ..., response n]. Each response attends to the prompt and to itself, and its
 positions start where the prompt ends, so its logits equal those of a row of its own (Eq. 4 and 5 need
 the distributions of several responses to the same question). A single response is the special case n = 1.
+
+Where images have three coordinates (Qwen-VL), the model itself says where the prompt stands, and a response
+starts behind the largest coordinate of its prompt, on all three axes alike.
+
+A model that cannot read such rows (:mod:`masters.fitting` finds out) gets a row a response, a causal mask and
+the positions that it makes itself: slower, the same numbers.
 """
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +22,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from masters.logits import Logits, Projection, dense
+from masters.models import image_positions
+from masters.questions import concatenate
 
 
 @dataclass
@@ -22,18 +31,23 @@ class PackedBatch:
     """Questions with their responses, padded and ready for a forward pass.
 
     Attributes:
-        input_ids: ``(questions, length)``, the prompts and all responses but their last tokens.
-        attention: ``(questions, 1, length, length)`` bool, True where a token may look.
-        positions: ``(questions, length)``.
-        predictors: ``(questions, responses, tokens)``, the place in the row whose logits predict this token.
+        input_ids: ``(rows, length)``, prompts and responses but the last token of each response.
+        attention: ``(rows, 1, length, length)`` bool, True where a token may look; with one row a response
+            ``(rows, length)``, True where there is a token.
+        positions: ``(rows, length)``, counted from the start of the prompt.
+        prompt_end: ``(rows, length)``, the place in its row of the last token of a token's own prompt; 0
+            where there is padding.
+        predictors: ``(questions, responses, tokens)``, among all places of all rows in order the one whose
+            logits predict this token.
         tokens: ``(questions, responses, tokens)``, the responses, end token included.
         mask: ``(questions, responses, tokens)`` bool, True where there is a token.
-        images: what the processor made of the pictures.
+        images: what the processor made of the pictures, in the order in which the rows show them.
     """
 
     input_ids: Tensor
     attention: Tensor
     positions: Tensor
+    prompt_end: Tensor
     predictors: Tensor
     tokens: Tensor
     mask: Tensor
@@ -48,64 +62,78 @@ class PackedBatch:
 def pack(
     prompts: Sequence[np.ndarray],
     responses: Sequence[Sequence[np.ndarray]],
-    images: dict[str, Tensor],
+    images: Sequence[Mapping[str, Tensor]],
     pad_token: int = 0,
+    together: bool = True,
 ) -> PackedBatch:
-    """Pack questions with their responses, a question a row.
+    """Pack questions with their responses.
 
     Args:
         prompts: token ids of each prompt.
         responses: for each question, the token ids of its responses; the same number for every question.
-        images: processed pictures of the questions.
+        images: for each question, its processed pictures.
         pad_token: id that fills the rest of a row; what it is never matters.
+        together: a question a row; otherwise a response a row.
 
     Raises:
         ValueError: no questions, numbers of responses that differ, or an empty response.
     """
-    counts = {len(group) for group in responses}
-    if len(counts) != 1 or len(prompts) != len(responses):
-        raise ValueError(f"every question needs the same number of responses, got {sorted(counts)}")
     if any(len(response) == 0 for group in responses for response in group):
         raise ValueError("an empty response cannot be packed; it needs at least its end token")
+    counts = {len(group) for group in responses}
+    if len(counts) != 1 or not len(prompts) == len(responses) == len(images):
+        raise ValueError(
+            "every question needs its pictures and the same number of responses, got "
+            f"{len(prompts)} prompts, {len(images)} sets of pictures and groups of {sorted(counts)} responses"
+        )
     (n,) = counts
+    questions = range(len(prompts))
+    if together:
+        layout = [(question, range(n)) for question in questions]
+    else:
+        layout = [(question, range(j, j + 1)) for question in questions for j in range(n)]
     longest = max(len(response) for group in responses for response in group)
-    length = max(
-        len(prompt) + sum(len(r) - 1 for r in group) for prompt, group in zip(prompts, responses, strict=True)
-    )
-    rows = len(prompts)
-    input_ids = np.full((rows, length), pad_token, dtype=np.int64)
-    positions = np.zeros((rows, length), dtype=np.int64)
-    segment = np.full((rows, length), -1, dtype=np.int64)  # 0 prompt, j > 0 response j, -1 padding
-    predictors = np.zeros((rows, n, longest), dtype=np.int64)
-    tokens = np.zeros((rows, n, longest), dtype=np.int64)
-    mask = np.zeros((rows, n, longest), dtype=bool)
-    for row, (prompt, group) in enumerate(zip(prompts, responses, strict=True)):
-        size = len(prompt)
-        input_ids[row, :size] = prompt
+    length = max(len(prompts[q]) + sum(len(responses[q][j]) - 1 for j in chosen) for q, chosen in layout)
+    input_ids = np.full((len(layout), length), pad_token, dtype=np.int64)
+    positions = np.zeros((len(layout), length), dtype=np.int64)
+    prompt_end = np.zeros((len(layout), length), dtype=np.int64)
+    segment = np.full((len(layout), length), -1, dtype=np.int64)  # 0 prompt, j > 0 response j, -1 padding
+    predictors = np.zeros((len(prompts), n, longest), dtype=np.int64)
+    tokens = np.zeros((len(prompts), n, longest), dtype=np.int64)
+    mask = np.zeros((len(prompts), n, longest), dtype=bool)
+    for row, (q, chosen) in enumerate(layout):
+        size = len(prompts[q])
+        input_ids[row, :size] = prompts[q]
         positions[row, :size] = np.arange(size)
         segment[row, :size] = 0
         end = size
-        for j, response in enumerate(group):
+        for j in chosen:
+            response = responses[q][j]
             inner = len(response) - 1
             input_ids[row, end : end + inner] = response[:-1]
             positions[row, end : end + inner] = np.arange(size, size + inner)
             segment[row, end : end + inner] = j + 1
-            predictors[row, j, 0] = size - 1
-            predictors[row, j, 1 : inner + 1] = np.arange(end, end + inner)
-            tokens[row, j, : inner + 1] = response
-            mask[row, j, : inner + 1] = True
+            predictors[q, j, 0] = row * length + size - 1
+            predictors[q, j, 1 : inner + 1] = row * length + np.arange(end, end + inner)
+            tokens[q, j, : inner + 1] = response
+            mask[q, j, : inner + 1] = True
             end += inner
-    key, query = segment[:, None, :], segment[:, :, None]
-    # Padding looks at the prompt: a row of the attention matrix without a single True would give NaN.
-    attention = np.tril(np.ones((length, length), dtype=bool)) & ((key == 0) | ((key == query) & (key > 0)))
+        prompt_end[row, :end] = size - 1
+    attention = segment >= 0
+    if together:
+        key, query = segment[:, None, :], segment[:, :, None]
+        # Padding looks at the prompt: a row of the attention matrix without a single True would give NaN.
+        visible = (key == 0) | ((key == query) & (key > 0))
+        attention = (np.tril(np.ones((length, length), dtype=bool)) & visible)[:, None]
     return PackedBatch(
         input_ids=torch.from_numpy(input_ids),
-        attention=torch.from_numpy(attention[:, None]),
+        attention=torch.from_numpy(attention),
         positions=torch.from_numpy(positions),
+        prompt_end=torch.from_numpy(prompt_end),
         predictors=torch.from_numpy(predictors),
         tokens=torch.from_numpy(tokens),
         mask=torch.from_numpy(mask),
-        images=images,
+        images=concatenate([images[q] for q, _ in layout]),
     )
 
 
@@ -122,13 +150,29 @@ def response_hidden(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
     hidden: Tensor = model.model(
         input_ids=batch.input_ids,
         attention_mask=batch.attention,
-        position_ids=batch.positions,
         use_cache=False,
+        **_positions(model, batch),
         **batch.images,
     ).last_hidden_state
-    questions, responses, tokens = batch.tokens.shape
-    places = batch.predictors.view(questions, responses * tokens, 1).expand(-1, -1, hidden.shape[-1])
-    return hidden.gather(1, places).view(questions, responses, tokens, -1)
+    return hidden.flatten(0, 1)[batch.predictors]
+
+
+def _positions(model: PreTrainedModel, batch: PackedBatch) -> dict[str, Tensor]:
+    """What tells a model where the tokens stand; with one row a response it is left to the model."""
+    if batch.attention.ndim == 2:
+        if "mm_token_type_ids" not in inspect.signature(model.model.forward).parameters:
+            return {}
+        return {"mm_token_type_ids": (batch.input_ids == model.config.image_token_id).int()}
+    places = torch.arange(batch.input_ids.shape[1], device=batch.input_ids.device)
+    in_prompt = places <= batch.prompt_end
+    found = image_positions(model, batch.input_ids, in_prompt, batch.images)
+    if found is None:
+        return {"position_ids": batch.positions}
+    # The last token of a prompt holds its largest coordinate: text comes after all that is before it, and an
+    # image ends in its lower right corner.
+    last = found.gather(2, batch.prompt_end.expand_as(found)).amax(0)
+    behind = batch.positions - batch.positions.gather(1, batch.prompt_end)
+    return {"position_ids": torch.where(in_prompt, found, last + behind)}
 
 
 def response_projection(model: PreTrainedModel, batch: PackedBatch, vocabulary: int | None = None) -> Logits:

@@ -7,10 +7,11 @@ for a pair of the two and shared by every model, run and process that uses them.
 
 import hashlib
 import io
+import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,31 +27,65 @@ from masters.tasks import load_task, task_hash, with_labels
 
 VERSION = 3
 CHUNK = 256
+FEW = 16  # numbers, at most, of a size or a grid
+OF_TEXT = {"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids"}
 
 
 class Ragged:
-    """Arrays of different lengths in one file, read through a memory map.
+    """Arrays of different shapes in one file, read through a memory map.
 
     Args:
-        folder: where ``<name>.npy`` (all arrays one behind the other) and ``<name>.offsets.npy`` are.
-        name: of the pair of files.
+        folder: where ``<name>.npy`` (all arrays one behind the other), ``<name>.offsets.npy`` and, where they
+            differ in more than their first dimension, ``<name>.shapes.npy`` are.
+        name: of these files.
     """
 
     def __init__(self, folder: Path, name: str) -> None:
         self.values = np.load(folder / f"{name}.npy", mmap_mode="r")
         self.offsets = np.load(folder / f"{name}.offsets.npy")
+        shapes = folder / f"{name}.shapes.npy"
+        self._shapes = np.load(shapes) if shapes.is_file() else None
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
     def __getitem__(self, index: int) -> np.ndarray:
-        return self.values[self.offsets[index] : self.offsets[index + 1]]
+        array = self.values[self.offsets[index] : self.offsets[index + 1]]
+        return array if self._shapes is None else array.reshape(self._shapes[index])
+
+    def shape(self, index: int) -> tuple[int, ...]:
+        """The shape of an array, without reading it."""
+        if self._shapes is not None:
+            return tuple(self._shapes[index].tolist())
+        return (int(self.offsets[index + 1] - self.offsets[index]), *self.values.shape[1:])
 
     @staticmethod
     def write(folder: Path, name: str, arrays: Sequence[np.ndarray]) -> None:
-        """Write arrays that agree in all but their first dimension."""
+        """Write arrays of one type that agree in the number of their dimensions."""
+        if len({array.shape[1:] for array in arrays}) > 1:
+            np.save(folder / f"{name}.shapes.npy", np.array([array.shape for array in arrays]))
+            arrays = [array.reshape(-1) for array in arrays]
         np.save(folder / f"{name}.npy", np.concatenate(arrays))
         np.save(folder / f"{name}.offsets.npy", np.cumsum([0, *(len(array) for array in arrays)]))
+
+
+def concatenate(images: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """Processed pictures of several questions as one batch, along the first dimension.
+
+    Where they differ in a further dimension (the number of tiles of a picture), the smaller ones are filled
+    up with zeros: that is how the processors pad, and what the models leave out.
+    """
+    joined = {}
+    for name in images[0] if images else ():
+        tensors = [of_question[name] for of_question in images]
+        sizes = [max(sizes) for sizes in zip(*(tensor.shape[1:] for tensor in tensors), strict=True)]
+        whole = tensors[0].new_zeros(sum(map(len, tensors)), *sizes)
+        start = 0
+        for tensor in tensors:
+            whole[(slice(start, start + len(tensor)), *map(slice, tensor.shape[1:]))] = tensor
+            start += len(tensor)
+        joined[name] = whole
+    return joined
 
 
 class Questions:
@@ -67,9 +102,7 @@ class Questions:
         self.hash = folder.name
         self._prompts = Ragged(folder, "prompts")
         self._images = Ragged(folder, "images")
-        features = sorted(
-            p.name.removesuffix(".npy") for p in folder.glob("image.*.npy") if "offsets" not in p.name
-        )
+        features = sorted(p.name.removesuffix(".offsets.npy") for p in folder.glob("image.*.offsets.npy"))
         self._features = {name.removeprefix("image."): Ragged(folder, name) for name in features}
         self._picture = self.table["picture"].to_numpy()
 
@@ -86,16 +119,39 @@ class Questions:
         return content
 
     def image_features(self, indices: Iterable[int]) -> dict[str, torch.Tensor]:
-        """What the processor made of the pictures of some questions, along the first dimension."""
+        """What the processor made of the pictures of some questions, see :func:`concatenate`."""
         rows = [int(self._picture[index]) for index in indices]
-        return {
-            name: torch.from_numpy(np.concatenate([ragged[row] for row in rows]))
-            for name, ragged in self._features.items()
-        }
+        return concatenate(
+            [{name: torch.tensor(ragged[row]) for name, ragged in self._features.items()} for row in rows]
+        )
+
+    def kinds(self) -> tuple[np.ndarray, list[int]]:
+        """The kind of each question's picture, and the index of one question of each kind.
+
+        The features of pictures of a kind have the same shapes, and the same values where they are but a few
+        whole numbers (the size of a picture, its grid of patches).
+        """
+        known: dict[tuple[Any, ...], int] = {}
+        of_picture = np.array(
+            [
+                known.setdefault(tuple(_kind(ragged, row) for ragged in self._features.values()), len(known))
+                for row in range(int(self._picture.max(initial=-1)) + 1)
+            ],
+            dtype=np.int64,
+        )
+        kind = of_picture[self._picture]
+        return kind, np.unique(kind, return_index=True)[1].tolist()
 
     def position(self) -> dict[str, int]:
         """From a question's id to its index."""
         return {id_: index for index, id_ in enumerate(self.table["id"])}
+
+
+def _kind(ragged: Ragged, row: int) -> tuple[int, ...]:
+    shape = ragged.shape(row)
+    if ragged.values.dtype.kind in "iu" and math.prod(shape) <= FEW:
+        return (*shape, *ragged[row].ravel().tolist())
+    return shape
 
 
 def processor_hash(processor: Any) -> str:
@@ -171,15 +227,17 @@ def _encode(parts: list[tuple[str, datasets.Dataset]], processor: Any, folder: P
             chunk = raw[start : start + CHUNK]
             images = [Image.open(io.BytesIO(image["bytes"])).convert("RGB") for image in chunk["image"]]
             texts = [prompt_text(processor, question) for question in chunk["question"]]
-            encoded = processor(text=texts, images=images)
+            # A list of pictures a prompt, because some processors take a flat list for one prompt's.
+            encoded = processor(text=texts, images=[[image] for image in images])
             prompts.extend(np.asarray(ids, dtype=np.int32) for ids in encoded["input_ids"])
             new = {key: i for i, key in reversed(list(enumerate(chunk["image_id"]))) if key not in row_of}
             for key, i in sorted(new.items(), key=lambda item: item[1]):
                 row_of[key] = len(row_of)
                 files.append(np.frombuffer(chunk["image"][i]["bytes"], dtype=np.uint8))
-                # Alone, because some processors lay the patches of several pictures one behind the other.
-                made = processor.image_processor([images[i]], return_tensors="pt")
-                of_image = {name: made[name].numpy() for name in sorted(made.keys())}
+                # Alone, because some processors lay the patches of several pictures one behind the other;
+                # with its prompt, because some give their image processor other settings than its own.
+                made = processor(text=[texts[i]], images=[[images[i]]], return_tensors="pt")
+                of_image = {name: made[name].numpy() for name in sorted(made.keys() - OF_TEXT)}
                 digest[key] = hashlib.sha256(
                     b"".join(array.tobytes() for array in of_image.values())
                 ).digest()

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, SequentialSampler
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
+from masters.fitting import Fit, fit
 from masters.logits import Logits
 from masters.masking import TeacherMask
 from masters.objective import cross_entropy, masters_loss
@@ -175,11 +176,12 @@ def train(
         use_cpu=device == "cpu",
         dataloader_pin_memory=False,
     )
+    models = [model, *objective.teachers, *([objective.reference] if objective.reference else [])]
     trainer = MastersTrainer(
         model=model,
         args=arguments,
         train_dataset=examples,
-        data_collator=Collator(questions),
+        data_collator=Collator(questions, fit(models, questions)),
         objective=objective,
         callbacks=[_Watch(name)],
     )
@@ -289,21 +291,26 @@ class Collator:
 
     Args:
         questions: what the examples refer to.
+        fit: what the models can read; when None, they are believed to read everything, packed.
     """
 
-    def __init__(self, questions: Questions) -> None:
-        self.questions = questions
+    def __init__(self, questions: Questions, fit: Fit | None = None) -> None:
+        self.questions, self.fit = questions, fit
 
     def __call__(self, examples: list[Example]) -> dict[str, Any]:
         """A packed batch with the rewards and log-probabilities that its examples carry."""
-        indices = [example.question for example in examples]
         stages = {example.stage for example in examples}
         if len(stages) != 1:
             raise ValueError(f"one step has one teacher and one mask ratio, got {sorted(stages)}")
+        prompts = [self.questions.prompt(e.question) if e.prompt is None else e.prompt for e in examples]
+        if self.fit is not None:
+            for example, prompt in zip(examples, prompts, strict=True):
+                self.fit.check(self.questions, example.question, prompt, example.responses)
         batch = pack(
-            [self.questions.prompt(e.question) if e.prompt is None else e.prompt for e in examples],
+            prompts,
             [example.responses for example in examples],
-            self.questions.image_features(indices),
+            [self.questions.image_features([example.question]) for example in examples],
+            together=self.fit is None or self.fit.together,
         )
         made: dict[str, Any] = {"batch": batch, "stage": stages.pop()}
         if examples[0].accuracy is not None:

@@ -69,7 +69,7 @@ def expected(setting: Setting, source: Source) -> list[np.ndarray]:
     with torch.inference_mode(), TeacherMask(model).apply(source.ratio):
         for index, group in zip(WANTED, setting.groups, strict=True):
             for tokens in group:
-                features = setting.questions.image_features([index])
+                features = [setting.questions.image_features([index])]
                 batch = pack([setting.questions.prompt(index)], [[tokens]], features)
                 found.append(response_logits(model, batch)[0, 0].float().log_softmax(-1).numpy())
     return found

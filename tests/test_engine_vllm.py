@@ -68,7 +68,7 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setting]:
     data = tmp_path_factory.mktemp("vllm")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MASTERS_DATA", str(data))
-        families.qwen3_vl(data / "large", vocabulary(("shapes",)))
+        families.qwen3_vl(data / "large", vocabulary(("shapes",)), videos=True)
         _, processor = load(data / "large")
         yield Setting(data / "large", processor, load_questions(("shapes",), "validation", COUNT, processor))
 

@@ -33,7 +33,7 @@ def asked(tmp_path_factory: pytest.TempPathFactory) -> Questions:
 def packed(
     asked: Questions, which: Sequence[int], groups: Sequence[Sequence[np.ndarray]], pad: int = 0
 ) -> PackedBatch:
-    return pack([asked.prompt(i) for i in which], groups, asked.image_features(which), pad)
+    return pack([asked.prompt(i) for i in which], groups, [asked.image_features([i]) for i in which], pad)
 
 
 def gradients(model: PreTrainedModel, loss: Tensor) -> dict[str, Tensor]:
@@ -116,8 +116,9 @@ def test_what_was_packed_can_be_read_back(asked: Questions) -> None:
         for j, response in enumerate(group):
             assert batch.tokens[i, j][batch.mask[i, j]].tolist() == response.tolist()
             places = batch.predictors[i, j, : len(response)]
-            assert batch.input_ids[i, places[1:]].tolist() == response[:-1].tolist()
-            assert batch.input_ids[i, places[0]] == asked.prompt(i)[-1]
+            ids = batch.input_ids.flatten()
+            assert ids[places[1:]].tolist() == response[:-1].tolist()
+            assert ids[places[0]] == asked.prompt(i)[-1]
     assert batch.attention.any(-1).all(), "a place that may look nowhere would give NaN"
     assert torch.equal(batch.to("cpu").tokens, batch.tokens)
 

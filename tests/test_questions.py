@@ -4,13 +4,14 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pandas as pd
 import pytest
 import small
 import torch
 
 from masters import models, questions
 from masters.files import hash_of
-from masters.questions import Questions, Ragged, load_questions, processor_hash, training_labels
+from masters.questions import Questions, Ragged, concatenate, load_questions, processor_hash, training_labels
 
 torch.set_num_threads(1)
 TASK = "squares"
@@ -72,6 +73,40 @@ def test_ragged_arrays_come_back_as_they_were_written(tmp_path: Path) -> None:
     for index, array in enumerate(arrays):
         assert ragged[index].dtype == np.float32
         np.testing.assert_array_equal(ragged[index], array)
+
+
+def test_arrays_that_differ_in_every_dimension_come_back_too(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    shapes = [(1, 5, 2), (1, 3, 2), (2, 3, 4)]
+    arrays = [generator.normal(size=shape) for shape in shapes]
+    Ragged.write(tmp_path, "values", arrays)
+    ragged = Ragged(tmp_path, "values")
+    assert len(ragged) == 3 and [ragged.shape(index) for index in range(3)] == shapes
+    for index, array in enumerate(arrays):
+        np.testing.assert_array_equal(ragged[index], array)
+
+
+def test_pictures_of_fewer_tiles_are_filled_up_with_zeros() -> None:
+    few, many = (torch.randn(1, tiles, 3) for tiles in (2, 4))
+    sizes = torch.tensor([[40, 90]])
+    joined = concatenate([{"pixels": few, "sizes": sizes}, {"pixels": many, "sizes": sizes + 1}])
+    assert torch.equal(joined["pixels"][0, :2], few[0]) and not joined["pixels"][0, 2:].any()
+    assert torch.equal(joined["pixels"][1], many[0])
+    assert joined["sizes"].dtype == torch.int64 and joined["sizes"].tolist() == [[40, 90], [41, 91]]
+    assert concatenate([]) == {}
+
+
+def test_pictures_of_a_kind_have_the_same_shapes_and_the_same_small_numbers(tmp_path: Path) -> None:
+    pixels = [np.zeros((rows, 8), dtype=np.float32) for rows in (4, 4, 6, 4)]
+    grids = [np.array([grid]) for grid in ([1, 2, 2], [1, 4, 1], [1, 2, 3], [1, 2, 2])]
+    Ragged.write(tmp_path, "image.pixel_values", pixels)
+    Ragged.write(tmp_path, "image.grid", grids)
+    for name in ("prompts", "images"):
+        Ragged.write(tmp_path, name, [np.zeros(1, dtype=np.uint8)] * 5)
+    pd.DataFrame({"id": list("abcde"), "picture": [2, 0, 1, 3, 2]}).to_parquet(tmp_path / "table.parquet")
+    kind, examples = Questions(tmp_path).kinds()
+    assert len(examples) == 3 and [kind[index] for index in examples] == [0, 1, 2]
+    assert kind[0] == kind[4] and kind[1] == kind[3] and len(set(kind)) == 3
 
 
 @pytest.mark.usefixtures("tasks")

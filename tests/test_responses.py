@@ -136,7 +136,7 @@ def test_log_probabilities_are_those_of_a_whole_forward_pass(setting: Setting) -
         [np.array(answer.tokens) for answer in answers[start : start + n]]
         for start in range(0, len(answers), n)
     ]
-    features = setting.questions.image_features(wanted)
+    features = [setting.questions.image_features([index]) for index in wanted]
     batch = pack([setting.questions.prompt(index) for index in wanted], groups, features)
     with torch.inference_mode():
         logprobs = response_logits(setting.model, batch).log_softmax(-1)
