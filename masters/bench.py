@@ -1,53 +1,125 @@
 """Ratios of the fast paths to the plain ones, each pair timed in turn in one run: what ``make bench`` prints.
 
-A ratio says how many times faster the fast path is; the spread is the smallest and the largest of the
-repetitions. Absolute times depend on the machine and are not shown as results.
+A ratio says how many times less a fast path takes; the spread is the smallest and the largest of the
+repetitions. Absolute times depend on the machine and are not shown as results. The table is kept in
+``data/results/bench.csv`` for the book, with the machine and the commit beside it.
 """
 
+import resource
 import time
 from collections.abc import Callable
-from functools import partial
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 
 import numpy as np
+import pandas as pd
 import torch
 from rich.console import Console
 from rich.table import Table
 
-from masters.divergence import jsd
+from masters import bench_growth
+from masters.bench_training import Head, Step, Way, small_vocabulary
+from masters.files import ROOT, write_atomic
 from masters.models import build, build_processor
-from masters.packing import pack, response_logits
+from masters.progress import report
 from masters.questions import Questions, load_questions
 from masters.responses import generate
 from masters.settings import ModelSpec, Sampling
 from masters.tasks import vocabulary
 
+TABLE = ROOT / "data" / "results" / "bench.csv"
 REPETITIONS = 5
 GROUP = 8
-QUESTIONS = 16  # of a training step
 ASKED = 64  # of a batch of generation
+Pair = tuple[str, Way, Way]
 
 
 def main() -> None:
-    """Time each pair and print one table."""
+    """Time each pair, keep the table for the book, and print it."""
     torch.set_num_threads(1)
+    rows = []
+    for make in (_packed, _steps, _heads, _engines):
+        for name, fast, plain in make():
+            rows.append(_row(name, _ratios(fast, plain)))
+            report("benchmarks", len(rows), 16)
+    rows.append(_row("memory: JSD over 151,936 entries, chunks against whole logits", _memory()))
+    table = pd.DataFrame(rows)
+    write_atomic(TABLE, table.to_csv(index=False, float_format="%.3g"))
+    shown = Table(
+        title=f"plain path against fast path, one thread, {REPETITIONS} repetitions", title_justify="left"
+    )
+    for column in table:
+        shown.add_column(str(column), justify="left" if column == "what" else "right")
+    for row in table.itertuples(index=False):
+        shown.add_row(*(value if isinstance(value, str) else f"{value:.1f}" for value in row))
+    Console().print(shown)
+    bench_growth.main()
+
+
+def _row(name: str, ratios: list[float]) -> dict[str, str | float]:
+    return {
+        "what": name,
+        "times less": float(np.median(ratios)),
+        "smallest": min(ratios),
+        "largest": max(ratios),
+    }
+
+
+def _packed() -> list[Pair]:
+    made: list[Pair] = []
+    for prompt in (40, 300):
+        for responses in (2, 4, 8, 16):
+            step = Step(prompt=prompt, responses=responses)
+            name = f"packed group against a row a response: prompt of {prompt}, {responses} responses of 32"
+            made.append((name, step.backward(), step.backward(together=False)))
+    return made
+
+
+def _steps() -> list[Pair]:
+    step = Step(prompt=300)
+    name = "Masters step against TRL's DistillationTrainer (JSD): prompt of 300, 8 responses of 32"
+    return [
+        (name, step.masters(), step.trl()),
+        (
+            "the same step with the 64 largest entries of the teacher cached, against live",
+            step.masters(64),
+            step.masters(),
+        ),
+    ]
+
+
+def _heads() -> list[Pair]:
+    head = Head()
+    return [
+        ("JSD over 151,936 entries, 1,024 tokens: chunks against whole logits", head.chunked, head.whole),
+        ("JSD over 512 entries: closed-form gradient against autograd", *small_vocabulary()),
+    ]
+
+
+def _engines() -> list[Pair]:
     words = vocabulary(("charts",))
     processor = build_processor(words)
     questions = load_questions(("charts",), "validation", 64, processor)
     model, _ = build(ModelSpec(width=64, layers=2, vision_layers=1), words, 0)
-    table = Table(
-        title=f"fast path against plain path, one thread, {REPETITIONS} repetitions", title_justify="left"
-    )
-    for column in ("what", "times faster", "smallest", "largest"):
-        table.add_column(column, justify="left" if column == "what" else "right")
-    pairs: list[tuple[str, Callable[[], object], Callable[[], object]]] = [
-        ("packed group against one row a response, forward and backward", *_packing(model, questions)),
-        ("own engine against generate(num_return_sequences=8)", *_generation(model, processor, questions)),
-        ("JSD with closed-form gradient against autograd", *_divergence()),
+    return [
+        ("own engine against generate(num_return_sequences=8)", *_generation(model, processor, questions))
     ]
-    for name, fast, plain in pairs:
-        ratios = _ratios(fast, plain)
-        table.add_row(name, f"{np.median(ratios):.1f}", f"{min(ratios):.1f}", f"{max(ratios):.1f}")
-    Console().print(table)
+
+
+def _memory() -> list[float]:
+    """How many times more memory whole logits take than chunks, beyond what is there before."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), max_tasks_per_child=1) as alone:
+        return [
+            alone.submit(_peak, "whole").result() / alone.submit(_peak, "chunked").result() for _ in range(2)
+        ]
+
+
+def _peak(way: str) -> int:
+    """KiB that the peak of a process grows by; a process of its own, since a peak never falls."""
+    head = Head()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    getattr(head, way)()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
 
 
 def _ratios(fast: Callable[[], object], plain: Callable[[], object]) -> list[float]:
@@ -61,24 +133,6 @@ def _ratios(fast: Callable[[], object], plain: Callable[[], object]) -> list[flo
             times.append(time.perf_counter() - start)
         ratios.append(times[1] / times[0])
     return ratios
-
-
-def _packing(
-    model: torch.nn.Module, questions: Questions
-) -> tuple[Callable[[], object], Callable[[], object]]:
-    rng = np.random.default_rng(0)
-    indices = list(range(QUESTIONS))
-    prompts = [questions.prompt(index) for index in indices]
-    vocabulary_size = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
-    groups = [[rng.integers(6, vocabulary_size, 12) for _ in range(GROUP)] for _ in indices]
-
-    images = [questions.image_features([index]) for index in indices]
-
-    def forward_and_backward(together: bool) -> None:
-        batch = pack(prompts, groups, images, together=together)
-        response_logits(model, batch).sum().backward()  # type: ignore[arg-type]
-
-    return partial(forward_and_backward, True), partial(forward_and_backward, False)
 
 
 def _generation(
@@ -112,22 +166,6 @@ def _generation(
         )
 
     return own, transformers
-
-
-def _divergence() -> tuple[Callable[[], object], Callable[[], object]]:
-    teacher = torch.randn(2048, 512)
-    student = torch.randn(2048, 512, requires_grad=True)
-
-    def closed_form() -> None:
-        jsd(teacher, student).sum().backward()
-
-    def autograd() -> None:
-        p, q = teacher.log_softmax(-1), student.log_softmax(-1)
-        middle = torch.logaddexp(p, q) - np.log(2)
-        divergence = 0.5 * (p.exp() * (p - middle)).sum(-1) + 0.5 * (q.exp() * (q - middle)).sum(-1)
-        divergence.sum().backward()
-
-    return closed_form, autograd
 
 
 if __name__ == "__main__":

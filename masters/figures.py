@@ -23,6 +23,7 @@ from scipy import stats
 
 from masters.arms import title
 from masters.schedule import MaskSchedule
+from masters.statistics import power_law
 
 WIDTH = 7.0
 COLOURS: list[Any] = list(sns.color_palette("colorblind"))
@@ -351,6 +352,31 @@ def latency(frame: pd.DataFrame) -> Figure:
     axis.set_yticks(y, [textwrap.fill(_title(str(name)), 22) for name in frame["arm"]])
     axis.set(ylim=(len(frame) - 0.5, -0.5), xlabel="time a question (ms, one thread)")
     axis.set_xlim(0, 1.3 * float(times.max()))
+    return figure
+
+
+def growth(table: pd.DataFrame) -> Figure:
+    """Time of a forward and backward pass against what it is made of, with the fitted power of each line.
+
+    Args:
+        table: of :func:`masters.bench_growth.measure`; bars reach from the smallest to the largest time.
+    """
+    _need(table, "axis", "value", "way", "seconds", "smallest", "largest")
+    names = list(dict.fromkeys(table["axis"]))
+    figure, axes = _axes(-(-len(names) // 2), 2, 2.9)
+    for axis, name in zip(axes, names, strict=False):
+        part = table[table["axis"] == name]
+        for place, (way, line) in enumerate(part.groupby("way", sort=False)):
+            bounds = [line["seconds"] - line["smallest"], line["largest"] - line["seconds"]]
+            style = {"color": COLOURS[place], "marker": MARKERS[place], "ls": DASHES[place], "capsize": 3}
+            label = f"{way}: power {power_law(line['value'], line['seconds'])[0]:.2f}"
+            axis.errorbar(
+                line["value"], 1000 * line["seconds"], 1000 * np.array(bounds), label=label, **style
+            )
+        axis.set(xscale="log", yscale="log", xlabel=name, ylabel="time (ms)")
+        axis.legend(frameon=False)
+    for axis in axes[len(names) :]:
+        axis.set_visible(False)
     return figure
 
 

@@ -32,7 +32,7 @@ transformers_logging.disable_progress_bar()
 
 IMAGE_SIZE = 64
 PATCH_SIZE = 16
-HEAD_SIZE = 16
+HEAD_SIZES = (16, 8)
 SPECIAL = {
     "pad": "<pad>",
     "unk": "<unk>",
@@ -82,19 +82,19 @@ def build(spec: ModelSpec, words: list[str], seed: int) -> tuple[PreTrainedModel
     not learn to look at the image.
 
     Args:
-        spec: sizes; ``width`` must be a multiple of 16, the size of an attention head.
+        spec: sizes; ``width`` must be a multiple of 8. An attention head has 16 entries where that divides
+            the width, otherwise 8.
         words: the vocabulary.
         seed: of the initial weights.
 
     Raises:
-        ValueError: the width is not a multiple of the head size.
+        ValueError: no head size divides the width.
     """
-    if spec.width % HEAD_SIZE:
-        raise ValueError(
-            f"width {spec.width} of a small model must be a multiple of {HEAD_SIZE}, its attention head"
-        )
+    fitting = [size for size in HEAD_SIZES if spec.width % size == 0]
+    if not fitting:
+        raise ValueError(f"width {spec.width} of a small model must be a multiple of {min(HEAD_SIZES)}")
     processor = build_processor(words)
-    heads = spec.width // HEAD_SIZE
+    heads = spec.width // fitting[0]
     vision = CLIPVisionConfig(
         hidden_size=spec.width,
         intermediate_size=3 * spec.width,

@@ -152,6 +152,23 @@ def holm(p_values: ArrayLike) -> Array:
     return adjusted
 
 
+def power_law(x: ArrayLike, y: ArrayLike) -> tuple[float, float]:
+    """The exponent of ``y = c * x ** exponent`` and its standard error: a line through the logarithms.
+
+    Args:
+        x: ``(points,)``, positive.
+        y: ``(points,)``, positive.
+
+    Raises:
+        ValueError: fewer than three points, or a value that is not positive.
+    """
+    xs, ys = _values(x, "x"), _values(y, "y")
+    if len(xs) != len(ys) or len(xs) < 3 or xs.min() <= 0 or ys.min() <= 0:
+        raise ValueError("a power law needs three or more points, all of them positive")
+    line = stats.linregress(np.log(xs), np.log(ys))
+    return float(line.slope), float(line.stderr)
+
+
 def _crossed_bootstrap(
     scores: Array, strata: ArrayLike | None, resamples: int, seed: int, level: float
 ) -> Interval:

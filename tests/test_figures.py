@@ -225,3 +225,22 @@ def test_latency_in_milliseconds() -> None:
     assert [patch.get_width() for patch in figure.axes[0].patches] == pytest.approx([10, 50])  # type: ignore[attr-defined]
     assert [text.get_text() for text in figure.axes[0].texts] == ["4.0 tokens", "5.5 tokens"]
     readable(figure)
+
+
+def test_growth_shows_each_axis_and_the_power_of_each_way() -> None:
+    rows = [
+        {"axis": axis, "value": value, "way": way, "seconds": 0.01 * value**power}
+        for axis in ("prompt tokens", "responses")
+        for way, power in (("packed", 0.5), ("rows", 1.0))
+        for value in (1, 2, 4)
+    ]
+    table = pd.DataFrame(rows)
+    figure = figures.growth(table.assign(smallest=table["seconds"] * 0.9, largest=table["seconds"] * 1.2))
+    assert [axis.get_xlabel() for axis in figure.axes] == ["prompt tokens", "responses"]
+    for axis in figure.axes:
+        assert [text.get_text() for text in axis.get_legend().get_texts()] == [
+            "packed: power 0.50",
+            "rows: power 1.00",
+        ]
+        assert axis.get_xscale() == axis.get_yscale() == "log"
+        assert axis.get_lines()[0].get_ydata()[-1] == pytest.approx(10 * 4**0.5)

@@ -14,6 +14,7 @@ from masters.statistics import (
     mean_interval,
     minimum_detectable_effect,
     paired_difference,
+    power_law,
     probability_of_improvement,
 )
 
@@ -253,3 +254,14 @@ def test_holm_bounds_the_chance_of_any_false_positive() -> None:
     rng = np.random.default_rng(0)
     false_positives = sum(holm(rng.random(10)).min() <= 0.05 for _ in range(2000))
     assert 0.035 < false_positives / 2000 < 0.065
+
+
+def test_a_power_law_gives_its_exponent_and_its_error() -> None:
+    x = np.array([1.0, 2, 4, 8, 16])
+    assert power_law(x, 3 * x**1.5) == pytest.approx((1.5, 0), abs=1e-9)
+    noise = np.exp(np.random.default_rng(0).normal(0, 0.1, 5))
+    fit, covariance = np.polyfit(np.log(x), np.log(x * noise), 1, cov=True)
+    assert power_law(x, x * noise) == pytest.approx((fit[0], covariance[0, 0] ** 0.5))
+    for y in ([1, 2], [1, 2, 0], [1, 2, 3, 4]):
+        with pytest.raises(ValueError, match="three or more points"):
+            power_law([1, 2, 3], y)
