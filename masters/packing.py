@@ -7,6 +7,10 @@ the distributions of several responses to the same question). A single response 
 Where images have three coordinates (Qwen-VL), the model itself says where the prompt stands, and a response
 starts behind the largest coordinate of its prompt, on all three axes alike.
 
+Questions of uneven lengths leave much of a batch to padding; with ``share_rows`` the short ones share a row,
+as long as it gets no longer than that of the longest question. Longer rows would not pay: attention is
+computed for every pair of places, also for those that the mask forbids.
+
 A model that cannot read such rows (:mod:`masters.fitting` finds out) gets a row a response, a causal mask and
 the positions that it makes itself: slower, the same numbers.
 """
@@ -65,6 +69,7 @@ def pack(
     images: Sequence[Mapping[str, Tensor]],
     pad_token: int = 0,
     together: bool = True,
+    share_rows: bool = False,
 ) -> PackedBatch:
     """Pack questions with their responses.
 
@@ -73,7 +78,8 @@ def pack(
         responses: for each question, the token ids of its responses; the same number for every question.
         images: for each question, its processed pictures.
         pad_token: id that fills the rest of a row; what it is never matters.
-        together: a question a row; otherwise a response a row.
+        together: all responses to a question in one row; otherwise a response a row.
+        share_rows: several questions in one row where they fit.
 
     Raises:
         ValueError: no questions, numbers of responses that differ, or an empty response.
@@ -88,12 +94,15 @@ def pack(
         )
     (n,) = counts
     questions = range(len(prompts))
-    if together:
-        layout = [(question, range(n)) for question in questions]
+    if not together:
+        layout = [[(q, range(j, j + 1))] for q in questions for j in range(n)]
+    elif share_rows:
+        sizes = [_size(prompts[q], responses[q]) for q in questions]
+        layout = [[(q, range(n)) for q in row] for row in _first_fit(sizes)]
     else:
-        layout = [(question, range(j, j + 1)) for question in questions for j in range(n)]
+        layout = [[(q, range(n))] for q in questions]
     longest = max(len(response) for group in responses for response in group)
-    length = max(len(prompts[q]) + sum(len(responses[q][j]) - 1 for j in chosen) for q, chosen in layout)
+    length = max(sum(_size(prompts[q], [responses[q][j] for j in of_q]) for q, of_q in row) for row in layout)
     input_ids = np.full((len(layout), length), pad_token, dtype=np.int64)
     positions = np.zeros((len(layout), length), dtype=np.int64)
     prompt_end = np.zeros((len(layout), length), dtype=np.int64)
@@ -101,30 +110,35 @@ def pack(
     predictors = np.zeros((len(prompts), n, longest), dtype=np.int64)
     tokens = np.zeros((len(prompts), n, longest), dtype=np.int64)
     mask = np.zeros((len(prompts), n, longest), dtype=bool)
-    for row, (q, chosen) in enumerate(layout):
-        size = len(prompts[q])
-        input_ids[row, :size] = prompts[q]
-        positions[row, :size] = np.arange(size)
-        segment[row, :size] = 0
-        end = size
-        for j in chosen:
-            response = responses[q][j]
-            inner = len(response) - 1
-            input_ids[row, end : end + inner] = response[:-1]
-            positions[row, end : end + inner] = np.arange(size, size + inner)
-            segment[row, end : end + inner] = j + 1
-            predictors[q, j, 0] = row * length + size - 1
-            predictors[q, j, 1 : inner + 1] = row * length + np.arange(end, end + inner)
-            tokens[q, j, : inner + 1] = response
-            mask[q, j, : inner + 1] = True
-            end += inner
-        prompt_end[row, :end] = size - 1
+    for number, row in enumerate(layout):
+        end = 0
+        for q, of_q in row:
+            start, size = end, len(prompts[q])
+            end += size
+            input_ids[number, start:end] = prompts[q]
+            positions[number, start:end] = np.arange(size)
+            segment[number, start:end] = 0
+            last = end - 1
+            for j in of_q:
+                response = responses[q][j]
+                inner = len(response) - 1
+                input_ids[number, end : end + inner] = response[:-1]
+                positions[number, end : end + inner] = np.arange(size, size + inner)
+                segment[number, end : end + inner] = j + 1
+                predictors[q, j, 0] = number * length + last
+                predictors[q, j, 1 : inner + 1] = number * length + np.arange(end, end + inner)
+                tokens[q, j, : inner + 1] = response
+                mask[q, j, : inner + 1] = True
+                end += inner
+            prompt_end[number, start:end] = last
     attention = segment >= 0
     if together:
         key, query = segment[:, None, :], segment[:, :, None]
-        # Padding looks at the prompt: a row of the attention matrix without a single True would give NaN.
-        visible = (key == 0) | ((key == query) & (key > 0))
-        attention = (np.tril(np.ones((length, length), dtype=bool)) & visible)[:, None]
+        same = prompt_end[:, None, :] == prompt_end[:, :, None]
+        visible = same & ((key == 0) | ((key == query) & (key > 0)))
+        # Padding looks at itself: a row of the attention matrix without a single True would give NaN.
+        causal, own = np.tril(np.ones((length, length), dtype=bool)), np.eye(length, dtype=bool)
+        attention = ((causal & visible) | own)[:, None]
     return PackedBatch(
         input_ids=torch.from_numpy(input_ids),
         attention=torch.from_numpy(attention),
@@ -133,8 +147,26 @@ def pack(
         predictors=torch.from_numpy(predictors),
         tokens=torch.from_numpy(tokens),
         mask=torch.from_numpy(mask),
-        images=concatenate([images[q] for q, _ in layout]),
+        images=concatenate([images[q] for row in layout for q, _ in row]),
     )
+
+
+def _size(prompt: np.ndarray, responses: Sequence[np.ndarray]) -> int:
+    return len(prompt) + sum(len(response) - 1 for response in responses)
+
+
+def _first_fit(sizes: Sequence[int]) -> list[list[int]]:
+    """Rows of questions: the longest first, each into the first row that has room for it."""
+    rows: list[list[int]] = []
+    room: list[int] = []
+    for question in sorted(range(len(sizes)), key=lambda question: -sizes[question]):
+        number = next((number for number, left in enumerate(room) if sizes[question] <= left), len(rows))
+        if number == len(rows):
+            rows.append([])
+            room.append(max(sizes))
+        rows[number].append(question)
+        room[number] -= sizes[question]
+    return rows
 
 
 def response_hidden(model: PreTrainedModel, batch: PackedBatch) -> Tensor:

@@ -90,6 +90,8 @@ class Budget:
         seed: of the trainer.
         save_every: steps between checkpoints.
         log_every: steps between log rows.
+        share_rows: several questions in one row where they fit (:mod:`masters.packing`): the same losses up
+            to rounding, faster where prompts are of very different lengths.
     """
 
     steps: int
@@ -99,6 +101,7 @@ class Budget:
     seed: int = 0
     save_every: int = 500
     log_every: int = 20
+    share_rows: bool = False
 
 
 @dataclass
@@ -181,7 +184,7 @@ def train(
         model=model,
         args=arguments,
         train_dataset=examples,
-        data_collator=Collator(questions, fit(models, questions)),
+        data_collator=Collator(questions, fit(models, questions), budget.share_rows),
         objective=objective,
         callbacks=[_Watch(name)],
     )
@@ -292,10 +295,11 @@ class Collator:
     Args:
         questions: what the examples refer to.
         fit: what the models can read; when None, they are believed to read everything, packed.
+        share_rows: several questions in one row where they fit.
     """
 
-    def __init__(self, questions: Questions, fit: Fit | None = None) -> None:
-        self.questions, self.fit = questions, fit
+    def __init__(self, questions: Questions, fit: Fit | None = None, share_rows: bool = False) -> None:
+        self.questions, self.fit, self.share_rows = questions, fit, share_rows
 
     def __call__(self, examples: list[Example]) -> dict[str, Any]:
         """A packed batch with the rewards and log-probabilities that its examples carry."""
@@ -311,6 +315,7 @@ class Collator:
             [example.responses for example in examples],
             [self.questions.image_features([example.question]) for example in examples],
             together=self.fit is None or self.fit.together,
+            share_rows=self.share_rows,
         )
         made: dict[str, Any] = {"batch": batch, "stage": stages.pop()}
         if examples[0].accuracy is not None:

@@ -44,14 +44,14 @@ from masters.questions import Questions, Ragged
 
 QWEN_SPECIAL = [
     "<|endoftext|>",
-    "<|im_end|>",
     "<|im_start|>",
+    "<|im_end|>",
     "<|vision_start|>",
     "<|vision_end|>",
     "<|image_pad|>",
     "<|video_pad|>",
 ]
-INTERN_SPECIAL = ["<pad>", "<|im_end|>", "<|im_start|>", "<img>", "</img>", "<IMG_CONTEXT>", "<video>"]
+INTERN_SPECIAL = ["<pad>", "<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>", "<video>"]
 TEMPLATE = (
     "{% for message in messages %}<|im_start|> {{ message['role'] }} "
     "{% for part in message['content'] %}"
@@ -64,7 +64,7 @@ VOCABULARY = 64  # of the models without words
 IMAGE, VIDEO, START, STOP = 60, 61, 62, 63  # their special tokens
 FAMILIES = ("llava", "llava_onevision", "idefics3", "smolvlm", "qwen2_5_vl", "qwen3_vl", "internvl")
 SIZES = [[(40, 40)], [(40, 90)], [(64, 30), (50, 80)]]  # of the pictures of three questions
-LENGTHS = [[5, 1, 8], [3, 7, 2], [6, 6, 4]]  # of their responses
+LENGTHS = [[3, 1, 4], [2, 4, 1], [16, 12, 14]]  # of their responses
 NORMALISED = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
 CLIP = {
     "model_type": "clip_vision_model",
@@ -254,12 +254,12 @@ class Setting:
     images: list[dict[str, Tensor]]
     responses: list[list[np.ndarray]]
 
-    def pack(self, which: list[int], together: bool = True, pad: int = 0) -> PackedBatch:
+    def pack(self, which: list[int], pad: int = 0, **layout: bool) -> PackedBatch:
         chosen = [[values[i] for i in which] for values in (self.prompts, self.responses, self.images)]
-        return pack(*chosen, pad, together)  # type: ignore[arg-type]
+        return pack(*chosen, pad, **layout)  # type: ignore[arg-type]
 
-    def loss(self, which: list[int], together: bool = True, pad: int = 0) -> Tensor:
-        batch = self.pack(which, together, pad)
+    def loss(self, which: list[int], pad: int = 0, **layout: bool) -> Tensor:
+        batch = self.pack(which, pad, **layout)
         return cross_entropy(response_logits(self.model, batch), batch.tokens, batch.mask)
 
     def questions(self, folder: Path) -> Questions:
@@ -342,16 +342,16 @@ AutoProcessor.register(InternVLConfig, InternOfImages, exist_ok=True)
 
 
 def tokenizer(special: list[str], words: list[str], **named: str) -> PreTrainedTokenizerFast:
-    """A token a word; the first special token pads, the second ends a response."""
+    """A token a word; the first special token pads, the third ends a response."""
     known = dict.fromkeys([*special, "<unk>", *words, "user", "assistant"])
     backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(known)}, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         pad_token=special[0],
-        eos_token=special[1],
+        eos_token=special[2],
         unk_token="<unk>",
-        additional_special_tokens=special[2:],
+        additional_special_tokens=special[1:],
         **named,
     )
 

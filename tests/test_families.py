@@ -19,13 +19,17 @@ def gradients(model: PreTrainedModel, loss: Tensor) -> dict[str, Tensor]:
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("together", [True, False], ids=["packed", "a row a response"])
+@pytest.mark.parametrize(
+    "layout",
+    [{}, {"together": False}, {"share_rows": True}],
+    ids=["a question a row", "a response a row", "shared rows"],
+)
 @pytest.mark.parametrize("family", families.FAMILIES)
 def test_logits_and_gradients_are_those_of_the_model_on_each_response_alone(
-    family: str, together: bool
+    family: str, layout: dict[str, bool]
 ) -> None:
     here = families.setting(family)
-    batch = here.pack([0, 1, 2], together)
+    batch = here.pack([0, 1, 2], **layout)
     logits = response_logits(here.model, batch)
     losses = []
     for question, group in enumerate(here.responses):
@@ -58,6 +62,9 @@ def test_padding_and_the_choice_of_batch_never_change_a_loss(family: str) -> Non
 
 
 def test_the_pictures_and_prompts_of_these_tests_differ() -> None:
+    for family in families.FAMILIES:
+        here = families.setting(family)
+        assert len(here.pack([0, 1, 2], share_rows=True).input_ids) < 3
     here = families.setting("qwen3_vl")
     assert len({len(prompt) for prompt in here.prompts}) == 3
     assert len(here.images[2]["image_grid_thw"]) == 2
