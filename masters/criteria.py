@@ -1,14 +1,16 @@
 """By what a weight is judged: its magnitude (the paper), its share in the activations, or chance.
 
-The idea: every criterion orders the weights, the mask removes the first ones. The paper prunes by magnitude and
-leaves data-driven masking open; ``Activation`` is that of Wanda (arXiv 2306.11695), ``Random`` the control.
+The idea: a criterion orders the weights, and the mask removes the first ones. The paper goes by magnitude and
+leaves data-driven masking open: ``Activation`` is that of Wanda (arXiv 2306.11695), ``Random`` the control.
 
 A criterion has three things:
 
-* ``keys(name, values, first, within)``: an integer for each value, smaller for those that go earlier. The values
-  stand in the layer of that name, in row-major order, at ``first + within``; within None is 0, 1, 2 and so on.
+* ``keys(name, values, first, within)``: an integer for each value, smaller for those that go earlier, never
+  negative. The values are of the layer of that name and stand, in row-major order, at ``first + within``;
+  within None means 0, 1, 2 and so on, and then they begin and end with a row.
 * ``positional``: whether the key depends on where the weight stands, or on its value alone.
-* ``scope``: among which weights it compares unless told otherwise.
+* ``scope``: among which weights it compares unless told otherwise: those of a "row" (which feed one output),
+  of a "layer", or all that are masked ("global").
 """
 
 import zlib
@@ -43,8 +45,8 @@ class Magnitude:
 class Random:
     """Any weight may go, with the same probability: what a mask does that knows nothing.
 
-    The score is a hash of the seed, the layer's name and the weight's place, so a larger ratio removes the same
-    weights and more, on every device and however the layer is sharded.
+    The score is a hash of the seed, the layer's name and the weight's place. So a larger ratio removes the
+    same weights and more, on every device and however the layer is sharded.
 
     Args:
         seed: another one, other weights.
@@ -86,10 +88,8 @@ class Activation:
     def keys(self, name: str, values: Tensor, first: int, within: Tensor | None) -> Tensor:
         """The bit patterns of the scores; see the top of the module."""
         norms = self.norms[name].to(values.device, torch.float32)
-        if within is None and first % len(norms) == 0 and len(values) % len(norms) == 0:
-            return magnitude_keys((values.float().view(-1, len(norms)) * norms).flatten())
         if within is None:
-            within = torch.arange(len(values), device=values.device)
+            return magnitude_keys((values.float().view(-1, len(norms)) * norms).flatten())
         return magnitude_keys(values.float() * norms[(within + first) % len(norms)])
 
     def check(self, layers: Iterable[Layer]) -> None:
@@ -118,9 +118,9 @@ Criterion = Magnitude | Random | Activation
 def input_norms(model: nn.Module, inputs: Iterable[Any]) -> dict[str, Tensor]:
     """The L2 norm of every input feature of every linear layer, over all tokens of a calibration set.
 
-    Every position counts, so give inputs without padding. The model computes in the mode it is in, training or
-    evaluation. Under FSDP2 every process gives as many inputs, its own ones; squares are averaged over processes,
-    which leaves the order of the scores as if one had seen all inputs.
+    Every position counts, so give inputs without padding. The model computes in the mode that it is in,
+    training or evaluation. Under FSDP2 each process gives inputs of its own, all of them equally many; the
+    squares are averaged over processes, which orders the scores as if one had seen all inputs.
 
     Args:
         model: the teacher, without a mask.
@@ -128,8 +128,8 @@ def input_norms(model: nn.Module, inputs: Iterable[Any]) -> dict[str, Tensor]:
             anything else as the only argument.
 
     Returns:
-        ``(inputs,)`` in float32 by parameter name; without the layers that no input reaches. Layers that share
-        one weight share the norms.
+        ``(inputs,)`` in float32 by parameter name; without the layers that no input reaches. Layers that
+        share one weight share the norms.
     """
     modules = {
         f"{name}.weight" if name else "weight": module

@@ -1,7 +1,7 @@
 """Which weights of a model a mask touches, and which rows of them are in this process.
 
-The weights are those of the linear layers; never an embedding, nor an output head that shares its storage with
-one. Under FSDP2 (``fully_shard``) a weight is a DTensor and a process holds some of its rows only.
+The weights are those of the linear layers; never an embedding, nor an output head that shares its storage
+with one. Under FSDP2 (``fully_shard``) a weight is a DTensor, and a process holds some of its rows only.
 """
 
 import re
@@ -116,7 +116,7 @@ def linear_layers(model: nn.Module, include: str | None = None, exclude: str | N
 
 
 def reshard(model: nn.Module) -> None:
-    """Drop the whole weights that FSDP2 may keep after a forward pass: they would not see a change of shards."""
+    """Drop the whole weights that FSDP2 may keep after a forward pass: a change of shards misses them."""
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()

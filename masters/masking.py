@@ -11,13 +11,13 @@ Departures from the paper:
     * The paper does not say which modules are masked. Here: the weight of every linear layer; never
       embeddings, norms, biases, or an output head that shares its storage with an embedding.
     * The paper stores M masked checkpoints; here one teacher is masked and restored in memory.
-    * Beside the paper's magnitudes within a layer there are other criteria (:mod:`masters.criteria`) and other
-      scopes: one threshold for the whole model, or one for each row.
+    * Beside the paper's magnitudes within a layer there are other criteria (:mod:`masters.criteria`) and
+      other scopes: one threshold for the whole model, or one for each row.
 """
 
 import math
 from collections.abc import Iterator, Sequence
-from functools import partial
+from functools import partial, reduce
 from typing import Self, get_args
 
 import torch
@@ -78,23 +78,23 @@ class TeacherMask:
                 mask.apply(ratio)
                 ...
 
-    A teacher sharded by FSDP2 (``fully_shard``) is masked in its shards as the whole one would be; every process
-    must then make the same calls.
+    A teacher sharded by FSDP2 (``fully_shard``) is masked in its shards as the whole one would be; every
+    process must then make the same calls.
 
     Args:
         model: the teacher; its weights must not change by other means while a mask is applied.
         include: regular expression searched in module names, such as "language_model"; default: all.
         exclude: regular expression of module names to leave alone, such as "vision_tower".
         criterion: by what weights are judged; the paper's is their magnitude.
-        scope: among which weights the ratio is meant: those of a "row" (one output), a "layer" or all masked ones
-            ("global"); default: the criterion's own, the layer for the paper's.
+        scope: which weights share a threshold: those of a "row" (which feed one output), a "layer", or all
+            that are masked ("global"); default: the criterion's own, for the paper's the layer.
 
     Attributes:
         ratio: the ratio applied now, 0.0 for the untouched teacher.
 
     Raises:
-        ValueError: a pattern is no regular expression, or no linear layer is left to mask; an unknown scope; a
-            criterion that does not fit the model; shards that cannot be masked.
+        ValueError: a pattern is no regular expression, or no linear layer is left to mask; an unknown
+            scope; a criterion that does not fit the model; shards that cannot be masked.
     """
 
     def __init__(
@@ -109,11 +109,19 @@ class TeacherMask:
         self._model = model
         self._layers = linear_layers(model, include, exclude)
         self._criterion = criterion
-        self._scope = scope or criterion.scope
+        self._scope = criterion.scope if scope is None else scope
         if self._scope not in get_args(Scope):
             raise ValueError(f"scope is {scope!r}: choose from {', '.join(get_args(Scope))}")
+        if self._scope == "global" and len({layer.group for layer in self._layers}) > 1:
+            raise ValueError("a global threshold needs all layers sharded over the same processes, or none")
         if isinstance(criterion, Activation):
             criterion.check(self._layers)
+        # In which magnitudes of different layers can be compared; torch does not promote 8-bit formats.
+        dtypes = {
+            layer.weight.dtype if layer.weight.element_size() > 1 else torch.bfloat16
+            for layer in self._layers
+        }
+        self._common = reduce(torch.promote_types, dtypes)
         # By layer and block: a block and what is held of it change together, so that an interruption at any
         # block leaves something that can be restored.
         self._removed: dict[tuple[str, int], Tensor] = {}
@@ -127,7 +135,7 @@ class TeacherMask:
 
     @torch.no_grad()
     def apply(self, ratio: float) -> Self:
-        """Mask at a ratio, as if from the pristine weights whatever was applied before; returns the mask itself.
+        """Mask at a ratio, whatever was applied before, as if from the pristine weights; returns the mask.
 
         Raises:
             ValueError: the ratio is outside [0, 1], or a weight contains NaN or is not floating; the teacher
@@ -136,8 +144,7 @@ class TeacherMask:
         _check_ratio(ratio)
         try:
             reshard(self._model)
-            groups = [self._layers] if self._scope == "global" else [[layer] for layer in self._layers]
-            for layers in groups:
+            for layers in [self._layers] if self._scope == "global" else [[layer] for layer in self._layers]:
                 self._change(layers, float(ratio))
         except BaseException:
             self.restore()
@@ -226,8 +233,8 @@ class TeacherMask:
     def extra_bytes(self) -> int:
         """Bytes held outside the model now, in this process.
 
-        At ratio r at most r times the bytes of the masked weights; and one bit a weight where zeros may stay: with
-        another criterion than magnitude, in scope "row", or with more zeros than weights to remove.
+        At ratio r at most r times the bytes of the masked weights; and one bit a weight where zeros may stay:
+        with another criterion than magnitude, in scope "row", or with more zeros than weights to remove.
         """
         return sum(held.nbytes for group in (self._removed, self._bits) for held in group.values())
 
@@ -246,6 +253,8 @@ class TeacherMask:
             yield self._keys(layer, values, start, at)
 
     def _keys(self, layer: Layer, values: Tensor, start: int, within: Tensor | None) -> Tensor:
+        if self._scope == "global" and isinstance(self._criterion, Magnitude):
+            values = values.to(self._common)
         return self._criterion.keys(layer.name, values, layer.first + start, within)
 
     def _growing(self, layer: Layer, block: Tensor, start: int) -> Tensor:
@@ -258,7 +267,9 @@ class TeacherMask:
 
     def _zeros_stay(self, cut: Cut | RowCut, lowest: int) -> bool:
         """Whether a zero may be among the weights that a cut leaves; its key would be the lowest one."""
-        return not (isinstance(self._criterion, Magnitude) and isinstance(cut, Cut) and cut.threshold > lowest)
+        return not (
+            isinstance(self._criterion, Magnitude) and isinstance(cut, Cut) and cut.threshold > lowest
+        )
 
     def _keep(self, layer: Layer, start: int, values: Tensor, mask: Tensor | None) -> None:
         self._removed[layer.name, start] = values
@@ -275,7 +286,7 @@ class TeacherMask:
             held = zero = equal_to(magnitude_keys(block), 0)
             if bits is not None:
                 held = _unpack(bits.to(block.device), len(block))
-            fits = int(held.sum()) == len(values) and (bits is None or not (held & ~zero).any())
+            fits = int(held.count_nonzero()) == len(values) and (bits is None or not (held & ~zero).any())
         if not fits:
             raise ValueError(
                 f"{layer.name} changed while it was masked and cannot be restored: reload the teacher"

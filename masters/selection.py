@@ -19,7 +19,7 @@ from torch import Tensor
 
 # Entries in one block: on a CPU few enough for the cache, and enough for a histogram of 2**15 counts to cost
 # little beside them; on an accelerator enough to fill it.
-_CPU_BLOCK, _LARGE_BLOCK = 1 << 17, 1 << 24
+_CPU_BLOCK, _LARGE_BLOCK = 1 << 19, 1 << 24
 _DIGIT = 16  # bits of a key that one histogram looks at
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -34,7 +34,7 @@ def blocks(entries: Tensor, multiple: int = 1) -> Iterator[tuple[int, int]]:
         multiple: the length of a row.
     """
     block = _CPU_BLOCK if entries.device.type == "cpu" else _LARGE_BLOCK
-    size = max(1, block // multiple) * multiple
+    size = max(1, block // max(1, multiple)) * max(1, multiple)
     for start in range(0, max(1, len(entries)), size):
         yield start, min(start + size, len(entries))
 
