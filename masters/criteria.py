@@ -17,7 +17,7 @@ import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.distributed as dist
@@ -34,7 +34,7 @@ class Magnitude:
     """Eq. 1, 2: the score of a weight is ``abs(w)``, compared within its layer."""
 
     positional = False
-    scope: Scope = "layer"
+    scope: ClassVar[Scope] = "layer"
 
     def keys(self, name: str, values: Tensor, first: int, within: Tensor | None) -> Tensor:
         """The bit patterns of the magnitudes; see the top of the module."""
@@ -55,7 +55,7 @@ class Random:
     seed: int = 0
 
     positional = True
-    scope: Scope = "layer"
+    scope: ClassVar[Scope] = "layer"
 
     def keys(self, name: str, values: Tensor, first: int, within: Tensor | None) -> Tensor:
         """30 random bits for each place; see the top of the module."""
@@ -77,13 +77,14 @@ class Activation:
     ``scope="layer"`` to compare them as the paper's magnitudes are. Computed in float32.
 
     Args:
-        norms: for each parameter's name the norms ``(inputs,)``, such as :func:`input_norms` gives.
+        norms: for each parameter's name the norms ``(inputs,)``, such as :func:`input_norms` gives; the
+            same in all processes that hold shards.
     """
 
     norms: Mapping[str, Tensor]
 
     positional = True
-    scope: Scope = "row"
+    scope: ClassVar[Scope] = "row"
 
     def keys(self, name: str, values: Tensor, first: int, within: Tensor | None) -> Tensor:
         """The bit patterns of the scores; see the top of the module."""

@@ -81,7 +81,7 @@ class MaskSchedule:
 
 
 class PlateauState(TypedDict):
-    """Where a plateau schedule is: its stage, the least divergence there, and updates since without a gain."""
+    """Where a plateau schedule is: its stage, the least divergence in it, the updates since."""
 
     stage: int
     least: float | None
@@ -96,10 +96,10 @@ class PlateauSchedule:
     ``min_improvement``, the next stage begins. There only its own divergences count: with more weights the
     teacher is further away.
 
-    The caller masks at :attr:`ratio`, trains, measures the divergence on held-out questions at that ratio now
-    and then, gives it to :meth:`update`, and masks anew if that returns True. Who resumes a run saves
-    :meth:`state_dict` with the student. As the stage depends on training, responses of all ratios must be at
-    hand beforehand, and the examples of a run cannot be fixed before it as they are for :class:`MaskSchedule`.
+    The caller masks at :attr:`ratio` and trains; now and then it measures the divergence at that ratio on
+    held-out questions, gives it to :meth:`update`, and masks anew if that returns True. To resume a run it
+    saves :meth:`state_dict` with the student. The stages depend on the training, so the responses of every
+    ratio must be at hand, and the examples of a run cannot be fixed before it, as :class:`MaskSchedule` lets.
 
     Args:
         r_max: as for :class:`MaskSchedule`.
