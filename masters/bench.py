@@ -1,7 +1,8 @@
 """Ratios of the fast paths to the plain ones, each pair timed in turn in one run: what ``make bench`` prints.
 
 A ratio says how many times faster the fast path is; the spread is the smallest and the largest of the
-repetitions. Absolute times depend on the machine and are not shown as results.
+repetitions. Absolute times depend on the machine and are not shown as results. For the mask, which has no
+plain path, the ratio is the other way round: how many copies of the weights could be made meanwhile.
 """
 
 import time
@@ -13,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from masters.divergence import jsd
+from masters.masking import TeacherMask
 from masters.models import build, build_processor
 from masters.packing import pack, response_logits
 from masters.questions import Questions, load_questions
@@ -24,6 +26,7 @@ REPETITIONS = 5
 GROUP = 8
 QUESTIONS = 16  # of a training step
 ASKED = 64  # of a batch of generation
+MASKED = 2**27  # weights
 
 
 def main() -> None:
@@ -47,6 +50,43 @@ def main() -> None:
         ratios = _ratios(fast, plain)
         table.add_row(name, f"{np.median(ratios):.1f}", f"{min(ratios):.1f}", f"{max(ratios):.1f}")
     Console().print(table)
+    masks = Table(title="the time of one copy of the weights is 1", title_justify="left")
+    for column in ("what", "times longer", "smallest", "largest"):
+        masks.add_column(column, justify="left" if column == "what" else "right")
+    for dtype in (torch.bfloat16, torch.float32):
+        ratios = mask_ratios(dtype, MASKED)
+        name = f"mask set-up at r = 0.2 against one copy of the weights, {str(dtype).removeprefix('torch.')}"
+        masks.add_row(name, f"{np.median(ratios):.1f}", f"{min(ratios):.1f}", f"{max(ratios):.1f}")
+    Console().print(masks)
+
+
+def mask_ratios(dtype: torch.dtype, weights: int) -> list[float]:
+    """How many times longer it takes to mask at r = 0.2 than to copy the weights, for each repetition.
+
+    Args:
+        dtype: that of the weights, which are normal.
+        weights: how many there are, in layers of 4096 x 4096; rounded down to whole layers.
+    """
+    layers = torch.nn.Sequential()
+    for _ in range(weights // 4096**2):
+        layer = torch.nn.Linear(4096, 4096, bias=False, dtype=dtype, device="meta").to_empty(device="cpu")
+        torch.nn.init.normal_(layer.weight, std=0.02)
+        layers.append(layer)
+
+    ratios = []
+    for repetition in range(REPETITIONS + 1):
+        mask = TeacherMask(layers)
+        start = time.perf_counter()
+        copies = [parameter.detach().clone() for parameter in layers.parameters()]
+        middle = time.perf_counter()
+        del copies
+        again = time.perf_counter()
+        mask.apply(0.2)
+        end = time.perf_counter()
+        mask.restore()
+        if repetition > 0:  # the first one warms up
+            ratios.append((end - again) / (middle - start))
+    return ratios
 
 
 def _ratios(fast: Callable[[], object], plain: Callable[[], object]) -> list[float]:

@@ -186,7 +186,7 @@ class TeacherMask:
                 at = places(taken)
                 values = _raw(block).index_select(0, at)
                 if (layer.name, start) in self._removed:
-                    held, before = self._held(layer, block, start)
+                    held, _, before = self._held(layer, block, start)
                     values.index_copy_(0, places(held.index_select(0, at)), _raw(before))
                 self._keep(layer, start, values.view(block.dtype), taken if zeros_stay else None)
                 # Faster than to write zeros at the indices.
@@ -198,18 +198,13 @@ class TeacherMask:
         with layer.flat() as flat:
             for start, end in blocks(flat, layer.width):
                 block = flat[start:end]
-                held, values = self._held(layer, block, start)
-                at, values = places(held), _raw(values)
-                stay = cut.taken(self._keys(layer, values.view(block.dtype), start, at))
-                stays, back = places(stay), places(~stay)
-                back_at = at.index_select(0, back)
-                _raw(block).index_copy_(0, back_at, values.index_select(0, back))
-                self._keep(
-                    layer,
-                    start,
-                    values.index_select(0, stays).view(block.dtype),
-                    held.index_fill_(0, back_at, False) if zeros_stay else None,
-                )
+                held, at, values = self._held(layer, block, start)
+                stay = cut.taken(self._keys(layer, values, start, at))
+                values, back = _raw(values), places(~stay)
+                at = at.index_select(0, back)
+                _raw(block).index_copy_(0, at, values.index_select(0, back))
+                values = values.index_select(0, places(stay)).view(block.dtype)
+                self._keep(layer, start, values, held.index_fill_(0, at, False) if zeros_stay else None)
 
     @torch.no_grad()
     def restore(self) -> None:
@@ -224,8 +219,8 @@ class TeacherMask:
                 for start, end in blocks(flat, layer.width):
                     if (layer.name, start) not in self._removed:
                         continue  # an interrupted apply had not come to this block
-                    held, values = self._held(layer, flat[start:end], start)
-                    _raw(flat[start:end]).index_copy_(0, places(held), _raw(values))
+                    _, at, values = self._held(layer, flat[start:end], start)
+                    _raw(flat[start:end]).index_copy_(0, at, _raw(values))
                     del self._removed[layer.name, start]
                     self._bits.pop((layer.name, start), None)
         self.ratio = 0.0
@@ -248,8 +243,7 @@ class TeacherMask:
         for start, end in blocks(flat, layer.width):
             values, at = self._removed[layer.name, start], None
             if self._criterion.positional:
-                held, values = self._held(layer, flat[start:end], start)
-                at = places(held)
+                _, at, values = self._held(layer, flat[start:end], start)
             yield self._keys(layer, values, start, at)
 
     def _keys(self, layer: Layer, values: Tensor, start: int, within: Tensor | None) -> Tensor:
@@ -278,20 +272,21 @@ class TeacherMask:
         else:
             self._bits.pop((layer.name, start), None)
 
-    def _held(self, layer: Layer, block: Tensor, start: int) -> tuple[Tensor, Tensor]:
-        """What was removed from a block: where, as a bool for each of its weights, and the values."""
+    def _held(self, layer: Layer, block: Tensor, start: int) -> tuple[Tensor, Tensor, Tensor]:
+        """What was removed from a block: where, as a bool a weight and as indices, and the values."""
         values, bits = self._removed[layer.name, start], self._bits.get((layer.name, start))
         fits = block.dtype == values.dtype
         if fits:
-            held = zero = equal_to(magnitude_keys(block), 0)
+            held = zero = equal_to(_raw(block), 0)  # what was removed is +0
             if bits is not None:
                 held = _unpack(bits.to(block.device), len(block))
-            fits = int(held.count_nonzero()) == len(values) and (bits is None or not (held & ~zero).any())
+            at = places(held)
+            fits = len(at) == len(values) and (bits is None or not (held & ~zero).any())
         if not fits:
             raise ValueError(
                 f"{layer.name} changed while it was masked and cannot be restored: reload the teacher"
             )
-        return held, values.to(block.device)
+        return held, at, values.to(block.device)
 
     def __enter__(self) -> Self:
         return self

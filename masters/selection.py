@@ -86,9 +86,11 @@ class Cut:
         taken = _compare(torch.le, keys, self.threshold if self.ties else self.threshold - 1)
         if self.ties == 0:
             return taken
-        equal = places(equal_to(keys, self.threshold))
-        taken[equal[self.ties :]] = False
-        self.ties -= min(self.ties, len(equal))
+        equal = equal_to(keys, self.threshold)
+        number = _count(equal)
+        if number > self.ties:
+            taken[places(equal)[self.ties :]] = False
+        self.ties -= min(self.ties, number)
         return taken
 
 
@@ -179,6 +181,12 @@ def _share(parts: Sequence[Keys], threshold: int, ties: int, group: dist.Process
 def equal_to(keys: Tensor, value: int) -> Tensor:
     """Which keys equal a value."""
     return _compare(torch.eq, keys, value)
+
+
+def _count(mask: Tensor) -> int:
+    if mask.device.type == "cpu":  # by NumPy, as in places: 10 times faster
+        return int(np.count_nonzero(mask.numpy()))
+    return int(mask.count_nonzero())
 
 
 def _compare(operation: Callable[..., Tensor], keys: Tensor, value: int) -> Tensor:
