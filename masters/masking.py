@@ -11,14 +11,24 @@ Departures from the paper:
     * The paper does not say which modules are masked. Here: the weight of every linear layer; never
       embeddings, norms, biases, or an output head that shares its storage with an embedding.
     * The paper stores M masked checkpoints; here one teacher is masked and restored in memory.
+    * Beside the paper's magnitudes within a layer there are other criteria (:mod:`masters.criteria`) and
+      other scopes: one threshold for the whole model, or one for each row.
 """
 
 import math
-import re
-from typing import Self
+from collections.abc import Iterator, Sequence
+from functools import partial, reduce
+from typing import Self, get_args
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+
+from masters.criteria import Activation, Criterion, Magnitude, Scope
+from masters.layers import Layer, linear_layers, reshard
+from masters.selection import Cut, RowCut, blocks, cuts, equal_to, has_nan, magnitude_keys, places
+
+_RAW = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def magnitude_mask(weight: Tensor, ratio: float) -> Tensor:
@@ -39,23 +49,16 @@ def magnitude_mask(weight: Tensor, ratio: float) -> Tensor:
         ValueError: the ratio is outside [0, 1] or NaN; the weight is not floating or contains NaN.
     """
     _check_ratio(ratio)
-    if not weight.is_floating_point():
-        raise ValueError(f"cannot mask a weight of type {weight.dtype}: load the model in a floating type")
-    magnitude = weight.detach().contiguous().flatten()
-    # torch has no selection for the 8-bit formats; each of their values is exact in float32.
-    magnitude = (magnitude.float() if magnitude.element_size() == 1 else magnitude).abs()
-    if magnitude.isnan().any():
-        raise ValueError("cannot mask a weight that contains NaN: is the checkpoint damaged?")
-    remove = math.floor(ratio * magnitude.numel())
-    if remove == 0:
-        return torch.ones_like(weight, dtype=torch.bool)
-    # Selection, not a sort; and not torch.quantile, which refuses more than 2**24 entries.
-    threshold = magnitude.kthvalue(remove).values
-    keep = magnitude > threshold
-    surplus = magnitude.numel() - remove - int(keep.sum())
-    if surplus:
-        ties = (magnitude == threshold).nonzero().squeeze(1)
-        keep[ties[len(ties) - surplus :]] = True
+    flat = weight.detach().reshape(-1)
+    _check_weight(flat)
+    keep = torch.ones_like(flat, dtype=torch.bool)
+
+    def keys() -> Iterator[Tensor]:
+        return (magnitude_keys(flat[start:end]) for start, end in blocks(flat))
+
+    (cut,) = cuts([keys], math.floor(ratio * len(flat)))
+    for (start, end), block in zip(blocks(flat), keys(), strict=True):
+        torch.logical_not(cut.taken(block), out=keep[start:end])
     return keep.view(weight.shape)
 
 
@@ -63,7 +66,10 @@ class TeacherMask:
     """Masks a model's linear layers in place, at one ratio after the other, and gives everything back.
 
     Outside the model it keeps the removed values only, ``floor(ratio * n)`` of each weight. Where they belong
-    needs no record: weights that were 0 before go first, so after masking the zeros are the places.
+    needs no record as long as they are the only zeros, which holds for magnitudes: weights that were 0 before
+    go first. Where zeros may stay, one bit a weight tells.
+
+    From one ratio to the next it changes only the weights between them, with the result of a fresh mask.
 
     As a context manager it restores on exit, whatever happened inside::
 
@@ -72,56 +78,133 @@ class TeacherMask:
                 mask.apply(ratio)
                 ...
 
+    A teacher sharded by FSDP2 (``fully_shard``) is masked in its shards as the whole one would be; every
+    process must then make the same calls.
+
     Args:
         model: the teacher; its weights must not change by other means while a mask is applied.
         include: regular expression searched in module names, such as "language_model"; default: all.
         exclude: regular expression of module names to leave alone, such as "vision_tower".
+        criterion: by what weights are judged; the paper's is their magnitude.
+        scope: which weights share a threshold: those of a "row" (which feed one output), a "layer", or all
+            that are masked ("global"); default: the criterion's own, for the paper's the layer.
 
     Attributes:
         ratio: the ratio applied now, 0.0 for the untouched teacher.
 
     Raises:
-        ValueError: a pattern is no regular expression, or no linear layer is left to mask.
+        ValueError: a pattern is no regular expression, or no linear layer is left to mask; an unknown
+            scope; a criterion that does not fit the model; shards that cannot be masked.
     """
 
-    def __init__(self, model: nn.Module, include: str | None = None, exclude: str | None = None) -> None:
-        self._weights = _linear_weights(model, include, exclude)
-        self._removed: dict[str, Tensor] = {}
+    def __init__(
+        self,
+        model: nn.Module,
+        include: str | None = None,
+        exclude: str | None = None,
+        *,
+        criterion: Criterion = Magnitude(),  # noqa: B008, it is frozen
+        scope: Scope | None = None,
+    ) -> None:
+        self._model = model
+        self._layers = linear_layers(model, include, exclude)
+        self._criterion = criterion
+        self._scope = criterion.scope if scope is None else scope
+        if self._scope not in get_args(Scope):
+            raise ValueError(f"scope is {scope!r}: choose from {', '.join(get_args(Scope))}")
+        if self._scope == "global" and len({layer.group for layer in self._layers}) > 1:
+            raise ValueError("a global threshold needs all layers sharded over the same processes, or none")
+        if isinstance(criterion, Activation):
+            criterion.check(self._layers)
+        # In which magnitudes of different layers can be compared; torch does not promote 8-bit formats.
+        dtypes = {
+            layer.weight.dtype if layer.weight.element_size() > 1 else torch.bfloat16
+            for layer in self._layers
+        }
+        self._common = reduce(torch.promote_types, dtypes)
+        # By layer and block: a block and what is held of it change together, so that an interruption at any
+        # block leaves something that can be restored.
+        self._removed: dict[tuple[str, int], Tensor] = {}
+        self._bits: dict[tuple[str, int], Tensor] = {}
         self.ratio = 0.0
 
     @property
     def names(self) -> tuple[str, ...]:
         """The names of the masked parameters, in the model's order."""
-        return tuple(self._weights)
+        return tuple(layer.name for layer in self._layers)
 
     @torch.no_grad()
     def apply(self, ratio: float) -> Self:
-        """Mask at a ratio, from the pristine weights whatever was applied before; returns the mask itself.
+        """Mask at a ratio, whatever was applied before, as if from the pristine weights; returns the mask.
 
         Raises:
             ValueError: the ratio is outside [0, 1], or a weight contains NaN or is not floating; the teacher
-                is left without a mask.
+                is left without a mask. Or a weight was changed by other means while it was masked.
         """
         _check_ratio(ratio)
-        self.restore()
-        self.ratio = float(ratio)
         try:
-            for name, weight in self._weights.items():
-                self._mask(name, weight)
-        except BaseException as error:
+            reshard(self._model)
+            for layers in [self._layers] if self._scope == "global" else [[layer] for layer in self._layers]:
+                self._change(layers, float(ratio))
+        except BaseException:
             self.restore()
-            if isinstance(error, ValueError):
-                raise ValueError(f"{name}: {error}") from None
             raise
+        self.ratio = float(ratio)
         return self
 
-    def _mask(self, name: str, weight: nn.Parameter) -> None:
-        removed = ~magnitude_mask(weight, self.ratio)
-        count = int(removed.sum())
-        # Where there are more zeros than weights to remove, masking changes no value: nothing to do or undo.
-        if count and int((weight == 0).sum()) <= count:
-            self._removed[name] = weight[removed]
-            weight[removed] = 0
+    def _change(self, layers: list[Layer], ratio: float) -> None:
+        """Go from the ratio that is applied to another one, in layers that share a threshold."""
+        total = layers[0].width if self._scope == "row" else sum(layer.size for layer in layers)
+        old, new = math.floor(self.ratio * total), math.floor(ratio * total)
+        if old == 0:
+            for layer in layers:
+                try:
+                    _check_weight(layer.local().reshape(-1), layer.group)
+                except ValueError as error:
+                    raise ValueError(f"{layer.name}: {error}") from None
+        if new == old:
+            return
+        keys = self._kept_keys if new > old else self._removed_keys
+        chosen: Sequence[Cut | RowCut]
+        if self._scope == "row":
+            chosen = [RowCut(new, total if new > old else old)]
+        else:
+            chosen = cuts([partial(keys, layer) for layer in layers], new, layers[0].group)
+        for layer, cut in zip(layers, chosen, strict=True):
+            if new > old:
+                self._grow(layer, cut)
+            else:
+                self._shrink(layer, cut)
+
+    def _grow(self, layer: Layer, cut: Cut | RowCut) -> None:
+        """Remove what a cut takes of all weights, among it all that is removed already."""
+        zeros_stay = self._zeros_stay(cut, 1 if (layer.name, 0) in self._bits else 0)
+        with layer.flat() as flat:
+            for start, end in blocks(flat, layer.width):
+                block = flat[start:end]
+                taken = cut.taken(self._growing(layer, block, start))
+                at = places(taken)
+                values = _raw(block).index_select(0, at)
+                if (layer.name, start) in self._removed:
+                    held, _, before = self._held(layer, block, start)
+                    values.index_copy_(0, places(held.index_select(0, at)), _raw(before))
+                self._keep(layer, start, values.view(block.dtype), taken if zeros_stay else None)
+                # Faster than to write zeros at the indices.
+                _raw(block).bitwise_and_(taken.to(values.dtype) - 1)
+
+    def _shrink(self, layer: Layer, cut: Cut | RowCut) -> None:
+        """Give back what a cut does not take of the removed weights."""
+        zeros_stay = self._zeros_stay(cut, 0)
+        with layer.flat() as flat:
+            for start, end in blocks(flat, layer.width):
+                block = flat[start:end]
+                held, at, values = self._held(layer, block, start)
+                stay = cut.taken(self._keys(layer, values, start, at))
+                values, back = _raw(values), places(~stay)
+                at = at.index_select(0, back)
+                _raw(block).index_copy_(0, at, values.index_select(0, back))
+                values = values.index_select(0, places(stay)).view(block.dtype)
+                self._keep(layer, start, values, held.index_fill_(0, at, False) if zeros_stay else None)
 
     @torch.no_grad()
     def restore(self) -> None:
@@ -130,20 +213,80 @@ class TeacherMask:
         Raises:
             ValueError: a weight was changed by other means while it was masked.
         """
-        for name in list(self._removed):
-            weight, values = self._weights[name], self._removed[name]
-            places = weight == 0
-            if weight.dtype != values.dtype or int(places.sum()) != values.numel():
-                raise ValueError(
-                    f"{name} changed while it was masked and cannot be restored: reload the teacher"
-                )
-            weight[places] = values.to(weight.device)
-            del self._removed[name]
+        reshard(self._model)
+        for layer in self._layers:
+            with layer.flat() as flat:
+                for start, end in blocks(flat, layer.width):
+                    if (layer.name, start) not in self._removed:
+                        continue  # an interrupted apply had not come to this block
+                    _, at, values = self._held(layer, flat[start:end], start)
+                    _raw(flat[start:end]).index_copy_(0, at, _raw(values))
+                    del self._removed[layer.name, start]
+                    self._bits.pop((layer.name, start), None)
         self.ratio = 0.0
 
     def extra_bytes(self) -> int:
-        """Bytes held outside the model now: at ratio r at most r times the bytes of the masked weights."""
-        return sum(values.nbytes for values in self._removed.values())
+        """Bytes held outside the model now, in this process.
+
+        At ratio r at most r times the bytes of the masked weights; and one bit a weight where zeros may stay:
+        with another criterion than magnitude, in scope "row", or with more zeros than weights to remove.
+        """
+        return sum(held.nbytes for group in (self._removed, self._bits) for held in group.values())
+
+    def _kept_keys(self, layer: Layer) -> Iterator[Tensor]:
+        flat = layer.local().reshape(-1)
+        for start, end in blocks(flat, layer.width):
+            yield self._growing(layer, flat[start:end], start)
+
+    def _removed_keys(self, layer: Layer) -> Iterator[Tensor]:
+        flat = layer.local().reshape(-1)
+        for start, end in blocks(flat, layer.width):
+            values, at = self._removed[layer.name, start], None
+            if self._criterion.positional:
+                _, at, values = self._held(layer, flat[start:end], start)
+            yield self._keys(layer, values, start, at)
+
+    def _keys(self, layer: Layer, values: Tensor, start: int, within: Tensor | None) -> Tensor:
+        if self._scope == "global" and isinstance(self._criterion, Magnitude):
+            values = values.to(self._common)
+        return self._criterion.keys(layer.name, values, layer.first + start, within)
+
+    def _growing(self, layer: Layer, block: Tensor, start: int) -> Tensor:
+        """Keys of a block in which what is removed already comes first."""
+        keys = self._keys(layer, block, start, None)
+        bits = self._bits.get((layer.name, start))
+        if bits is not None:  # without bits what is removed, and nothing else, is zero, which comes first
+            keys = (keys + 1).masked_fill_(_unpack(bits.to(block.device), len(block)), 0)
+        return keys
+
+    def _zeros_stay(self, cut: Cut | RowCut, lowest: int) -> bool:
+        """Whether a zero may be among the weights that a cut leaves; its key would be the lowest one."""
+        return not (
+            isinstance(self._criterion, Magnitude) and isinstance(cut, Cut) and cut.threshold > lowest
+        )
+
+    def _keep(self, layer: Layer, start: int, values: Tensor, mask: Tensor | None) -> None:
+        self._removed[layer.name, start] = values
+        if mask is not None:
+            self._bits[layer.name, start] = _pack(mask)
+        else:
+            self._bits.pop((layer.name, start), None)
+
+    def _held(self, layer: Layer, block: Tensor, start: int) -> tuple[Tensor, Tensor, Tensor]:
+        """What was removed from a block: where, as a bool a weight and as indices, and the values."""
+        values, bits = self._removed[layer.name, start], self._bits.get((layer.name, start))
+        fits = block.dtype == values.dtype
+        if fits:
+            held = zero = equal_to(_raw(block), 0)  # what was removed is +0
+            if bits is not None:
+                held = _unpack(bits.to(block.device), len(block))
+            at = places(held)
+            fits = len(at) == len(values) and (bits is None or not (held & ~zero).any())
+        if not fits:
+            raise ValueError(
+                f"{layer.name} changed while it was masked and cannot be restored: reload the teacher"
+            )
+        return held, at, values.to(block.device)
 
     def __enter__(self) -> Self:
         return self
@@ -157,29 +300,29 @@ def _check_ratio(ratio: float) -> None:
         raise ValueError(f"the mask ratio is {ratio}: give a number in [0, 1]")
 
 
-def _linear_weights(model: nn.Module, include: str | None, exclude: str | None) -> dict[str, nn.Parameter]:
-    try:
-        wanted, unwanted = re.compile(include or ""), re.compile(exclude) if exclude else None
-    except re.error as error:
-        raise ValueError(
-            f"include={include!r}, exclude={exclude!r}: no regular expression, {error}"
-        ) from None
-    # Not to be masked, or not again: embeddings, and layers already seen, as two may share one weight.
-    taken = [_memory(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)]
-    weights: dict[str, nn.Parameter] = {}
-    for name, module in model.named_modules():
-        if not isinstance(module, nn.Linear) or not isinstance(module.weight, nn.Parameter):
-            continue  # a weight that is computed (parametrised) would not remember a mask
-        chosen = wanted.search(name) and not (unwanted and unwanted.search(name))
-        start, end = _memory(module.weight)
-        if chosen and not any(start < other_end and other_start < end for other_start, other_end in taken):
-            taken.append((start, end))
-            weights[f"{name}.weight" if name else "weight"] = module.weight
-    if not weights:
-        raise ValueError(f"nothing to mask: no linear layer matches include={include!r}, exclude={exclude!r}")
-    return weights
+def _check_weight(flat: Tensor, group: dist.ProcessGroup | None = None) -> None:
+    if not flat.is_floating_point():
+        raise ValueError(f"cannot mask a weight of type {flat.dtype}: load the model in a floating type")
+    damaged = any(has_nan(flat[start:end]) for start, end in blocks(flat))
+    if group is not None:  # all processes refuse a weight, or none: the others would wait for ever
+        total = torch.tensor(int(damaged), device=flat.device)
+        dist.all_reduce(total, group=group)
+        damaged = bool(total)
+    if damaged:
+        raise ValueError("cannot mask a weight that contains NaN: is the checkpoint damaged?")
 
 
-def _memory(weight: Tensor) -> tuple[int, int]:
-    # Not the whole storage: weights read from one file may be parts of one large storage.
-    return weight.data_ptr(), weight.data_ptr() + weight.nbytes
+def _raw(values: Tensor) -> Tensor:
+    # As integers, which every operation takes, in a type for each width: some have none for 8-bit floats.
+    return values.view(_RAW[values.element_size()])
+
+
+def _pack(mask: Tensor) -> Tensor:
+    """Eight bools a byte, the last byte filled up."""
+    octets = nn.functional.pad(mask.to(torch.uint8), (0, -len(mask) % 8)).view(-1, 8)
+    return (octets << torch.arange(8, dtype=torch.uint8, device=mask.device)).sum(1, dtype=torch.uint8)
+
+
+def _unpack(bits: Tensor, length: int) -> Tensor:
+    octets = bits.unsqueeze(1) >> torch.arange(8, dtype=torch.uint8, device=bits.device) & 1
+    return octets.bool().flatten()[:length]

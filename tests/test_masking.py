@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
+from masters import masking, selection
+from masters.criteria import Activation, Criterion, Magnitude, Random, Scope
 from masters.masking import TeacherMask, magnitude_mask
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn]
@@ -251,3 +253,196 @@ def test_a_masked_teacher_needs_no_gradient_mode_and_keeps_its_parameters() -> N
         assert [id(parameter) for parameter in model.parameters()] == identities
         model.text(torch.randn(2, 6)).sum().backward()
     assert model.text[0].weight.grad is not None
+
+
+def test_more_weights_than_torch_quantile_takes() -> None:
+    weight = torch.arange(2**24 + 3, dtype=torch.int32).remainder_(1000).to(torch.bfloat16)
+    with pytest.raises(RuntimeError, match="too large"):
+        weight.float().quantile(0.5)
+    keep = magnitude_mask(weight, 0.25)
+    assert int((~keep).sum()) == (2**24 + 3) // 4
+    threshold = weight[~keep].max()
+    assert weight[keep].min() == threshold == 249  # some of this value go, some stay
+    ties = keep[weight == threshold].int()
+    assert torch.equal(ties, ties.sort().values)  # the first ones went
+
+
+def activation() -> Activation:
+    torch.manual_seed(9)
+    norms = {"vision.1.weight": torch.rand(5), "text.0.weight": torch.rand(6)}
+    norms |= {"text.2.weight": torch.rand(13), "head.weight": torch.tensor([0.0, 0.0, 1.0, 2.0, 3.0, 4.0])}
+    return Activation(norms)
+
+
+WAYS: list[tuple[Criterion, Scope | None]] = [
+    (Magnitude(), None), (Magnitude(), "row"), (Magnitude(), "global"), (Random(3), None), (Random(3), "row"),
+    (Random(3), "global"), (activation(), None), (activation(), "layer"), (activation(), "global"),
+]  # fmt: skip
+
+
+def raw(model: nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().view(torch.uint8).clone() for name, value in model.named_parameters()}
+
+
+@pytest.mark.parametrize("way", WAYS, ids=[f"{type(judge).__name__}-{scope}" for judge, scope in WAYS])
+@pytest.mark.parametrize("spoil", [spoil_nothing, spoil_mostly_zeros, spoil_equal])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float8_e5m2])
+def test_from_any_ratio_to_any_other_as_a_fresh_mask(
+    way: tuple[Criterion, Scope | None],
+    spoil: Callable[[Tensor], None],
+    dtype: torch.dtype,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(selection, "_CPU_BLOCK", 25)  # several blocks in a layer
+    model = toy()
+    with torch.no_grad():
+        for name in TeacherMask(model).names:
+            spoil(model.get_parameter(name))
+    model.to(dtype)
+    pristine, fresh = raw(model), {}
+    mask = TeacherMask(model, criterion=way[0], scope=way[1])
+    weights = sum(model.get_parameter(name).numel() for name in mask.names)
+    for ratio in (0.0, 0.05, 0.2, 0.5, 1.0):
+        fresh[ratio] = raw(model) if ratio == 0 else raw_of_fresh(model, way, ratio)
+    for ratio in (0.2, 0.05, 0.5, 0.2, 1.0, 0.5, 0.0, 1.0, 0.05, 0.05):
+        mask.apply(ratio)
+        after = raw(model)
+        assert all(torch.equal(after[name], fresh[ratio][name]) for name in after)
+        bits = sum(-(-model.get_parameter(name).numel() // 8) for name in mask.names)
+        blocks = weights // 5  # a block's last byte may be filled up, and a row may be a block
+        assert mask.extra_bytes() <= ratio * weights * dtype.itemsize + bits + blocks
+    mask.restore()
+    after = raw(model)
+    assert all(torch.equal(after[name], pristine[name]) for name in after)
+    assert mask.extra_bytes() == 0
+
+
+def raw_of_fresh(model: nn.Module, way: tuple[Criterion, Scope | None], ratio: float) -> dict[str, Tensor]:
+    with TeacherMask(model, criterion=way[0], scope=way[1]).apply(ratio):
+        return raw(model)
+
+
+def test_a_smaller_ratio_looks_at_the_removed_weights_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    keys = Magnitude.keys
+
+    def count(self: Magnitude, name: str, values: Tensor, *rest: object) -> Tensor:
+        seen.append(len(values))
+        return keys(self, name, values, *rest)
+
+    layer = nn.Linear(100, 100)
+    mask = TeacherMask(layer).apply(0.2)
+    monkeypatch.setattr(Magnitude, "keys", count)
+    monkeypatch.setattr(mask, "restore", None)
+    kept = layer.weight.detach().clone()
+    mask.apply(0.15)
+    assert set(seen) == {2000}
+    assert int((layer.weight != kept).sum()) == 500 and not kept[layer.weight != kept].any()
+
+
+@pytest.mark.parametrize("way", [WAYS[0], WAYS[2], WAYS[6]], ids=["magnitude", "global", "activation"])
+@pytest.mark.parametrize("steps", [(0.3,), (0.3, 0.6), (0.6, 0.3)])
+def test_an_interruption_anywhere_leaves_the_teacher_as_it_was(
+    way: tuple[Criterion, Scope | None], steps: tuple[float, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(selection, "_CPU_BLOCK", 25)
+    model = toy()
+    before = bits(model)
+    calls = 0
+
+    def interrupted(values: Tensor) -> Tensor:
+        nonlocal calls
+        calls -= 1
+        if calls == 0:
+            raise KeyboardInterrupt
+        return selection.places(values)
+
+    monkeypatch.setattr(masking, "places", interrupted)
+    for calls_left in (1, 2, 5, 11, 20):
+        mask = TeacherMask(model, criterion=way[0], scope=way[1])
+        calls = 0
+        for ratio in steps[:-1]:
+            mask.apply(ratio)
+        calls = calls_left
+        try:
+            mask.apply(steps[-1])
+        except KeyboardInterrupt:
+            assert mask.ratio == 0.0 and bits(model) == before
+        calls = 0
+        mask.restore()
+        assert bits(model) == before
+
+
+def test_a_weight_that_changed_is_noticed_when_the_ratio_changes() -> None:
+    for way in WAYS:
+        model = toy()
+        mask = TeacherMask(model, criterion=way[0], scope=way[1]).apply(0.5)
+        with torch.no_grad():
+            model.text[0].weight.fill_(1.0)
+        with pytest.raises(ValueError, match=r"text\.0\.weight changed"):
+            mask.apply(0.2)
+
+
+def test_weights_that_stand_otherwise_in_memory_are_masked_too() -> None:
+    layer, other = nn.Linear(9, 8), nn.Linear(9, 8)
+    with torch.no_grad():
+        other.weight.copy_(layer.weight)
+        other.weight.data = other.weight.t().contiguous().t()
+    assert not other.weight.is_contiguous()
+    masks = TeacherMask(layer), TeacherMask(other)
+    pristine = layer.weight.detach().clone()
+    for ratio in (0.4, 0.2, 0.3):
+        for mask in masks:
+            mask.apply(ratio)
+        assert torch.equal(layer.weight, other.weight) and not torch.equal(layer.weight, pristine)
+    masks[1].restore()
+    assert torch.equal(other.weight, pristine)
+
+
+def test_a_global_threshold_against_torch_pruning() -> None:
+    model, other = toy(), toy()
+    mask = TeacherMask(model, scope="global").apply(0.3)
+    chosen = [(other.get_submodule(name.removesuffix(".weight")), "weight") for name in mask.names]
+    total = sum(layer.weight.numel() for layer, _ in chosen)
+    prune.global_unstructured(chosen, prune.L1Unstructured, amount=math.floor(0.3 * total))
+    for (layer, _), name in zip(chosen, mask.names, strict=True):
+        assert torch.equal(model.get_parameter(name), layer.weight)
+
+
+def test_a_global_threshold_breaks_layers_of_small_weights_and_the_paper_s_does_not() -> None:
+    torch.manual_seed(0)
+    small, large = nn.Linear(50, 20), nn.Linear(50, 80)
+    with torch.no_grad():
+        small.weight.mul_(1e-6)
+    model = nn.Sequential(small, large)
+    with TeacherMask(model, scope="global").apply(0.2):
+        assert not small.weight.any()
+    with TeacherMask(model).apply(0.2):
+        assert int((small.weight == 0).sum()) == 200 and int((large.weight == 0).sum()) == 800
+
+
+def test_a_global_threshold_compares_across_precisions() -> None:
+    layers = [nn.Linear(30, 20), nn.Linear(30, 20).bfloat16(), nn.Linear(30, 20).half()]
+    scores = torch.cat([layer.weight.detach().double().abs().flatten() for layer in layers])
+    model = nn.Sequential(*layers)
+    before = raw(model)
+    with TeacherMask(model, scope="global").apply(0.25):
+        gone = torch.cat([(layer.weight == 0).flatten() for layer in layers])
+        expected = torch.zeros(1800, dtype=torch.bool)
+        expected[scores.argsort(stable=True)[:450]] = True
+        assert torch.equal(gone, expected)
+    assert all(torch.equal(before[name], value) for name, value in raw(model).items())
+
+
+def test_a_row_s_threshold_is_that_of_a_layer_of_one_row() -> None:
+    model = toy()
+    rows = {name: model.get_parameter(name).detach().clone() for name in TeacherMask(model).names}
+    mask = TeacherMask(model, scope="row").apply(0.4)
+    for name in mask.names:
+        expected = torch.stack([row.where(magnitude_mask(row, 0.4), 0) for row in rows[name]])
+        assert torch.equal(model.get_parameter(name), expected)
+
+
+def test_unknown_scopes_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"'model'.*row, layer, global"):
+        TeacherMask(toy(), scope="model")  # type: ignore[arg-type]

@@ -1,9 +1,11 @@
+import json
 import math
 from fractions import Fraction
 
+import numpy as np
 import pytest
 
-from masters.schedule import MaskSchedule
+from masters.schedule import MaskSchedule, PlateauSchedule
 
 
 @pytest.mark.parametrize(
@@ -77,3 +79,68 @@ def test_iterations_outside_the_run_are_refused(iteration: int, iterations: int)
 def test_a_schedule_cannot_be_changed() -> None:
     with pytest.raises(AttributeError):
         MaskSchedule(0.2, 0.1).r_max = 0.3  # type: ignore[misc]
+
+
+def test_a_stage_ends_when_the_divergence_no_longer_falls() -> None:
+    schedule = PlateauSchedule(0.2, 0.1, patience=2, min_improvement=0.01)
+    assert schedule.ratios == MaskSchedule(0.2, 0.1).ratios and schedule.ratio == 0.2
+    assert [schedule.update(value) for value in (0.5, 0.4, 0.395, 0.38)] == [
+        False
+    ] * 4  # 0.38 is a gain again
+    assert [schedule.update(value) for value in (0.38, 0.375)] == [False, True]
+    assert schedule.ratio == 0.1
+    # Further from the stronger teacher than from the weaker: its own least value counts.
+    assert [schedule.update(value) for value in (0.6, 0.55, 0.56, 0.57)] == [False, False, False, True]
+    assert schedule.ratio == 0.0
+    assert not any(schedule.update(0.7) for _ in range(10)) and schedule.ratio == 0.0
+
+
+@pytest.mark.parametrize(("patience", "min_improvement"), [(1, 0.0), (3, 0.02), (5, 0.1)])
+def test_plateaus_against_a_search_over_the_whole_history(patience: int, min_improvement: float) -> None:
+    divergences = np.random.default_rng(0).random(200).tolist()
+    schedule = PlateauSchedule(0.4, 0.05, patience, min_improvement)
+    stage, start = 0, 0
+    for now in range(len(divergences)):
+        schedule.update(divergences[now])
+        gains = [start]  # the updates of this stage that brought a gain
+        for i in range(start + 1, now + 1):
+            if divergences[i] < divergences[gains[-1]] - min_improvement:
+                gains.append(i)
+        if now - gains[-1] >= patience and stage < 8:
+            stage, start = stage + 1, now + 1
+        assert schedule.ratio == MaskSchedule(0.4, 0.05).ratios[stage]
+    assert stage == 8
+
+
+def test_a_resumed_plateau_schedule_goes_on_as_the_other() -> None:
+    divergences = np.random.default_rng(1).random(60)
+    whole = PlateauSchedule(0.4, 0.05, 2, 0.01)
+    expected = [(whole.update(value), whole.ratio) for value in divergences]
+    for cut in (0, 1, 7, 23):
+        first, second = (PlateauSchedule(0.4, 0.05, 2, 0.01) for _ in range(2))
+        seen = [(first.update(value), first.ratio) for value in divergences[:cut]]
+        second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+        seen += [(second.update(value), second.ratio) for value in divergences[cut:]]
+        assert seen == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ((0.3, 0.2, 1, 0.0), "step"), ((1.5, 0.1, 1, 0.0), "r_max"), ((0.2, 0.1, 0, 0.0), "patience"),
+        ((0.2, 0.1, 1, -0.1), "min_improvement"), ((0.2, 0.1, 1, math.nan), "min_improvement"),
+    ],
+)  # fmt: skip
+def test_bad_plateau_schedules_are_refused(arguments: tuple[float, float, int, float], named: str) -> None:
+    with pytest.raises(ValueError, match=named) as error:
+        PlateauSchedule(*arguments)
+    assert "\n" not in str(error.value)
+
+
+def test_bad_divergences_and_states_are_refused() -> None:
+    schedule = PlateauSchedule(0.2, 0.1, 1, 0.0)
+    with pytest.raises(ValueError, match="nan"):
+        schedule.update(math.nan)
+    with pytest.raises(ValueError, match="no stage 3 of 3"):
+        schedule.load_state_dict({"stage": 3, "least": None, "waited": 0})
+    assert schedule.state_dict() == {"stage": 0, "least": None, "waited": 0}
