@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, SequentialSampler
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
+from masters import distributed
 from masters.masking import TeacherMask
 from masters.objective import cross_entropy, masters_loss
 from masters.packing import PackedBatch, pack, response_logits
@@ -145,15 +146,18 @@ def train(
         One row a logged step: step, loss, learning_rate, grad_norm and the parts of the loss.
 
     Raises:
-        ValueError: the number of examples is not steps times batch.
+        ValueError: the number of examples is not steps times batch, or the batch cannot be shared evenly.
         FloatingPointError: the loss is no longer finite.
     """
     if len(examples) != budget.steps * budget.batch:
         raise ValueError(f"{name}: {len(examples)} examples for {budget.steps} steps of {budget.batch}")
+    world = distributed.world_size()
+    if budget.batch % world:
+        raise ValueError(f"{name}: a batch of {budget.batch} questions cannot be shared by {world} processes")
     arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=budget.steps,
-        per_device_train_batch_size=budget.batch,
+        per_device_train_batch_size=budget.batch // world,
         learning_rate=budget.learning_rate,
         lr_scheduler_type=budget.schedule,
         warmup_steps=max(1, budget.steps // 50) if budget.schedule == "linear" else 0,
@@ -170,8 +174,9 @@ def train(
         report_to=[],
         disable_tqdm=True,
         remove_unused_columns=False,
-        use_cpu=device == "cpu",
+        use_cpu=device == "cpu" or distributed.needs_cpu(),
         dataloader_pin_memory=False,
+        ddp_find_unused_parameters=True,  # a vision tower has layers whose output nobody reads
     )
     trainer = MastersTrainer(
         model=model,
@@ -181,18 +186,21 @@ def train(
         objective=objective,
         callbacks=[_Watch(name)],
     )
+    distributed.check_launched(trainer.accelerator.num_processes, trainer.accelerator.distributed_type.name)
     trainer.remove_callback(PrinterCallback)
     _quiet = logging.getLogger("transformers.trainer")
     level = _quiet.level
     _quiet.setLevel(logging.ERROR)
     try:
-        trainer.train(resume_from_checkpoint=last_checkpoint(folder))
+        trainer.train(resume_from_checkpoint=distributed.from_main(lambda: last_checkpoint(folder)))
     finally:
         _quiet.setLevel(level)
         for mask in objective.masks:
             mask.restore()
     model.eval()
-    shutil.rmtree(folder, ignore_errors=True)
+    if distributed.rank() == 0:
+        shutil.rmtree(folder, ignore_errors=True)
+    distributed.wait()
     rows = [row for row in trainer.state.log_history if "loss" in row]
     return pd.DataFrame(rows).drop(columns=["epoch"], errors="ignore")
 
@@ -211,6 +219,7 @@ class MastersTrainer(Trainer):
     """``transformers.Trainer`` on packed questions with their responses, logging every part of the loss."""
 
     objective: Objective
+    loss_is_scaled_for_ga = True  # by its share of the global batch, in compute_loss
 
     def __init__(self, *args: Any, objective: Objective, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -222,6 +231,9 @@ class MastersTrainer(Trainer):
         return SequentialSampler(chosen)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if self.is_fsdp_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
         # A saved model's names of weights may differ from those in memory. The Trainer's own method loads
         # what it finds under the names in memory, and passes over the rest; from_pretrained translates.
         model = self.model if model is None else model
@@ -231,8 +243,27 @@ class MastersTrainer(Trainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Cross-entropy on labels, or Eq. 11 on cached responses."""
+        """The loss of these questions, times their share of the global batch (:mod:`masters.distributed`)."""
         batch: PackedBatch = inputs["batch"].to(self.args.device)
+        inner = self.accelerator.unwrap_model(model)
+        loss = distributed.inside_forward(model, inner, lambda batch: self._loss(inner, inputs, batch), batch)
+        if num_items_in_batch is not None:
+            loss = loss * (self._weight(inputs) * self.accelerator.num_processes / float(num_items_in_batch))
+        return (loss, {}) if return_outputs else loss
+
+    def _weight(self, inputs: dict[str, Any]) -> int:
+        """What the loss is a mean over: responses, or tokens where an objective averages over those."""
+        mask: Tensor = inputs["batch"].mask
+        by_token = (self.objective.options or {}).get("averaging") == "token"
+        return int(mask.sum() if by_token else mask.any(-1).sum())
+
+    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> Tensor:
+        """The same of the global batch: of all ranks, and all parts that a rank takes one after the other."""
+        own = sum(self._weight(inputs) for inputs in batch_samples)
+        return self.accelerator.reduce(torch.tensor(float(own), device=device), "sum")
+
+    def _loss(self, model: Any, inputs: dict[str, Any], batch: PackedBatch) -> Tensor:
+        """Cross-entropy on labels, or Eq. 11 on cached responses."""
         logits = response_logits(model, batch, self.objective.vocabulary)
         options = self.objective.options
         if options is None:
@@ -255,7 +286,7 @@ class MastersTrainer(Trainer):
                 f"({self.args.learning_rate:g}) or use the clipped ratio"
             )
         self._parts.append(parts)
-        return (loss, {}) if return_outputs else loss
+        return loss
 
     @torch.no_grad()
     def _teacher(self, inputs: dict[str, Any], batch: PackedBatch) -> Tensor:
@@ -265,18 +296,23 @@ class MastersTrainer(Trainer):
         index, ratio = inputs["stage"]
         if self.objective.masks[index].ratio != ratio:
             self.objective.masks[index].apply(ratio)
-        return response_logits(self.objective.teachers[index], batch, self.objective.vocabulary)
+        return self._logits(self.objective.teachers[index], batch)
 
     @torch.no_grad()
     def _reference(self, inputs: dict[str, Any], batch: PackedBatch) -> Tensor | None:
         if "reference" in inputs or self.objective.reference is None:
             return inputs.get("reference")
-        return response_logits(self.objective.reference, batch, self.objective.vocabulary)
+        return self._logits(self.objective.reference, batch)
+
+    def _logits(self, model: Any, batch: PackedBatch) -> Tensor:
+        """Of a model that may be sharded, and is not in the middle of its forward."""
+        vocabulary = self.objective.vocabulary
+        return distributed.inside_forward(model, model, lambda b: response_logits(model, b, vocabulary), batch)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the mean of each part of the loss since the last row."""
+        """Add the mean of each part of the loss since the last row, over all ranks."""
         if "loss" in logs and self._parts:
-            frame = pd.DataFrame(self._parts)
+            frame = pd.DataFrame([row for rows in distributed.gathered(self._parts) for row in rows])
             logs |= {str(name): float(frame[name].mean()) for name in frame if frame[name].notna().any()}
             self._parts = []
         super().log(logs, start_time)
@@ -330,7 +366,10 @@ class _Watch(TrainerCallback):
         self.name = name
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        report(f"training {self.name}", state.global_step, state.max_steps)
+        if distributed.rank() == 0:
+            report(f"training {self.name}", state.global_step, state.max_steps)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
+        distributed.wait()  # every rank has written its part
+        if distributed.rank() == 0:
+            (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
