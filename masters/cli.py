@@ -49,6 +49,26 @@ def plan(profile: ProfileName) -> None:
 
 
 @app.command()
+def train(
+    profile: ProfileName,
+    arm: Annotated[str, typer.Argument(help="A name of masters.arms, such as masters or r_max=0.4.")],
+    seed: Annotated[int, typer.Option(min=0, help="Of the order of the questions.")] = 0,
+) -> None:
+    """Train and evaluate one arm; behind torchrun or accelerate launch on all processes that they start."""
+    import json
+
+    from masters import distributed
+    from masters.experiments import Lab
+
+    distributed.begin()
+    folder = Lab(profile).run_arm(arm, seed)
+    if distributed.rank() == 0:
+        result = json.loads((folder / "result.json").read_text())
+        print(f"{arm}, seed {seed}: accuracy {100 * result['accuracy']:.1f} %, {folder}")
+    distributed.end()
+
+
+@app.command()
 def notebook(
     name: Annotated[str, typer.Argument(help="Such as 2_masking_ablations.")],
     profile: Annotated[str, typer.Option(help="A folder of notebooks/params.")] = "mini",

@@ -11,6 +11,7 @@ reference of the KL is the base student, for a second teacher too; several teach
 import json
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +23,7 @@ import torch
 from filelock import FileLock
 from huggingface_hub import snapshot_download
 
-from masters import workers
+from masters import distributed, workers
 from masters.arms import RunSpec, arm
 from masters.curriculum import Part, Stage, all_stages, authors, curriculum
 from masters.distributions import distributions
@@ -314,14 +315,18 @@ class Lab:
         what = [VERSION, spec.model_dump(mode="json"), seed, weights, data, sampling, self.judge.name]
         if (top_k := self.profile.distillation.top_k_logprobs) is not None:  # an approximation: other numbers
             what.append(top_k)
+        if changed := self.profile.distillation.fit.model_dump(mode="json", exclude_defaults=True):
+            what.append(changed)
         return cache_dir() / "runs" / hash_of(what)
 
     def run(self, spec: RunSpec, seed: int) -> None:
-        """Train and evaluate one run, and keep its row, predictions, log and weights."""
+        """Train and evaluate one run, and keep its row, predictions, log and weights; all ranks train, one
+        evaluates and writes."""
         folder = self.run_folder(spec, seed)
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{folder}.lock"):
-            if (folder / "result.json").is_file():
+        alone = distributed.rank() == 0
+        with FileLock(f"{folder}.lock") if alone else nullcontext():
+            if distributed.from_main((folder / "result.json").is_file):
                 return
             start = time.perf_counter()
             model, processor = load(self.folder(spec.student))
@@ -329,6 +334,9 @@ class Lab:
             if spec.learn_from != "nothing":
                 log = self._distil(model, spec, seed, Path(f"{folder}.run"))
             trained = time.perf_counter() - start
+            if not alone:
+                distributed.wait()
+                return
             questions, longest = self.questions("test"), self.profile.sampling.max_new_tokens
             predictions = evaluate(model, processor, questions, self.judge, longest, seed)
             by_mode = predictions.groupby("mode")[["correct", "tokens"]].mean()
@@ -353,6 +361,23 @@ class Lab:
                 (target / "result.json").write_text(json.dumps(row))
 
             write_folder(folder, save)
+            distributed.wait()
+
+    def run_arm(self, name: str, seed: int) -> Path:
+        """One run of an arm, on all processes that torchrun started; rank 0 makes first what the run needs.
+
+        Returns:
+            The folder of its result, log, predictions and weights.
+        """
+        spec = arm(name, self.profile)
+        if distributed.rank() == 0:
+            for model in {spec.student, *spec.teachers}:
+                self.folder(model)
+            if not (self.run_folder(spec, seed) / "result.json").is_file():
+                self._prepare([spec])
+        distributed.wait()
+        self.run(spec, seed)
+        return self.run_folder(spec, seed)
 
     def latency(self, arms: Sequence[str], questions: int) -> pd.DataFrame:
         """Seconds a question of the arms' models at seed 0, one at a time, and the length of the answers."""
@@ -384,7 +409,18 @@ class Lab:
         often = max(1, spec.steps // 40)
         budget = Budget(spec.steps, spec.batch, spec.learning_rate, "constant", seed, log_every=often)
         examples = curriculum(spec, seed, self.pool, parts)
-        return train(model, self.questions("train"), examples, objective, budget, folder, "a run")
+        settings = self.profile.distillation
+        return train(
+            model,
+            self.questions("train"),
+            examples,
+            objective,
+            budget,
+            folder,
+            "a run",
+            fitting=settings.fit,
+            watch=settings.watch,
+        )
 
     def _parts(self, spec: RunSpec, stage: Stage) -> list[Part]:
         """What each author contributes to a stage: responses, verdicts, log-probabilities, distributions."""

@@ -8,7 +8,9 @@ Which question is seen when, with which teacher at which mask ratio, is fixed be
 (:class:`Examples` is a list in the order of the steps), so a resumed run continues exactly where it was.
 """
 
+import copy
 import logging
+import math
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -22,12 +24,14 @@ from torch import Tensor
 from torch.utils.data import Dataset, SequentialSampler
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from masters import distributed
+from masters import distributed, fit, memory
+from masters.health import Diverged, norm, reason_to_stop
 from masters.masking import TeacherMask
 from masters.objective import cross_entropy, masters_loss
 from masters.packing import PackedBatch, pack, response_logits
 from masters.progress import report
 from masters.questions import Questions
+from masters.settings import Fit, Watch
 
 COMPLETE = "complete"  # stands in a checkpoint once all its files are on disk
 
@@ -129,8 +133,13 @@ def train(
     folder: Path,
     name: str,
     device: str | None = None,
+    fitting: Fit = Fit(),  # noqa: B008 - frozen
+    watch: Watch = Watch(),  # noqa: B008
 ) -> pd.DataFrame:
     """Train a model in place; killed at any moment and called again, it goes on from its last checkpoint.
+
+    Behind torchrun or ``accelerate launch`` each process takes its part of every batch. Where the student is in
+    shards (FSDP2, ZeRO-3) a copy is trained and rank 0 alone gets the trained weights into its model.
 
     Args:
         model: what is trained, in its initial state.
@@ -141,23 +150,33 @@ def train(
         folder: for checkpoints; emptied when training ends.
         name: of the run, for progress and messages.
         device: None takes the device ``transformers`` finds.
+        fitting: LoRA, gradient checkpointing, bfloat16, accumulation.
+        watch: when the run counts as diverged, and what is logged beside the loss.
 
     Returns:
         One row a logged step: step, loss, learning_rate, grad_norm and the parts of the loss.
 
     Raises:
-        ValueError: the number of examples is not steps times batch, or the batch cannot be shared evenly.
-        FloatingPointError: the loss is no longer finite.
+        ValueError: the number of examples is not steps times batch, or the batch cannot be shared evenly, or
+            accelerate made another launch of it than was asked for.
+        Diverged: the loss is no longer finite, or beyond what ``watch`` allows.
+        MemoryError: the device is full; one line says what to change.
     """
     if len(examples) != budget.steps * budget.batch:
         raise ValueError(f"{name}: {len(examples)} examples for {budget.steps} steps of {budget.batch}")
-    world = distributed.world_size()
-    if budget.batch % world:
-        raise ValueError(f"{name}: a batch of {budget.batch} questions cannot be shared by {world} processes")
+    sharded = distributed.asked_for()
+    parts = distributed.world_size() * fitting.accumulate
+    if budget.batch % parts:
+        raise ValueError(
+            f"{name}: a batch of {budget.batch} questions cannot be shared by {distributed.world_size()} "
+            f"processes in {fitting.accumulate} parts each"
+        )
+    if sharded and (fitting.lora or watch.gradient_norms):
+        raise ValueError(f"{name}: LoRA and gradient norms of the terms need the whole student, not {sharded}")
     arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=budget.steps,
-        per_device_train_batch_size=budget.batch // world,
+        per_device_train_batch_size=budget.batch // parts,
         learning_rate=budget.learning_rate,
         lr_scheduler_type=budget.schedule,
         warmup_steps=max(1, budget.steps // 50) if budget.schedule == "linear" else 0,
@@ -177,13 +196,17 @@ def train(
         use_cpu=device == "cpu" or distributed.needs_cpu(),
         dataloader_pin_memory=False,
         ddp_find_unused_parameters=True,  # a vision tower has layers whose output nobody reads
+        **fit.arguments(fitting),
     )
+    place = model.device
+    trained = copy.deepcopy(model.cpu()) if sharded else fit.prepare(model, fitting, budget.seed)
     trainer = MastersTrainer(
-        model=model,
+        model=trained,
         args=arguments,
         train_dataset=examples,
         data_collator=Collator(questions),
         objective=objective,
+        watch=watch,
         callbacks=[_Watch(name)],
     )
     distributed.check_launched(trainer.accelerator.num_processes, trainer.accelerator.distributed_type.name)
@@ -193,10 +216,20 @@ def train(
     _quiet.setLevel(logging.ERROR)
     try:
         trainer.train(resume_from_checkpoint=distributed.from_main(lambda: last_checkpoint(folder)))
+    except RuntimeError as error:
+        if not memory.is_full(error):
+            raise
+        raise MemoryError(memory.advice(name, fitting, budget.batch // parts, bool(objective.teachers))) from None
     finally:
         _quiet.setLevel(level)
         for mask in objective.masks:
             mask.restore()
+    if sharded:
+        weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+        if distributed.rank() == 0:
+            model.load_state_dict(weights)
+        model.to(place)
+    fit.finish(trained)
     model.eval()
     if distributed.rank() == 0:
         shutil.rmtree(folder, ignore_errors=True)
@@ -221,17 +254,20 @@ class MastersTrainer(Trainer):
     objective: Objective
     loss_is_scaled_for_ga = True  # by its share of the global batch, in compute_loss
 
-    def __init__(self, *args: Any, objective: Objective, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, objective: Objective, watch: Watch = Watch(), **kwargs: Any  # noqa: B008
+    ) -> None:
         super().__init__(*args, **kwargs)
-        self.objective = objective
+        self.objective, self.watch = objective, watch
         self._parts: list[dict[str, float]] = []
+        self._norms: dict[str, float] = {}
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
         chosen: Any = self.train_dataset if train_dataset is None else train_dataset
         return SequentialSampler(chosen)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        if self.is_fsdp_enabled:
+        if self.is_fsdp_enabled or fit.whole(self.model) is not self.model:  # in shards, or adapters only
             super()._load_from_checkpoint(resume_from_checkpoint, model)
             return
         # A saved model's names of weights may differ from those in memory. The Trainer's own method loads
@@ -246,9 +282,23 @@ class MastersTrainer(Trainer):
         """The loss of these questions, times their share of the global batch (:mod:`masters.distributed`)."""
         batch: PackedBatch = inputs["batch"].to(self.args.device)
         inner = self.accelerator.unwrap_model(model)
-        loss = distributed.inside_forward(model, inner, lambda batch: self._loss(inner, inputs, batch), batch)
+        student = fit.whole(inner)
+
+        def compute(batch: PackedBatch) -> Tensor:
+            with self.accelerator.autocast():  # around a forward of their own only, otherwise
+                return self._loss(student, inputs, batch)
+
+        if self._norms_are_due():
+            self._norms = self._norms_of_terms(student, inputs, batch)
+        loss = distributed.inside_forward(model, inner, compute, batch)
         if num_items_in_batch is not None:
             loss = loss * (self._weight(inputs) * self.accelerator.num_processes / float(num_items_in_batch))
+        whole = float(self.accelerator.reduce(loss.detach(), "sum"))
+        if not math.isfinite(whole):
+            raise Diverged(
+                f"the loss is {whole} at step {self.state.global_step}; lower the learning rate "
+                f"({self.args.learning_rate:g}) or use the clipped ratio"
+            )
         return (loss, {}) if return_outputs else loss
 
     def _weight(self, inputs: dict[str, Any]) -> int:
@@ -280,11 +330,6 @@ class MastersTrainer(Trainer):
                 **options,
             )
             loss, parts = result.total, result.parts | {"mask_ratio": inputs["stage"][1]}
-        if not torch.isfinite(loss):
-            raise FloatingPointError(
-                f"the loss is {loss.item()} at step {self.state.global_step}; lower the learning rate "
-                f"({self.args.learning_rate:g}) or use the clipped ratio"
-            )
         self._parts.append(parts)
         return loss
 
@@ -309,12 +354,55 @@ class MastersTrainer(Trainer):
         vocabulary = self.objective.vocabulary
         return distributed.inside_forward(model, model, lambda b: response_logits(model, b, vocabulary), batch)
 
+    def _norms_are_due(self) -> bool:
+        """On the first part of the last step of every ``watch.gradient_norms``-th log row."""
+        rows = self.watch.gradient_norms
+        if rows is None or not self.objective.options or not self.objective.options.get("rewards", True):
+            return False
+        step = self.state.global_step + 1
+        return not self._norms and step % (rows * self.args.logging_steps) == 0
+
+    def _norms_of_terms(self, student: Any, inputs: dict[str, Any], batch: PackedBatch) -> dict[str, float]:
+        """The loss is a sum of terms, and so is its gradient: each is what a variant without it lacks.
+
+        Of this rank's first questions, before gradients are clipped; the KL is multiplied by its weight.
+        """
+        options, weights = self.objective.options or {}, [p for p in student.parameters() if p.requires_grad]
+        gradients: list[list[Tensor]] = []
+        try:
+            for variant in ({"rewards": ()}, {"beta": 0.0}, {}):
+                self.objective.options = options | variant
+                with self.accelerator.autocast():
+                    loss = self._loss(student, inputs, batch)
+                found = torch.autograd.grad(loss, weights, materialize_grads=True, allow_unused=True)
+                gradients.append(list(found))
+                self._parts.pop()
+        finally:
+            self.objective.options = options
+        alone, policy, whole = gradients
+        return {
+            "gradient_divergence": norm(alone),
+            "gradient_policy": norm([b - a for a, b in zip(alone, policy, strict=True)]),
+            "gradient_kl": norm([b - a for a, b in zip(policy, whole, strict=True)]),
+        }
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the mean of each part of the loss since the last row, over all ranks."""
         if "loss" in logs and self._parts:
             frame = pd.DataFrame([row for rows in distributed.gathered(self._parts) for row in rows])
             logs |= {str(name): float(frame[name].mean()) for name in frame if frame[name].notna().any()}
-            self._parts = []
+            for found in distributed.gathered(self._norms):
+                for term, value in found.items():
+                    logs[term] = logs.get(term, 0.0) + value / distributed.world_size()
+            self._parts, self._norms = [], {}
+            losses = [row["loss"] for row in self.state.log_history if "loss" in row] + [logs["loss"]]
+            rows = self.state.max_steps // int(self.args.logging_steps)
+            kl = logs.get("kl", float("nan"))
+            if reason := reason_to_stop(losses, rows, kl, self.watch.kl, self.watch.growth):
+                raise Diverged(
+                    f"stopped at step {self.state.global_step}: {reason}; lower the learning rate "
+                    f"({self.args.learning_rate:g}), raise beta or use the clipped ratio"
+                )
         super().log(logs, start_time)
 
 
