@@ -1,12 +1,12 @@
 """One run on several processes: torchrun (DDP), FSDP2 and DeepSpeed ZeRO-3, through ``transformers.Trainer``.
 
-The idea: the mean over all responses of a global batch is ``sum_r (n_r / N) * mean_r`` with n_r of N responses
-(or tokens) on rank r. A wrapper averages the gradients of the ranks, so each rank's mean is multiplied by
-``world * n_r / N``; then any number of processes takes the step of one.
+The idea: the mean over all responses of a global batch is ``sum_r (n_r / N) * mean_r`` with n_r of N
+responses (or tokens) on rank r. A wrapper averages the gradients of the ranks, so each rank's mean is
+multiplied by ``world * n_r / N``; then any number of processes takes the step of one.
 
-Wrappers do their part (DDP: averages gradients; FSDP2 and ZeRO-3: gather weights) around the ``forward`` of a
-model. The loss takes the model apart, hidden states first and the output head where a response is predicted, so
-the whole loss is run in the place of that forward.
+Wrappers do their part (DDP: averages gradients; FSDP2 and ZeRO-3: gather weights) around the ``forward`` of
+a model. The loss takes the model apart, hidden states first and the output head where a response is
+predicted, so the whole loss is run in the place of that forward.
 
 All ranks must see one file system: rank 0 generates, evaluates and writes, the others read and wait.
 """
@@ -36,7 +36,7 @@ def world_size() -> int:
 
 
 def asked_for() -> str | None:
-    """``FSDP`` or ``DEEPSPEED`` where a launch file asks for sharded weights, None where each rank has all."""
+    """``FSDP`` or ``DEEPSPEED`` where a launch file asks for a student in shards, None for a whole one."""
     for kind in ("FSDP", "DEEPSPEED"):
         if os.environ.get(f"ACCELERATE_USE_{kind}", "false").lower() == "true":
             return kind
@@ -114,7 +114,18 @@ def check_launched(num_processes: int, kind: str) -> None:
         )
 
 
-def inside_forward(wrapper: nn.Module, inner: nn.Module, compute: Callable[[Any], Tensor], batch: Any) -> Tensor:
+def name_layers(model: nn.Module) -> None:
+    """Tell accelerate which layers FSDP2 takes as a unit: those of the model's list that the model has. Left to
+    itself it refuses a model whose list names more, as that of LLaVA does."""
+    present = {type(module).__name__ for module in model.modules()}
+    wanted = sorted(present & set(getattr(model, "_no_split_modules", None) or ()))
+    if wanted:
+        os.environ.setdefault("FSDP_TRANSFORMER_CLS_TO_WRAP", ",".join(wanted))
+
+
+def inside_forward(
+    wrapper: nn.Module, inner: nn.Module, compute: Callable[[Any], Tensor], batch: Any
+) -> Tensor:
     """``compute(batch)`` between what a wrapper does before and after the forward of the model inside.
 
     Args:

@@ -9,6 +9,7 @@ reference of the KL is the base student, for a second teacher too; several teach
 """
 
 import json
+import sys
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -33,7 +34,8 @@ from masters.files import cache_dir, hash_of, write_atomic, write_folder
 from masters.judges import RuleJudge
 from masters.ladder import end_tokens, train_rung
 from masters.masking import TeacherMask
-from masters.models import build_processor, check_same_vocabulary, load, parameter_count
+from masters.memory import Memory, Shape, estimate, patches, skeleton
+from masters.models import build_processor, check_same_tokens, load, parameter_count
 from masters.questions import Questions, Ragged, load_questions, training_labels
 from masters.responses import ResponseStore, Source, open_store, responses
 from masters.responses.engines import engine_of
@@ -85,7 +87,7 @@ class Lab:
             return build_processor(vocabulary(self.profile.tasks))
         found = {name: load(path)[1] for name, path in paths.items()}
         for processor in found.values():
-            check_same_vocabulary(found.get("student", processor), processor)
+            check_same_tokens(found.get("student", processor), processor)
         return found.get("student", next(iter(found.values())))
 
     def questions(self, split: str) -> Questions:
@@ -371,6 +373,8 @@ class Lab:
         """
         spec = arm(name, self.profile)
         if distributed.rank() == 0:
+            if spec.learn_from != "nothing":
+                print(self.memory(name).line(), file=sys.stderr, flush=True)
             for model in {spec.student, *spec.teachers}:
                 self.folder(model)
             if not (self.run_folder(spec, seed) / "result.json").is_file():
@@ -378,6 +382,32 @@ class Lab:
         distributed.wait()
         self.run(spec, seed)
         return self.run_folder(spec, seed)
+
+    def memory(self, name: str) -> Memory:
+        """What a run of an arm needs on each device at most: every response as long as it may become."""
+        spec, settings = arm(name, self.profile), self.profile.distillation
+        n = max(sum(n for *_, n in authors(spec, stage)) for stage in all_stages(spec))
+        questions, pool = self.questions("train"), self.pool
+        rows = spec.batch // (distributed.world_size() * settings.fit.accumulate)
+        longest = self.profile.sampling.max_new_tokens
+        student = skeleton(str(self.folder(spec.student)))
+        pictures = questions.image_features(pool[:1])["pixel_values"]
+        shape = Shape(
+            questions=rows,
+            length=max(len(questions.prompt(index)) for index in pool) + n * (longest - 1),
+            tokens=rows * n * longest,
+            patches=rows * patches(student.config, pictures),
+            vocabulary=len(self.processor.tokenizer),
+        )
+        along = () if settings.cache_teacher or not spec.teachers else (*spec.teachers, spec.student)
+        return estimate(
+            student,
+            shape,
+            settings.fit,
+            tuple(skeleton(str(self.folder(model))) for model in along),
+            spec.r_max,
+            distributed.world_size() if distributed.asked_for() else 1,
+        )
 
     def latency(self, arms: Sequence[str], questions: int) -> pd.DataFrame:
         """Seconds a question of the arms' models at seed 0, one at a time, and the length of the answers."""
@@ -418,7 +448,7 @@ class Lab:
             budget,
             folder,
             "a run",
-            fitting=settings.fit,
+            fit=settings.fit,
             watch=settings.watch,
         )
 

@@ -1,10 +1,10 @@
 """Whether offline reinforcement learning is healthy: figures for the log, and when a run counts as diverged.
 
-The idea: rewards teach only while the responses of a question differ in them (advantages with spread), while the
-student is near the models that wrote the responses (log-ratio near 0, many effective samples), and while it has
-not left the model it started from (KL). With ratios ``w_i = pi_theta / pi_behaviour`` of n tokens the effective
-sample size is ``(sum w)^2 / sum w^2`` (Kong 1992); here as a share of n: 1 where the two models agree, 1/n where
-one token outweighs all others.
+The idea: rewards teach only while the responses of a question differ in them (advantages with spread),
+while the student is near the models that wrote the responses (log-ratio near 0, many effective samples),
+and while it has not left the model it started from (KL). With ratios ``w_i = pi_theta / pi_behaviour`` of n
+tokens the effective sample size is ``(sum w)^2 / sum w^2`` (Kong 1992); here as a share of n: 1 where the
+two models agree, 1/n where one token outweighs all others.
 
 Departures from the paper: none; it logs nothing of the kind.
 """
@@ -27,8 +27,8 @@ def advantage_figures(advantages: Tensor, valid: Tensor) -> dict[str, float]:
         valid: ``(questions, responses)`` bool, True where there is a response.
 
     Returns:
-        ``advantage_mean``, ``advantage_std`` (over all responses; 1 without flat groups, as each group has unit
-        variance) and ``advantage_positive`` (share above 0).
+        ``advantage_mean``, ``advantage_std`` (over all responses; 1 without flat groups, as each group has
+        unit variance) and ``advantage_positive`` (share above 0).
     """
     values = advantages.detach()[valid].float()
     figures = (values.mean(), values.std(unbiased=False), (values > 0).float().mean())
@@ -43,14 +43,15 @@ def ratio_figures(logprobs: Tensor, behaviour_logprobs: Tensor) -> dict[str, flo
         behaviour_logprobs: ``(tokens,)``, the same under the model that wrote each.
 
     Returns:
-        ``log_ratio`` (mean, nats a token; below 0 where the student finds the responses less likely than their
-        author did) and ``effective_samples`` (share of the tokens, in (0, 1]).
+        ``log_ratio`` (mean, nats a token; below 0 where the student finds the responses less likely than
+        their author did) and ``effective_samples`` (share of the tokens, in (0, 1]).
 
     Raises:
         ValueError: the shapes differ.
     """
     if logprobs.shape != behaviour_logprobs.shape:
-        raise ValueError(f"log-probabilities of {tuple(logprobs.shape)} and {tuple(behaviour_logprobs.shape)}")
+        shapes = f"{tuple(logprobs.shape)} and {tuple(behaviour_logprobs.shape)}"
+        raise ValueError(f"log-probabilities of {shapes} are not those of the same tokens")
     log_ratio = (logprobs.detach() - behaviour_logprobs.detach()).float().flatten()
     # In logarithms: a single ratio may be beyond what a float holds.
     share = (2 * log_ratio.logsumexp(0) - (2 * log_ratio).logsumexp(0)).exp() / len(log_ratio)

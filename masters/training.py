@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, SequentialSampler
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from masters import distributed, fit, memory
+from masters import adapters, distributed, memory
 from masters.health import Diverged, norm, reason_to_stop
 from masters.masking import TeacherMask
 from masters.objective import cross_entropy, masters_loss
@@ -133,13 +133,13 @@ def train(
     folder: Path,
     name: str,
     device: str | None = None,
-    fitting: Fit = Fit(),  # noqa: B008 - frozen
-    watch: Watch = Watch(),  # noqa: B008
+    fit: Fit | None = None,
+    watch: Watch | None = None,
 ) -> pd.DataFrame:
     """Train a model in place; killed at any moment and called again, it goes on from its last checkpoint.
 
-    Behind torchrun or ``accelerate launch`` each process takes its part of every batch. Where the student is in
-    shards (FSDP2, ZeRO-3) a copy is trained and rank 0 alone gets the trained weights into its model.
+    Behind torchrun or ``accelerate launch`` each process takes its part of every batch. Where the student
+    is in shards (FSDP2, ZeRO-3) a copy is trained and rank 0 alone gets the trained weights into its model.
 
     Args:
         model: what is trained, in its initial state.
@@ -150,7 +150,7 @@ def train(
         folder: for checkpoints; emptied when training ends.
         name: of the run, for progress and messages.
         device: None takes the device ``transformers`` finds.
-        fitting: LoRA, gradient checkpointing, bfloat16, accumulation.
+        fit: LoRA, gradient checkpointing, bfloat16, accumulation; None: none of them.
         watch: when the run counts as diverged, and what is logged beside the loss.
 
     Returns:
@@ -164,15 +164,16 @@ def train(
     """
     if len(examples) != budget.steps * budget.batch:
         raise ValueError(f"{name}: {len(examples)} examples for {budget.steps} steps of {budget.batch}")
+    fit, watch = fit or Fit(), watch or Watch()
     sharded = distributed.asked_for()
-    parts = distributed.world_size() * fitting.accumulate
+    parts = distributed.world_size() * fit.accumulate
     if budget.batch % parts:
         raise ValueError(
             f"{name}: a batch of {budget.batch} questions cannot be shared by {distributed.world_size()} "
-            f"processes in {fitting.accumulate} parts each"
+            f"processes in {fit.accumulate} parts each"
         )
-    if sharded and (fitting.lora or watch.gradient_norms):
-        raise ValueError(f"{name}: LoRA and gradient norms of the terms need the whole student, not {sharded}")
+    if sharded and (fit.lora or watch.gradient_norms):
+        raise ValueError(f"{name}: LoRA and gradient_norms need a whole student, not the shards of {sharded}")
     arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=budget.steps,
@@ -196,10 +197,12 @@ def train(
         use_cpu=device == "cpu" or distributed.needs_cpu(),
         dataloader_pin_memory=False,
         ddp_find_unused_parameters=True,  # a vision tower has layers whose output nobody reads
-        **fit.arguments(fitting),
+        **adapters.arguments(fit),
     )
     place = model.device
-    trained = copy.deepcopy(model.cpu()) if sharded else fit.prepare(model, fitting, budget.seed)
+    if sharded == "FSDP":
+        distributed.name_layers(model)
+    trained = adapters.prepare(copy.deepcopy(model.cpu()) if sharded else model, fit, budget.seed)
     trainer = MastersTrainer(
         model=trained,
         args=arguments,
@@ -219,7 +222,8 @@ def train(
     except RuntimeError as error:
         if not memory.is_full(error):
             raise
-        raise MemoryError(memory.advice(name, fitting, budget.batch // parts, bool(objective.teachers))) from None
+        told = memory.advice(name, fit, budget.batch // parts, bool(objective.teachers))
+        raise MemoryError(told) from None
     finally:
         _quiet.setLevel(level)
         for mask in objective.masks:
@@ -228,8 +232,8 @@ def train(
         weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
         if distributed.rank() == 0:
             model.load_state_dict(weights)
-        model.to(place)
-    fit.finish(trained)
+        model.to(place)  # type: ignore[arg-type]  # a decorator hides the parameter's type
+    adapters.finish(trained)
     model.eval()
     if distributed.rank() == 0:
         shutil.rmtree(folder, ignore_errors=True)
@@ -254,11 +258,9 @@ class MastersTrainer(Trainer):
     objective: Objective
     loss_is_scaled_for_ga = True  # by its share of the global batch, in compute_loss
 
-    def __init__(
-        self, *args: Any, objective: Objective, watch: Watch = Watch(), **kwargs: Any  # noqa: B008
-    ) -> None:
+    def __init__(self, *args: Any, objective: Objective, watch: Watch | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.objective, self.watch = objective, watch
+        self.objective, self.watch = objective, watch or Watch()
         self._parts: list[dict[str, float]] = []
         self._norms: dict[str, float] = {}
 
@@ -267,7 +269,7 @@ class MastersTrainer(Trainer):
         return SequentialSampler(chosen)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        if self.is_fsdp_enabled or fit.whole(self.model) is not self.model:  # in shards, or adapters only
+        if self.is_fsdp_enabled or adapters.whole(self.model) is not self.model:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
             return
         # A saved model's names of weights may differ from those in memory. The Trainer's own method loads
@@ -282,7 +284,7 @@ class MastersTrainer(Trainer):
         """The loss of these questions, times their share of the global batch (:mod:`masters.distributed`)."""
         batch: PackedBatch = inputs["batch"].to(self.args.device)
         inner = self.accelerator.unwrap_model(model)
-        student = fit.whole(inner)
+        student = adapters.whole(inner)
 
         def compute(batch: PackedBatch) -> Tensor:
             with self.accelerator.autocast():  # around a forward of their own only, otherwise
@@ -351,13 +353,16 @@ class MastersTrainer(Trainer):
 
     def _logits(self, model: Any, batch: PackedBatch) -> Tensor:
         """Of a model that may be sharded, and is not in the middle of its forward."""
-        vocabulary = self.objective.vocabulary
-        return distributed.inside_forward(model, model, lambda b: response_logits(model, b, vocabulary), batch)
+
+        def compute(batch: PackedBatch) -> Tensor:
+            return response_logits(model, batch, self.objective.vocabulary)
+
+        return distributed.inside_forward(model, model, compute, batch)
 
     def _norms_are_due(self) -> bool:
         """On the first part of the last step of every ``watch.gradient_norms``-th log row."""
-        rows = self.watch.gradient_norms
-        if rows is None or not self.objective.options or not self.objective.options.get("rewards", True):
+        rows, options = self.watch.gradient_norms, self.objective.options
+        if rows is None or options is None or not options.get("rewards", True):  # one term: grad_norm is its
             return False
         step = self.state.global_step + 1
         return not self._norms and step % (rows * self.args.logging_steps) == 0

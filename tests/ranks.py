@@ -1,20 +1,26 @@
-"""What tests/test_distributed.py starts under torchrun, and alone to compare: ``ranks.py FOLDER``.
+"""What tests/test_distributed.py starts under torchrun, and alone to compare: ``ranks.py FOLDER KIND ...``.
 
-Every process leaves ``FOLDER/<world size>-<rank>.pt`` with what it saw and what it ended with.
+Every process leaves ``FOLDER/<first kind>-<world size>-<rank>.pt`` with what it saw and what it ended with.
 """
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import small
 import torch
+from test_experiments import here
+from test_experiments import profile as tiny_profile
 from torch import Tensor
 from torch.distributed.fsdp import fully_shard
 from transformers import PreTrainedModel, TrainingArguments
 
-from masters import distributed
+from masters import distributed, training
+from masters.experiments import Lab
+from masters.health import Diverged
 from masters.questions import Questions
 from masters.training import Budget, Collator, Example, Examples, MastersTrainer, Objective, train
 
@@ -55,8 +61,6 @@ def trained(asked: Questions, folder: Path, options: dict[str, Any]) -> dict[str
             seen["processes"].add(self.accelerator.num_processes)
             return super().compute_loss(model, inputs, *args, **named)
 
-    from masters import training
-
     training.MastersTrainer = Watched  # type: ignore[misc]
     objective = Objective(options, teachers, reference)
     log = train(student, asked, examples(asked, seen["read"]), objective, BUDGET, folder, "ranks", "cpu")
@@ -65,50 +69,146 @@ def trained(asked: Questions, folder: Path, options: dict[str, Any]) -> dict[str
     return seen | {"log": log.to_dict("list"), "weights": weights, "left": folder.exists()}
 
 
-def sharded(asked: Questions, folder: Path) -> dict[str, Any]:
-    """FSDP2 by hand: student, teacher and reference in shards of every rank, and the Trainer's own loss."""
+def stopped_at(step: int, error: BaseException | None, ranks: tuple[int, ...]) -> type[MastersTrainer]:
+    """A trainer that raises at a step on some ranks; without an error, whose loss is NaN there."""
+
+    class Stopped(MastersTrainer):
+        def _loss(self, *args: Any) -> Tensor:
+            loss = super()._loss(*args)
+            if self.state.global_step == step and distributed.rank() in ranks:
+                if error is not None:
+                    raise error
+                return loss * float("nan")
+            return loss
+
+    return Stopped
+
+
+def resumed(asked: Questions, folder: Path) -> dict[str, Any]:
+    """Interrupted on all ranks after the checkpoint of step 4, and started again."""
+    training.MastersTrainer = stopped_at(5, KeyboardInterrupt(), (0, 1))  # type: ignore[misc]
+    student, teachers, reference = models()
+    rest: tuple[Any, ...] = (Objective({}, teachers, reference), BUDGET, folder, "ranks", "cpu")
+    try:
+        train(student, asked, examples(asked, []), *rest)
+    except KeyboardInterrupt:
+        distributed.wait()
+    left = sorted(path.name for path in folder.glob("checkpoint-*/complete"))
+    seen = trained(asked, folder, {})
+    return seen | {"left": left}
+
+
+def diverged(asked: Questions, folder: Path) -> str:
+    """What every rank is told when the loss of one is NaN."""
+    training.MastersTrainer = stopped_at(2, None, (distributed.world_size() - 1,))  # type: ignore[misc]
+    student, teachers, reference = models()
+    rest: tuple[Any, ...] = (Objective({}, teachers, reference), BUDGET, folder, "ranks", "cpu")
+    try:
+        train(student, asked, examples(asked, []), *rest)
+    except Diverged as error:
+        return str(error)
+    finally:
+        training.MastersTrainer = MastersTrainer  # type: ignore[misc]
+    return "it did not stop"
+
+
+def steps(asked: Questions, folder: Path, kind: str) -> dict[str, Any]:
+    """Four steps by hand with the Trainer's own loss, on a student in shards of every rank: ``fsdp2`` (teacher and
+    reference too) or ``zero3``."""
+    world, rank = distributed.world_size(), distributed.rank()
     student, teachers, reference = models()
     objective = Objective({}, teachers[:1], reference)
     objective.masks[0].apply(0.2)  # before it is sharded: the smallest weights of all, not of a shard
-    if distributed.world_size() > 1:
+    if kind == "fsdp2" and world > 1:
         for model in (student, teachers[0], reference):
             for layer in model.model.language_model.layers:
                 fully_shard(layer)
             fully_shard(model)
-    arguments = TrainingArguments(output_dir=str(folder), report_to=[], use_cpu=True, disable_tqdm=True)
-    trainer = MastersTrainer(model=student, args=arguments, data_collator=Collator(asked), objective=objective)
-    optimizer = torch.optim.AdamW(student.parameters(), lr=BUDGET.learning_rate)
-    world, rank = distributed.world_size(), distributed.rank()
+    arguments = TrainingArguments(str(folder), report_to=[], use_cpu=True, disable_tqdm=True)
+    trainer = MastersTrainer(
+        model=student, args=arguments, data_collator=Collator(asked), objective=objective
+    )
+    optimizer: Any = torch.optim.AdamW(student.parameters(), lr=BUDGET.learning_rate)
+    wrapper: Any = student
+    if kind == "zero3" and world > 1:
+        import deepspeed
+
+        settings = {
+            "train_micro_batch_size_per_gpu": BUDGET.batch // world,
+            "zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0},
+            "zero_allow_untested_optimizer": True,
+            "zero_force_ds_cpu_optimizer": False,
+            "gradient_clipping": 0.0,  # 1.0 where nothing is said
+        }
+        wrapper, optimizer, _, _ = deepspeed.initialize(model=student, optimizer=optimizer, config=settings)
     own, losses = BUDGET.batch // world, []
-    for step in range(4):
-        start = rank * own
-        inputs = Collator(asked)([examples(asked, [])[start + i] for i in range(own)])
-        loss = trainer.compute_loss(student, inputs, num_items_in_batch=trainer._get_num_items_in_batch([inputs], "cpu"))
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
+    for _ in range(4):
+        inputs = Collator(asked)([examples(asked, [])[rank * own + i] for i in range(own)])
+        items = trainer._get_num_items_in_batch([inputs], torch.device("cpu"))
+        loss = trainer.compute_loss(wrapper, inputs, num_items_in_batch=items)
+        if wrapper is student:
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        else:
+            wrapper.backward(loss)
+            wrapper.step()
         losses.append(sum(distributed.gathered(float(loss.detach()))) / world)
     parameters = dict(student.named_parameters())
-    local = sum(p.to_local().numel() if hasattr(p, "to_local") else p.numel() for p in parameters.values())
-    kinds = {type(p).__name__ for p in parameters.values()} | {type(student).__mro__[1].__name__}
-    whole: dict[str, Tensor] = {
-        name: (p.full_tensor() if hasattr(p, "full_tensor") else p).detach() for name, p in parameters.items()
+    found = {
+        "losses": losses,
+        "wrapper": type(wrapper).__name__,
+        "kinds": {type(p).__name__ for p in parameters.values()} | {type(student).__mro__[1].__name__},
+        "local": sum(_local(p).numel() for p in parameters.values()),
     }
-    return {"losses": losses, "weights": whole, "kinds": kinds, "local": local}
+    return found | {"weights": {name: _whole(p) for name, p in parameters.items()}}
 
 
-def main(folder: Path) -> None:
+def _local(parameter: Any) -> Tensor:
+    if hasattr(parameter, "ds_tensor"):
+        return parameter.ds_tensor
+    return parameter.to_local() if hasattr(parameter, "to_local") else parameter
+
+
+def _whole(parameter: Any) -> Tensor:
+    if hasattr(parameter, "ds_tensor"):
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters([parameter]):
+            return parameter.detach().clone()
+    return (parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter).detach()
+
+
+def whole_run() -> dict[str, Any]:
+    """An arm from the questions to its result, as ``masters train`` runs it."""
+    lab = Lab(tiny_profile())
+    if distributed.world_size() == 1:
+        Lab.parallel = here  # type: ignore[method-assign]
+    folder = lab.run_arm("masters", 0)
+    return {
+        "result": json.loads((folder / "result.json").read_text()),
+        "log": pd.read_parquet(folder / "log.parquet"),
+    }
+
+
+def main(folder: Path, kinds: list[str]) -> None:
     torch.set_num_threads(1)
     world, rank = distributed.world_size(), distributed.rank()
-    asked = small.questions(folder / f"questions-{world}-{rank}")
-    made: dict[str, Any] = {"world": world}
+    asked = small.questions(folder / f"questions-{world}-{rank}-{kinds[0]}")
     distributed.begin()
-    made["ddp"] = trained(asked, folder / f"ddp-{world}", {})
-    made["tokens"] = trained(asked, folder / f"tokens-{world}", {"averaging": "token"})
-    made["fsdp2"] = sharded(asked, folder / f"fsdp2-{world}")
-    torch.save(made, folder / f"{world}-{rank}.pt")
+    make = {
+        "ddp": lambda place: trained(asked, place, {}),
+        "tokens": lambda place: trained(asked, place, {"averaging": "token"}),
+        "resumed": lambda place: resumed(asked, place),
+        "diverged": lambda place: diverged(asked, place),
+        "fsdp2": lambda place: steps(asked, place, "fsdp2"),
+        "zero3": lambda place: steps(asked, place, "zero3"),
+        "run": lambda place: whole_run(),
+    }
+    made = {kind: make[kind](folder / f"{kind}-{world}") for kind in kinds}
+    torch.save(made, folder / f"{kinds[0]}-{world}-{rank}.pt")
     distributed.end()
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2:])

@@ -38,7 +38,7 @@ LOCKED = _read("constraints.txt")
 def _declared() -> dict[str, Requirement]:
     extras = PYPROJECT["project"]["optional-dependencies"]
     unpinned = {"deepspeed"}  # compiles parts of itself for the machine that it is installed on
-    groups = [PYPROJECT["project"]["dependencies"], *(extras[name] for name in extras if name not in unpinned)]
+    groups = [PYPROJECT["project"]["dependencies"], *(extras[name] for name in extras.keys() - unpinned)]
     return {canonicalize_name(r.name): r for group in groups for r in map(Requirement, group)}
 
 

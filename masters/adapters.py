@@ -1,11 +1,12 @@
-"""How a student is made to fit: LoRA, gradient checkpointing, bfloat16, accumulation (:class:`masters.settings.Fit`).
+"""What :class:`masters.settings.Fit` makes of a student: LoRA, bfloat16, gradient checkpointing,
+accumulation.
 
-The idea of LoRA (arXiv 2106.09685): a weight W stays, and ``W + alpha / rank * B A`` is used, where only A and B,
-of ``rank`` rows and columns, are trained. In the end the product is added to W, so what is evaluated and saved is
-an ordinary model.
+The idea of LoRA (arXiv 2106.09685): a weight W stays, and ``W + alpha / rank * B A`` is used, where only A
+and B, of ``rank`` rows and columns, are trained. In the end the product is added to W, so what is evaluated
+and saved is an ordinary model.
 
-bfloat16 has 8 bits: at the paper's learning rate, 1e-6, a step is below the last bit of almost every weight and
-would be lost. So weights and optimiser are kept in float32, and only what is computed is in bfloat16.
+bfloat16 has 8 bits: at the paper's learning rate, 1e-6, a step is below the last bit of almost every weight
+and would be lost. So weights and optimiser are kept in float32, and only what is computed is in bfloat16.
 
 Departures from the paper: all of this; nothing is switched on unless a profile asks for it.
 """
@@ -31,6 +32,7 @@ def prepare(model: PreTrainedModel, fit: Fit, seed: int) -> Any:
         model.float()
     if fit.lora is None:
         return model
+    # "all-linear" leaves out the output head.
     config = LoraConfig(r=fit.lora.rank, lora_alpha=fit.lora.alpha, target_modules="all-linear")  # type: ignore[arg-type]
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -39,7 +41,8 @@ def prepare(model: PreTrainedModel, fit: Fit, seed: int) -> Any:
 
 def whole(model: Any) -> PreTrainedModel:
     """The model without the shell that adapters put around it; the adapters stay in its layers."""
-    return model.get_base_model() if isinstance(model, PeftModel) else model
+    inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    return inner
 
 
 def finish(model: Any) -> None:
@@ -52,5 +55,6 @@ def arguments(fit: Fit) -> dict[str, Any]:
     """What ``transformers.TrainingArguments`` must know of the settings."""
     wanted: dict[str, Any] = {"bf16": fit.bf16, "gradient_accumulation_steps": fit.accumulate}
     if fit.gradient_checkpointing:
-        wanted |= {"activation_checkpointing": True, "activation_checkpointing_kwargs": {"use_reentrant": False}}
+        wanted["activation_checkpointing"] = True
+        wanted["activation_checkpointing_kwargs"] = {"use_reentrant": False}
     return wanted
