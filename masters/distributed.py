@@ -115,8 +115,10 @@ def check_launched(num_processes: int, kind: str) -> None:
 
 
 def name_layers(model: nn.Module) -> None:
-    """Tell accelerate which layers FSDP2 takes as a unit: those of the model's list that the model has. Left to
-    itself it refuses a model whose list names more, as that of LLaVA does."""
+    """Tell accelerate which layers FSDP2 takes as a unit: those of the model's list that the model has.
+
+    Left to itself it refuses a model whose list names more than the model has, as that of LLaVA does.
+    """
     present = {type(module).__name__ for module in model.modules()}
     wanted = sorted(present & set(getattr(model, "_no_split_modules", None) or ()))
     if wanted:

@@ -1,7 +1,7 @@
 """Progress of long work, from whatever process does it to whoever watches.
 
 Notebooks run in a kernel and training in worker processes, so nobody sees what they print. Each process
-therefore leaves one line in a folder named by ``MASTERS_PROGRESS``; the command that started the notebook
+therefore leaves one line in a folder named by ``MASTERS_PROGRESS``; the command that started them
 reads the lines and shows them. Without that variable nothing is written.
 """
 
@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 INTERVAL = 0.5
+SHOWN_EVERY = 60.0  # seconds, where no terminal is
 _last = 0.0
 
 
@@ -58,7 +59,7 @@ def lines(folder: Path) -> list[str]:
 @contextmanager
 def shown() -> Iterator[None]:
     """Show how far this process and its workers are: on a terminal a line that changes, else one a minute."""
-    every = 1.0 if sys.stderr.isatty() else 60.0
+    every = 1.0 if sys.stderr.isatty() else SHOWN_EVERY
     begin, end = ("\r\033[K", "") if sys.stderr.isatty() else ("", "\n")
     stop = threading.Event()
 

@@ -113,8 +113,10 @@ def diverged(asked: Questions, folder: Path) -> str:
 
 
 def steps(asked: Questions, folder: Path, kind: str) -> dict[str, Any]:
-    """Four steps by hand with the Trainer's own loss, on a student in shards of every rank: ``fsdp2`` (teacher and
-    reference too) or ``zero3``."""
+    """Four steps by hand with the Trainer's own loss, on a student in shards of every rank.
+
+    With ``fsdp2`` teacher and reference are in shards too, with ``zero3`` the student alone.
+    """
     world, rank = distributed.world_size(), distributed.rank()
     student, teachers, reference = models()
     objective = Objective({}, teachers[:1], reference)

@@ -19,7 +19,7 @@ from accelerate.utils import FullyShardedDataParallelPlugin
 from accelerate.utils.launch import prepare_multi_gpu_env
 from packaging.requirements import Requirement
 
-from masters import distributed
+from masters import cli, distributed, experiments
 from masters.files import ROOT
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
@@ -148,9 +148,45 @@ def test_an_arm_on_two_processes_gives_the_result_of_one(tmp_path: Path) -> None
     assert len([path for path in runs.iterdir() if path.is_dir()]) == 1
 
 
-def test_an_error_that_all_ranks_meet_is_told_once() -> None:
-    told = run(*TORCHRUN, "-m", "masters.cli", "train", "smoke", "nonsense", code=1)
-    assert told.count("there is no arm 'nonsense'") == 1
+@pytest.mark.parametrize(
+    ("rank", "told", "line"),
+    [
+        ("0", True, "masters: what is wrong\n"),
+        ("1", True, ""),
+        ("1", False, "masters: rank 1: what is wrong\n"),
+        (None, False, "masters: what is wrong\n"),
+    ],
+)
+def test_an_error_that_all_ranks_meet_is_told_once_and_any_other_by_its_rank(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    rank: str | None,
+    told: bool,
+    line: str,
+) -> None:
+    if rank is not None:
+        monkeypatch.setenv("RANK", rank)
+    with pytest.raises(SystemExit) as left:
+        cli._stop("what is\nwrong", told=told)
+    assert left.value.code == 1 and capsys.readouterr().err == line
+
+
+def test_masters_train_runs_one_arm_and_tells_its_result(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    asked: list[Any] = []
+
+    def run_arm(self: experiments.Lab, name: str, seed: int) -> Path:
+        asked.append((self.profile.name, name, seed))
+        (tmp_path / "result.json").write_text('{"accuracy": 0.625}')
+        return tmp_path
+
+    monkeypatch.setattr(experiments.Lab, "run_arm", run_arm)
+    monkeypatch.setattr(sys, "argv", ["masters", "train", "smoke", "r_max=0.4", "--seed", "3"])
+    with pytest.raises(SystemExit) as left:
+        cli.main()
+    assert left.value.code == 0 and asked == [("smoke", "r_max=0.4", 3)]
+    assert capsys.readouterr().out == f"r_max=0.4, seed 3: accuracy 62.5 %, {tmp_path}\n"
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
