@@ -104,7 +104,8 @@ def arm(name: str, profile: Profile) -> RunSpec:
         ValueError: no such arm, or an odd number of responses.
     """
     settings = profile.distillation
-    method = settings.model_dump(exclude={"cache_teacher", "top_k_logprobs"}) | {"rewards": BOTH}
+    how = {"cache_teacher", "top_k_logprobs", "fit", "watch"}  # not what, is run
+    method = settings.model_dump(exclude=how) | {"rewards": BOTH}
     return RunSpec(**(method | _changes(name)))
 
 

@@ -5,6 +5,7 @@ Set ``MASTERS_DEBUG=1`` to see the traceback behind that line.
 
 import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -46,6 +47,27 @@ def plan(profile: ProfileName) -> None:
     console.print(table)
     console.print(f"[bold]It can show[/] {escape(settings.shows)}")
     console.print(f"[bold]It cannot show[/] {escape(settings.cannot_show)}\n")
+
+
+@app.command()
+def train(
+    profile: ProfileName,
+    arm: Annotated[str, typer.Argument(help="A name of masters.arms, such as masters or r_max=0.4.")],
+    seed: Annotated[int, typer.Option(min=0, help="Of the order of the questions.")] = 0,
+) -> None:
+    """Train and evaluate one arm; behind torchrun or accelerate launch on all processes that they start."""
+    import json
+
+    from masters import distributed, progress
+    from masters.experiments import Lab
+
+    distributed.begin()
+    with progress.shown() if distributed.rank() == 0 else nullcontext():
+        folder = Lab(profile).run_arm(arm, seed)
+    if distributed.rank() == 0:
+        result = json.loads((folder / "result.json").read_text())
+        print(f"{arm}, seed {seed}: accuracy {100 * result['accuracy']:.1f} %, {folder}")
+    distributed.end()
 
 
 @app.command()
@@ -116,19 +138,23 @@ def main() -> None:
             raise
         # Usage errors of the command line carry their own wording.
         text = error.format_message() if hasattr(error, "format_message") else _line(error)
-        _stop(text)
+        _stop(text, told=isinstance(error, FloatingPointError | ValueError))
     sys.exit(code if isinstance(code, int) else 0)
 
 
 def _line(error: Exception) -> str:
     """One line: the message of a foreseen error, the type as well for one that is not."""
     text = " ".join(str(error).split())
-    if isinstance(error, ValueError | OSError) and text:
+    if isinstance(error, ValueError | OSError | MemoryError | FloatingPointError) and text:
         return text
     return f"{type(error).__name__}: {text} (MASTERS_DEBUG=1 shows where)"
 
 
-def _stop(message: str, code: int = 1) -> None:
+def _stop(message: str, code: int = 1, told: bool = False) -> None:
+    rank = int(os.environ.get("RANK", 0))
+    if rank and told:  # by rank 0, as such errors meet all ranks
+        sys.exit(code)
+    message = f"rank {rank}: {message}" if rank else message
     print(f"masters: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(code)
 

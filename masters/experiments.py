@@ -9,8 +9,10 @@ reference of the KL is the base student, for a second teacher too; several teach
 """
 
 import json
+import sys
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +24,7 @@ import torch
 from filelock import FileLock
 from huggingface_hub import snapshot_download
 
-from masters import workers
+from masters import distributed, workers
 from masters.arms import RunSpec, arm
 from masters.curriculum import Part, Stage, all_stages, authors, curriculum
 from masters.distributions import distributions
@@ -32,7 +34,8 @@ from masters.files import cache_dir, hash_of, write_atomic, write_folder
 from masters.judges import RuleJudge
 from masters.ladder import end_tokens, train_rung
 from masters.masking import TeacherMask
-from masters.models import build_processor, check_same_vocabulary, load, parameter_count
+from masters.memory import Memory, Shape, estimate, patches, skeleton
+from masters.models import build_processor, check_same_tokens, load, parameter_count
 from masters.questions import Questions, Ragged, load_questions, training_labels
 from masters.responses import ResponseStore, Source, open_store, responses
 from masters.responses.engines import engine_of
@@ -84,7 +87,7 @@ class Lab:
             return build_processor(vocabulary(self.profile.tasks))
         found = {name: load(path)[1] for name, path in paths.items()}
         for processor in found.values():
-            check_same_vocabulary(found.get("student", processor), processor)
+            check_same_tokens(found.get("student", processor), processor)
         return found.get("student", next(iter(found.values())))
 
     def questions(self, split: str) -> Questions:
@@ -314,14 +317,18 @@ class Lab:
         what = [VERSION, spec.model_dump(mode="json"), seed, weights, data, sampling, self.judge.name]
         if (top_k := self.profile.distillation.top_k_logprobs) is not None:  # an approximation: other numbers
             what.append(top_k)
+        if changed := self.profile.distillation.fit.model_dump(mode="json", exclude_defaults=True):
+            what.append(changed)
         return cache_dir() / "runs" / hash_of(what)
 
     def run(self, spec: RunSpec, seed: int) -> None:
-        """Train and evaluate one run, and keep its row, predictions, log and weights."""
+        """Train and evaluate one run, and keep its row, predictions, log and weights; all ranks train, one
+        evaluates and writes."""
         folder = self.run_folder(spec, seed)
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{folder}.lock"):
-            if (folder / "result.json").is_file():
+        alone = distributed.rank() == 0
+        with FileLock(f"{folder}.lock") if alone else nullcontext():
+            if distributed.from_main((folder / "result.json").is_file):
                 return
             start = time.perf_counter()
             model, processor = load(self.folder(spec.student))
@@ -329,6 +336,9 @@ class Lab:
             if spec.learn_from != "nothing":
                 log = self._distil(model, spec, seed, Path(f"{folder}.run"))
             trained = time.perf_counter() - start
+            if not alone:
+                distributed.wait()
+                return
             questions, longest = self.questions("test"), self.profile.sampling.max_new_tokens
             predictions = evaluate(model, processor, questions, self.judge, longest, seed)
             by_mode = predictions.groupby("mode")[["correct", "tokens"]].mean()
@@ -353,6 +363,51 @@ class Lab:
                 (target / "result.json").write_text(json.dumps(row))
 
             write_folder(folder, save)
+            distributed.wait()
+
+    def run_arm(self, name: str, seed: int) -> Path:
+        """One run of an arm, on all processes that torchrun started; rank 0 makes first what the run needs.
+
+        Returns:
+            The folder of its result, log, predictions and weights.
+        """
+        spec = arm(name, self.profile)
+        if distributed.rank() == 0:
+            if spec.learn_from != "nothing":
+                print(self.memory(name).line(), file=sys.stderr, flush=True)
+            for model in {spec.student, *spec.teachers}:
+                self.folder(model)
+            if not (self.run_folder(spec, seed) / "result.json").is_file():
+                self._prepare([spec])
+        distributed.wait()
+        self.run(spec, seed)
+        return self.run_folder(spec, seed)
+
+    def memory(self, name: str) -> Memory:
+        """What a run of an arm needs on each device at most: every response as long as it may become."""
+        spec, settings = arm(name, self.profile), self.profile.distillation
+        n = max(sum(n for *_, n in authors(spec, stage)) for stage in all_stages(spec))
+        questions, pool = self.questions("train"), self.pool
+        rows = spec.batch // (distributed.world_size() * settings.fit.accumulate)
+        longest = self.profile.sampling.max_new_tokens
+        student = skeleton(str(self.folder(spec.student)))
+        pictures = questions.image_features(pool[:1])["pixel_values"]
+        shape = Shape(
+            questions=rows,
+            length=max(len(questions.prompt(index)) for index in pool) + n * (longest - 1),
+            tokens=rows * n * longest,
+            patches=rows * patches(student.config, pictures),
+            vocabulary=len(self.processor.tokenizer),
+        )
+        along = () if settings.cache_teacher or not spec.teachers else (*spec.teachers, spec.student)
+        return estimate(
+            student,
+            shape,
+            settings.fit,
+            tuple(skeleton(str(self.folder(model))) for model in along),
+            spec.r_max,
+            distributed.world_size() if distributed.asked_for() else 1,
+        )
 
     def latency(self, arms: Sequence[str], questions: int) -> pd.DataFrame:
         """Seconds a question of the arms' models at seed 0, one at a time, and the length of the answers."""
@@ -384,7 +439,18 @@ class Lab:
         often = max(1, spec.steps // 40)
         budget = Budget(spec.steps, spec.batch, spec.learning_rate, "constant", seed, log_every=often)
         examples = curriculum(spec, seed, self.pool, parts)
-        return train(model, self.questions("train"), examples, objective, budget, folder, "a run")
+        settings = self.profile.distillation
+        return train(
+            model,
+            self.questions("train"),
+            examples,
+            objective,
+            budget,
+            folder,
+            "a run",
+            fit=settings.fit,
+            watch=settings.watch,
+        )
 
     def _parts(self, spec: RunSpec, stage: Stage) -> list[Part]:
         """What each author contributes to a stage: responses, verdicts, log-probabilities, distributions."""

@@ -242,6 +242,32 @@ def image_positions(
     return positions
 
 
+def check_same_tokens(student: Any, teacher: Any) -> None:
+    """Refuse a teacher that reads other tokens than the student, in vocabulary, tokenizer or chat template.
+
+    Both read the same prompt, which the student's chat template makes, so a teacher with another template
+    reads one that it was not trained on.
+
+    Raises:
+        ValueError: they differ; the message says in what.
+    """
+    check_same_vocabulary(student, teacher)
+    words = "The 2 quick foxes' colour: dark-blue?\n"
+    ours, theirs = (p.tokenizer(words, add_special_tokens=False)["input_ids"] for p in (student, teacher))
+    if ours != theirs:
+        raise ValueError(
+            f"student and teacher have one vocabulary and cut text differently ({len(ours)} and "
+            f"{len(theirs)} tokens for {words.strip()!r}); choose a teacher of the student's family"
+        )
+    asked = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what ?"}]}]
+    shown = [p.apply_chat_template(asked, add_generation_prompt=True) for p in (student, teacher)]
+    if shown[0] != shown[1]:
+        raise ValueError(
+            f"student and teacher have different chat templates: a question is {shown[0]!r} and "
+            f"{shown[1]!r}; choose a teacher of the student's family, or save it with the student's template"
+        )
+
+
 def check_same_vocabulary(student: Any, teacher: Any) -> None:
     """Distillation compares distributions token by token, so both processors must agree on the tokens.
 

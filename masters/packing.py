@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from masters.distributed import in_pieces
 from masters.logits import Logits, Projection, dense
 from masters.models import image_positions
 from masters.questions import concatenate
@@ -218,11 +219,11 @@ def response_projection(model: PreTrainedModel, batch: PackedBatch, vocabulary: 
 
     Returns:
         ``(questions, responses, tokens, vocabulary)``, as a tensor where the head is not a plain linear
-        layer; meaningless where ``batch.mask`` is False.
+        layer or is spread over processes; meaningless where ``batch.mask`` is False.
     """
     head: Any = model.get_output_embeddings()
     hidden = response_hidden(model, batch)
-    if type(head) is not nn.Linear:
+    if type(head) is not nn.Linear or in_pieces(head.weight):
         made: Tensor = head(hidden)
         return made[..., :vocabulary]
     rows = len(head.weight)

@@ -1,16 +1,23 @@
 """Progress of long work, from whatever process does it to whoever watches.
 
 Notebooks run in a kernel and training in worker processes, so nobody sees what they print. Each process
-therefore leaves one line in a folder named by ``MASTERS_PROGRESS``; the command that started the notebook
+therefore leaves one line in a folder named by ``MASTERS_PROGRESS``; the command that started them
 reads the lines and shows them. Without that variable nothing is written.
 """
 
 import json
 import os
+import shutil
+import sys
+import tempfile
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 INTERVAL = 0.5
+SHOWN_EVERY = 60.0  # seconds, where no terminal is
 _last = 0.0
 
 
@@ -47,3 +54,29 @@ def lines(folder: Path) -> list[str]:
             continue
         found.append(f"{entry['what']} {entry['done']}/{entry['total']}")
     return found
+
+
+@contextmanager
+def shown() -> Iterator[None]:
+    """Show how far this process and its workers are: on a terminal a line that changes, else one a minute."""
+    every = 1.0 if sys.stderr.isatty() else SHOWN_EVERY
+    begin, end = ("\r\033[K", "") if sys.stderr.isatty() else ("", "\n")
+    stop = threading.Event()
+
+    def watch(folder: Path) -> None:
+        while not stop.wait(every):
+            if work := ", ".join(lines(folder)):
+                room = shutil.get_terminal_size().columns - 1
+                print(f"{begin}{work[:room]}", end=end, file=sys.stderr, flush=True)
+
+    with tempfile.TemporaryDirectory(prefix="masters-progress-", ignore_cleanup_errors=True) as name:
+        os.environ["MASTERS_PROGRESS"] = name
+        watcher = threading.Thread(target=watch, args=(Path(name),), daemon=True)
+        watcher.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            watcher.join()
+            del os.environ["MASTERS_PROGRESS"]
+            print(begin, end="", file=sys.stderr, flush=True)

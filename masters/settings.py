@@ -82,6 +82,40 @@ class Generation(Strict):
         return self
 
 
+class Lora(Strict):
+    """Low-rank adapters, arXiv 2106.09685, in every linear layer but the output head."""
+
+    rank: Count = Field(16, description="rank of the update of a layer; paper: all weights are trained")
+    alpha: Positive = Field(32.0, description="the update is scaled by alpha / rank")
+
+
+class Fit(Strict):
+    """What makes a student fit on the hardware; the defaults change nothing."""
+
+    lora: Lora | None = Field(None, description="train adapters only, added to the weights in the end")
+    gradient_checkpointing: bool = Field(
+        False, description="compute activations again in the backward pass instead of keeping them"
+    )
+    bf16: bool = Field(False, description="compute in bfloat16 and keep weights and optimiser in float32")
+    accumulate: Count = Field(
+        1, description="a step's questions are taken in this many parts; a group of responses stays whole"
+    )
+
+
+class Watch(Strict):
+    """What is watched during a run; a loss that is not finite ends it in any case."""
+
+    kl: Positive | None = Field(
+        None, description="the run ends when the KL to the student before training is above, nats a token"
+    )
+    growth: float | None = Field(
+        None, gt=1, description="and when the loss is above this many times the largest of its first tenth"
+    )
+    gradient_norms: Count | None = Field(
+        None, description="log the gradient norm of each term every this many log rows; costs three steps"
+    )
+
+
 class Distillation(Strict):
     """What every distillation run shares unless an arm says otherwise."""
 
@@ -102,10 +136,20 @@ class Distillation(Strict):
     student_responses: int = Field(4, ge=0, description="paper: 4")
     r_max: Ratio = Field(0.2, description="first mask ratio; paper: 0.2 for most teachers, 0.4 for two")
     r_step: Positive = Field(0.05, description="paper: 0.05")
+    fit: Fit = Fit()
+    watch: Watch = Watch()
 
     @model_validator(mode="after")
     def _step_divides(self) -> "Distillation":
         MaskSchedule(self.r_max, self.r_step)
+        return self
+
+    @model_validator(mode="after")
+    def _batch_has_parts(self) -> "Distillation":
+        if self.batch % self.fit.accumulate:
+            raise ValueError(
+                f"fit.accumulate {self.fit.accumulate} does not divide the batch of {self.batch} questions"
+            )
         return self
 
     @model_validator(mode="after")

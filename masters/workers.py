@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from masters import distributed
 from masters.progress import report
 from masters.settings import Profile
 
@@ -53,6 +54,8 @@ _labs: dict[str, Any] = {}
 
 
 def _begin() -> None:
+    for name in distributed.LAUNCH:  # a worker of a rank works for itself
+        os.environ.pop(name, None)
     torch.set_num_threads(1)
     if torch.cuda.is_available():  # workers are numbered from 1
         torch.cuda.set_device(current_process()._identity[0] % torch.cuda.device_count())

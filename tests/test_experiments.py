@@ -18,7 +18,7 @@ from masters.curriculum import stages as stages_of
 from masters.experiments import Lab, Results
 from masters.ladder import epochs
 from masters.models import load, weights_hash
-from masters.settings import Distillation, ModelSpec, Profile, Sampling
+from masters.settings import Distillation, Fit, Lora, ModelSpec, Profile, Sampling, Watch
 
 ARMS = ["base", "sft", "naive", "masked", "masters", "mid_then_large", "own_accuracy"]
 RUN_COLUMNS = {
@@ -208,6 +208,28 @@ def test_what_changes_a_result_changes_the_key(lab: Lab, results: Results) -> No
     folders.add(Lab(fewer).run_folder(spec, 0))
     assert len(folders) == 4 + len(changes)
     assert lab.run_folder(spec, 0).name in set(results.runs["key"])
+
+
+def test_what_makes_a_run_fit_changes_the_key_only_where_it_is_used(lab: Lab, results: Results) -> None:
+    spec, expected = arm("masters", lab.profile), lab.run_folder(arm("masters", lab.profile), 0)
+
+    def key(**changes: Any) -> Path:
+        other = Lab(profile(**changes))
+        assert arm("masters", other.profile) == spec
+        return other.run_folder(spec, 0)
+
+    assert key(fit=Fit(), watch=Watch()) == key(watch=Watch(kl=0.5, growth=10)) == expected
+    used = [Fit(lora=Lora()), Fit(lora=Lora(rank=8)), Fit(bf16=True), Fit(accumulate=2)]
+    assert len({expected, *(key(fit=fit) for fit in used)}) == 5
+
+
+def test_the_memory_of_an_arm_is_estimated_before_it_runs(lab: Lab, results: Results) -> None:
+    cached, along = lab.memory("masters"), Lab(profile(cache_teacher=False)).memory("masters")
+    sizes = lab.ladder().set_index("model")["parameters"]
+    assert cached.weights == 4 * sizes["student"] and cached.teachers == cached.mask == 0
+    assert along.teachers == 4 * (sizes["large"] + sizes["student"]) and 0 < along.mask < 0.2 * along.teachers
+    halved = Lab(profile(fit=Fit(accumulate=2))).memory("masters")
+    assert halved.activations < 0.6 * cached.activations
 
 
 @pytest.mark.usefixtures("inline")

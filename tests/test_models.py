@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 import small
 import torch
+from tokenizers import pre_tokenizers
 
 from masters import models
 from masters.masking import TeacherMask
@@ -143,3 +144,21 @@ def test_every_word_is_one_token_and_comes_back() -> None:
     assert len(ids) == 6 and tokenizer.unk_token_id not in ids
     assert tokenizer.decode(ids, skip_special_tokens=True) == "the answer is red ."
     assert small.tokens("zebra")[0] == tokenizer.unk_token_id
+
+
+def test_a_teacher_that_cuts_text_otherwise_or_has_another_template_is_refused() -> None:
+    ours, theirs = models.build_processor(small.WORDS), models.build_processor(small.WORDS)
+    models.check_same_tokens(ours, theirs)
+    theirs.chat_template = models.CHAT_TEMPLATE.replace("<image> ", "<image> <image> ")
+    with pytest.raises(
+        ValueError, match="different chat templates: a question is '<user> <image> what"
+    ) as told:
+        models.check_same_tokens(ours, theirs)
+    assert "save it with the student's template" in str(told.value) and "\n" not in str(told.value)
+    theirs = models.build_processor(small.WORDS)
+    theirs.tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    with pytest.raises(ValueError, match="one vocabulary and cut text differently") as told:
+        models.check_same_tokens(ours, theirs)
+    assert "\n" not in str(told.value)
+    with pytest.raises(ValueError, match="differ in 1 tokens"):
+        models.check_same_tokens(ours, models.build_processor([*small.WORDS, "zebra"]))

@@ -1,5 +1,6 @@
 import json
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -54,3 +55,18 @@ def test_lines_of_several_processes_and_a_file_that_is_no_json(folder: Path) -> 
     (folder / "3.json").write_text('{"what": "ru')
     (folder / "4.new").write_text(json.dumps({"what": "unfinished", "done": 1, "total": 2}))
     assert progress.lines(folder) == ["run 1/9", "run 2/9"]
+
+
+def test_progress_is_shown_as_lines_while_work_goes_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress, "_last", float("-inf"))
+    monkeypatch.setattr(progress, "SHOWN_EVERY", 0.05)
+    with pytest.raises(KeyError, match="from within"), progress.shown():
+        folder = Path(os.environ["MASTERS_PROGRESS"])
+        progress.report("training a run", 3, 10)
+        time.sleep(0.3)
+        raise KeyError("from within")
+    told = capsys.readouterr().err.splitlines()
+    assert told and set(told) == {"training a run 3/10"}
+    assert "MASTERS_PROGRESS" not in os.environ and not folder.exists()

@@ -80,6 +80,13 @@ def test_every_arm_that_a_shipped_notebook_names_exists(name: str) -> None:
         ({"distillation__r_step": 0}, ["distillation.r_step", "greater than 0"]),
         ({"distillation__r_step": 0.15}, ["distillation", "0.15", "does not divide r_max 0.2"]),
         ({"distillation__beta": -0.1}, ["distillation.beta"]),
+        ({"distillation__fit": {"accumulate": 3}}, ["fit.accumulate 3 does not divide the batch of"]),
+        ({"distillation__fit": {"accumulate": 0}}, ["distillation.fit.accumulate"]),
+        ({"distillation__fit": {"lora": {"rank": 0}}}, ["distillation.fit.lora.rank"]),
+        ({"distillation__fit": {"lora": 8}}, ["distillation.fit.lora"]),
+        ({"distillation__fit": {"fp8": True}}, ["distillation.fit.fp8", "known: "]),
+        ({"distillation__watch": {"kl": 0}}, ["distillation.watch.kl", "greater than 0"]),
+        ({"distillation__watch": {"growth": 1}}, ["distillation.watch.growth", "greater than 1"]),
     ],
 )
 def test_a_bad_parameter_is_named_with_its_file(
