@@ -26,12 +26,13 @@ from torch import Tensor, nn
 
 from masters.criteria import Activation, Criterion, Magnitude, Scope
 from masters.layers import Layer, linear_layers, reshard
-from masters.selection import Cut, RowCut, blocks, cuts, equal_to, has_nan, magnitude_keys, places
+from masters.selection import Cut, RowCut, blocks, cuts, equal_to, has_nan, magnitude_keys, one_thread, places
 
 _DAMAGED = "cannot mask a weight that contains NaN: is the checkpoint damaged?"
 _RAW = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
+@one_thread()
 def magnitude_mask(weight: Tensor, ratio: float) -> Tensor:
     """Eq. 1, 2 for one layer: which weights stay.
 
@@ -137,6 +138,7 @@ class TeacherMask:
         return tuple(layer.name for layer in self._layers)
 
     @torch.no_grad()
+    @one_thread()
     def apply(self, ratio: float) -> Self:
         """Mask at a ratio, whatever was applied before, as if from the pristine weights; returns the mask.
 
@@ -212,6 +214,7 @@ class TeacherMask:
                 self._keep(layer, start, values, held.index_fill_(0, at, False) if zeros_stay else None)
 
     @torch.no_grad()
+    @one_thread()
     def restore(self) -> None:
         """Give every removed weight back, bit for bit; without effect on an untouched teacher.
 
