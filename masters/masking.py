@@ -26,11 +26,13 @@ from torch import Tensor, nn
 
 from masters.criteria import Activation, Criterion, Magnitude, Scope
 from masters.layers import Layer, linear_layers, reshard
-from masters.selection import Cut, RowCut, blocks, cuts, equal_to, has_nan, magnitude_keys, places
+from masters.selection import Cut, RowCut, blocks, cuts, equal_to, has_nan, magnitude_keys, one_thread, places
 
+_DAMAGED = "cannot mask a weight that contains NaN: is the checkpoint damaged?"
 _RAW = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
+@one_thread()
 def magnitude_mask(weight: Tensor, ratio: float) -> Tensor:
     """Eq. 1, 2 for one layer: which weights stay.
 
@@ -50,7 +52,9 @@ def magnitude_mask(weight: Tensor, ratio: float) -> Tensor:
     """
     _check_ratio(ratio)
     flat = weight.detach().reshape(-1)
-    _check_weight(flat)
+    _check_type(flat)
+    if _has_nan(flat):
+        raise ValueError(_DAMAGED)
     keep = torch.ones_like(flat, dtype=torch.bool)
 
     def keys() -> Iterator[Tensor]:
@@ -134,6 +138,7 @@ class TeacherMask:
         return tuple(layer.name for layer in self._layers)
 
     @torch.no_grad()
+    @one_thread()
     def apply(self, ratio: float) -> Self:
         """Mask at a ratio, whatever was applied before, as if from the pristine weights; returns the mask.
 
@@ -156,20 +161,22 @@ class TeacherMask:
         """Go from the ratio that is applied to another one, in layers that share a threshold."""
         total = layers[0].width if self._scope == "row" else sum(layer.size for layer in layers)
         old, new = math.floor(self.ratio * total), math.floor(ratio * total)
-        if old == 0:
-            for layer in layers:
-                try:
-                    _check_weight(layer.local().reshape(-1), layer.group)
-                except ValueError as error:
-                    raise ValueError(f"{layer.name}: {error}") from None
         if new == old:
             return
-        keys = self._kept_keys if new > old else self._removed_keys
+        for layer in layers:
+            _check_type(layer.weight, f"{layer.name}: ")
+        damaged: set[str] = set()
         chosen: Sequence[Cut | RowCut]
         if self._scope == "row":
             chosen = [RowCut(new, total if new > old else old)]
+            damaged = {layer.name for layer in layers if old == 0 and _has_nan(layer.local().reshape(-1))}
+        elif new > old:
+            keys = [partial(self._kept_keys, layer, damaged if old == 0 else None) for layer in layers]
+            chosen = cuts(keys, new, layers[0].group)
         else:
-            chosen = cuts([partial(keys, layer) for layer in layers], new, layers[0].group)
+            chosen = cuts([partial(self._removed_keys, layer) for layer in layers], new, layers[0].group)
+        if old == 0:
+            self._refuse_damage(layers, damaged)
         for layer, cut in zip(layers, chosen, strict=True):
             if new > old:
                 self._grow(layer, cut)
@@ -207,6 +214,7 @@ class TeacherMask:
                 self._keep(layer, start, values, held.index_fill_(0, at, False) if zeros_stay else None)
 
     @torch.no_grad()
+    @one_thread()
     def restore(self) -> None:
         """Give every removed weight back, bit for bit; without effect on an untouched teacher.
 
@@ -233,9 +241,13 @@ class TeacherMask:
         """
         return sum(held.nbytes for group in (self._removed, self._bits) for held in group.values())
 
-    def _kept_keys(self, layer: Layer) -> Iterator[Tensor]:
+    def _kept_keys(self, layer: Layer, damaged: set[str] | None) -> Iterator[Tensor]:
+        """Keys of a layer's weights, from which more are to be removed; notes the layer if one is NaN."""
         flat = layer.local().reshape(-1)
         for start, end in blocks(flat, layer.width):
+            # Here, where the block comes into the cache anyhow: a pass of its own would cost more.
+            if damaged is not None and has_nan(flat[start:end]):
+                damaged.add(layer.name)
             yield self._growing(layer, flat[start:end], start)
 
     def _removed_keys(self, layer: Layer) -> Iterator[Tensor]:
@@ -245,6 +257,17 @@ class TeacherMask:
             if self._criterion.positional:
                 _, at, values = self._held(layer, flat[start:end], start)
             yield self._keys(layer, values, start, at)
+
+    @staticmethod
+    def _refuse_damage(layers: list[Layer], damaged: set[str]) -> None:
+        # All processes refuse a weight, or none: the others would wait for ever.
+        flags = torch.tensor([layer.name in damaged for layer in layers], device=layers[0].local().device)
+        if layers[0].group is not None:
+            flags = flags.int()
+            dist.all_reduce(flags, group=layers[0].group)
+        for layer, flag in zip(layers, flags.tolist(), strict=True):
+            if flag:
+                raise ValueError(f"{layer.name}: {_DAMAGED}")
 
     def _keys(self, layer: Layer, values: Tensor, start: int, within: Tensor | None) -> Tensor:
         if self._scope == "global" and isinstance(self._criterion, Magnitude):
@@ -300,16 +323,15 @@ def _check_ratio(ratio: float) -> None:
         raise ValueError(f"the mask ratio is {ratio}: give a number in [0, 1]")
 
 
-def _check_weight(flat: Tensor, group: dist.ProcessGroup | None = None) -> None:
-    if not flat.is_floating_point():
-        raise ValueError(f"cannot mask a weight of type {flat.dtype}: load the model in a floating type")
-    damaged = any(has_nan(flat[start:end]) for start, end in blocks(flat))
-    if group is not None:  # all processes refuse a weight, or none: the others would wait for ever
-        total = torch.tensor(int(damaged), device=flat.device)
-        dist.all_reduce(total, group=group)
-        damaged = bool(total)
-    if damaged:
-        raise ValueError("cannot mask a weight that contains NaN: is the checkpoint damaged?")
+def _check_type(weight: Tensor, where: str = "") -> None:
+    if not weight.is_floating_point():
+        raise ValueError(
+            f"{where}cannot mask a weight of type {weight.dtype}: load the model in a floating type"
+        )
+
+
+def _has_nan(flat: Tensor) -> bool:
+    return any(has_nan(flat[start:end]) for start, end in blocks(flat))
 
 
 def _raw(values: Tensor) -> Tensor:

@@ -446,3 +446,24 @@ def test_a_row_s_threshold_is_that_of_a_layer_of_one_row() -> None:
 def test_unknown_scopes_are_refused() -> None:
     with pytest.raises(ValueError, match=r"'model'.*row, layer, global"):
         TeacherMask(toy(), scope="model")  # type: ignore[arg-type]
+
+
+def test_masking_uses_one_thread_and_gives_the_others_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def watched(mask: Tensor) -> Tensor:
+        seen.append(torch.get_num_threads())
+        return selection.places(mask)
+
+    monkeypatch.setattr(masking, "places", watched)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        layer = nn.Linear(6, 5)
+        with TeacherMask(layer).apply(0.5):
+            assert torch.get_num_threads() == 2
+        with pytest.raises(ValueError):
+            TeacherMask(layer).apply(2.0)
+        assert torch.get_num_threads() == 2 and set(seen) == {1}
+    finally:
+        torch.set_num_threads(before)
