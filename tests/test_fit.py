@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from masters import adapters, training
 from masters.health import Diverged
+from masters.logits import Logits, dense
 from masters.models import weights_hash
 from masters.questions import Questions
 from masters.settings import Fit, Lora, Watch
@@ -148,14 +149,14 @@ def test_bfloat16_computes_in_it_and_keeps_small_steps(asked: Questions, tmp_pat
         student = small.build()[0].to(torch.bfloat16)
         start = {name: p.detach().clone() for name, p in student.named_parameters()}
         with pytest.MonkeyPatch.context() as patch:
-            real = training.response_logits
+            real = training.response_projection
 
-            def watching(*args: Any, real: Any = real) -> Tensor:
+            def watching(*args: Any, real: Any = real) -> Logits:
                 logits = real(*args)
-                kinds.add(logits.dtype)
+                kinds.add(dense(logits).dtype)
                 return logits
 
-            patch.setattr(training, "response_logits", watching)
+            patch.setattr(training, "response_projection", watching)
             examples = small.labelled(asked, budget)
             train(student, asked, examples, Objective(), budget, tmp_path / "run", "bf16", "cpu", fit)
         moved = sum(int((p != start[name].to(p.dtype)).sum()) for name, p in student.named_parameters())

@@ -181,7 +181,7 @@ def test_out_of_memory_is_one_line_with_the_setting_to_change(
             return torch.empty(2**60)
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
-    monkeypatch.setattr(training, "response_logits", full)
+    monkeypatch.setattr(training, "response_projection", full)
     student, _ = small.build()
     run = (small.labelled(asked), Objective(), small.BUDGET, tmp_path / "run", "a run", "cpu")
     with pytest.raises(MemoryError, match=r"^a run: out of memory; set distillation") as caught:
