@@ -114,6 +114,22 @@ def check_launched(num_processes: int, kind: str) -> None:
         )
 
 
+@torch.no_grad()
+def load_whole(model: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Put weights that were gathered from shards into a whole model.
+
+    Raises:
+        ValueError: some are missing, or there are others; a weight that layers share may be named once.
+    """
+    own = model.state_dict()
+    loaded = {own[name].data_ptr() for name in weights.keys() & own.keys()}
+    missing = [name for name, parameter in model.named_parameters() if parameter.data_ptr() not in loaded]
+    if missing or weights.keys() - own.keys():
+        other = sorted(weights.keys() - own.keys())
+        raise ValueError(f"gathered weights are not those of the model: without {missing}, with {other}")
+    model.load_state_dict(weights, strict=False)
+
+
 def name_layers(model: nn.Module) -> None:
     """Tell accelerate which layers FSDP2 takes as a unit: those of the model's list that the model has.
 

@@ -9,7 +9,8 @@ two models agree, 1/n where one token outweighs all others.
 Departures from the paper: none; it logs nothing of the kind.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -82,10 +83,34 @@ def reason_to_stop(
     return None
 
 
-def norm(gradients: Sequence[Tensor | None]) -> float:
-    """The norm of the gradients of all weights together; None stands for zeros."""
-    present = [gradient.float().norm() for gradient in gradients if gradient is not None]
-    return float(torch.stack(present).norm()) if present else 0.0
+def term_norms(loss: Callable[..., Tensor], weights: Sequence[Tensor]) -> dict[str, float]:
+    """The gradient norm of each term of Eq. 11.
+
+    The loss is a sum of terms, and so is its gradient: a term's is what the gradient of the loss without it
+    lacks. That takes three forward and backward passes.
+
+    Args:
+        loss: of the same batch, with options of :func:`masters.objective.masters_loss` changed by name.
+        weights: that are trained.
+
+    Returns:
+        ``gradient_divergence``, ``gradient_policy`` and ``gradient_kl``, the last multiplied by beta.
+    """
+
+    def gradients(**variant: Any) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(loss(**variant), weights, allow_unused=True, materialize_grads=True)
+
+    alone, policy, whole = gradients(rewards=()), gradients(beta=0.0), gradients()
+    return {
+        "gradient_divergence": norm(alone),
+        "gradient_policy": norm([b - a for a, b in zip(alone, policy, strict=True)]),
+        "gradient_kl": norm([b - a for a, b in zip(policy, whole, strict=True)]),
+    }
+
+
+def norm(gradients: Sequence[Tensor]) -> float:
+    """The norm of the gradients of all weights together."""
+    return float(torch.stack([gradient.float().norm() for gradient in gradients]).norm())
 
 
 def _floats(values: Sequence[Tensor]) -> list[float]:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from masters.health import advantage_figures, norm, ratio_figures, reason_to_stop
+from masters.health import advantage_figures, norm, ratio_figures, reason_to_stop, term_norms
 from masters.rewards import group_advantages
 
 NAN = float("nan")
@@ -79,5 +79,15 @@ def test_the_start_of_a_run_is_its_first_tenth() -> None:
 
 
 def test_norm_of_all_weights_together() -> None:
-    assert norm([torch.tensor([3.0]), None, torch.tensor([[0.0, 4.0]])]) == pytest.approx(5)
-    assert norm([None]) == 0
+    assert norm([torch.tensor([3.0]), torch.tensor([[0.0, 4.0]])]) == pytest.approx(5)
+
+
+def test_norms_of_terms_of_a_loss_that_is_written_down() -> None:
+    weights = [torch.ones(2, requires_grad=True), torch.ones(3, requires_grad=True)]
+
+    def loss(rewards: tuple[str, ...] = ("accuracy",), beta: float = 0.1) -> torch.Tensor:
+        divergence, policy, kl = 3 * weights[0].sum(), -2 * weights[1].sum(), 5 * weights[0][0]
+        return divergence + (policy + beta * kl if rewards else 0)
+
+    expected = {"gradient_divergence": 18**0.5, "gradient_policy": 12**0.5, "gradient_kl": 0.5}
+    assert term_norms(loss, weights) == pytest.approx(expected)
