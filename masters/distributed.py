@@ -15,13 +15,12 @@ import os
 from collections.abc import Callable
 from datetime import timedelta
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-T = TypeVar("T")
 LAUNCH = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -73,7 +72,7 @@ def wait() -> None:
         dist.barrier(group=_patient())
 
 
-def from_main(make: Callable[[], T]) -> T:
+def from_main(make: Callable[[], Any]) -> Any:
     """What rank 0 makes, on every rank."""
     if world_size() == 1:
         return make()
@@ -82,7 +81,7 @@ def from_main(make: Callable[[], T]) -> T:
     return held[0]
 
 
-def gathered(value: T) -> list[T]:
+def gathered(value: Any) -> list[Any]:
     """A value of each rank, in their order, on every rank."""
     if world_size() == 1:
         return [value]
