@@ -15,14 +15,13 @@ import os
 from collections.abc import Callable
 from datetime import timedelta
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-T = TypeVar("T")
 LAUNCH = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -74,7 +73,7 @@ def wait() -> None:
         dist.barrier(group=_patient())
 
 
-def from_main(make: Callable[[], T]) -> T:
+def from_main(make: Callable[[], Any]) -> Any:
     """What rank 0 makes, on every rank."""
     if world_size() == 1:
         return make()
@@ -83,7 +82,7 @@ def from_main(make: Callable[[], T]) -> T:
     return held[0]
 
 
-def gathered(value: T) -> list[T]:
+def gathered(value: Any) -> list[Any]:
     """A value of each rank, in their order, on every rank."""
     if world_size() == 1:
         return [value]
@@ -125,6 +124,22 @@ def in_pieces(weight: Tensor) -> bool:
     return isinstance(weight, DTensor) or hasattr(weight, "ds_id")
 
 
+@torch.no_grad()
+def load_whole(model: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Put weights that were gathered from shards into a whole model.
+
+    Raises:
+        ValueError: some are missing, or there are others; a weight that layers share may be named once.
+    """
+    own = model.state_dict()
+    loaded = {own[name].data_ptr() for name in weights.keys() & own.keys()}
+    missing = [name for name, parameter in model.named_parameters() if parameter.data_ptr() not in loaded]
+    if missing or weights.keys() - own.keys():
+        other = sorted(weights.keys() - own.keys())
+        raise ValueError(f"gathered weights are not those of the model: without {missing}, with {other}")
+    model.load_state_dict(weights, strict=False)
+
+
 def name_layers(model: nn.Module) -> None:
     """Tell accelerate which layers FSDP2 takes as a unit: those of the model's list that the model has.
 
@@ -136,7 +151,7 @@ def name_layers(model: nn.Module) -> None:
         os.environ.setdefault("FSDP_TRANSFORMER_CLS_TO_WRAP", ",".join(wanted))
 
 
-def inside_forward(wrapper: nn.Module, inner: nn.Module, compute: Callable[[Any], T], batch: Any) -> T:
+def inside_forward(wrapper: nn.Module, inner: nn.Module, compute: Callable[[Any], Any], batch: Any) -> Any:
     """``compute(batch)`` between what a wrapper does before and after the forward of the model inside.
 
     Args:
@@ -153,14 +168,13 @@ def inside_forward(wrapper: nn.Module, inner: nn.Module, compute: Callable[[Any]
         else:
             inner.__dict__["forward"] = own
 
-    def once(batch: Any) -> T:
+    def once(batch: Any) -> Any:
         restore()  # the loss calls the model's own forward
         return compute(batch)
 
     inner.__dict__["forward"] = once
     try:
-        made: T = wrapper(batch)
-        return made
+        return wrapper(batch)
     finally:
         restore()
 

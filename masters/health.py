@@ -9,7 +9,8 @@ two models agree, 1/n where one token outweighs all others.
 Departures from the paper: none; it logs nothing of the kind.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ class Diverged(FloatingPointError):
     """A run that has no use in going on; raised by all ranks at the same step."""
 
 
-def advantage_figures(advantages: Tensor, valid: Tensor) -> dict[str, float]:
+def advantage_figures(advantages: Tensor, valid: Tensor) -> dict[str, Tensor]:
     """How the advantages of a batch are distributed.
 
     Args:
@@ -31,11 +32,14 @@ def advantage_figures(advantages: Tensor, valid: Tensor) -> dict[str, float]:
         unit variance) and ``advantage_positive`` (share above 0).
     """
     values = advantages.detach()[valid].float()
-    figures = (values.mean(), values.std(unbiased=False), (values > 0).float().mean())
-    return dict(zip(("advantage_mean", "advantage_std", "advantage_positive"), _floats(figures), strict=True))
+    return {
+        "advantage_mean": values.mean(),
+        "advantage_std": values.std(unbiased=False),
+        "advantage_positive": (values > 0).float().mean(),
+    }
 
 
-def ratio_figures(logprobs: Tensor, behaviour_logprobs: Tensor) -> dict[str, float]:
+def ratio_figures(logprobs: Tensor, behaviour_logprobs: Tensor) -> dict[str, Tensor]:
     """How far the student is from the models that wrote the responses, on the tokens of these.
 
     Args:
@@ -55,7 +59,7 @@ def ratio_figures(logprobs: Tensor, behaviour_logprobs: Tensor) -> dict[str, flo
     log_ratio = (logprobs.detach() - behaviour_logprobs.detach()).float().flatten()
     # In logarithms: a single ratio may be beyond what a float holds.
     share = (2 * log_ratio.logsumexp(0) - (2 * log_ratio).logsumexp(0)).exp() / len(log_ratio)
-    return dict(zip(("log_ratio", "effective_samples"), _floats((log_ratio.mean(), share)), strict=True))
+    return {"log_ratio": log_ratio.mean(), "effective_samples": share}
 
 
 def reason_to_stop(
@@ -82,11 +86,31 @@ def reason_to_stop(
     return None
 
 
-def norm(gradients: Sequence[Tensor | None]) -> float:
-    """The norm of the gradients of all weights together; None stands for zeros."""
-    present = [gradient.float().norm() for gradient in gradients if gradient is not None]
-    return float(torch.stack(present).norm()) if present else 0.0
+def term_norms(loss: Callable[..., Tensor], weights: Sequence[Tensor]) -> dict[str, float]:
+    """The gradient norm of each term of Eq. 11.
+
+    The loss is a sum of terms, and so is its gradient: a term's is what the gradient of the loss without it
+    lacks. That takes three forward and backward passes.
+
+    Args:
+        loss: of the same batch, with options of :func:`masters.objective.masters_loss` changed by name.
+        weights: that are trained.
+
+    Returns:
+        ``gradient_divergence``, ``gradient_policy`` and ``gradient_kl``, the last multiplied by beta.
+    """
+
+    def gradients(**variant: Any) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(loss(**variant), weights, allow_unused=True, materialize_grads=True)
+
+    alone, policy, whole = gradients(rewards=()), gradients(beta=0.0), gradients()
+    return {
+        "gradient_divergence": norm(alone),
+        "gradient_policy": norm([b - a for a, b in zip(alone, policy, strict=True)]),
+        "gradient_kl": norm([b - a for a, b in zip(policy, whole, strict=True)]),
+    }
 
 
-def _floats(values: Sequence[Tensor]) -> list[float]:
-    return torch.stack(list(values)).tolist()
+def norm(gradients: Sequence[Tensor]) -> float:
+    """The norm of the gradients of all weights together."""
+    return float(torch.stack([gradient.float().norm() for gradient in gradients]).norm())

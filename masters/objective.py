@@ -36,11 +36,18 @@ import torch
 from torch import Tensor
 
 from masters.divergence import Kind, check_kind
+from masters.health import advantage_figures, ratio_figures
 from masters.logits import Logits, Projection, detached, each
 from masters.rewards import distillation_reward, group_advantages
 from masters.terms import Given, Terms, in_chunks, linear_terms, no_terms, token_terms
 
 Averaging = Literal["response", "token"]
+
+
+PARTS = (
+    *("divergence", "policy", "kl", "flat_groups", "reward_accuracy", "reward_distillation", "tokens"),
+    *("advantage_mean", "advantage_std", "advantage_positive", "log_ratio", "effective_samples"),
+)
 
 
 class Loss(NamedTuple):
@@ -51,8 +58,8 @@ class Loss(NamedTuple):
     parts: dict[str, float]
     """``divergence`` (nats a token), ``policy`` (the reward part of L_GRPO, without the KL), ``kl`` (nats a
     token, not multiplied by beta), ``flat_groups`` (share of questions without any advantage),
-    ``reward_accuracy`` and ``reward_distillation`` (means), ``tokens`` (mean length); NaN for what a variant
-    lacks."""
+    ``reward_accuracy`` and ``reward_distillation`` (means), ``tokens`` (mean length), and the figures of
+    :mod:`masters.health`; NaN for what a variant lacks."""
 
 
 def masters_loss(
@@ -153,6 +160,8 @@ def masters_loss(
             parts["reward_accuracy"] = accuracy[batch.valid].mean(dtype=torch.float32)
         if terms.kl is not None:
             parts["kl"] = batch.mean(terms.kl)
+        if behaviour_logprobs is not None:
+            parts |= ratio_figures(terms.logprobs, batch.rows(behaviour_logprobs))
         if not rewards:
             return total, parts
 
@@ -172,6 +181,7 @@ def masters_loss(
             values = values.masked_fill(is_flat.unsqueeze(1), 0)
         parts["flat_groups"] = is_flat.float().mean()
         values = values.clamp(min=0) if advantages == "positive" else values
+        parts |= advantage_figures(values, batch.valid)
 
         advantage, behaviour = batch.of_token(values), terms.logprobs.detach()
         if ratio == "clipped" and behaviour_logprobs is not None:
@@ -188,11 +198,7 @@ def masters_loss(
     linear = not rewards or ("distillation" not in rewards and ratio == "one")
     total, parts = _evaluate(combine, batch.logits(student_logits), given, linear)
     logged = torch.stack([part.detach().float() for part in parts.values()]).tolist()
-    nothing = dict.fromkeys(
-        ("divergence", "policy", "kl", "flat_groups", "reward_accuracy", "reward_distillation", "tokens"),
-        float("nan"),
-    )
-    return Loss(total, nothing | dict(zip(parts, logged, strict=True)))
+    return Loss(total, dict.fromkeys(PARTS, float("nan")) | dict(zip(parts, logged, strict=True)))
 
 
 def cross_entropy(

@@ -25,7 +25,7 @@ from torch.utils.data import Dataset, SequentialSampler
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from masters import adapters, distributed, fitting, memory
-from masters.health import Diverged, norm, reason_to_stop
+from masters.health import Diverged, reason_to_stop, term_norms
 from masters.logits import Logits, dense
 from masters.masking import TeacherMask
 from masters.objective import cross_entropy, masters_loss
@@ -238,7 +238,7 @@ def train(
     if sharded:
         weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
         if distributed.rank() == 0:
-            model.load_state_dict(weights)
+            distributed.load_whole(model, weights)
         model.to(place)  # type: ignore[arg-type]  # a decorator hides the parameter's type
     adapters.finish(trained)
     model.eval()
@@ -377,28 +377,20 @@ class MastersTrainer(Trainer):
         return not self._norms and step % (rows * self.args.logging_steps) == 0
 
     def _norms_of_terms(self, student: Any, inputs: dict[str, Any], batch: PackedBatch) -> dict[str, float]:
-        """The loss is a sum of terms, and so is its gradient: each is what a variant without it lacks.
+        """Of this rank's first questions, before gradients are clipped."""
+        options = self.objective.options or {}
 
-        Of this rank's first questions, before gradients are clipped; the KL is multiplied by its weight.
-        """
-        options, weights = self.objective.options or {}, [p for p in student.parameters() if p.requires_grad]
-        gradients: list[list[Tensor]] = []
-        try:
-            for variant in ({"rewards": ()}, {"beta": 0.0}, {}):
-                self.objective.options = options | variant
+        def loss(**variant: Any) -> Tensor:
+            self.objective.options = options | variant
+            try:
                 with self.accelerator.autocast():
-                    loss = self._loss(student, inputs, batch)
-                found = torch.autograd.grad(loss, weights, materialize_grads=True, allow_unused=True)
-                gradients.append(list(found))
-                self._parts.pop()
-        finally:
-            self.objective.options = options
-        alone, policy, whole = gradients
-        return {
-            "gradient_divergence": norm(alone),
-            "gradient_policy": norm([b - a for a, b in zip(alone, policy, strict=True)]),
-            "gradient_kl": norm([b - a for a, b in zip(policy, whole, strict=True)]),
-        }
+                    found = self._loss(student, inputs, batch)
+            finally:
+                self.objective.options = options
+            self._parts.pop()  # this is no step
+            return found
+
+        return term_norms(loss, [p for p in student.parameters() if p.requires_grad])
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the mean of each part of the loss since the last row, over all ranks."""

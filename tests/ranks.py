@@ -15,6 +15,7 @@ import torch
 from test_experiments import here
 from test_experiments import profile as tiny_profile
 from torch import Tensor
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import fully_shard
 from transformers import PreTrainedModel, TrainingArguments
 
@@ -137,7 +138,11 @@ def steps(asked: Questions, folder: Path, kind: str) -> dict[str, Any]:
 
         settings = {
             "train_micro_batch_size_per_gpu": BUDGET.batch // world,
-            "zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0},
+            "zero_optimization": {
+                "stage": 3,
+                "stage3_param_persistence_threshold": 0,
+                "stage3_gather_16bit_weights_on_model_save": True,
+            },
             "zero_allow_untested_optimizer": True,
             "zero_force_ds_cpu_optimizer": False,
             "gradient_clipping": 0.0,  # 1.0 where nothing is said
@@ -163,6 +168,16 @@ def steps(asked: Questions, folder: Path, kind: str) -> dict[str, Any]:
         "kinds": {type(p).__name__ for p in parameters.values()} | {type(student).__mro__[1].__name__},
         "local": sum(_local(p).numel() for p in parameters.values()),
     }
+    gathered: dict[str, Tensor] = dict(student.state_dict())
+    if kind == "fsdp2" and world > 1:  # as accelerate does it, which does not shard on a CPU
+        options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, cpu_offload=True)
+        gathered = get_model_state_dict(student, options=options)
+    elif wrapper is not student:
+        gathered = wrapper._zero3_consolidated_16bit_state_dict()
+    taken, _, _ = models()
+    if rank == 0:
+        distributed.load_whole(taken, gathered)
+        found["taken"] = {name: p.detach().clone() for name, p in taken.named_parameters()}
     return found | {"weights": {name: _whole(p) for name, p in parameters.items()}}
 
 

@@ -111,6 +111,8 @@ def check_sharded(alone: dict[str, Any], two: Made, kinds: set[str], wrapper: st
         assert one["losses"] == pytest.approx(alone["losses"], abs=1e-5)
         assert distance(one, alone) < 1e-2
     assert sum(one["local"] for one in two) >= alone["local"]
+    for name, value in two[0]["weights"].items():
+        assert torch.equal(two[0]["taken"][name], value), "what rank 0 evaluates and saves"
 
 
 def test_fsdp2_student_teacher_and_reference_take_the_steps_of_one_process(made: Made) -> None:
@@ -253,6 +255,18 @@ def test_the_zero3_file_asks_for_stage_three() -> None:
     assert yaml.safe_load((LAUNCH / "zero3.yaml").read_text())["deepspeed_config"] == asked
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     assert [Requirement(text).name for text in extras["deepspeed"]] == ["deepspeed"]
+
+
+def test_gathered_weights_of_another_model_are_refused() -> None:
+    model = ranks.models()[0]
+    weights = {name: value + 1 for name, value in model.state_dict().items() if name != "lm_head.weight"}
+    distributed.load_whole(model, weights)
+    shared = weights["model.language_model.embed_tokens.weight"]
+    assert torch.equal(model.state_dict()["lm_head.weight"], shared)
+    with pytest.raises(ValueError, match=r"without \['model.language_model.norm.weight'\], with \[\]"):
+        distributed.load_whole(model, {k: v for k, v in weights.items() if "language_model.norm" not in k})
+    with pytest.raises(ValueError, match=r"without \[\], with \['other'\]"):
+        distributed.load_whole(model, weights | {"other": torch.ones(1)})
 
 
 @pytest.mark.parametrize(
