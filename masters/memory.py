@@ -24,10 +24,12 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForImageTextToText
 
+from masters import logits as logits_module
 from masters.settings import Fit
 
-# Buffers of the logits' size, in float32, that the loss has at once at its peak; measured, see the tests.
-LOGITS = 6
+# Buffers of the size of the logits, or of a chunk of them, in float32, that the loss has at once at its peak;
+# measured, see the tests.
+LOGITS = 4
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ def estimate(
     trained = adapters or count
     cast = 2 * count if fit.bf16 else 0  # autocast keeps its copies for the time of a step
     activations = _activations(student.config, shape, fit, size)
-    logits = 4 * LOGITS * shape.tokens * shape.vocabulary
+    logits = 4 * LOGITS * min(shape.tokens * shape.vocabulary, logits_module.CHUNK)
     gradients = size * trained // shards
     along = sum(p.numel() * p.element_size() for teacher in teachers for p in teacher.parameters())
     return Memory(

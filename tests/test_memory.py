@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import TrainingArguments
 
 from masters import adapters, memory, models, training
+from masters import logits as logits_module
 from masters.masking import TeacherMask
 from masters.memory import Shape, advice, estimate, skeleton
 from masters.questions import Questions
@@ -69,6 +70,7 @@ def test_the_count_of_allocations_counts() -> None:
     assert counted.now == 0
 
 
+@pytest.mark.parametrize("chunk", [logits_module.CHUNK, 1 << 16])
 @pytest.mark.parametrize(
     ("spec", "questions", "fit", "words"),
     [
@@ -82,8 +84,16 @@ def test_the_count_of_allocations_counts() -> None:
     ],
 )
 def test_the_estimate_is_within_a_quarter_of_what_a_step_allocates(
-    asked: Questions, tmp_path: Path, spec: ModelSpec, questions: int, fit: Fit, words: list[str]
+    asked: Questions,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    spec: ModelSpec,
+    questions: int,
+    fit: Fit,
+    words: list[str],
+    chunk: int,
 ) -> None:
+    monkeypatch.setattr(logits_module, "CHUNK", chunk)
     student, teacher, reference = (models.build(spec, words, seed)[0].train() for seed in (0, 1, 0))
     trained = adapters.prepare(student, fit, 0)
     options = TrainingArguments(str(tmp_path), report_to=[], use_cpu=True, **adapters.arguments(fit))
