@@ -30,10 +30,9 @@ from masters.curriculum import Part, Stage, all_stages, authors, curriculum
 from masters.distributions import distributions
 from masters.divergence import jsd
 from masters.evaluation import evaluate, latency
-from masters.files import cache_dir, hash_of, write_atomic, write_folder
+from masters.files import cache_dir, hash_of, write_folder
 from masters.judges import RuleJudge
 from masters.ladder import end_tokens, train_rung
-from masters.masking import TeacherMask
 from masters.memory import Memory, Shape, estimate, patches, skeleton
 from masters.models import build_processor, check_same_tokens, load, parameter_count
 from masters.questions import Questions, Ragged, load_questions, training_labels
@@ -181,42 +180,7 @@ class Lab:
             name, spec, self.processor, self.questions("train"), self.labels[1], self._ladder_folder(name)
         )
 
-    # --- masking and responses ------------------------------------------------------------------------------
-
-    def masked_accuracy(self, models: Sequence[str], ratios: Sequence[float]) -> pd.DataFrame:
-        """Greedy validation accuracy of masked models: model, ratio, task, accuracy, questions."""
-        wanted = [(model, float(ratio)) for model in models for ratio in ratios]
-        for model in models:
-            self.folder(model)
-        self.parallel(
-            [(Lab.examine_masked, pair) for pair in wanted if not self._masked_path(*pair).is_file()],
-            "masked teachers",
-        )
-        return pd.concat([pd.read_parquet(self._masked_path(*pair)) for pair in wanted], ignore_index=True)
-
-    def _masked_path(self, model: str, ratio: float) -> Path:
-        what = [
-            VERSION,
-            self.source(model).weights(),
-            ratio,
-            self.questions("validation").hash,
-            self.judge.name,
-        ]
-        return cache_dir() / "masked" / f"{hash_of([*what, self.profile.sampling.max_new_tokens])}.parquet"
-
-    def examine_masked(self, name: str, ratio: float) -> None:
-        """Score one masked model on the validation questions and keep the result."""
-        model, _ = load(self.folder(name))
-        questions = self.questions("validation")
-        with TeacherMask(model).apply(ratio):
-            frame = evaluate(
-                model, self.processor, questions, self.judge, self.profile.sampling.max_new_tokens, None
-            )
-        grouped = frame.groupby("task", sort=False)["correct"]
-        result = pd.DataFrame({"accuracy": grouped.mean(), "questions": grouped.size()}).reset_index()
-        result.insert(0, "model", name)
-        result.insert(1, "ratio", ratio)
-        write_atomic(self._masked_path(name, ratio), result.to_parquet())
+    # --- responses ------------------------------------------------------------------------------
 
     def groups(self, model: str, ratio: float, n: int) -> pd.DataFrame:
         """The first ``n`` responses of a model to every question of the pool, judged."""

@@ -44,6 +44,8 @@ LABELS = {
     "divergence": "divergence from the teacher\n(nats a token)",
     "policy": "policy loss",
     "kl": "KL to the base student\n(nats a token)",
+    "log_ratio": "log-ratio to the authors\n(nats a token)",
+    "effective_samples": "effective samples (share of tokens)",
     "flat_groups": "groups without spread (share)",
     "reward_accuracy": "accuracy reward (0 to 1)",
     "reward_distillation": "distillation reward (0 to 1)",

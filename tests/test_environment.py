@@ -100,6 +100,7 @@ def test_package_imports_only_what_it_declares() -> None:
             *PYPROJECT["project"]["optional-dependencies"]["notebooks"],
             *PYPROJECT["project"]["optional-dependencies"]["embedding"],
             *PYPROJECT["project"]["optional-dependencies"]["ray"],
+            *PYPROJECT["project"]["optional-dependencies"]["bench"],
         ]
     }
     missing = []

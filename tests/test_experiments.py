@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 
-from masters import experiments, training
+from masters import experiments, teachers, training
 from masters.arms import RunSpec, arm
 from masters.curriculum import authors
 from masters.curriculum import stages as stages_of
@@ -317,12 +317,31 @@ def test_a_run_on_the_largest_log_probabilities_is_near_and_has_a_key_of_its_own
 
 
 @pytest.mark.usefixtures("inline")
-def test_masked_accuracy(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    frame = lab.masked_accuracy(["large"], [0.0, 0.5])
-    assert list(frame) == ["model", "ratio", "task", "accuracy", "questions"]
-    assert list(frame["ratio"]) == [0.0, 0.5] and (frame["questions"] == 6).all()
+def test_masked_teachers_are_examined_once_in_every_way(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    ways = tuple(teachers.WAYS)
+    frame = teachers.masked_accuracy(lab, ["large"], [0.0, 0.5], ways)
+    assert list(frame) == ["model", "way", "ratio", "task", "accuracy", "questions"]
+    assert list(frame["ratio"]) == [0.0, 0.5] * 4 and (frame["questions"] == 6).all()
+    assert list(frame["way"].drop_duplicates()) == list(ways)
+    assert frame.loc[frame["ratio"] == 0.0, "accuracy"].nunique() == 1
     monkeypatch.setattr(Lab, "parallel", nothing)
-    pd.testing.assert_frame_equal(Lab(profile()).masked_accuracy(["large"], [0.0, 0.5]), frame)
+    again = teachers.masked_accuracy(Lab(profile()), ["large"], [0.0, 0.5], ways)
+    pd.testing.assert_frame_equal(again, frame)
+    with pytest.raises(ValueError, match="no way 'magic' to choose weights; there are: magnitude"):
+        teachers.masked_accuracy(lab, ["large"], [0.0], ["magic"])
+
+
+def test_each_way_of_masking_chooses_other_weights(lab: Lab) -> None:
+    removed = {}
+    for way in teachers.WAYS:
+        model, _ = load(lab.folder("large"))
+        with teachers._mask(lab, model, way).apply(0.4) as mask:
+            masked = [model.get_parameter(name) == 0 for name in mask.names]
+        shares = [float(layer.float().mean()) for layer in masked]
+        removed[way] = torch.cat([layer.flatten() for layer in masked])
+        assert removed[way].float().mean() == pytest.approx(0.4, abs=0.02)
+        assert (np.ptp(shares) > 0.02) == (way == "whole model")
+    assert len({tuple(places.tolist()) for places in removed.values()}) == 4
 
 
 def test_responses_carry_their_divergence(lab: Lab, results: Results) -> None:

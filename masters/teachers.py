@@ -1,0 +1,104 @@
+"""What a mask does to a teacher: its own accuracy, ratio by ratio, with no student involved.
+
+The paper masks by magnitude within each layer and remarks that one threshold for the whole model breaks some
+layers; which weights a teacher can spare is its open question. Here are the other ways beside its own.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from transformers import PreTrainedModel
+
+from masters.criteria import Activation, Magnitude, Random, input_norms
+from masters.evaluation import evaluate
+from masters.experiments import VERSION, Lab
+from masters.files import cache_dir, hash_of, write_atomic
+from masters.masking import TeacherMask
+from masters.models import load
+from masters.questions import Questions
+from masters.workers import Job
+
+CALIBRATION = 128  # questions; the papers on pruning take as many sequences
+WAYS = {
+    "magnitude": "magnitude within a layer (the paper's)",
+    "whole model": "magnitude within the whole model",
+    "activation": "magnitude times input norm (Wanda)",
+    "random": "at random",
+}
+
+
+def masked_accuracy(
+    lab: Lab, models: Sequence[str], ratios: Sequence[float], ways: Sequence[str] = ("magnitude",)
+) -> pd.DataFrame:
+    """Greedy validation accuracy of masked models; what is missing is examined side by side.
+
+    Args:
+        lab: of the profile.
+        models: of the ladder.
+        ratios: of the masks.
+        ways: of choosing the weights, from ``WAYS``.
+
+    Returns:
+        One row a model, way, ratio and task: model, way, ratio, task, accuracy, questions.
+
+    Raises:
+        ValueError: there is no such way.
+    """
+    for way in ways:
+        if way not in WAYS:
+            raise ValueError(f"there is no way {way!r} to choose weights; there are: {', '.join(WAYS)}")
+    for model in models:
+        lab.folder(model)
+    wanted = [(model, way, float(ratio)) for model in models for way in ways for ratio in ratios]
+    jobs: list[Job] = [(examine, one) for one in wanted if not _path(lab, *one).is_file()]
+    lab.parallel(jobs, "masked teachers")
+    return pd.concat([pd.read_parquet(_path(lab, *one)) for one in wanted], ignore_index=True)
+
+
+def examine(lab: Lab, name: str, way: str, ratio: float) -> None:
+    """Score one masked model on the validation questions and keep the result."""
+    model, _ = load(lab.folder(name))
+    with _mask(lab, model, way).apply(ratio):
+        longest = lab.profile.sampling.max_new_tokens
+        frame = evaluate(model, lab.processor, lab.questions("validation"), lab.judge, longest, None)
+    grouped = frame.groupby("task", sort=False)["correct"]
+    result = pd.DataFrame({"accuracy": grouped.mean(), "questions": grouped.size()}).reset_index()
+    result.insert(0, "model", name)
+    result.insert(1, "way", way)
+    result.insert(2, "ratio", ratio)
+    write_atomic(_path(lab, name, way, ratio), result.to_parquet())
+
+
+def _mask(lab: Lab, model: PreTrainedModel, way: str) -> TeacherMask:
+    if way == "whole model":
+        return TeacherMask(model, scope="global")
+    if way == "random":
+        return TeacherMask(model, criterion=Random())
+    if way == "activation":
+        norms = input_norms(model, _calibration(lab.questions("train"), lab.pool, model.device))
+        return TeacherMask(model, criterion=Activation(norms))
+    return TeacherMask(model, criterion=Magnitude())
+
+
+def _calibration(questions: Questions, pool: Sequence[int], device: torch.device) -> Iterator[dict[str, Any]]:
+    """Prompts alone, one after the other and from all tasks, since a padded place would count as an input."""
+    for index in pool[:: max(1, len(pool) // CALIBRATION)]:
+        images = questions.image_features([index])
+        inputs = {"input_ids": torch.tensor(questions.prompt(index), dtype=torch.long)[None], **images}
+        yield {name: tensor.to(device) for name, tensor in inputs.items()}
+
+
+def _path(lab: Lab, model: str, way: str, ratio: float) -> Path:
+    what = [
+        VERSION,
+        lab.source(model).weights(),
+        way,
+        ratio,
+        lab.questions("validation").hash,
+        lab.judge.name,
+        lab.profile.sampling.max_new_tokens,
+    ]
+    return cache_dir() / "masked" / f"{hash_of(what)}.parquet"
