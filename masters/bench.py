@@ -6,24 +6,19 @@ plain path, the ratio is the other way round: how many copies of the weights cou
 table is kept in ``data/results/bench.csv``, which the book shows.
 """
 
-import resource
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 
 import numpy as np
 import pandas as pd
 import torch
-from rich.console import Console
-from rich.table import Table
 
 from masters import bench_growth
 from masters.bench_training import Head, Step, Way, small_vocabulary
 from masters.files import ROOT, write_atomic
 from masters.masking import TeacherMask
+from masters.memory import Peak
 from masters.models import build, build_processor
-from masters.progress import report
 from masters.questions import Questions, load_questions
 from masters.responses import generate
 from masters.settings import ModelSpec, Sampling
@@ -38,35 +33,25 @@ Pair = tuple[str, Way, Way]
 
 
 def main() -> None:
-    """Time each pair, keep the table for the book, and print it."""
+    """Time each pair, print it, and keep the table for the book."""
     torch.set_num_threads(1)
-    rows = []
+    print(f"how many times less, one thread: median of {REPETITIONS} repetitions, smallest and largest")
+    rows: list[dict[str, str | float]] = []
+
+    def keep(name: str, ratios: list[float]) -> None:
+        median, smallest, largest = float(np.median(ratios)), min(ratios), max(ratios)
+        rows.append({"what": name, "ratio": median, "smallest": smallest, "largest": largest})
+        print(f"{median:5.1f}  ({smallest:.1f} to {largest:.1f})  {name}", flush=True)
+
     for make in (_packed, _steps, _heads, _engines):
         for name, fast, plain in make():
-            rows.append(_row(name, _ratios(fast, plain)))
-            report("benchmarks", len(rows), 16)
-    rows.append(_row("memory: JSD over 151,936 entries, chunks against whole logits", _memory()))
+            keep(name, _ratios(fast, plain))
+    keep("memory: JSD over 151,936 entries, chunks against whole logits", _memory())
     for dtype in (torch.bfloat16, torch.float32):
-        name = f"mask set-up at r = 0.2 in copies of the weights, {str(dtype).removeprefix('torch.')}"
-        rows.append(_row(name, mask_ratios(dtype, MASKED)))
-    table = pd.DataFrame(rows)
-    write_atomic(TABLE, table.to_csv(index=False, float_format="%.3g"))
-    shown = Table(title=f"how many times less, one thread, {REPETITIONS} repetitions", title_justify="left")
-    for column in table:
-        shown.add_column(str(column), justify="left" if column == "what" else "right")
-    for row in table.itertuples(index=False):
-        shown.add_row(*(value if isinstance(value, str) else f"{value:.1f}" for value in row))
-    Console().print(shown)
+        kind = str(dtype).removeprefix("torch.")
+        keep(f"mask set-up at r = 0.2 in copies of the weights, {kind}", mask_ratios(dtype, MASKED))
+    write_atomic(TABLE, pd.DataFrame(rows).to_csv(index=False, float_format="%.3g"))
     bench_growth.main()
-
-
-def _row(name: str, ratios: list[float]) -> dict[str, str | float]:
-    return {
-        "what": name,
-        "ratio": float(np.median(ratios)),
-        "smallest": min(ratios),
-        "largest": max(ratios),
-    }
 
 
 def _packed() -> list[Pair]:
@@ -111,19 +96,14 @@ def _engines() -> list[Pair]:
 
 
 def _memory() -> list[float]:
-    """How many times more memory whole logits take than chunks, beyond what is there before."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), max_tasks_per_child=1) as alone:
-        return [
-            alone.submit(_peak, "whole").result() / alone.submit(_peak, "chunked").result() for _ in range(2)
-        ]
-
-
-def _peak(way: str) -> int:
-    """KiB that the peak of a process grows by; a process of its own, since a peak never falls."""
-    head = Head()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    getattr(head, way)()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    """How many times more memory whole logits take than chunks, beyond weights and hidden states."""
+    peaks = []
+    for way in (Head.whole, Head.chunked):
+        head = Head()
+        with Peak() as counted:
+            way(head)
+        peaks.append(counted.peak)
+    return [peaks[0] / peaks[1]]
 
 
 def mask_ratios(dtype: torch.dtype, weights: int) -> list[float]:

@@ -17,11 +17,14 @@ Not counted: the allocator's fragments, the runtime of an accelerator (about hal
 collectives, and attention that keeps its ``length * length`` weights (kernels of today do not).
 """
 
+import weakref
 from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from masters import logits as logits_module
@@ -195,3 +198,40 @@ def _linear_bytes(teacher: Any) -> int:
 def _linear(model: Any) -> list[nn.Linear]:
     head = model.get_output_embeddings()
     return [m for m in model.modules() if isinstance(m, nn.Linear) and m is not head]
+
+
+class Peak(TorchDispatchMode):
+    """Counts the bytes of what operations make, for as long as it lives; a context manager.
+
+    What an operation needs for itself and gives back before it ends is not seen.
+
+    Attributes:
+        now: bytes that live.
+        peak: the most there were at a time.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alive: set[int] = set()
+        self.now = self.peak = 0
+
+    def see(self, tensor: Tensor) -> None:
+        """Count a tensor that was there before."""
+        storage = tensor.untyped_storage()
+        key, size = storage._cdata, storage.nbytes()
+        if key not in self.alive:
+            self.alive.add(key)
+            self.now += size
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(storage, self._gone, key, size)
+
+    def _gone(self, key: int, size: int) -> None:
+        self.alive.discard(key)
+        self.now -= size
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = function(*args, **(kwargs or {}))
+        for value in tree_leaves(made):
+            if isinstance(value, Tensor):
+                self.see(value)
+        return made

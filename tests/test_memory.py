@@ -1,6 +1,5 @@
 """The estimate of a step's memory against what torch really allocates in one."""
 
-import weakref
 from pathlib import Path
 from typing import Any
 
@@ -9,49 +8,18 @@ import pytest
 import small
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from transformers import TrainingArguments
 
 from masters import adapters, memory, models, training
 from masters import logits as logits_module
 from masters.masking import TeacherMask
-from masters.memory import Shape, advice, estimate, skeleton
+from masters.memory import Peak, Shape, advice, estimate, skeleton
 from masters.questions import Questions
 from masters.settings import Fit, Lora, ModelSpec
 from masters.training import Collator, Example, Examples, MastersTrainer, Objective, train
 
 MANY_WORDS = sorted({*small.WORDS, *(f"word{i}" for i in range(6000))})
 TEXTS = ["the answer is {} . ", "{} . ", "it is a {} square . ", "no , it is {} "]
-
-
-class Peak(TorchDispatchMode):
-    """Counts the bytes of every storage that an operation gives back, for as long as the storage lives."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.alive: set[int] = set()
-        self.now = self.peak = 0
-
-    def see(self, tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
-        key, size = storage._cdata, storage.nbytes()
-        if key not in self.alive:
-            self.alive.add(key)
-            self.now += size
-            self.peak = max(self.peak, self.now)
-            weakref.finalize(storage, self.gone, key, size)
-
-    def gone(self, key: int, size: int) -> None:
-        self.alive.discard(key)
-        self.now -= size
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = function(*args, **(kwargs or {}))
-        for value in tree_leaves(made):
-            if isinstance(value, Tensor):
-                self.see(value)
-        return made
 
 
 @pytest.fixture(scope="module")
