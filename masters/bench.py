@@ -65,8 +65,8 @@ def _packed() -> list[Pair]:
 
 
 def _steps() -> list[Pair]:
-    step = Step(prompt=300)
-    name = "Masters step against TRL's DistillationTrainer (JSD): prompt of 300, 8 responses of 32"
+    step = Step(prompt=300, width=256)
+    name = "Masters step, rewards and reference included, against TRL's DistillationTrainer (JSD alone)"
     return [
         (name, step.masters(), step.trl()),
         (

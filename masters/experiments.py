@@ -43,7 +43,7 @@ from masters.tasks import vocabulary
 from masters.topk import Packed, TopK
 from masters.training import Budget, Objective, train
 
-VERSION = 1
+VERSION = 2
 RESPONSE_SEED = 0
 
 
