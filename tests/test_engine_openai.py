@@ -19,7 +19,7 @@ from masters.responses.engines import engine_of
 from masters.responses.engines.openai import OpenAIEngine
 from masters.settings import Generation, Sampling
 
-COUNT = 6
+COUNT, PADDED = 6, 3
 SAMPLING = Sampling(top_p=1.0, top_k=0, repetition_penalty=1.0, max_new_tokens=8)
 
 
@@ -30,8 +30,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     torch.set_num_threads(1)
     where = tmp_path_factory.mktemp("engine")
     model, processor = small.build()
+    tokens = len(processor.tokenizer)
+    model.resize_token_embeddings(tokens + PADDED, mean_resizing=False)  # rows that no token has
     with torch.no_grad():
-        model.get_output_embeddings().weight[processor.tokenizer.eos_token_id] *= 3
+        weight = model.get_output_embeddings().weight
+        weight[processor.tokenizer.eos_token_id] *= 3
+        weight[tokens:] = 1.5 * weight[processor.tokenizer.eos_token_id]  # would win
     for name in ("large", "masked"):
         model.save_pretrained(where / name)
         processor.save_pretrained(where / name)
@@ -107,6 +111,8 @@ def test_the_settings_are_sent(server: ChatServer, folder: Path) -> None:
     image = str(processor.image_token_id)
     assert request["logit_bias"][image] == -100
     assert str(processor.tokenizer.eos_token_id) not in request["logit_bias"]
+    rows = {str(len(processor.tokenizer) + i) for i in range(PADDED)}
+    assert rows <= set(request["logit_bias"])
 
 
 def test_a_busy_server_is_asked_again(server: ChatServer, folder: Path) -> None:

@@ -16,6 +16,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
+from transformers import AutoConfig
+
 from masters.models import banned_tokens
 from masters.questions import Questions
 from masters.responses.engines import Response, Source, Writer
@@ -72,7 +74,9 @@ class OpenAIEngine:
                 f"{', '.join(sorted(there)) or 'none'}; save it with `masters export` and serve it under "
                 "this name, or set generation.served_as"
             )
-        asker = _Asker(server, processor, questions, sampling, seed)
+        # The rows of the output head, some of which may have no token; the server's weights are not read.
+        rows = AutoConfig.from_pretrained(source.folder).get_text_config().vocab_size
+        asker = _Asker(server, processor, questions, sampling, seed, banned_tokens(processor, rows))
         with ThreadPoolExecutor(self.concurrency) as pool:
 
             def write(wanted: Sequence[int], indices: Sequence[int]) -> Iterator[list[Response]]:
@@ -93,13 +97,18 @@ class _Asker:
     """Turns a question into a request, and the reply into a response."""
 
     def __init__(
-        self, server: Server, processor: Any, questions: Questions, sampling: Sampling, seed: int | None
+        self,
+        server: Server,
+        processor: Any,
+        questions: Questions,
+        sampling: Sampling,
+        seed: int | None,
+        banned: Sequence[int],
     ) -> None:
         self.server, self.questions, self.seed = server, questions, seed
         self.tokenizer = processor.tokenizer
         self.options: dict[str, Any] = {"max_tokens": sampling.max_new_tokens, "logprobs": True}
         self.extra: dict[str, Any] = {"return_token_ids": True}
-        banned = banned_tokens(processor, len(self.tokenizer))
         self.options["logit_bias"] = {str(token): -100 for token in banned}
         if seed is None:
             self.options["temperature"] = 0
