@@ -353,12 +353,12 @@ class Lab:
         n = max(sum(n for *_, n in authors(spec, stage)) for stage in all_stages(spec))
         questions, pool = self.questions("train"), self.pool
         rows = spec.batch // (distributed.world_size() * settings.fit.accumulate)
-        longest = self.profile.sampling.max_new_tokens
+        longest, at_once = self.profile.sampling.max_new_tokens, min(n, settings.fit.responses_at_once or n)
         student = skeleton(str(self.folder(spec.student)))
         pictures = questions.image_features(pool[:1])["pixel_values"]
         shape = Shape(
             questions=rows,
-            length=max(len(questions.prompt(index)) for index in pool) + n * (longest - 1),
+            length=max(len(questions.prompt(index)) for index in pool) + at_once * (longest - 1),
             tokens=rows * n * longest,
             patches=rows * patches(student.config, pictures),
             vocabulary=len(self.processor.tokenizer),

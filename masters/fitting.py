@@ -53,18 +53,18 @@ class Fit:
             ValueError: it has another number of image tokens than its picture has features, or is too long
                 with its responses; the message names the question.
         """
-        name = questions.table["id"].iloc[index]
         found = int((prompt == self.image_token).sum())
         if self.image_tokens is not None and found != self.image_tokens[index]:
             raise ValueError(
-                f"question {name!r}: its prompt has {found} image tokens and the models make "
-                f"{self.image_tokens[index]} of its picture; encode it with the processor of the models"
+                f"question {_name(questions, index)!r}: its prompt has {found} image tokens and the models "
+                f"make {self.image_tokens[index]} of its picture; encode it with the processor of the models"
             )
         longest = max(map(len, responses))
         if len(prompt) + longest - 1 > self.positions:
             raise ValueError(
-                f"question {name!r}: a prompt of {len(prompt)} tokens and a response of {longest} do not fit "
-                f"the {self.positions:g} positions of the models; leave it out or make its picture smaller"
+                f"question {_name(questions, index)!r}: a prompt of {len(prompt)} tokens and a response of "
+                f"{longest} do not fit the {self.positions:g} positions of the models; leave it out or make "
+                "its picture smaller"
             )
 
 
@@ -84,7 +84,7 @@ def fit(models: Sequence[PreTrainedModel], questions: Questions) -> Fit:
         if known is not None and counts is not None and (counts != known).any():
             first = int((counts != known).argmax())
             raise ValueError(
-                f"question {questions.table['id'].iloc[first]!r}: one model of the run makes {known[first]} "
+                f"question {_name(questions, first)!r}: one model of the run makes {known[first]} "
                 f"image tokens of its picture and another {counts[first]}; choose models of one family"
             )
         known = counts if known is None else known
@@ -183,3 +183,7 @@ def _difference(model: PreTrainedModel, packed: PackedBatch, rows: PackedBatch) 
 
 def _positions(model: PreTrainedModel) -> float:
     return getattr(model.config.get_text_config(), "max_position_embeddings", None) or math.inf
+
+
+def _name(questions: Questions, index: int) -> str:
+    return str(questions.table["id"].iloc[index])

@@ -159,6 +159,8 @@ def advice(name: str, fit: Fit, questions: int, teachers: bool) -> str:
         knob = "set distillation.fit.gradient_checkpointing: true"
     elif teachers:
         knob = "set distillation.cache_teacher: true, so that no teacher runs along"
+    elif fit.responses_at_once != 1:
+        knob = f"set distillation.fit.responses_at_once: {(fit.responses_at_once or 4) // 2}"
     elif fit.lora is None:
         knob = "set distillation.fit.lora: {rank: 16}, or shard the student (masters/launch/fsdp2.yaml)"
     else:

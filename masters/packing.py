@@ -23,6 +23,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from masters.distributed import in_pieces
@@ -190,6 +192,24 @@ def response_hidden(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
     return hidden.flatten(0, 1)[batch.predictors]
 
 
+def hidden_in_parts(model: PreTrainedModel, parts: Sequence[PackedBatch]) -> Tensor:
+    """Hidden states of groups that are too large to be read at once: some responses of each after the others.
+
+    Nothing but these states is kept of a part; the backward pass reads each part once more. As no response
+    sees another, the states and the gradients are those of the whole groups.
+
+    Args:
+        model: any of the models of this family.
+        parts: the same questions, each with some of its responses.
+
+    Returns:
+        ``(questions, responses, tokens, width)``, the responses of all parts in order.
+    """
+    states = [checkpoint(response_hidden, model, part, use_reentrant=False) for part in parts]
+    longest = max(part.shape[2] for part in states)
+    return torch.cat([functional.pad(part, (0, 0, 0, longest - part.shape[2])) for part in states], dim=1)
+
+
 def _positions(model: PreTrainedModel, batch: PackedBatch) -> dict[str, Tensor]:
     """What tells a model where the tokens stand; with one row a response it is left to the model."""
     if batch.attention.ndim == 2:
@@ -221,8 +241,12 @@ def response_projection(model: PreTrainedModel, batch: PackedBatch, vocabulary: 
         ``(questions, responses, tokens, vocabulary)``, as a tensor where the head is not a plain linear
         layer or is spread over processes; meaningless where ``batch.mask`` is False.
     """
+    return project(model, response_hidden(model, batch), vocabulary)
+
+
+def project(model: PreTrainedModel, hidden: Tensor, vocabulary: int | None = None) -> Logits:
+    """What the output head makes of hidden states ``(..., width)``; see :func:`response_projection`."""
     head: Any = model.get_output_embeddings()
-    hidden = response_hidden(model, batch)
     if type(head) is not nn.Linear or in_pieces(head.weight):
         made: Tensor = head(hidden)
         return made[..., :vocabulary]

@@ -78,6 +78,9 @@ def concatenate(images: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch
     joined = {}
     for name in images[0] if images else ():
         tensors = [of_question[name] for of_question in images]
+        if len({tensor.shape[1:] for tensor in tensors}) == 1:
+            joined[name] = torch.cat(tensors)
+            continue
         sizes = [max(sizes) for sizes in zip(*(tensor.shape[1:] for tensor in tensors), strict=True)]
         whole = tensors[0].new_zeros(sum(map(len, tensors)), *sizes)
         start = 0

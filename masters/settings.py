@@ -100,6 +100,9 @@ class Fit(Strict):
     accumulate: Count = Field(
         1, description="a step's questions are taken in this many parts; a group of responses stays whole"
     )
+    responses_at_once: Count | None = Field(
+        None, description="of a group the student reads this many at a time, and each a second time"
+    )
 
 
 class Watch(Strict):

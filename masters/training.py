@@ -29,7 +29,7 @@ from masters.health import Diverged, reason_to_stop, term_norms
 from masters.logits import Logits, dense
 from masters.masking import TeacherMask
 from masters.objective import cross_entropy, masters_loss
-from masters.packing import PackedBatch, pack, response_projection
+from masters.packing import PackedBatch, hidden_in_parts, pack, project, response_projection
 from masters.progress import report
 from masters.questions import Questions
 from masters.settings import Fit, Watch
@@ -214,7 +214,7 @@ def train(
         model=trained,
         args=arguments,
         train_dataset=examples,
-        data_collator=Collator(questions, readable, budget.share_rows),
+        data_collator=Collator(questions, readable, budget.share_rows, fit.responses_at_once),
         objective=objective,
         watch=watch,
         callbacks=[_Watch(name)],
@@ -323,7 +323,11 @@ class MastersTrainer(Trainer):
 
     def _loss(self, model: Any, inputs: dict[str, Any], batch: PackedBatch) -> Tensor:
         """Cross-entropy on labels, or Eq. 11 on cached responses."""
-        logits = response_projection(model, batch, self.objective.vocabulary)
+        if "parts" in inputs:
+            hidden = hidden_in_parts(model, [part.to(self.args.device) for part in inputs["parts"]])
+            logits = project(model, hidden, self.objective.vocabulary)
+        else:
+            logits = response_projection(model, batch, self.objective.vocabulary)
         options = self.objective.options
         if options is None:
             loss, parts = cross_entropy(logits, batch.tokens, batch.mask), {}
@@ -419,12 +423,17 @@ class Collator:
         questions: what the examples refer to.
         fit: what the models can read; when None, they are believed to read everything, packed.
         share_rows: several questions in one row where they fit.
+        at_once: responses of a question that the student reads at once; None: all of them.
     """
 
     def __init__(
-        self, questions: Questions, fit: fitting.Fit | None = None, share_rows: bool = False
+        self,
+        questions: Questions,
+        fit: fitting.Fit | None = None,
+        share_rows: bool = False,
+        at_once: int | None = None,
     ) -> None:
-        self.questions, self.fit, self.share_rows = questions, fit, share_rows
+        self.questions, self.fit, self.share_rows, self.at_once = questions, fit, share_rows, at_once
 
     def __call__(self, examples: list[Example]) -> dict[str, Any]:
         """A packed batch with the rewards and log-probabilities that its examples carry."""
@@ -435,20 +444,25 @@ class Collator:
         if self.fit is not None:
             for example, prompt in zip(examples, prompts, strict=True):
                 self.fit.check(self.questions, example.question, prompt, example.responses)
-        batch = pack(
-            prompts,
-            [example.responses for example in examples],
-            [self.questions.image_features([example.question]) for example in examples],
-            together=self.fit is None or self.fit.together,
-            share_rows=self.share_rows,
-        )
+        groups = [example.responses for example in examples]
+        pictures = [self.questions.image_features([example.question]) for example in examples]
+        together = self.fit is None or self.fit.together
+
+        def packed(some: slice) -> PackedBatch:
+            chosen = [group[some] for group in groups]
+            return pack(prompts, chosen, pictures, together=together, share_rows=self.share_rows)
+
+        batch, size = packed(slice(None)), len(groups[0])
         made: dict[str, Any] = {"batch": batch, "stage": stages.pop()}
+        if self.at_once is not None and self.at_once < size:
+            starts = range(0, size, self.at_once)
+            made["parts"] = [packed(slice(start, start + self.at_once)) for start in starts]
         if examples[0].accuracy is not None:
             made["accuracy"] = torch.tensor(np.stack([e.accuracy for e in examples]), dtype=torch.float32)  # type: ignore[misc]
         for name in ("behaviour", "teacher", "reference"):
-            groups = [getattr(example, name) for example in examples]
-            if groups[0] is not None:
-                made[name] = _padded(groups, batch.tokens.shape)
+            values = [getattr(example, name) for example in examples]
+            if values[0] is not None:
+                made[name] = _padded(values, batch.tokens.shape)
         return made
 
 

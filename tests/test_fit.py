@@ -14,9 +14,10 @@ from masters import adapters, training
 from masters.health import Diverged
 from masters.logits import Logits, dense
 from masters.models import weights_hash
+from masters.packing import hidden_in_parts, response_hidden
 from masters.questions import Questions
 from masters.settings import Fit, Lora, Watch
-from masters.training import Budget, MastersTrainer, Objective, train
+from masters.training import Budget, Collator, MastersTrainer, Objective, train
 
 torch.set_num_threads(1)
 
@@ -52,7 +53,16 @@ def plain(asked: Questions, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
 
 
 @pytest.mark.parametrize("options", [{}, {"averaging": "token"}])
-@pytest.mark.parametrize("fit", [Fit(accumulate=2), Fit(accumulate=4), Fit(gradient_checkpointing=True)])
+@pytest.mark.parametrize(
+    "fit",
+    [
+        Fit(accumulate=2),
+        Fit(accumulate=4),
+        Fit(gradient_checkpointing=True),
+        Fit(responses_at_once=1),
+        Fit(responses_at_once=3, accumulate=2),
+    ],
+)
 def test_accumulation_and_checkpointing_change_nothing_but_rounding(
     asked: Questions, tmp_path: Path, plain: Any, fit: Fit, options: dict[str, Any]
 ) -> None:
@@ -66,6 +76,23 @@ def test_accumulation_and_checkpointing_change_nothing_but_rounding(
         assert list(in_parts["kl"]) == pytest.approx(list(log["kl"]), abs=1e-5)
 
 
+def test_a_group_in_parts_has_the_states_and_gradients_of_the_whole(asked: Questions) -> None:
+    student, _, _ = ranks.models()
+    examples = [ranks.examples(asked, [])[i] for i in range(2)]
+    made = Collator(asked, at_once=3)(examples)
+    assert [part.tokens.shape[1] for part in made["parts"]] == [3, 1]
+    weights = list(student.parameters())
+    mask = made["batch"].mask.unsqueeze(-1)
+    results = []
+    for hidden in (response_hidden(student, made["batch"]), hidden_in_parts(student, made["parts"])):
+        states = hidden * mask
+        loss = (states * torch.linspace(-1, 1, states.numel()).view_as(states)).sum()
+        found = torch.autograd.grad(loss, weights, allow_unused=True, materialize_grads=True)
+        results.append((states.detach(), *found))
+    for whole, in_parts in zip(*results, strict=True):
+        torch.testing.assert_close(in_parts, whole, rtol=1e-5, atol=1e-5)
+
+
 def test_checkpointing_keeps_less_for_the_backward_pass(asked: Questions, tmp_path: Path) -> None:
     kept: dict[bool, int] = {}
     for checkpointing in (False, True):
@@ -75,7 +102,7 @@ def test_checkpointing_keeps_less_for_the_backward_pass(asked: Questions, tmp_pa
         trainer = MastersTrainer(
             model=student,
             args=options,
-            data_collator=training.Collator(asked),
+            data_collator=Collator(asked),
             objective=Objective({"rewards": ()}, teachers, reference),
         )
         if checkpointing:
@@ -202,7 +229,7 @@ def test_the_gradient_norms_of_the_terms_are_those_of_each_term_alone(
         trainer = MastersTrainer(
             model=student,
             args=options,
-            data_collator=training.Collator(asked),
+            data_collator=Collator(asked),
             objective=Objective(terms, teachers, reference),
         )
         inputs = trainer.data_collator([ranks.examples(asked, [])[4 + i] for i in range(4)])

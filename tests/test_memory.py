@@ -142,8 +142,13 @@ def test_a_model_on_disk_is_estimated_without_reading_it(tmp_path: Path) -> None
         (Fit(accumulate=2), 9, True, "fit.accumulate: 6 (now 9 questions at once)"),
         (Fit(), 1, True, "fit.gradient_checkpointing: true"),
         (Fit(gradient_checkpointing=True), 1, True, "cache_teacher: true"),
-        (Fit(gradient_checkpointing=True), 1, False, "fit.lora: {rank: 16}"),
-        (Fit(gradient_checkpointing=True, lora=Lora()), 1, False, "teacher_responses and student_responses"),
+        (Fit(gradient_checkpointing=True), 1, False, "fit.responses_at_once: 2"),
+        (Fit(gradient_checkpointing=True, responses_at_once=2), 1, False, "fit.responses_at_once: 1"),
+        (Fit(gradient_checkpointing=True, responses_at_once=1), 1, False, "fit.lora: {rank: 16}"),
+        (
+            Fit(gradient_checkpointing=True, responses_at_once=1, lora=Lora()),
+            *(1, False, "teacher_responses and student_responses"),
+        ),
     ],
 )
 def test_the_next_setting_to_change_is_named(fit: Fit, questions: int, teachers: bool, knob: str) -> None:
