@@ -18,7 +18,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter, PercentFormatter
 from scipy import stats
 
 from masters.arms import title
@@ -376,6 +376,11 @@ def growth(table: pd.DataFrame) -> Figure:
                 line["value"], 1000 * line["seconds"], 1000 * np.array(bounds), label=label, **style
             )
         axis.set(xscale="log", yscale="log", xlabel=name, ylabel="time (ms)")
+        axis.set_xticks(sorted(set(part["value"])), minor=False)
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        for side in (axis.xaxis, axis.yaxis):
+            side.set_major_formatter(EngFormatter(places=0, sep=""))
+            side.set_minor_formatter(NullFormatter())
         axis.legend(frameon=False)
     for axis in axes[len(names) :]:
         axis.set_visible(False)
