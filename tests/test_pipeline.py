@@ -102,10 +102,10 @@ def test_the_pictures_differ_in_size_and_keep_their_own_features(setting: Settin
     asked = setting.questions
     image = setting.model.config.image_token_id
     assert len({int((asked.prompt(i) == image).sum()) for i in range(4)}) > 1
-    placeholder = setting.processor.tokenizer.convert_ids_to_tokens(image)
+    image_word = setting.processor.tokenizer.convert_ids_to_tokens(image)
     for i in range(4):
         picture = Image.open(io.BytesIO(asked.image_bytes(i)))
-        alone = setting.processor(text=[placeholder], images=[[picture]], return_tensors="pt")
+        alone = setting.processor(text=[image_word], images=[[picture]], return_tensors="pt")
         features = asked.image_features([i])
         assert features.keys() == alone.keys() - questions.OF_TEXT
         assert all(torch.equal(features[name], alone[name]) for name in features)
