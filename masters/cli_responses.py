@@ -5,8 +5,6 @@ They take the same profiles as the notebooks and leave what the notebooks read.
 
 import os
 import sys
-import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +15,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+
+from masters import progress
 
 if TYPE_CHECKING:
     from masters.experiments import Lab
@@ -243,7 +243,6 @@ def _watched(lab: "Lab", wanted: "list[Wanted]", pool: list[int]) -> Iterator[No
         TextColumn("{task.fields[rate]}"),
         TimeRemainingColumn(),
     )
-    stop = threading.Event()
     told: set[Wanted] = set()
     with Progress(*columns, console=Console(stderr=True)) as bar:
         names = {what: f"{what.model} at mask {what.ratio:g}" for what in wanted}
@@ -261,18 +260,8 @@ def _watched(lab: "Lab", wanted: "list[Wanted]", pool: list[int]) -> Iterator[No
                     rest = f"{minutes:.1f} minutes, {found.missing_size / 2**20:.1f} MiB at this rate"
                     bar.console.print(f"{names[what]}: {found.missing} to come, {rest}")
 
-        def watch() -> None:
-            took = 0.0
-            while not stop.wait(max(1.0, 10 * took)):  # a store of millions takes a second to look at
-                start = time.perf_counter()
-                look()
-                took = time.perf_counter() - start
-
-        watcher = threading.Thread(target=watch, daemon=True)
-        watcher.start()
         try:
-            yield
+            with progress.repeatedly(look, 1.0):  # a store of millions takes a second to look at
+                yield
         finally:
-            stop.set()
-            watcher.join()
             look()

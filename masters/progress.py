@@ -12,7 +12,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -57,26 +57,48 @@ def lines(folder: Path) -> list[str]:
 
 
 @contextmanager
+def repeatedly(look: Callable[[], None], pause: float) -> Iterator[None]:
+    """Look again and again beside the work, in a thread that ends with it.
+
+    Args:
+        look: should be quick; if it is not, the pauses grow with it, to ten times what it takes.
+        pause: seconds between two looks.
+    """
+    stop = threading.Event()
+
+    def watch() -> None:
+        took = 0.0
+        while not stop.wait(max(pause, 10 * took)):
+            start = time.monotonic()
+            look()
+            took = time.monotonic() - start
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        watcher.join()
+
+
+@contextmanager
 def shown() -> Iterator[None]:
     """Show how far this process and its workers are: on a terminal a line that changes, else one a minute."""
     every = 1.0 if sys.stderr.isatty() else SHOWN_EVERY
     begin, end = ("\r\033[K", "") if sys.stderr.isatty() else ("", "\n")
-    stop = threading.Event()
 
-    def watch(folder: Path) -> None:
-        while not stop.wait(every):
-            if work := ", ".join(lines(folder)):
+    with tempfile.TemporaryDirectory(prefix="masters-progress-", ignore_cleanup_errors=True) as name:
+
+        def look() -> None:
+            if work := ", ".join(lines(Path(name))):
                 room = shutil.get_terminal_size().columns - 1
                 print(f"{begin}{work[:room]}", end=end, file=sys.stderr, flush=True)
 
-    with tempfile.TemporaryDirectory(prefix="masters-progress-", ignore_cleanup_errors=True) as name:
         os.environ["MASTERS_PROGRESS"] = name
-        watcher = threading.Thread(target=watch, args=(Path(name),), daemon=True)
-        watcher.start()
         try:
-            yield
+            with repeatedly(look, every):
+                yield
         finally:
-            stop.set()
-            watcher.join()
             del os.environ["MASTERS_PROGRESS"]
             print(begin, end="", file=sys.stderr, flush=True)
