@@ -60,10 +60,11 @@ def train(
 
     from masters import distributed, progress
     from masters.experiments import Lab
+    from masters.one_run import run_arm
 
     distributed.begin()
     with progress.shown() if distributed.rank() == 0 else nullcontext():
-        folder = Lab(profile).run_arm(arm, seed)
+        folder = run_arm(Lab(profile), arm, seed)
     if distributed.rank() == 0:
         result = json.loads((folder / "result.json").read_text())
         print(f"{arm}, seed {seed}: accuracy {100 * result['accuracy']:.1f} %, {folder}")

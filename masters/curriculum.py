@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from masters.arms import RunSpec
+from masters.batches import Example, Examples
 from masters.ladder import epochs
 from masters.schedule import MaskSchedule
-from masters.training import Example, Examples
 
 Stage = tuple[int, float]  # index of the teacher, its mask ratio
 

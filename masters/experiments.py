@@ -9,7 +9,6 @@ reference of the KL is the base student, for a second teacher too; several teach
 """
 
 import json
-import sys
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -33,7 +32,6 @@ from masters.evaluation import evaluate, latency
 from masters.files import cache_dir, hash_of, write_folder
 from masters.judges import RuleJudge
 from masters.ladder import end_tokens, train_rung
-from masters.memory import Memory, Shape, estimate, patches, skeleton
 from masters.models import build_processor, check_same_tokens, load, parameter_count
 from masters.questions import Questions, Ragged, load_questions, training_labels
 from masters.responses import ResponseStore, Source, open_store, responses
@@ -255,7 +253,7 @@ class Lab:
             for name, seed in pairs
             if not (self.run_folder(specs[name], seed) / "result.json").is_file()
         }
-        self._prepare([spec for spec, _ in missing.values()])
+        self.prepare([spec for spec, _ in missing.values()])
         self.parallel([(Lab.run, pair) for pair in missing.values()], "runs")
         runs, predictions, logs = [], [], []
         for name, seed in pairs:
@@ -329,50 +327,6 @@ class Lab:
             write_folder(folder, save)
             distributed.wait()
 
-    def run_arm(self, name: str, seed: int) -> Path:
-        """One run of an arm, on all processes that torchrun started; rank 0 makes first what the run needs.
-
-        Returns:
-            The folder of its result, log, predictions and weights.
-        """
-        spec = arm(name, self.profile)
-        if distributed.rank() == 0:
-            if spec.learn_from != "nothing":
-                print(self.memory(name).line(), file=sys.stderr, flush=True)
-            for model in {spec.student, *spec.teachers}:
-                self.folder(model)
-            if not (self.run_folder(spec, seed) / "result.json").is_file():
-                self._prepare([spec])
-        distributed.wait()
-        self.run(spec, seed)
-        return self.run_folder(spec, seed)
-
-    def memory(self, name: str) -> Memory:
-        """What a run of an arm needs on each device at most: every response as long as it may become."""
-        spec, settings = arm(name, self.profile), self.profile.distillation
-        n = max(sum(n for *_, n in authors(spec, stage)) for stage in all_stages(spec))
-        questions, pool = self.questions("train"), self.pool
-        rows = spec.batch // (distributed.world_size() * settings.fit.accumulate)
-        longest, at_once = self.profile.sampling.max_new_tokens, min(n, settings.fit.responses_at_once or n)
-        student = skeleton(str(self.folder(spec.student)))
-        pictures = questions.image_features(pool[:1])["pixel_values"]
-        shape = Shape(
-            questions=rows,
-            length=max(len(questions.prompt(index)) for index in pool) + at_once * (longest - 1),
-            tokens=rows * n * longest,
-            patches=rows * patches(student.config, pictures),
-            vocabulary=len(self.processor.tokenizer),
-        )
-        along = () if settings.cache_teacher or not spec.teachers else (*spec.teachers, spec.student)
-        return estimate(
-            student,
-            shape,
-            settings.fit,
-            tuple(skeleton(str(self.folder(model))) for model in along),
-            spec.r_max,
-            distributed.world_size() if distributed.asked_for() else 1,
-        )
-
     def latency(self, arms: Sequence[str], questions: int) -> pd.DataFrame:
         """Seconds a question of the arms' models at seed 0, one at a time, and the length of the answers."""
         self.results(arms)
@@ -440,7 +394,7 @@ class Lab:
             parts.append(part)
         return parts
 
-    def _prepare(self, specs: Sequence[RunSpec]) -> None:
+    def prepare(self, specs: Sequence[RunSpec]) -> None:
         """Generate and score what several runs share, before they start side by side."""
         writing: dict[tuple[str, float], int] = {}
         scoring: dict[tuple[str, float, str, float, int], None] = {}

@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 from filelock import FileLock
 
+from masters.batches import Example, Examples
 from masters.files import hash_of, write_folder
 from masters.models import build
 from masters.questions import Questions, prompt_text
 from masters.settings import ModelSpec
 from masters.tasks import CAPTION_PROMPT
-from masters.training import Budget, Example, Examples, Objective, train
+from masters.training import Budget, Objective, train
 
 
 def train_rung(

@@ -20,10 +20,12 @@ from torch.distributed.fsdp import fully_shard
 from transformers import PreTrainedModel, TrainingArguments
 
 from masters import distributed, training
+from masters.batches import Collator, Example, Examples
 from masters.experiments import Lab
 from masters.health import Diverged
+from masters.one_run import run_arm
 from masters.questions import Questions
-from masters.training import Budget, Collator, Example, Examples, MastersTrainer, Objective, train
+from masters.training import Budget, MastersTrainer, Objective, train
 
 BUDGET = Budget(steps=6, batch=4, learning_rate=3e-3, schedule="constant", log_every=1, save_every=4)
 TEXTS = ["the answer is {} .", "{} .", "it is a {} square .", "no , it is {}"]
@@ -201,7 +203,7 @@ def whole_run() -> dict[str, Any]:
     lab = Lab(tiny_profile())
     if distributed.world_size() == 1:
         Lab.parallel = here  # type: ignore[method-assign]
-    folder = lab.run_arm("masters", 0)
+    folder = run_arm(lab, "masters", 0)
     return {
         "result": json.loads((folder / "result.json").read_text()),
         "log": pd.read_parquet(folder / "log.parquet"),

@@ -17,9 +17,10 @@ from PIL import Image
 from transformers import PreTrainedModel
 
 from masters import models
+from masters.batches import Example, Examples
 from masters.questions import Questions, Ragged, prompt_text
 from masters.settings import ModelSpec
-from masters.training import Budget, Example, Examples, Objective, train
+from masters.training import Budget, Objective, train
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220), "white": (250, 250, 250)}
 QUESTION_WORDS = ["what", "colour", "is", "this", "square", "?"]

@@ -19,7 +19,7 @@ from accelerate.utils import FullyShardedDataParallelPlugin
 from accelerate.utils.launch import prepare_multi_gpu_env
 from packaging.requirements import Requirement
 
-from masters import cli, distributed, experiments
+from masters import cli, distributed, experiments, one_run
 from masters.files import ROOT
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
@@ -178,12 +178,12 @@ def test_masters_train_runs_one_arm_and_tells_its_result(
 ) -> None:
     asked: list[Any] = []
 
-    def run_arm(self: experiments.Lab, name: str, seed: int) -> Path:
-        asked.append((self.profile.name, name, seed))
+    def run_arm(lab: experiments.Lab, name: str, seed: int) -> Path:
+        asked.append((lab.profile.name, name, seed))
         (tmp_path / "result.json").write_text('{"accuracy": 0.625}')
         return tmp_path
 
-    monkeypatch.setattr(experiments.Lab, "run_arm", run_arm)
+    monkeypatch.setattr(one_run, "run_arm", run_arm)
     monkeypatch.setattr(sys, "argv", ["masters", "train", "smoke", "r_max=0.4", "--seed", "3"])
     with pytest.raises(SystemExit) as left:
         cli.main()

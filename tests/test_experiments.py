@@ -18,6 +18,7 @@ from masters.curriculum import stages as stages_of
 from masters.experiments import Lab, Results
 from masters.ladder import epochs
 from masters.models import load, weights_hash
+from masters.one_run import memory
 from masters.settings import Distillation, Fit, Lora, ModelSpec, Profile, Sampling, Watch
 
 ARMS = ["base", "sft", "naive", "masked", "masters", "mid_then_large", "own_accuracy"]
@@ -224,11 +225,11 @@ def test_what_makes_a_run_fit_changes_the_key_only_where_it_is_used(lab: Lab, re
 
 
 def test_the_memory_of_an_arm_is_estimated_before_it_runs(lab: Lab, results: Results) -> None:
-    cached, along = lab.memory("masters"), Lab(profile(cache_teacher=False)).memory("masters")
+    cached, along = memory(lab, "masters"), memory(Lab(profile(cache_teacher=False)), "masters")
     sizes = lab.ladder().set_index("model")["parameters"]
     assert cached.weights == 4 * sizes["student"] and cached.teachers == cached.mask == 0
     assert along.teachers == 4 * (sizes["large"] + sizes["student"]) and 0 < along.mask < 0.2 * along.teachers
-    halved = Lab(profile(fit=Fit(accumulate=2))).memory("masters")
+    halved = memory(Lab(profile(fit=Fit(accumulate=2))), "masters")
     assert halved.activations < 0.6 * cached.activations
 
 

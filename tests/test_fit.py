@@ -11,13 +11,14 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from masters import adapters, training
+from masters.batches import Collator, Examples
 from masters.health import Diverged
 from masters.logits import Logits, dense
 from masters.models import weights_hash
 from masters.packing import hidden_in_parts, response_hidden
 from masters.questions import Questions
 from masters.settings import Fit, Lora, Watch
-from masters.training import Budget, Collator, MastersTrainer, Objective, train
+from masters.training import Budget, MastersTrainer, Objective, train
 
 torch.set_num_threads(1)
 
@@ -217,7 +218,7 @@ def test_the_gradient_norms_of_the_terms_are_those_of_each_term_alone(
     # The first two steps again, and the gradients of the second by hand.
     student, teachers, reference = ranks.models()
     budget = Budget(steps=1, batch=4, learning_rate=3e-3, schedule="constant", log_every=1)
-    first = training.Examples(4, ranks.examples(asked, []).make)
+    first = Examples(4, ranks.examples(asked, []).make)
     train(student, asked, first, Objective({}, teachers, reference), budget, tmp_path / "one", "one", "cpu")
     options = training.TrainingArguments(output_dir=str(tmp_path), report_to=[], use_cpu=True)
     expected = {}

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from masters import fitting
+from masters.batches import Example, Examples
 from masters.fitting import fit, image_tokens, reads_packed
 from masters.packing import PackedBatch, pack, response_logits
-from masters.training import Budget, Example, Examples, Objective, train
+from masters.training import Budget, Objective, train
 
 torch.set_num_threads(1)
 

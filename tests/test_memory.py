@@ -12,11 +12,12 @@ from transformers import TrainingArguments
 
 from masters import adapters, memory, models, training
 from masters import logits as logits_module
+from masters.batches import Collator, Example, Examples
 from masters.masking import TeacherMask
 from masters.memory import Peak, Shape, advice, estimate, skeleton
 from masters.questions import Questions
 from masters.settings import Fit, Lora, ModelSpec
-from masters.training import Collator, Example, Examples, MastersTrainer, Objective, train
+from masters.training import MastersTrainer, Objective, train
 
 MANY_WORDS = sorted({*small.WORDS, *(f"word{i}" for i in range(6000))})
 TEXTS = ["the answer is {} . ", "{} . ", "it is a {} square . ", "no , it is {} "]

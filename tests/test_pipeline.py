@@ -17,6 +17,7 @@ from PIL import Image
 from transformers import PreTrainedModel
 
 from masters import questions
+from masters.batches import Example, Examples
 from masters.evaluation import evaluate
 from masters.files import hash_of
 from masters.judges import RuleJudge
@@ -25,7 +26,7 @@ from masters.packing import pack, response_logits
 from masters.questions import Questions, load_questions
 from masters.responses import Source, responses
 from masters.settings import Sampling
-from masters.training import Budget, Example, Examples, Objective, train
+from masters.training import Budget, Objective, train
 
 SIZES = [(64, 64), (96, 64), (64, 130), (100, 100)]  # width and height of the pictures
 SAMPLING = Sampling(temperature=1, top_p=1, top_k=0, repetition_penalty=1, max_new_tokens=6)

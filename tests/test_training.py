@@ -13,22 +13,13 @@ from torch import Tensor
 from transformers import PreTrainedModel, TrainingArguments
 
 from masters import training
+from masters.batches import Collator, Example, Examples
 from masters.logits import Logits
 from masters.masking import TeacherMask
 from masters.models import weights_hash
 from masters.packing import PackedBatch, response_logits, response_projection
 from masters.questions import Questions
-from masters.training import (
-    COMPLETE,
-    Budget,
-    Collator,
-    Example,
-    Examples,
-    MastersTrainer,
-    Objective,
-    last_checkpoint,
-    train,
-)
+from masters.training import COMPLETE, Budget, MastersTrainer, Objective, last_checkpoint, train
 
 torch.set_num_threads(1)
 GOLDEN = Path(__file__).parent / "golden" / "trajectory.json"
