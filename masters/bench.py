@@ -3,9 +3,10 @@
 A ratio says how many times less a fast path takes; the spread is the smallest and the largest of the
 repetitions. Absolute times depend on the machine and are not shown as results. For the mask, which has no
 plain path, the ratio is the other way round: how many copies of the weights could be made meanwhile. The
-table is kept in ``data/results/bench.csv``, which the book shows.
+tables are kept in ``data/results/`` with the machine and the commit, and the book shows them.
 """
 
+import json
 import time
 from collections.abc import Callable
 
@@ -19,12 +20,13 @@ from masters.files import ROOT, write_atomic
 from masters.masking import TeacherMask
 from masters.memory import Peak
 from masters.models import build, build_processor
+from masters.provenance import machine
 from masters.questions import Questions, load_questions
 from masters.responses import generate
 from masters.settings import ModelSpec, Sampling
 from masters.tasks import vocabulary
 
-TABLE = ROOT / "data" / "results" / "bench.csv"
+RESULTS = ROOT / "data" / "results"
 REPETITIONS = 5
 GROUP = 8
 ASKED = 64  # of a batch of generation
@@ -50,8 +52,13 @@ def main() -> None:
     for dtype in (torch.bfloat16, torch.float32):
         kind = str(dtype).removeprefix("torch.")
         keep(f"mask set-up at r = 0.2 in copies of the weights, {kind}", mask_ratios(dtype, MASKED))
-    write_atomic(TABLE, pd.DataFrame(rows).to_csv(index=False, float_format="%.3g"))
-    bench_growth.main()
+    growth = bench_growth.measure()
+    for line in bench_growth.powers(growth):
+        print(line)
+    # Together, so that what the book shows is of one machine.
+    write_atomic(RESULTS / "bench.csv", pd.DataFrame(rows).to_csv(index=False, float_format="%.3g"))
+    write_atomic(RESULTS / "growth.csv", growth.to_csv(index=False, float_format="%.6g"))
+    write_atomic(RESULTS / "machine.json", json.dumps(machine(), indent=1) + "\n")
 
 
 def _packed() -> list[Pair]:

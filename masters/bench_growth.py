@@ -1,6 +1,6 @@
 """How the cost of a training step grows with what it is made of.
 
-``make bench`` measures it into ``data/results/growth.csv``, which the book plots.
+``make bench`` measures it, and the book plots it.
 
 Four axes, one changed at a time: tokens of the prompt, responses of a question, words of the vocabulary, and
 parameters of the student (by its width). Each is timed packed and with one row a response, side by side. On
@@ -14,11 +14,9 @@ import numpy as np
 import pandas as pd
 
 from masters.bench_training import Step
-from masters.files import ROOT, write_atomic
 from masters.models import parameter_count
 from masters.statistics import power_law
 
-TABLE = ROOT / "data" / "results" / "growth.csv"
 REPETITIONS = 5
 AXES: dict[str, tuple[tuple[int, ...], Callable[[int], Step]]] = {
     "prompt tokens": ((32, 64, 128, 256, 512), lambda value: Step(prompt=value)),
@@ -54,10 +52,10 @@ def measure() -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def main() -> None:
-    """Measure, keep the table for the book, and print the exponents."""
-    table = measure()
-    write_atomic(TABLE, table.to_csv(index=False, float_format="%.6g"))
+def powers(table: pd.DataFrame) -> list[str]:
+    """The fitted exponent of each axis and way with its standard error, a line each."""
+    found = []
     for (axis, way), part in table.groupby(["axis", "way"], sort=False):
         power, error = power_law(part["value"], part["seconds"])
-        print(f"time grows with {axis} to the power of {power:.2f} +- {error:.2f} ({way})")
+        found.append(f"time grows with {axis} to the power of {power:.2f} +- {error:.2f} ({way})")
+    return found

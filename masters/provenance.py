@@ -48,15 +48,22 @@ def record_provenance(
         "minutes": round(minutes, 2),
         "minutes_longest": round(max(minutes, longest), 2),
         "parameters": parameters_hash,
+        **machine(),
+        "data": data,
+    }
+    write_atomic(path, json.dumps(dict(sorted(entries.items())), indent=1) + "\n")
+
+
+def machine() -> dict[str, Any]:
+    """From which commit, with what and on what machine something is made."""
+    return {
         **_commit(),
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in ("torch", "transformers", "datasets", "numpy")},
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
-        "data": data,
     }
-    write_atomic(path, json.dumps(dict(sorted(entries.items())), indent=1) + "\n")
 
 
 def _commit() -> dict[str, Any]:
