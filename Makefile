@@ -28,7 +28,7 @@ PAGES := $(shell find book -name '*.md' -not -path 'book/_build/*' -not -path 'b
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help reproduce test test-vllm book notebooks bench lint lock clean
+.PHONY: help reproduce study test test-vllm book notebooks bench lint lock clean
 
 help: ## list the targets
 	@echo "make TARGET [PROFILE=mini]"
@@ -42,6 +42,9 @@ reproduce: $(INSTALLED) ## train, generate, distil, evaluate, build the book (PR
 	@$(MAKE) --no-print-directory book PROFILE=$(PROFILE)
 	@$(BIN)/masters claims $(PROFILE)
 	@echo "The book: $(CURDIR)/$(HTML)"
+
+study: $(INSTALLED) ## all claims at many replicates, as far as you let it (REPLICATES=0-4 PROCESSES=2); hours in all
+	@$(BIN)/masters study $(if $(REPLICATES),--replicates $(REPLICATES)) $(if $(PROCESSES),--processes $(PROCESSES))
 
 test: $(INSTALLED) ## unit tests, notebooks against their committed outputs, book, links, browser
 	$(BIN)/python -m pytest

@@ -1,7 +1,8 @@
 """The arms of every comparison, by name: what differs from the paper's method, and nothing else.
 
 An arm becomes a :class:`RunSpec`, the full description of a training run, when it meets a profile. A new
-variant is one line in ``CHANGES``; every table and figure takes it from there.
+variant is one line in ``CHANGES``; every table and figure takes it from there. Names are put together with a
+plus sign: ``clipped+learning_rate=1e-4`` is the clipped variant at another learning rate.
 """
 
 import re
@@ -10,6 +11,7 @@ from typing import Any, Literal, get_args
 from pydantic import Field
 
 from masters.divergence import Kind
+from masters.objective import Averaging
 from masters.settings import Count, Positive, Profile, Ratio, Strict
 
 
@@ -27,11 +29,15 @@ class RunSpec(Strict):
     teacher_responses: int = Field(4, ge=0)
     student_responses: int = Field(4, ge=0)
     rewards: tuple[Literal["accuracy", "distillation"], ...] = ()
+    judge: Literal["rule", "embedding"] = Field("rule", description="whose verdicts are the accuracy reward")
     normalise: bool = True
     beta: float = Field(0.1, ge=0)
     ratio: Literal["one", "clipped"] = "one"
     advantages: Literal["all", "positive"] = "all"
     flat: Literal["keep", "skip"] = "keep"
+    policy_weight: Positive = 1.0
+    distillation_on: Literal["mean", "sum"] = "mean"
+    averaging: Averaging = "response"
     divergence: Kind = "jsd"
     mix: float = 0.5
     questions: Count = 1
@@ -43,10 +49,14 @@ class RunSpec(Strict):
         """Arguments of :func:`masters.objective.masters_loss`; None means cross-entropy."""
         if self.cross_entropy:
             return None
-        names = ("rewards", "normalise", "beta", "ratio", "advantages", "flat", "divergence", "mix")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in OPTIONS}
 
 
+# Of a spec, what masters_loss takes.
+OPTIONS = (
+    *("rewards", "normalise", "beta", "policy_weight", "ratio", "advantages", "flat", "distillation_on"),
+    *("averaging", "divergence", "mix"),
+)
 BOTH = ("accuracy", "distillation")
 UNMASKED = {"r_max": 0.0}
 PLAIN: dict[str, Any] = {"rewards": ()}
@@ -79,6 +89,8 @@ CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
     "clipped": ("clipped ratio", {"ratio": "clipped"}),
     "positive": ("positive advantages only", {"advantages": "positive"}),
     "skip_flat": ("groups without spread skipped", {"flat": "skip"}),
+    "summed": ("distillation reward on summed divergence", {"distillation_on": "sum"}),
+    "by_token": ("averaged over tokens", {"averaging": "token"}),
     "own_accuracy": (
         "own responses, accuracy reward",
         {"rewards": ("accuracy",), "teacher_responses": 0, "student_responses": 8},
@@ -88,57 +100,83 @@ CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
 
 # The share of the teacher in the mixture of a divergence, as its paper has it; half where it does not say.
 MIX: dict[Kind, float] = {"skewed_kl": 0.1}
-KINDS = "|".join(get_args(Kind))
 
 
 def arm(name: str, profile: Profile) -> RunSpec:
     """The run that an arm stands for in a profile.
 
     Args:
-        name: of ``CHANGES``, ``r_max=0.4``, ``responses=2`` (half of each model), ``source=6:2``
-            (student to teacher responses), ``learning_rate=1e-4``, ``alone=skewed_kl`` (a divergence without
-            masks and rewards) or ``masters=skewed_kl`` (Masters with it in the place of the JSD).
+        name: one or several of these, joined by ``+``, the later ones having the last word: a name of
+            ``CHANGES``, ``r_max=0.4``, ``responses=2`` (half of each model), ``source=6:2``
+            (student to teacher responses), ``teachers=mid,large`` (one after the other),
+            ``learning_rate=1e-4``, ``policy_weight=0.1``, ``judge=embedding``, ``alone=skewed_kl`` (a
+            divergence without masks and rewards) or ``masters=skewed_kl`` (Masters with it in the place of
+            the JSD).
         profile: its distillation settings are the paper's method where the arm says nothing.
 
     Raises:
-        ValueError: no such arm, or an odd number of responses.
+        ValueError: no such arm, an odd number of responses, or a model that the profile's ladder lacks.
     """
     settings = profile.distillation
     how = {"cache_teacher", "top_k_logprobs", "fit", "watch"}  # not what, is run
-    method = settings.model_dump(exclude=how) | {"rewards": BOTH}
-    return RunSpec(**(method | _changes(name)))
+    spec = RunSpec(**(settings.model_dump(exclude=how) | {"rewards": BOTH} | _changes(name)))
+    if lacking := [model for model in (spec.student, *spec.teachers) if model not in profile.ladder]:
+        raise ValueError(
+            f"arm {name!r} needs the model {lacking[0]}; profile {profile.name} has "
+            f"{', '.join(profile.ladder)}"
+        )
+    return spec
 
 
 def title(name: str) -> str:
     """The arm's name for people."""
-    if name in CHANGES:
-        return CHANGES[name][0]
     _changes(name)
-    family, _, value = name.partition("=")
-    words = {"source": "student:teacher", "learning_rate": "learning rate"}
+    return ", ".join(map(_title, name.split("+")))
+
+
+def _title(part: str) -> str:
+    if part in CHANGES:
+        return CHANGES[part][0]
+    family, _, value = part.partition("=")
     if family in ("alone", "masters"):
         kind = value.replace("_", " ").replace("kl", "KL").replace("jsd", "JSD")
         return f"{kind} alone" if family == "alone" else f"Masters with {kind}"
-    return f"{words.get(family, family)} {value}"
+    if family == "teachers":
+        return f"teachers {value.replace(',', ', then ')}"
+    return f"{'student:teacher' if family == 'source' else family.replace('_', ' ')} {value}"
 
 
 def _changes(name: str) -> dict[str, Any]:
-    if name in CHANGES:
-        return CHANGES[name][1]
-    if match := re.fullmatch(r"r_max=(0(?:\.\d+)?)", name):
-        return {"r_max": float(match[1])}
-    if (match := re.fullmatch(r"responses=(\d+)", name)) and int(match[1]) >= 2 and int(match[1]) % 2 == 0:
-        return {"teacher_responses": int(match[1]) // 2, "student_responses": int(match[1]) // 2}
-    if (match := re.fullmatch(r"source=(\d+):(\d+)", name)) and int(match[1]) + int(match[2]) >= 1:
+    merged: dict[str, Any] = {}
+    for part in name.split("+"):
+        merged |= _change(part, name)
+    return merged
+
+
+def _change(part: str, name: str) -> dict[str, Any]:
+    if part in CHANGES:
+        return CHANGES[part][1]
+    family, _, value = part.partition("=")
+    if family == "r_max" and re.fullmatch(r"0(\.\d+)?", value):
+        return {"r_max": float(value)}
+    if family == "responses" and re.fullmatch(r"\d+", value) and int(value) >= 2 and int(value) % 2 == 0:
+        return {"teacher_responses": int(value) // 2, "student_responses": int(value) // 2}
+    if family == "source" and (match := re.fullmatch(r"(\d+):(\d+)", value)) and value != "0:0":
         return {"student_responses": int(match[1]), "teacher_responses": int(match[2])}
-    if match := re.fullmatch(r"learning_rate=(\d+(?:\.\d+)?(?:e-\d+)?)", name):
-        return {"learning_rate": float(match[1])}
-    if match := re.fullmatch(rf"(alone|masters)=({KINDS})", name):
-        kind: Any = match[2]
+    if family == "teachers" and re.fullmatch(r"[a-z]+(,[a-z]+)*", value):
+        return {"teachers": tuple(value.split(","))}
+    if family == "judge" and value in ("rule", "embedding"):
+        return {"judge": value}
+    if family in ("learning_rate", "policy_weight") and re.fullmatch(r"\d+(\.\d+)?(e-\d+)?", value):
+        return {family: float(value)}
+    if family in ("alone", "masters") and value in get_args(Kind):
+        kind: Any = value
         plugged = {"divergence": kind, "mix": MIX.get(kind, 0.5)}
-        return plugged if match[1] == "masters" else PLAIN | UNMASKED | plugged
+        return plugged if family == "masters" else PLAIN | UNMASKED | plugged
     known = ", ".join(CHANGES)
     raise ValueError(
-        f"there is no arm {name!r}; there are: {known}, r_max=0.4, "
-        "responses=2 (even), source=6:2, learning_rate=1e-4, alone=skewed_kl, masters=skewed_kl"
+        f"there is no arm {part!r}{f' (in {name!r})' if part != name else ''}; there are: {known}, "
+        "r_max=0.4, responses=2 (even), source=6:2, teachers=mid,large, judge=embedding, "
+        "learning_rate=1e-4, policy_weight=0.1, alone=skewed_kl, masters=skewed_kl, and several of them "
+        "joined by +"
     )

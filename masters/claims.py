@@ -8,8 +8,9 @@ The rule. Let d be the paired difference of two arms (treatment minus control, g
 [low, high] its 95 % interval over seeds and questions, and m the margin. First match decides:
 
 * not tested: an arm of the claim was not run, or this project runs no test of it.
-* supported: low > 0 and d >= m.
-* reversed: high < 0 and d <= -m.
+* supported: low > 0 and d >= m, and the claim's p-value, adjusted for all claims tested (Holm), is below
+  0.05.
+* reversed: high < 0 and d <= -m, with the same condition.
 * not supported: high < m, so an effect as large as the margin is excluded.
 * undecided: everything else, and two arms that answer alike on every question.
 
@@ -17,8 +18,10 @@ Two claims are of another kind. "Matches or beats" (no worse): supported if low 
 high < -m. "Does not grow" (at most): supported if high < m, not supported if low > m. Both are undecided
 otherwise. A claim with several comparisons gets the least favourable of their verdicts (reversed, not
 supported, undecided, supported) and shows the comparison that earned it; of several, the one with the
-smallest lower end. Asking for all of them needs no correction. Across claims none is made: a claim with
-nothing behind it still passes about one time in forty.
+smallest lower end. Asking for all of them needs no correction: the p-value of a supported claim is the
+largest of its comparisons. It is of d = 0, for the two other kinds of d = -m and of d = m, one-sided.
+
+Beside each verdict stands the smallest effect that the design would have found four times out of five.
 
 Departures from the paper: it reports single runs without interval or rule. The margins are ours.
 """
@@ -34,10 +37,18 @@ import pandas as pd
 from masters.book import ClaimRow
 from masters.evidence import Evidence, components, rewards, source, variants
 from masters.files import write_atomic
-from masters.statistics import Interval, paired_difference
+from masters.statistics import (
+    Interval,
+    holm,
+    minimum_detectable_effect,
+    p_value,
+    paired_difference,
+    standard_error,
+)
 
 Kind = Literal["gain", "no worse", "at most"]
 
+ALPHA = 0.05
 # From the least favourable verdict to the most.
 SEVERITY = ("reversed", "not supported", "undecided", "supported")
 # Names of one and the same run.
@@ -315,6 +326,14 @@ def measured(
     Raises:
         ValueError: as ``paired_scores``.
     """
+    found = _measured(predictions, comparison, resamples, seed)
+    return found and found[0]
+
+
+def _measured(
+    predictions: pd.DataFrame, comparison: Comparison, resamples: int, seed: int
+) -> tuple[Interval, int] | None:
+    """The effect and the number of seeds behind it."""
     present = set(predictions.loc[predictions["mode"] == "greedy", "arm"])
     names = [
         next((name for name in (arm, *SAME_RUN.get(arm, ())) if name in present), None)
@@ -324,7 +343,14 @@ def measured(
         return None
     a, b, tasks = paired_scores(predictions, names[0], names[1], comparison.metric)
     scale = 100.0 / float(b.mean()) if comparison.metric == "tokens" else 100.0
-    return Interval(*(scale * bound for bound in paired_difference(a, b, tasks, resamples, seed)))
+    effect = paired_difference(a, b, tasks, resamples, seed)
+    return Interval(*(scale * bound for bound in effect)), len(a)
+
+
+def _p_value(effect: Interval, claim: Claim) -> float:
+    if claim.kind == "no worse":
+        return p_value(effect, -claim.margin, "greater")
+    return p_value(effect, claim.margin, "less") if claim.kind == "at most" else p_value(effect)
 
 
 def judge_claims(
@@ -340,13 +366,20 @@ def judge_claims(
 
     Returns:
         One row a claim: the columns of ``masters.book.ClaimRow`` as text, then ``paper_effect``, ``effect``,
-        ``effect_low`` and ``effect_high`` as numbers in ``unit`` (NaN where there is none), ``margin``,
-        ``kind``, ``treatment``, ``control`` and ``limits``.
+        ``effect_low``, ``effect_high`` and ``smallest`` (the effect this design would have found with a power
+        of 0.8) as numbers in ``unit`` (NaN where there is none), ``p`` and ``p_holm``, ``seeds`` (that the
+        two arms share), ``margin``, ``kind``, ``treatment``, ``control`` and ``limits``.
 
     Raises:
         ValueError: as ``measured``.
     """
-    return pd.DataFrame([_judged(claim, predictions, resamples, seed) for claim in claims])
+    frame = pd.DataFrame([_judged(claim, predictions, resamples, seed) for claim in claims])
+    tested = frame["p"].notna()
+    if tested.any():
+        frame.loc[tested, "p_holm"] = holm(frame.loc[tested, "p"])
+    chance = frame["verdict"].isin(["supported", "reversed"]) & (frame["p_holm"] >= ALPHA)
+    frame.loc[chance, "verdict"] = "undecided"
+    return frame
 
 
 def write_claims(frame: pd.DataFrame, path: Path | str) -> None:
@@ -362,17 +395,21 @@ def write_claims(frame: pd.DataFrame, path: Path | str) -> None:
 
 
 def _judged(claim: Claim, predictions: pd.DataFrame, resamples: int, seed: int) -> dict[str, object]:
-    effects = [measured(predictions, comparison, resamples, seed) for comparison in claim.comparisons]
-    known = [effect for effect in effects if effect is not None]
+    found = [_measured(predictions, comparison, resamples, seed) for comparison in claim.comparisons]
+    known = [each for each in found if each is not None]
     shown = next(iter(claim.comparisons), None)
     evidence = shown.paper if shown else claim.paper
-    outcome, effect = "not tested", Interval(float("nan"), float("nan"), float("nan"))
-    if known and len(known) == len(effects):
-        outcomes = [verdict(each, claim.margin, claim.kind) for each in known]
-        ranks = [(SEVERITY.index(each), effect.low) for each, effect in zip(outcomes, known, strict=True)]
+    outcome, seeds, p, smallest = "not tested", 0, float("nan"), float("nan")
+    effect = Interval(p, p, p)
+    if known and len(known) == len(found):
+        outcomes = [verdict(each, claim.margin, claim.kind) for each, _ in known]
+        ranks = [(SEVERITY.index(each), of.low) for each, (of, _) in zip(outcomes, known, strict=True)]
         worst = ranks.index(min(ranks))
-        outcome, effect, shown = outcomes[worst], known[worst], claim.comparisons[worst]
-        evidence = shown.paper
+        outcome, shown = outcomes[worst], claim.comparisons[worst]
+        (effect, seeds), evidence = known[worst], shown.paper
+        behind = [of for of, _ in known] if outcome == "supported" else [effect]
+        p = max(_p_value(each, claim) for each in behind)
+        smallest = minimum_detectable_effect(standard_error(effect))
     paper = evidence.effect() if evidence else float("nan")
     row = ClaimRow(
         id=claim.id,
@@ -391,6 +428,10 @@ def _judged(claim: Claim, predictions: pd.DataFrame, resamples: int, seed: int) 
         "effect": effect.estimate,
         "effect_low": effect.low,
         "effect_high": effect.high,
+        "smallest": smallest,
+        "p": p,
+        "p_holm": p,
+        "seeds": seeds,
         "margin": claim.margin,
         "kind": claim.kind,
         "treatment": shown.treatment if shown else "",

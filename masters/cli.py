@@ -105,17 +105,74 @@ def book(profile: ProfileName) -> None:
 @app.command()
 def claims(profile: ProfileName) -> None:
     """Print the claims of the paper with this profile's figures and verdicts."""
-    from masters.book import read_claims
     from masters.files import ROOT
 
+    _print_claims(f"the paper's claims at profile {profile}", ROOT / "build" / profile / "claims.csv")
+
+
+@app.command()
+def study(
+    name: Annotated[str, typer.Argument(help="A plan: notebooks/params/NAME.yaml.")] = "study",
+    replicates: Annotated[str, typer.Option(help="Such as 3 or 0-4; all when left out.")] = "",
+    processes: Annotated[int | None, typer.Option(min=1, help="Side by side.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what is missing, and do nothing.")] = False,
+) -> None:
+    """Do what is missing of the study, as far as you let it; what is done stays in data/results/study."""
+    from masters import progress
+    from masters.study import FOLDER, Study
+
+    asked = _numbers(replicates)
+    plan = Study(name, FOLDER if name == "study" else FOLDER.with_name(name), processes)
+    if asked and max(asked) >= plan.plan.seeds:
+        raise ValueError(f"there is no replicate {max(asked)}: the plan has 0 to {plan.plan.seeds - 1}")
+    minutes, missing, untried = plan.minutes(asked), plan.missing(asked), plan.untried()
+    table = Table(title=f"what is missing of the study {name}", title_justify="left", title_style="bold")
+    for column in ("", "there", "missing"):
+        table.add_column(column, justify="right" if column else "left")
+    table.add_column("minutes", justify="right")
+    table.add_row("ladders to train", "", "", f"{minutes['ladder']:.0f}")
+    table.add_row("trials (validation)", str(len(plan.tried)), str(len(untried)), f"{minutes['trials']:.0f}")
+    there = plan.runs.groupby("replicate").size()
+    each = minutes["runs"] / max(1, sum(map(len, missing.values())))
+    for replicate in range(plan.plan.seeds) if asked is None else asked:
+        done, lacking = there.get(replicate, 0), len(missing.get(replicate, []))
+        table.add_row(f"runs of replicate {replicate}", str(done), str(lacking), f"{lacking * each:.0f}")
+    console = Console()
+    console.print(table)
+    console.print(
+        f"About {sum(minutes.values()):.0f} minutes with {plan.profile.processes} processes, generation of "
+        "the responses apart. Stop it when you like: the same command goes on from there.\n"
+    )
+    if dry_run:
+        return
+    with progress.shown():
+        plan.run(asked)
+    plan.judge()
+    _print_claims(f"the paper's claims in the study {name}", plan.folder / "claims.csv")
+
+
+def _numbers(text: str) -> list[int] | None:
+    """``3`` or ``0-4`` as numbers; None for nothing."""
+    import re
+
+    if not text:
+        return None
+    if not (match := re.fullmatch(r"(\d+)(?:-(\d+))?", text)) or int(match[1]) > int(match[2] or match[1]):
+        raise ValueError(f"replicates {text!r} is neither a number nor a range such as 0-4")
+    return list(range(int(match[1]), int(match[2] or match[1]) + 1))
+
+
+def _print_claims(title: str, path: Path) -> None:
+    from masters.book import read_claims
+
     colours = {"supported": "green", "not supported": "red", "reversed": "magenta", "undecided": "yellow"}
-    table = Table(title=f"the paper's claims at profile {profile}", title_justify="left", title_style="bold")
+    table = Table(title=title, title_justify="left", title_style="bold")
     for column in ("claim", ""):
         table.add_column(column)
     for column in ("paper", "ours", "95 % interval"):
         table.add_column(column, justify="right")
     table.add_column("verdict")
-    for claim in read_claims(ROOT / "build" / profile / "claims.csv"):
+    for claim in read_claims(path):
         colour = colours.get(claim.verdict, "dim")
         table.add_row(
             claim.id,

@@ -30,7 +30,7 @@ from masters.distributions import distributions
 from masters.divergence import jsd
 from masters.evaluation import evaluate, latency
 from masters.files import cache_dir, hash_of, write_folder
-from masters.judges import RuleJudge
+from masters.judges import EmbeddingJudge, RuleJudge, corpus
 from masters.ladder import end_tokens, train_rung
 from masters.models import build_processor, check_same_tokens, load, parameter_count
 from masters.questions import Questions, Ragged, load_questions, training_labels
@@ -42,7 +42,6 @@ from masters.topk import Packed, TopK
 from masters.training import Budget, Objective, train
 
 VERSION = 2
-RESPONSE_SEED = 0
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,8 @@ class Results:
     """What the runs of some arms gave.
 
     Attributes:
-        runs: one row a run: the spec, accuracy, sampled_accuracy, tokens, kl, seconds.
+        runs: one row a run: the spec, accuracy, sampled_accuracy, tokens, kl, seconds (of training),
+            evaluation_seconds.
         predictions: one row a run, question and mode: correct, tokens, register.
         log: one row a logged step: the loss and its parts.
     """
@@ -160,7 +160,10 @@ class Lab:
 
     def _ladder_folder(self, model: str) -> Path:
         spec = self.profile.ladder[model]  # type: ignore[index]
-        what = [VERSION, spec.model_dump(), self.questions("train").hash, self.profile.wrong_labels]
+        data = self.questions("train").hash
+        what: list[Any] = [VERSION, spec.model_dump(), data, self.profile.wrong_labels]
+        if self.profile.replicate:
+            what.append(self.profile.replicate)
         return cache_dir() / "models" / f"{model}-{hash_of(what)}"
 
     def _train_ladder(self) -> None:
@@ -175,13 +178,19 @@ class Lab:
         """Train one model of the ladder, unless it is there; see :func:`masters.ladder.train_rung`."""
         spec = self.profile.ladder[name]  # type: ignore[index]
         train_rung(
-            name, spec, self.processor, self.questions("train"), self.labels[1], self._ladder_folder(name)
+            name,
+            spec,
+            self.processor,
+            self.questions("train"),
+            self.labels[1],
+            self._ladder_folder(name),
+            self.profile.replicate,
         )
 
     # --- responses ------------------------------------------------------------------------------
 
-    def groups(self, model: str, ratio: float, n: int) -> pd.DataFrame:
-        """The first ``n`` responses of a model to every question of the pool, judged."""
+    def groups(self, model: str, ratio: float, n: int, judge: str = "rule") -> pd.DataFrame:
+        """The first ``n`` responses of a model to every question of the pool, judged by rule or embedding."""
         counts = self._counts.setdefault((model, ratio), {"generated": 0, "reused": 0, "seconds": 0.0})
         start = time.perf_counter()
         frame = responses(
@@ -191,18 +200,22 @@ class Lab:
             self.pool,
             n,
             self.profile.sampling,
-            RESPONSE_SEED,
-            self.judge,
+            self.profile.replicate,
+            self.judge if judge == "rule" else self._embedding_judge,
             counts,  # type: ignore[arg-type]
             engine=self.engine,
         )
         counts["seconds"] += time.perf_counter() - start
         return frame
 
+    @cached_property
+    def _embedding_judge(self) -> EmbeddingJudge:
+        return EmbeddingJudge.calibrated(corpus.cases()[0])
+
     def store(self, model: str, ratio: float) -> ResponseStore:
         """Where the responses of a model at a mask ratio are kept."""
         source = self.source(model, ratio)
-        return open_store(source, self.processor, self.profile.sampling, RESPONSE_SEED, self.engine)
+        return open_store(source, self.processor, self.profile.sampling, self.profile.replicate, self.engine)
 
     def distributions(self, scorer: Source, author: str, ratio: float, n: int) -> Ragged | TopK:
         """What a model would have said at each token of the pool's responses."""
@@ -244,20 +257,29 @@ class Lab:
 
     # --- runs -----------------------------------------------------------------------------------------------
 
-    def results(self, arms: Sequence[str]) -> Results:
-        """The runs of some arms at every seed of the profile; what is missing is run side by side."""
+    def results(
+        self, arms: Sequence[str], seeds: Sequence[int] | None = None, split: str = "test"
+    ) -> Results:
+        """The runs of some arms, evaluated on a split; what is missing is run side by side.
+
+        Args:
+            arms: names for :func:`masters.arms.arm`.
+            seeds: of the order of the questions; all of the profile when None.
+            split: ``test``, or ``validation`` for choices that are made before the test.
+        """
         specs = {name: arm(name, self.profile) for name in arms}
-        pairs = [(name, seed) for name in arms for seed in range(self.profile.seeds)]
+        seeds = range(self.profile.seeds) if seeds is None else seeds
+        pairs = [(name, seed) for name in arms for seed in seeds]
         missing = {
-            self.run_folder(specs[name], seed): (specs[name], seed)
+            self.run_folder(specs[name], seed, split): (specs[name], seed, split)
             for name, seed in pairs
-            if not (self.run_folder(specs[name], seed) / "result.json").is_file()
+            if not (self.run_folder(specs[name], seed, split) / "result.json").is_file()
         }
-        self.prepare([spec for spec, _ in missing.values()])
-        self.parallel([(Lab.run, pair) for pair in missing.values()], "runs")
+        self.prepare([spec for spec, *_ in missing.values()])
+        self.parallel([(Lab.run, run) for run in missing.values()], "runs")
         runs, predictions, logs = [], [], []
         for name, seed in pairs:
-            folder = self.run_folder(specs[name], seed)
+            folder = self.run_folder(specs[name], seed, split)
             about = {"arm": name, "seed": seed, "key": folder.name}
             runs.append(about | json.loads((folder / "result.json").read_text()))
             predictions.append(pd.read_parquet(folder / "predictions.parquet").assign(arm=name, seed=seed))
@@ -271,22 +293,25 @@ class Lab:
             else pd.DataFrame(columns=["arm", "seed", "step", "loss"]),
         )
 
-    def run_folder(self, spec: RunSpec, seed: int) -> Path:
+    def run_folder(self, spec: RunSpec, seed: int, split: str = "test") -> Path:
         """Where the result of a run is kept: a key over all that determines it."""
         weights = [self.source(name).weights() for name in (spec.student, *spec.teachers)]
-        data = [self.questions("train").hash, self.questions("test").hash, self.profile.wrong_labels]
+        data = [self.questions("train").hash, self.questions(split).hash, self.profile.wrong_labels]
         sampling = self.profile.sampling.model_dump() | {"engine": self.engine.name}
-        what = [VERSION, spec.model_dump(mode="json"), seed, weights, data, sampling, self.judge.name]
+        judge = self.judge if spec.judge == "rule" else self._embedding_judge
+        what = [VERSION, spec.model_dump(mode="json"), seed, weights, data, sampling, judge.name]
         if (top_k := self.profile.distillation.top_k_logprobs) is not None:  # an approximation: other numbers
             what.append(top_k)
         if changed := self.profile.distillation.fit.model_dump(mode="json", exclude_defaults=True):
             what.append(changed)
+        if self.profile.replicate:
+            what.append(["replicate", self.profile.replicate])
         return cache_dir() / "runs" / hash_of(what)
 
-    def run(self, spec: RunSpec, seed: int) -> None:
+    def run(self, spec: RunSpec, seed: int, split: str = "test") -> None:
         """Train and evaluate one run, and keep its row, predictions, log and weights; all ranks train, one
         evaluates and writes."""
-        folder = self.run_folder(spec, seed)
+        folder = self.run_folder(spec, seed, split)
         folder.parent.mkdir(parents=True, exist_ok=True)
         alone = distributed.rank() == 0
         with FileLock(f"{folder}.lock") if alone else nullcontext():
@@ -301,8 +326,9 @@ class Lab:
             if not alone:
                 distributed.wait()
                 return
-            questions, longest = self.questions("test"), self.profile.sampling.max_new_tokens
+            questions, longest = self.questions(split), self.profile.sampling.max_new_tokens
             predictions = evaluate(model, processor, questions, self.judge, longest, seed)
+            evaluated = time.perf_counter() - start - trained
             by_mode = predictions.groupby("mode")[["correct", "tokens"]].mean()
             tail = log["kl"].tail(max(1, len(log) // 10)).mean() if "kl" in log else float("nan")
             row = {
@@ -314,6 +340,7 @@ class Lab:
                 "tokens": by_mode.loc["greedy", "tokens"],
                 "kl": float(tail),
                 "seconds": trained,
+                "evaluation_seconds": evaluated,
             }
 
             def save(target: Path) -> None:
@@ -377,7 +404,7 @@ class Lab:
             if author == "labels":
                 part = Part(1, [[self.labels[1][index]] for index in self.pool])
             else:
-                frame = self.groups(author, at, n)
+                frame = self.groups(author, at, n, spec.judge)
                 part = Part(
                     n,
                     tokens=_grouped(frame["tokens"], n),
@@ -396,7 +423,7 @@ class Lab:
 
     def prepare(self, specs: Sequence[RunSpec]) -> None:
         """Generate and score what several runs share, before they start side by side."""
-        writing: dict[tuple[str, float], int] = {}
+        writing: dict[tuple[str, float, str], int] = {}
         scoring: dict[tuple[str, float, str, float, int], None] = {}
         for spec in specs:
             if spec.learn_from == "nothing":
@@ -404,13 +431,16 @@ class Lab:
             for stage in all_stages(spec):
                 for author, at, n in authors(spec, stage):
                     if author != "labels":
-                        writing[author, at] = max(n, writing.get((author, at), 0))
+                        what = author, at, spec.judge
+                        writing[what] = max(n, writing.get(what, 0))
                     if spec.teachers and self.profile.distillation.cache_teacher:
                         scoring[spec.teachers[stage[0]], stage[1], author, at, n] = None
                         scoring[spec.student, 0.0, author, at, n] = None
-        for name in {name for name, *_ in scoring} | {author for author, _ in writing}:
+        for name in {name for name, *_ in scoring} | {author for author, *_ in writing}:
             self.folder(name)
-        write: list[workers.Job] = [(Lab.groups, (author, at, n)) for (author, at), n in writing.items()]
+        write: list[workers.Job] = [
+            (Lab.groups, (author, at, n, judge)) for (author, at, judge), n in writing.items()
+        ]
         score: list[workers.Job] = [(Lab.distributions, (self.source(*key[:2]), *key[2:])) for key in scoring]
         self.parallel(write, "sets of responses", self.writers)
         self.parallel(score, "sets of responses scored")

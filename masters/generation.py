@@ -14,7 +14,7 @@ import pandas as pd
 
 from masters.arms import arm
 from masters.curriculum import all_stages, authors
-from masters.experiments import RESPONSE_SEED, Lab
+from masters.experiments import Lab
 from masters.files import cache_dir
 from masters.responses import Judge, ResponseStore, responses
 from masters.responses.store import VERSION, Status, StoreSpec
@@ -89,7 +89,7 @@ def make(
         pool,
         what.n,
         lab.profile.sampling,
-        RESPONSE_SEED,
+        lab.profile.replicate,
         judge or lab.judge,
         progress=progress,
         engine=lab.engine,

@@ -29,22 +29,24 @@ def train_rung(
     questions: Questions,
     labels: Sequence[np.ndarray],
     folder: Path,
+    replicate: int = 0,
 ) -> None:
     """Train one model of the ladder and save it, unless its folder is there; a killed training goes on.
 
     Args:
-        name: of the model; its seed comes from it.
+        name: of the model; its seed comes from it and from ``replicate``.
         spec: sizes and budget.
         processor: which all models of the ladder share.
         questions: the training questions.
         labels: token ids of the label of each question.
         folder: where the model goes, with its training log.
+        replicate: which of several models that differ in the initial weights and in the order of the data.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if (folder / "config.json").is_file():
             return
-        seed = int(hash_of(name), 16) % 2**31
+        seed = (int(hash_of(name), 16) + replicate) % 2**31
         model, _ = build(spec, _words(processor), seed)
         examples = _examples(spec, processor, questions, labels, seed)
         budget = Budget(spec.steps, spec.batch, spec.learning_rate, seed=seed, log_every=min(20, spec.steps))

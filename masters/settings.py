@@ -172,6 +172,7 @@ class Profile(Strict):
     minutes: dict[str, float] = Field(description="expected minutes a notebook, measured on two cores")
     processes: Count = Field(2, description="runs trained side by side, one thread each")
     seeds: Count = Field(description="seeds of every distillation arm; paper: 1")
+    replicate: int = Field(0, ge=0, description="which copy of the ladder and of the responses; paper: one")
     tasks: tuple[str, ...] = Field(description="question sets, in the order of the tables")
     train_questions: Count = Field(description="training questions a task, for the ladder")
     validation_questions: Count = Field(description="validation questions a task")
@@ -252,6 +253,64 @@ class Claims(NotebookParameters):
     resamples: Count = Field(description="bootstrap resamples of every interval; paper: no interval is given")
 
 
+class Trials(Strict):
+    """What is tried on the validation questions for an arm; as many settings for every arm."""
+
+    plain: tuple[Positive, ...] = Field(min_length=1, description="learning rates of an arm without rewards")
+    rewarded: tuple[tuple[Positive, Positive], ...] = Field(
+        min_length=1, description="learning rate and weight of the policy term of an arm with rewards"
+    )
+
+    @model_validator(mode="after")
+    def _as_many(self) -> "Trials":
+        if len(self.plain) != len(self.rewarded):
+            raise ValueError(
+                f"{len(self.plain)} trials without and {len(self.rewarded)} with rewards: "
+                "every arm gets as many"
+            )
+        return self
+
+
+class StudyMinutes(Strict):
+    """What one process takes, measured on a core, until the study has figures of its own."""
+
+    ladder: Positive = Field(description="minutes of training of a ladder")
+    run: Positive = Field(description="minutes of a run and its evaluation")
+
+
+class StudyPlan(Strict):
+    """The study: which arms run how often, and how they are tuned; see :mod:`masters.study`."""
+
+    profile: str = Field(description="whose tasks, ladder, sampling and distillation it takes")
+    seeds: Count = Field(description="replicates of the main arms; paper: 1")
+    few_seeds: Count = Field(description="replicates of all other arms; paper: 1")
+    validation_questions: Count = Field(description="validation questions a task, for tuning")
+    test_questions: Count = Field(description="test questions a task")
+    minutes: StudyMinutes
+    trials: Trials
+    main: tuple[str, ...] = Field(description="arms at all seeds: those of the first claims")
+    tuned: dict[str, tuple[str, ...]] = Field(
+        description="arms with trials of their own, and the variants that take over what was chosen for them"
+    )
+    fixed: tuple[str, ...] = Field((), description="arms that run as they are named")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "StudyPlan":
+        if self.few_seeds > self.seeds:
+            raise ValueError(f"few_seeds {self.few_seeds} is more than seeds {self.seeds}")
+        arms = self.arms()
+        if twice := {name for name in arms if arms.count(name) > 1}:
+            raise ValueError(f"listed twice: {', '.join(sorted(twice))}")
+        if unknown := [name for name in self.main if name not in arms]:
+            raise ValueError(f"main: {', '.join(unknown)} is neither tuned nor fixed")
+        return self
+
+    def arms(self) -> list[str]:
+        """All arms, the main ones first."""
+        every = [name for head, variants in self.tuned.items() for name in (head, *variants)]
+        return sorted([*every, *self.fixed], key=lambda name: name not in self.main)
+
+
 NOTEBOOKS: dict[str, type[NotebookParameters]] = {
     "1_tasks_and_models": TasksAndModels,
     "2_masking_ablations": MaskingAblations,
@@ -291,6 +350,21 @@ def notebook_parameters(profile: str, notebook: str) -> NotebookParameters:
         raise ValueError(f"there is no notebook {notebook!r}; there are: {', '.join(NOTEBOOKS)}")
     path = PARAMS / profile / f"{notebook}.yaml"
     return _validated(NOTEBOOKS[notebook], _read(path) | {"profile": profile}, path)
+
+
+def load_study(name: str = "study") -> tuple[StudyPlan, Profile]:
+    """A plan of a study and the profile that its runs have.
+
+    Raises:
+        ValueError: no such plan or profile, or a parameter that is unknown, missing or out of range.
+    """
+    path = PARAMS / f"{name}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(found.stem for found in PARAMS.glob("*.yaml")))
+        raise ValueError(f"there is no study {name!r}; there are: {known}")
+    plan = _validated(StudyPlan, _read(path), path)
+    asked = {"validation_questions", "test_questions"}
+    return plan, load_profile(plan.profile).model_copy(update=plan.model_dump(include=asked))
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -42,6 +42,9 @@ def test_the_papers_form(profile: Profile) -> None:
         "ratio": "one",
         "advantages": "all",
         "flat": "keep",
+        "policy_weight": 1.0,
+        "distillation_on": "mean",
+        "averaging": "response",
         "divergence": "jsd",
         "mix": 0.5,
     }
@@ -61,6 +64,13 @@ def test_the_papers_form(profile: Profile) -> None:
         ("clipped", {"ratio"}),
         ("positive", {"advantages"}),
         ("skip_flat", {"flat"}),
+        ("summed", {"distillation_on"}),
+        ("by_token", {"averaging"}),
+        ("policy_weight=0.1", {"policy_weight"}),
+        ("judge=embedding", {"judge"}),
+        ("teachers=mid,large", {"teachers"}),
+        ("clipped+r_max=0.4", {"ratio", "r_max"}),
+        ("r_max=0.4+r_max=0.2", set()),
         ("own_accuracy", {"rewards", "teacher_responses", "student_responses"}),
         ("r_max=0.4", {"r_max"}),
         ("responses=2", {"teacher_responses", "student_responses"}),
@@ -114,7 +124,8 @@ def test_families(profile: Profile) -> None:
     "name",
     ["", "master", "Masters", "r_max=1", "r_max=-0.2", "r_max=1.5", "r_max=", "responses=3", "responses=0",
      "responses=-2", "responses=two", "source=0:0", "source=8", "source=1:2:3", "masters ", "r_max=0.4\n",
-     "masters=cosine", "alone=", "both=jsd"],
+     "masters=cosine", "alone=", "both=jsd", "policy_weight=-1", "teachers=", "teachers=mid,", "tuned",
+     "learning_rate=1e-4=2", "r_max"],
 )  # fmt: skip
 def test_an_unknown_name_is_answered_with_those_that_exist(name: str, profile: Profile) -> None:
     for call in (lambda: arm(name, profile), lambda: title(name)):
@@ -135,3 +146,19 @@ def test_a_spec_refuses_what_it_does_not_know() -> None:
 def test_the_learning_rate_family_changes_nothing_else(name: str, rate: float) -> None:
     profile = load_profile("mini")
     assert arm(name, profile) == arm("masters", profile).model_copy(update={"learning_rate": rate})
+
+
+def test_names_are_put_together(profile: Profile) -> None:
+    spec = arm("alone=skewed_kl+learning_rate=1e-4", profile)
+    assert spec == arm("alone=skewed_kl", profile).model_copy(update={"learning_rate": 1e-4})
+    assert arm("teachers=mid,large", profile) == arm("mid_then_large", profile)
+    assert title("clipped+learning_rate=1e-4") == "clipped ratio, learning rate 1e-4"
+    assert title("teachers=mid,large") == "teachers mid, then large"
+    for call in (lambda: arm("clipped+tuned", profile), lambda: title("clipped+tuned")):
+        with pytest.raises(ValueError, match=r"no arm 'tuned' \(in 'clipped\+tuned'\)"):
+            call()
+
+
+def test_a_model_that_the_ladder_lacks_is_named(profile: Profile) -> None:
+    with pytest.raises(ValueError, match="needs the model huge; profile smoke has student, mid, large"):
+        arm("teachers=mid,huge", profile)

@@ -138,6 +138,33 @@ def test_the_margin_decides() -> None:
     assert verdicts == ["supported", "undecided", "not supported"]
 
 
+def test_what_may_be_chance_among_all_claims_is_undecided() -> None:
+    others = ("naive_multi", "masters", "unnormalised", "responses=2", "naive")
+    table = predictions({"masked": 0.515} | dict.fromkeys(others, 0.5))
+    alone = judge_claims(table, 500, claims=[C["C2"]]).iloc[0]
+    assert alone["verdict"] == "supported" and alone["p"] == alone["p_holm"] < 0.05
+    among = judge_claims(table, 500).set_index("id")
+    assert among["p"].notna().sum() == 5
+    assert among.loc["C2", "p"] == alone["p"] and among.loc["C2", "verdict"] == "undecided"
+    assert 0.05 <= among.loc["C2", "p_holm"] == pytest.approx(5 * alone["p"])
+    assert among.loc["C8", "verdict"] == "not tested" and math.isnan(among.loc["C8", "p_holm"])
+
+
+def test_what_the_design_could_have_seen_and_how_sure_it_is() -> None:
+    row = judged("C3", {"masters": 0.55, "masked": 0.5}, swap=7)
+    error = (row["effect_high"] - row["effect_low"]) / 2 / 1.96
+    assert row["smallest"] == pytest.approx(2.8 * error, rel=0.01) and row["seeds"] == 3
+    assert row["p"] == pytest.approx(math.erfc(row["effect"] / error / math.sqrt(2)), rel=0.01)
+    # A claim of two comparisons is as sure as the less sure of them.
+    both = judged("C6", {"masters": 0.6, "accuracy_only": 0.55, "distillation_only": 0.4})
+    assert both["verdict"] == "supported" and both["control"] == "accuracy_only"
+    assert both["p"] == judged("C3", {"masters": 0.6, "masked": 0.55})["p"]
+    # The two other kinds are tested against their margin.
+    far = judged("C13", {"masters": 0.7, "mid": 0.6}), judged("C15", {"masters": 0.5, "base": 0.5})
+    assert far[0]["p"] < 0.001 and far[1]["p"] <= 1
+    assert judged("C13", {"masters": 0.4, "mid": 0.6})["p"] > 0.999
+
+
 def test_several_comparisons_give_the_least_favourable_verdict() -> None:
     row = judged("C6", {"masters": 0.6, "accuracy_only": 0.4, "distillation_only": 0.8})
     assert (row["verdict"], row["control"]) == ("reversed", "distillation_only")

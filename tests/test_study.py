@@ -1,0 +1,229 @@
+"""The study on a tiny profile: what is planned, tuned, kept and resumed, and which rows count no longer."""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from pydantic import ValidationError
+from test_experiments import here, profile
+from typer.testing import CliRunner
+
+from masters import cli, settings, study
+from masters.arms import arm
+from masters.experiments import Lab
+from masters.settings import Profile, StudyPlan, load_study
+from masters.study import Study
+
+PLAN: dict[str, Any] = {
+    "profile": "tiny",
+    "seeds": 2,
+    "few_seeds": 1,
+    "validation_questions": 6,
+    "test_questions": 8,
+    "minutes": {"ladder": 1, "run": 1},
+    "trials": {"plain": [1e-3, 1e-2], "rewarded": [[1e-3, 1.0], [1e-2, 0.5]]},
+    "main": ["base", "masked", "masters"],
+    "tuned": {"base": [], "masked": [], "masters": ["responses=2"]},
+    "fixed": ["masters+learning_rate=1e-05"],
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("study")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MASTERS_DATA", str(folder / "data"))
+        patch.setattr(Lab, "parallel", here)
+        yield folder
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(study, "load_study", lambda name: (StudyPlan(**PLAN), profile()))
+
+
+@pytest.fixture(scope="module")
+def finished(data: Path) -> Study:
+    """Made in two sittings, the second by somebody who knows nothing of the first but its tables."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(study, "load_study", lambda name: (StudyPlan(**PLAN), profile()))
+        first = Study(folder=data / "tables")
+        assert first.untried() and first.settings() == {"base": "base", PLAN["fixed"][0]: PLAN["fixed"][0]}
+        first.run([0])
+        assert first.missing() == {1: ["base", "masked", "masters"]}
+        Study(folder=data / "tables").run()
+        return Study(folder=data / "tables")
+
+
+def test_every_arm_has_its_replicates(finished: Study) -> None:
+    assert not finished.missing() and not finished.untried()
+    runs = finished.runs
+    assert len(runs) == 2 * 3 + 1 * 2 and not runs.duplicated(["replicate", "arm"]).any()
+    assert set(runs.loc[runs["replicate"] == 1, "arm"]) == set(PLAN["main"])
+    assert runs["accuracy"].between(0, 1).all() and (runs["evaluation_seconds"] > 0).all()
+
+
+def test_the_best_trial_on_validation_is_what_an_arm_and_its_variants_run_with(finished: Study) -> None:
+    tried = finished.tried
+    assert list(tried["arm"]) == ["masked", "masked", "masters", "masters"]
+    for name, trials in tried.groupby("arm"):
+        assert trials["chosen"].sum() == 1
+        best = trials[trials["chosen"]].iloc[0]
+        assert best["accuracy"] == trials["accuracy"].max()
+        settings_of = finished.settings()
+        assert settings_of[str(name)] == best["setting"]
+        if name == "masters":
+            assert settings_of["responses=2"] == best["setting"].replace("masters", "responses=2", 1)
+            spec = arm(settings_of["responses=2"], finished.profile)
+            assert spec.learning_rate == best["learning_rate"] and spec.policy_weight == best["policy_weight"]
+    assert finished.settings()["masters+learning_rate=1e-05"] == "masters+learning_rate=1e-05"
+
+
+def test_the_tables_hold_what_the_runs_gave(finished: Study) -> None:
+    lab, runs = finished.lab(1), finished.runs.set_index(["replicate", "arm"])
+    results = lab.results([finished.settings()["masked"]], seeds=[1])
+    assert runs.loc[(1, "masked"), "accuracy"] == pytest.approx(results.runs["accuracy"][0], rel=1e-5)
+    kept = finished.predictions()
+    kept = kept[(kept["arm"] == "masked") & (kept["seed"] == 1)].sort_values("question")
+    made = results.predictions.query("mode == 'greedy'").sort_values("question")
+    for column in ("question", "task", "correct", "tokens"):
+        assert list(kept[column]) == list(made[column])
+    tasks = pd.read_csv(finished.folder / "tasks.csv")
+    assert tasks.groupby(["replicate", "arm", "mode"])["share"].sum().tolist() == pytest.approx([1.0] * 16)
+    registers = pd.read_csv(finished.folder / "registers.csv")
+    row = registers.query("replicate == 1 and arm == 'masked' and mode == 'greedy'")
+    assert (row["share"] * row["tokens"]).sum() == pytest.approx(made["tokens"].mean(), rel=1e-4)
+    assert json.loads((finished.folder / "machine.json").read_text())["cores"] >= 1
+
+
+def test_a_replicate_is_everything_anew(finished: Study) -> None:
+    labs = finished.lab(0), finished.lab(1)
+    for model in ("student", "mid", "large"):
+        assert labs[0].source(model).weights() != labs[1].source(model).weights()
+    assert labs[0].store("student", 0.0).folder != labs[1].store("student", 0.0).folder
+    # The first is the ladder of the profile itself: who has it, has a replicate.
+    assert Lab(profile()).folder("student") == labs[0].folder("student")
+    assert len(pd.read_csv(finished.folder / "ladder.csv")) == 6
+
+
+def test_the_claims_follow_from_the_tables_alone(
+    finished: Study, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frame = finished.judge(resamples=50).set_index("id")
+    assert frame.loc["C3", "verdict"] != "not tested" and frame.loc["C3", "seeds"] == 2
+    assert frame.loc["C9", "verdict"] == "not tested"
+    monkeypatch.setenv("MASTERS_DATA", str(data / "elsewhere"))
+    again = Study(folder=finished.folder)
+    assert not again.missing()
+    pd.testing.assert_frame_equal(again.judge(resamples=50).set_index("id"), frame)
+
+
+def test_finished_work_is_not_done_again(finished: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object, **options: object) -> None:
+        raise AssertionError("work was done again")
+
+    before = (finished.folder / "runs.csv").read_bytes()
+    monkeypatch.setattr(Lab, "results", refuse)
+    Study(folder=finished.folder).run()
+    assert (finished.folder / "runs.csv").read_bytes() == before
+
+
+def test_rows_that_would_come_out_otherwise_count_no_longer(
+    finished: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def with_profile(changed: Profile) -> Study:
+        monkeypatch.setattr(study, "load_study", lambda name: (StudyPlan(**PLAN), changed))
+        return Study(folder=finished.folder)
+
+    longer = with_profile(profile(steps=8))
+    assert longer.runs.empty and longer.tried.empty and len(longer.untried()) == 4
+    same = with_profile(profile().model_copy(update={"description": "other words", "processes": 7}))
+    assert not same.missing()
+    monkeypatch.setattr(study, "VERSION", -1)
+    assert with_profile(profile()).runs.empty
+
+
+def test_another_choice_of_a_trial_makes_its_runs_anew(finished: Study, tmp_path: Path) -> None:
+    for path in finished.folder.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    trials = pd.read_csv(tmp_path / "trials.csv", dtype={"key": str})
+    masters = trials["arm"] == "masters"
+    chosen = finished.settings()["masters"]
+    trials.loc[masters & (trials["setting"] != chosen), "accuracy"] = 2.0
+    trials.to_csv(tmp_path / "trials.csv", index=False)
+    assert Study(folder=tmp_path).missing() == {0: ["masters", "responses=2"], 1: ["masters"]}
+
+
+def test_a_kill_between_two_writes_loses_no_run(
+    finished: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed = Study(folder=tmp_path)
+    add = Study._add
+
+    def die(self: Study, name: str, rows: pd.DataFrame, identity: Sequence[str]) -> None:
+        if name == "runs.csv":
+            raise KeyboardInterrupt
+        add(self, name, rows, identity)
+
+    monkeypatch.setattr(Study, "_add", die)
+    with pytest.raises(KeyboardInterrupt):
+        killed.run()
+    assert killed.runs.empty and len(killed.tried) == 4 and killed.predictions().empty
+    monkeypatch.setattr(Study, "_add", add)
+    Study(folder=tmp_path).run()
+    columns = ["replicate", "arm", "setting", "key", "accuracy", "tokens"]
+    pd.testing.assert_frame_equal(Study(folder=tmp_path).runs[columns], finished.runs[columns])
+
+
+def test_the_shell_says_what_is_missing_and_does_it(
+    finished: Study, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(study, "FOLDER", tmp_path)
+    told = CliRunner().invoke(cli.app, ["study", "--dry-run"])
+    assert told.exit_code == 0 and "runs of replicate 1" in told.output and not list(tmp_path.iterdir())
+    done = CliRunner().invoke(cli.app, ["study", "--replicates", "0"])
+    assert done.exit_code == 0 and "C15" in done.output and (tmp_path / "claims.csv").is_file()
+    assert Study(folder=tmp_path).missing() == {1: ["base", "masked", "masters"]}
+    for wrong, words in (("7", "no replicate 7"), ("a-b", "neither a number nor"), ("1-0", "neither")):
+        refused = CliRunner().invoke(cli.app, ["study", "--replicates", wrong])
+        assert isinstance(refused.exception, ValueError) and words in str(refused.exception)
+
+
+def test_a_damaged_table_is_named(tmp_path: Path) -> None:
+    (tmp_path / "runs.csv").write_text("arm,seed\nbase,0\n")
+    with pytest.raises(ValueError, match=r"runs.csv has no column replicate, .*restore it with git"):
+        _ = Study(folder=tmp_path).runs
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"few_seeds": 3}, "few_seeds 3 is more than seeds 2"),
+        ({"fixed": ["base"]}, "listed twice: base"),
+        ({"main": ["naive"]}, "main: naive is neither tuned nor fixed"),
+        ({"trials": {"plain": [1e-3], "rewarded": [[1e-3, 1], [1e-2, 1]]}}, "every arm gets as many"),
+        ({"colour": 1}, "colour"),
+    ],
+)
+def test_a_plan_that_contradicts_itself_is_refused(change: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        StudyPlan(**(PLAN | change))
+
+
+def test_the_plan_of_the_project() -> None:
+    plan, of_runs = load_study()
+    assert plan.seeds >= 10 and plan.few_seeds >= 5
+    assert {"naive", "base", "masked", "naive_multi", "masters", "mid_then_large"} <= set(plan.main)
+    assert plan.test_questions * len(of_runs.tasks) >= 10_000
+    for name in plan.arms():
+        arm(name, of_runs)
+    with pytest.raises(ValueError, match="there is no study 'no'; there are: study"):
+        load_study("no")
+    assert of_runs.ladder == settings.load_profile(plan.profile).ladder
