@@ -1,7 +1,7 @@
 """How sure a comparison is: intervals, paired differences, and what the design could have seen at all.
 
-One idea: two arms answer the same questions with the same seeds, so the score whose mean is estimated is their
-difference, question by question and seed by seed. A result must hold for other questions and for other
+One idea: two arms answer the same questions with the same seeds, so the score whose mean is estimated is
+their difference, question by question and seed by seed. A result must hold for other questions and for other
 training runs alike, so an interval counts both, and each once. With S seeds, Q questions and a score that is
 a sum of seed effect, question effect and noise (two-way analysis of variance), the mean varies by::
 
@@ -11,11 +11,11 @@ a sum of seed effect, question effect and noise (two-way analysis of variance), 
 * Questions are many and far from normal: their effects are resampled, a bootstrap within each stratum. The
   noise that is left in their means is there once already, so the effects are first shrunk by
   ``sqrt(max(0, 1 - MS_noise / MS_questions))``, a ratio of mean squares.
-* Seeds are few: a bootstrap could only draw the few it was given. A normal variable with their standard error
-  is added instead, and the interval is stretched as Student's t is wider than the normal. Where the seeds make
-  all of the variance, t has S - 1 degrees of freedom; where they make the share w of it, (S - 1) / w.
-  (Satterthwaite's (S - 1) / w^2 is too short here: where few seeds happen to lie close together it narrows the
-  interval twice, by the variance and by the degrees of freedom.)
+* Seeds are few: a bootstrap could only draw the few it was given. A normal variable with their standard
+  error is added instead, and the interval is stretched by as much as Student's t is wider than the normal.
+  Where the seeds make all of the variance, t has S - 1 degrees of freedom; where they make the share w of
+  it, (S - 1) / w. (Satterthwaite's (S - 1) / w^2 is too short here: where few seeds happen to lie close
+  together it narrows the interval twice, by the variance and by the degrees of freedom.)
 
 So where seeds alone vary it is the t interval, and with one seed the ordinary bootstrap. Between them a 95 %
 interval covers the truth in 93 to 97 % of experiments, which ``tests/test_statistics.py`` simulates.
@@ -136,7 +136,7 @@ def probability_of_improvement(a: ArrayLike, b: ArrayLike) -> float:
 
 
 def standard_error(effect: Interval, level: float = 0.95) -> float:
-    """The standard error of a normal estimate whose interval would be as wide: half width / z((1 + level) / 2).
+    """The half width over z((1 + level) / 2): the standard error of a normal estimate with so wide an interval.
 
     With few seeds it is larger than the standard deviation of the estimate, since the interval allows for
     how badly few seeds tell it.
@@ -161,9 +161,9 @@ def p_value(
     """The chance of an estimate at least so far from ``against`` if that were the truth.
 
     A normal approximation: z = (estimate - against) / ``standard_error``. Two-sided it falls below 1 - level
-    where the interval, if symmetric, leaves ``against`` out, and there it is as good as the interval. With few
-    seeds far smaller p-values are too small, for the tails of Student's t are longer: to reject at alpha, as
-    after ``holm``, make the interval at a level near 1 - alpha.
+    where the interval, if symmetric, leaves ``against`` out, and there it is as good as the interval. With
+    few seeds far smaller p-values are too small, for the tails of Student's t are longer: to reject at alpha,
+    as after ``holm``, make the interval at a level near 1 - alpha.
 
     Args:
         effect: an interval, as of ``paired_difference``.
@@ -179,7 +179,8 @@ def p_value(
         ValueError: as ``standard_error``, ``against`` is not finite, or another alternative.
     """
     if alternative not in get_args(Alternative):
-        raise ValueError(f"alternative must be one of {', '.join(get_args(Alternative))}, not {alternative!r}")
+        known = ", ".join(get_args(Alternative))
+        raise ValueError(f"alternative must be one of {known}, not {alternative!r}")
     if not math.isfinite(against):
         raise ValueError(f"against must be finite, not {against}")
     error, distance = standard_error(effect, level), effect.estimate - against
@@ -194,8 +195,8 @@ def p_value(
 def minimum_detectable_effect(standard_error: float, level: float = 0.95, power: float = 0.8) -> float:
     """The smallest true difference that a two-sided test would find with the given power.
 
-    (z((1 + level) / 2) + z(power)) times the standard error, with z the normal quantile. For a comparison that
-    was made, pass its ``standard_error``.
+    (z((1 + level) / 2) + z(power)) times the standard error, with z the normal quantile. For a comparison
+    that was made, pass its ``standard_error``.
 
     Raises:
         ValueError: a negative standard error, or a level or power outside (0, 1).

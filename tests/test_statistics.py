@@ -31,7 +31,7 @@ def test_interval_is_a_plain_tuple_with_a_half_width() -> None:
     assert interval.half_width == pytest.approx(0.3)
 
 
-# --- Intervals over seeds and questions ------------------------------------------------------------------
+# --- Intervals over seeds and questions -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("seeds", [1, 3])
@@ -125,14 +125,16 @@ def test_seeds_questions_and_noise_are_counted_once_each() -> None:
     """Against the mean squares of a two-way analysis of variance, written out cell by cell."""
     rng = np.random.default_rng(3)
     seeds, questions = 4, 50
-    x = rng.normal(size=(seeds, 1)) + 5 * rng.normal(size=(1, questions)) + 6 * rng.normal(size=(seeds, questions))
+    x = rng.normal(size=(seeds, 1)) + 5 * rng.normal(size=(1, questions))
+    x = x + 6 * rng.normal(size=(seeds, questions))
     grand = x.sum() / x.size
     row = [sum(x[i]) / questions for i in range(seeds)]
     column = [sum(x[:, j]) / seeds for j in range(questions)]
     of_seeds = questions * sum((mean - grand) ** 2 for mean in row) / (seeds - 1)
     of_questions = seeds * sum((mean - grand) ** 2 for mean in column) / (questions - 1)
     cells = itertools.product(range(seeds), range(questions))
-    noise = sum((x[i, j] - row[i] - column[j] + grand) ** 2 for i, j in cells) / ((seeds - 1) * (questions - 1))
+    noise = sum((x[i, j] - row[i] - column[j] + grand) ** 2 for i, j in cells)
+    noise /= (seeds - 1) * (questions - 1)
     variance = (of_seeds + of_questions - noise) / x.size
     freedom = (seeds - 1) * (of_seeds + of_questions - noise) / of_seeds
     assert 0.2 < noise / of_questions < 0.8 and 0.2 < (seeds - 1) / freedom < 0.8  # every part shows
