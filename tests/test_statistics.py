@@ -1,4 +1,4 @@
-"""Intervals against closed forms, exact enumeration, scipy, and a simulation of their coverage."""
+"""Intervals against closed forms, exact enumeration, scipy, and simulations of their coverage."""
 
 import itertools
 
@@ -13,9 +13,11 @@ from masters.statistics import (
     interquartile_mean,
     mean_interval,
     minimum_detectable_effect,
+    p_value,
     paired_difference,
     power_law,
     probability_of_improvement,
+    standard_error,
 )
 
 
@@ -29,15 +31,17 @@ def test_interval_is_a_plain_tuple_with_a_half_width() -> None:
     assert interval.half_width == pytest.approx(0.3)
 
 
-# --- The crossed bootstrap --------------------------------------------------------------------------------
+# --- Intervals over seeds and questions -------------------------------------------------------------------
 
 
-def test_difference_is_the_mean_of_differences_and_has_antisymmetric_bounds() -> None:
-    a, b = scores_of(3, 500), scores_of(3, 500, 1)
-    forward, back = paired_difference(a, b), paired_difference(b, a)
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_difference_is_the_mean_of_differences_and_has_antisymmetric_bounds(seeds: int) -> None:
+    a, b = scores_of(seeds, 500), scores_of(seeds, 500, 1)
+    groups = np.arange(500) % 3
+    forward, back = paired_difference(a, b, groups), paired_difference(b, a, groups)
     assert forward.estimate == pytest.approx(a.mean() - b.mean())
     assert forward.low < forward.estimate < forward.high
-    assert back == pytest.approx((-forward.estimate, -forward.high, -forward.low))
+    assert back == pytest.approx((-forward.estimate, -forward.high, -forward.low), rel=1e-9)
 
 
 def test_equal_arguments_give_equal_intervals_and_another_seed_another() -> None:
@@ -87,37 +91,55 @@ def test_every_level_is_a_pair_of_quantiles() -> None:
     assert ratio == pytest.approx(stats.norm.ppf(0.75) / stats.norm.ppf(0.975), rel=0.05)
 
 
-def test_resamples_have_the_exact_crossed_distribution() -> None:
-    """Two seeds and three questions: all 2^2 * 3^3 resamples can be written down."""
-    values = np.array([[0.0, 0.3, 1.1], [0.4, 0.2, 2.3]])
-    effect = values.mean(axis=1, keepdims=True) - values.mean()
-    stretched = values + (np.sqrt(2) - 1) * effect
+def test_resamples_of_questions_have_the_exact_stratified_distribution() -> None:
+    """Strata of two and three questions: all 2^2 * 3^3 resamples can be written down."""
+    values, groups = np.array([[0.0, 0.3, 1.1, 0.4, 2.3]]), [0, 1, 0, 1, 1]
+    effects = [
+        np.sqrt(n / (n - 1)) * (values[0, members] - values[0, members].mean())
+        for n, members in ((2, [0, 2]), (3, [1, 3, 4]))
+    ]
     every = [
-        stretched[np.ix_(rows, columns)].mean()
-        for rows in itertools.product(range(2), repeat=2)
-        for columns in itertools.product(range(3), repeat=3)
+        values.mean() + (effects[0][list(first)].sum() + effects[1][list(second)].sum()) / 5
+        for first in itertools.product(range(2), repeat=2)
+        for second in itertools.product(range(3), repeat=3)
     ]
     # A grid of levels, each away from the steps of so small a distribution, pins the whole of it down.
     for level in (0.15, 0.35, 0.55, 0.75):
-        interval = mean_interval(values, resamples=60_000, level=level)
+        interval = mean_interval(values, groups, resamples=60_000, level=level)
         tails = [(1 - level) / 2, (1 + level) / 2]
         inside = [np.quantile(every, np.clip([tail - 0.01, tail + 0.01], 0, 1)) for tail in tails]
         for bound, (low, high) in zip((interval.low, interval.high), inside, strict=True):
             assert low - 1e-6 <= bound <= high + 1e-6
 
 
-def test_seed_effects_alone_have_the_unbiased_standard_error() -> None:
-    """Drawn as they are, few seeds would show (seeds - 1) / seeds of the variance of their mean."""
-    effects = np.array([-1.0, 0.0, 0.5, 2.0, -0.7, 0.1])[:, None]
-    interval = mean_interval(np.repeat(effects, 20, axis=1), resamples=20_000, level=0.6827)
-    assert interval.half_width == pytest.approx(effects.std(ddof=1) / np.sqrt(6), rel=0.05)
+@pytest.mark.parametrize("seeds", [2, 3, 10])
+@pytest.mark.parametrize("level", [0.5, 0.95, 0.99])
+def test_where_seeds_alone_vary_it_is_the_t_interval(seeds: int, level: float) -> None:
+    effects = np.random.default_rng(seeds).normal(0.3, 1, seeds)
+    interval = mean_interval(np.repeat(effects[:, None], 20, axis=1), level=level)
+    expected = stats.ttest_1samp(effects, 0).confidence_interval(level)
+    assert (interval.low, interval.high) == pytest.approx((expected.low, expected.high), rel=0.01)
 
 
-def test_noise_of_one_seed_and_question_is_overcounted_as_the_docstring_says() -> None:
-    values = np.random.default_rng(0).normal(size=(10, 400))
-    interval = mean_interval(values, resamples=8000)
-    ratio = (interval.half_width / 1.959964) ** 2 / (values.var() / values.size)
-    assert 2.0 < ratio < 4.0
+def test_seeds_questions_and_noise_are_counted_once_each() -> None:
+    """Against the mean squares of a two-way analysis of variance, written out cell by cell."""
+    rng = np.random.default_rng(3)
+    seeds, questions = 4, 50
+    x = rng.normal(size=(seeds, 1)) + 5 * rng.normal(size=(1, questions))
+    x = x + 6 * rng.normal(size=(seeds, questions))
+    grand = x.sum() / x.size
+    row = [sum(x[i]) / questions for i in range(seeds)]
+    column = [sum(x[:, j]) / seeds for j in range(questions)]
+    of_seeds = questions * sum((mean - grand) ** 2 for mean in row) / (seeds - 1)
+    of_questions = seeds * sum((mean - grand) ** 2 for mean in column) / (questions - 1)
+    cells = itertools.product(range(seeds), range(questions))
+    noise = sum((x[i, j] - row[i] - column[j] + grand) ** 2 for i, j in cells)
+    noise /= (seeds - 1) * (questions - 1)
+    variance = (of_seeds + of_questions - noise) / x.size
+    freedom = (seeds - 1) * (of_seeds + of_questions - noise) / of_seeds
+    assert 0.2 < noise / of_questions < 0.8 and 0.2 < (seeds - 1) / freedom < 0.8  # every part shows
+    expected = stats.t.ppf(0.975, freedom) * np.sqrt(variance)
+    assert mean_interval(x, resamples=40_000).half_width == pytest.approx(expected, rel=0.02)
 
 
 def test_strata_hold_each_groups_share_and_remove_its_variance() -> None:
@@ -127,10 +149,11 @@ def test_strata_hold_each_groups_share_and_remove_its_variance() -> None:
     assert mean_interval(values).half_width > 0.02
 
 
-def test_strata_do_not_depend_on_the_order_of_the_questions() -> None:
+def test_the_order_of_the_questions_does_not_matter() -> None:
     values = np.random.default_rng(0).normal(size=(2, 300)) + np.arange(300) % 3
     groups = np.arange(300) % 3
-    order = np.argsort(groups, kind="stable")
+    order = np.random.default_rng(1).permutation(300)
+    assert mean_interval(values) == pytest.approx(mean_interval(values[:, order]))
     assert mean_interval(values, groups) == pytest.approx(mean_interval(values[:, order], groups[order]))
 
 
@@ -146,29 +169,85 @@ def test_chunks_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> Non
     assert mean_interval(values, groups) == pytest.approx(whole)
 
 
+@pytest.mark.parametrize("seeds", [2, 3, 5, 10])
+def test_coverage_whatever_share_of_the_variance_the_seeds_make(seeds: int) -> None:
+    """Many questions, and an estimate that is standard normal: what the seeds show of their variance follows
+    chi-squared, and given it the interval covers the truth with a probability that needs no simulation."""
+    questions = stats.norm.ppf((np.arange(60) + 0.5) / 60)
+    questions *= np.sqrt(60 / questions.var(ddof=1))  # the mean of the questions has a standard error of 1
+    pattern = np.linspace(-1, 1, seeds)
+    pattern *= np.sqrt(seeds) / pattern.std(ddof=1)
+    shown = stats.chi2.ppf((np.arange(50) + 0.5) / 50, seeds - 1) / (seeds - 1)
+    for share in (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0):
+        covered = [
+            2
+            * stats.norm.cdf(
+                mean_interval(
+                    np.sqrt(share * part) * pattern[:, None] + np.sqrt(1 - share) * questions, resamples=1000
+                ).half_width
+            )
+            - 1
+            for part in shown
+        ]
+        assert 0.93 < np.mean(covered) < 0.97, share
+
+
+REPETITIONS, QUESTIONS = 2000, 40
+STRATA = np.repeat([0, 1, 2, 3], [4, 6, 10, 20])
+
+
+def experiments(kind: str, seeds: int, rng: np.random.Generator) -> tuple[np.ndarray, float]:
+    """Differences of two arms, ``(repetitions, seeds, questions)``, and the truth behind them."""
+
+    def effects(of_seeds: float, of_questions: float, noise: float) -> np.ndarray:
+        total = of_seeds * rng.normal(size=(REPETITIONS, seeds, 1))
+        total = total + of_questions * rng.normal(size=(REPETITIONS, 1, QUESTIONS))
+        return total + noise * rng.normal(size=(REPETITIONS, seeds, QUESTIONS))
+
+    match kind:
+        case "seeds dominate":
+            return 0.5 + effects(0.3, 0.3, 0.3), 0.5
+        case "questions dominate":
+            return 0.5 + effects(0.02, 1, 0.3), 0.5
+        case "noise dominates":
+            return 0.5 + effects(0, 0, 1), 0.5
+        case "all three":
+            return 0.5 + effects(0.1, 0.6, 0.6), 0.5
+        case "all three in strata":
+            return STRATA + effects(0.1, 0.6, 0.6), float(STRATA.mean())
+    # Right or wrong, with what is hard for both arms alike and what for one of them.
+    assert kind == "right or wrong"
+    hard = effects(0, 1, 0)
+    a, b = (hard + effects(0.1, 0.5, 0.7) > -0.5 for _ in range(2))
+    return a.astype(float) - b, 0.0
+
+
+@pytest.mark.parametrize("seeds", [3, 5, 10])
 @pytest.mark.parametrize(
-    ("seeds", "seed_sd", "question_sd", "noise_sd", "low", "high"),
+    "kind",
     [
-        (1, 0.0, 1.0, 0.0, 0.91, 0.98),  # questions alone: the ordinary bootstrap
-        (3, 0.0, 1.0, 1.0, 0.93, 1.0),
-        (5, 0.1, 1.0, 1.0, 0.92, 1.0),  # seeds, questions and noise, as in a comparison of arms
-        (10, 0.3, 0.5, 0.5, 0.88, 1.0),
-        (5, 0.0, 0.0, 1.0, 0.98, 1.0),  # noise alone: conservative
-        (3, 0.3, 0.0, 0.0, 0.70, 0.90),  # three seeds that differ: too narrow, as the module says
-        (1, 0.3, 0.5, 0.5, 0.0, 0.60),  # one seed says nothing about another
+        "seeds dominate",
+        "questions dominate",
+        "noise dominates",
+        "all three",
+        "all three in strata",
+        "right or wrong",
     ],
 )
-def test_coverage(
-    seeds: int, seed_sd: float, question_sd: float, noise_sd: float, low: float, high: float
-) -> None:
-    rng = np.random.default_rng(7)
-    hits = 0
-    for _ in range(300):
-        values = 0.5 + seed_sd * rng.normal(size=(seeds, 1)) + question_sd * rng.normal(size=(1, 60))
-        values = values + noise_sd * rng.normal(size=(seeds, 60))
-        interval = mean_interval(values, resamples=300, seed=int(rng.integers(2**31)))
-        hits += interval.low <= 0.5 <= interval.high
-    assert low <= hits / 300 <= high
+def test_intervals_cover_the_truth_and_p_values_reject_it_as_often_as_they_say(kind: str, seeds: int) -> None:
+    differences, truth = experiments(kind, seeds, np.random.default_rng(7))
+    strata = STRATA if kind == "all three in strata" else None
+    found = [mean_interval(scores, strata, resamples=500, seed=i) for i, scores in enumerate(differences)]
+    assert 0.93 < np.mean([interval.low <= truth <= interval.high for interval in found]) < 0.97
+    assert 0.03 < np.mean([p_value(interval, truth) < 0.05 for interval in found]) < 0.07
+    for side in ("greater", "less"):
+        assert 0.01 < np.mean([p_value(interval, truth, side) < 0.025 for interval in found]) < 0.04
+
+
+def test_one_seed_says_nothing_about_another() -> None:
+    differences, truth = experiments("seeds dominate", 1, np.random.default_rng(7))
+    found = [mean_interval(scores, resamples=300) for scores in differences[:300]]
+    assert np.mean([interval.low <= truth <= interval.high for interval in found]) < 0.6
 
 
 @pytest.mark.parametrize(
@@ -213,6 +292,49 @@ def test_probability_of_improvement() -> None:
     assert probability_of_improvement(a, b) + probability_of_improvement(b, a) == pytest.approx(1.0)
     with pytest.raises(ValueError, match="b holds 1 values that are NaN or infinite"):
         probability_of_improvement([1.0], [float("nan")])
+
+
+def test_standard_error_and_p_value_of_a_normal_estimate() -> None:
+    for level in (0.9, 0.95):
+        estimate, error = 0.3, 0.2
+        effect = Interval(estimate, *stats.norm.interval(level, estimate, error))
+        assert standard_error(effect, level) == pytest.approx(error)
+        for against in (0.0, 0.5):
+            greater = stats.norm.sf(estimate, loc=against, scale=error)
+            assert p_value(effect, against, "greater", level) == pytest.approx(greater)
+            assert p_value(effect, against, "less", level) == pytest.approx(1 - greater)
+            assert p_value(effect, against, level=level) == pytest.approx(2 * min(greater, 1 - greater))
+    assert p_value(Interval(1.0, 0.0, 2.0)) == pytest.approx(0.05)
+
+
+def test_p_value_of_many_questions_is_that_of_a_paired_t_test() -> None:
+    a, b = scores_of(1, 3000), scores_of(1, 3000, 5)
+    effect = paired_difference(a, b, resamples=20_000)
+    for side in ("two-sided", "greater", "less"):
+        expected = stats.ttest_rel(a[0], b[0], alternative=side).pvalue
+        assert 0.02 < expected < 0.98
+        assert p_value(effect, alternative=side) == pytest.approx(expected, abs=0.01)
+
+
+def test_p_value_of_an_interval_without_width() -> None:
+    exact = Interval(0.5, 0.5, 0.5)
+    for side in ("two-sided", "greater", "less"):
+        assert p_value(exact, 0.5, side) == 1.0
+    assert p_value(exact) == p_value(exact, 0.0, "greater") == p_value(exact, 1.0, "less") == 0.0
+    assert p_value(exact, 0.0, "less") == p_value(exact, 1.0, "greater") == 1.0
+
+
+def test_p_value_refuses_bad_input() -> None:
+    good, nan = Interval(0.0, -1.0, 1.0), float("nan")
+    for arguments, message in (
+        ((Interval(nan, nan, nan),), "finite estimate and low <= high"),
+        ((Interval(0.0, 1.0, -1.0),), "finite estimate and low <= high"),
+        ((good, nan), "against must be finite"),
+        ((good, 0.0, "both"), "alternative must be one of two-sided, greater, less, not 'both'"),
+        ((good, 0.0, "less", 95), "level must lie strictly between 0 and 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            p_value(*arguments)
 
 
 def test_minimum_detectable_effect_is_found_with_the_power_it_promises() -> None:
