@@ -109,6 +109,7 @@ def arm(name: str, profile: Profile) -> RunSpec:
         name: one or several of these, joined by ``+``, the later ones having the last word: a name of
             ``CHANGES``, ``r_max=0.4``, ``responses=2`` (half of each model), ``source=6:2``
             (student to teacher responses), ``teachers=mid,large`` (one after the other),
+            ``student=mid``,
             ``learning_rate=1e-4``, ``policy_weight=0.1``, ``judge=embedding``, ``alone=skewed_kl`` (a
             divergence without masks and rewards) or ``masters=skewed_kl`` (Masters with it in the place of
             the JSD).
@@ -165,6 +166,8 @@ def _change(part: str, name: str) -> dict[str, Any]:
         return {"student_responses": int(match[1]), "teacher_responses": int(match[2])}
     if family == "teachers" and re.fullmatch(r"[a-z]+(,[a-z]+)*", value):
         return {"teachers": tuple(value.split(","))}
+    if family == "student" and re.fullmatch(r"[a-z]+", value):
+        return {"student": value}
     if family == "judge" and value in ("rule", "embedding"):
         return {"judge": value}
     if family in ("learning_rate", "policy_weight") and re.fullmatch(r"\d+(\.\d+)?(e-\d+)?", value):
@@ -176,7 +179,7 @@ def _change(part: str, name: str) -> dict[str, Any]:
     known = ", ".join(CHANGES)
     raise ValueError(
         f"there is no arm {part!r}{f' (in {name!r})' if part != name else ''}; there are: {known}, "
-        "r_max=0.4, responses=2 (even), source=6:2, teachers=mid,large, judge=embedding, "
+        "r_max=0.4, responses=2 (even), source=6:2, teachers=mid,large, student=mid, judge=embedding, "
         "learning_rate=1e-4, policy_weight=0.1, alone=skewed_kl, masters=skewed_kl, and several of them "
         "joined by +"
     )

@@ -20,6 +20,7 @@ Model = TypeVar("Model", bound=BaseModel)
 Ratio = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
+Rung = Literal["tiny", "student", "small", "mid", "large"]
 
 
 class Strict(BaseModel):
@@ -180,7 +181,7 @@ class Profile(Strict):
     wrong_labels: float = Field(
         0.0, ge=0, le=1, description="share of wrong training labels; paper: not given"
     )
-    ladder: dict[Literal["student", "mid", "large"], ModelSpec]
+    ladder: dict[Rung, ModelSpec]
     sampling: Sampling = Sampling()
     generation: Generation = Generation()
     distillation: Distillation
@@ -287,6 +288,7 @@ class StudyPlan(Strict):
     validation_questions: Count = Field(description="validation questions a task, for tuning")
     test_questions: Count = Field(description="test questions a task")
     minutes: StudyMinutes
+    ladder: dict[Rung, ModelSpec] = Field({}, description="models beside those of the profile")
     trials: Trials
     main: tuple[str, ...] = Field(description="arms at all seeds: those of the first claims")
     tuned: dict[str, tuple[str, ...]] = Field(
@@ -363,8 +365,13 @@ def load_study(name: str = "study") -> tuple[StudyPlan, Profile]:
         known = ", ".join(sorted(found.stem for found in PARAMS.glob("*.yaml")))
         raise ValueError(f"there is no study {name!r}; there are: {known}")
     plan = _validated(StudyPlan, _read(path), path)
-    asked = {"validation_questions", "test_questions"}
-    return plan, load_profile(plan.profile).model_copy(update=plan.model_dump(include=asked))
+    profile = load_profile(plan.profile)
+    changed = {
+        "validation_questions": plan.validation_questions,
+        "test_questions": plan.test_questions,
+        "ladder": profile.ladder | plan.ladder,
+    }
+    return plan, profile.model_copy(update=changed)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -68,6 +68,7 @@ def test_the_papers_form(profile: Profile) -> None:
         ("by_token", {"averaging"}),
         ("policy_weight=0.1", {"policy_weight"}),
         ("judge=embedding", {"judge"}),
+        ("student=mid", {"student"}),
         ("teachers=mid,large", {"teachers"}),
         ("clipped+r_max=0.4", {"ratio", "r_max"}),
         ("r_max=0.4+r_max=0.2", set()),

@@ -173,6 +173,15 @@ def test_several_comparisons_give_the_least_favourable_verdict() -> None:
     assert judged("C6", {"masters": 0.8, "accuracy_only": 0.6})["verdict"] == "not tested"
 
 
+def test_a_comparison_that_is_not_always_run_counts_where_it_was() -> None:
+    arms = {"mid_then_large": 0.7, "masters": 0.5}
+    assert judged("C4", arms)["verdict"] == "supported"
+    row = judged("C4", arms | {"teachers=small,mid,large": 0.6})
+    assert (row["verdict"], row["treatment"]) == ("reversed", "teachers=small,mid,large")
+    assert judged("C4", {"masters": 0.5, "mid_then_large": 0.5} | {"base": 0.1})["verdict"] == "undecided"
+    assert judged("C4", {"mid_then_large": 0.5, "teachers=small,mid,large": 0.6})["verdict"] == "not tested"
+
+
 def test_no_worse_and_at_most() -> None:
     assert judged("C13", {"masters": 0.7, "mid": 0.6})["verdict"] == "supported"
     assert judged("C13", {"masters": 0.6, "mid": 0.6})["verdict"] == "undecided"
