@@ -221,7 +221,7 @@ CLAIMS: tuple[Claim, ...] = (
             Comparison("masters=reverse_kl", "alone=reverse_kl", where_run=True),
         ),
         "5_offline_rl",
-        "The skewed KL of DistiLLM without its schedule, and in the study the two plain divergences; the other "
+        "The skewed KL of DistiLLM without its schedule, and in the study two plain divergences; the other "
         "three methods of the paper are not run.",
     ),
     Claim(

@@ -136,7 +136,7 @@ def probability_of_improvement(a: ArrayLike, b: ArrayLike) -> float:
 
 
 def standard_error(effect: Interval, level: float = 0.95) -> float:
-    """The half width over z((1 + level) / 2): the standard error of a normal estimate with so wide an interval.
+    """The half width over z((1 + level) / 2): that of a normal estimate with an interval as wide.
 
     With few seeds it is larger than the standard deviation of the estimate, since the interval allows for
     how badly few seeds tell it.
