@@ -113,7 +113,7 @@ def samples(rows: Iterable[Mapping[str, Any]], columns: int = 4) -> Figure:
         (textwrap.fill(str(r["question"]), chars), textwrap.fill(str(r["answer"]), chars)) for r in shown
     ]
     lines = max(question.count("\n") + answer.count("\n") + 2 for question, answer in texts)
-    figure, axes = _axes(-(-len(shown) // columns), columns, WIDTH / columns - 0.1 + 0.2 * lines)
+    figure, axes = panels(-(-len(shown) // columns), columns, WIDTH / columns - 0.1 + 0.2 * lines)
     for axis, row, (question, answer) in zip(axes, shown, texts, strict=False):
         axis.imshow(np.asarray(row["image"]), interpolation="nearest")
         axis.set_title(answer, fontweight="bold", pad=4)
@@ -142,7 +142,7 @@ def size_accuracy(table: pd.DataFrame, runs: pd.DataFrame, arms: Sequence[str] =
         arms: distilled students.
     """
     _need(table, "model", "parameters")
-    figure, (axis,) = _axes()
+    figure, (axis,) = panels()
     size = table.set_index("model")["parameters"].astype(float)
     names = [model for model in RUNGS if model in size.index]
     rungs = summary(runs, order=[RUNGS[name] for name in names])
@@ -170,7 +170,7 @@ def training_curves(log: pd.DataFrame, y: str = "loss", hue: str = "arm", x: str
         x: column of the horizontal axis.
     """
     _need(log, x, y, hue)
-    figure, (axis,) = _axes()
+    figure, (axis,) = panels()
     for index, (name, rows) in enumerate(log.dropna(subset=[y]).groupby(hue, sort=False)):
         steps = summary(rows, by=x, value=y, order=sorted(rows[x].unique()))
         at, colour = steps["name"].to_numpy(dtype=float), COLOURS[index % 10]
@@ -193,7 +193,7 @@ def masked_accuracy(frame: pd.DataFrame) -> Figure:
         frame: ``model``, ``ratio``, ``task``, ``accuracy``, ``questions``.
     """
     _need(frame, "model", "ratio", "accuracy", "questions")
-    figure, (axis,) = _axes()
+    figure, (axis,) = panels()
     right = frame.assign(right=frame["accuracy"] * frame["questions"])
     for index, (model, rows) in enumerate(right.groupby("model", sort=False)):
         total = rows.groupby("ratio")[["right", "questions"]].sum()
@@ -220,7 +220,7 @@ def schedule(r_max: float, step: float, iterations: int) -> Figure:
     if iterations < 1:
         raise ValueError(f"a schedule needs at least one iteration, not {iterations}")
     ratios = [MaskSchedule(r_max, step).ratio_at(iteration, iterations) for iteration in range(iterations)]
-    figure, (axis,) = _axes(height=3.0)
+    figure, (axis,) = panels(height=3.0)
     axis.step([*range(iterations), iterations], [*ratios, ratios[-1]], where="post", color=COLOURS[0])
     axis.set(xlabel=LABELS["step"], ylabel="mask ratio r", xlim=(0, iterations))
     axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
@@ -237,7 +237,7 @@ def effects(frame: pd.DataFrame, unit: str = "accuracy (%)") -> Figure:
     """
     _need(frame, "name", "estimate", "low", "high")
     both = "paper" in frame and bool(frame["paper"].notna().any())
-    figure, axes = _axes(1, 1 + both, 1.1 + 0.42 * len(frame), sharey=True)
+    figure, axes = panels(1, 1 + both, 1.1 + 0.42 * len(frame), sharey=True)
     y = np.arange(len(frame), dtype=float)
     _bars(axes[0], frame, y, [COLOURS[0]] * len(frame))
     axes[0].set_yticks(y, [textwrap.fill(_title(str(name)), 22) for name in frame["name"]])
@@ -262,7 +262,7 @@ def grid(runs: pd.DataFrame, x: str, paper: pd.DataFrame | None = None) -> Figur
         x: such as ``r_max``, ``responses`` or ``student_responses``.
         paper: the same column and one column of accuracies in percent for each curve.
     """
-    figure, axes = _axes(1, 1 if paper is None else 2)
+    figure, axes = panels(1, 1 if paper is None else 2)
     points = summary(runs, by=x, order=sorted(runs[x].unique()) if x in runs else None)
     _points(axes[0], points["name"].to_numpy(dtype=float), points, COLOURS[0], "-o", "here")
     if paper is not None:
@@ -295,7 +295,7 @@ def reward_distribution(responses: pd.DataFrame, hue: str = "source") -> Figure:
     groups = table.groupby("question")["divergence"]
     low, high = groups.transform("min"), groups.transform("max")
     reward = ((high - table["divergence"]) / (high - low)).where(high > low)
-    figure, (left, right) = _axes(1, 2)
+    figure, (left, right) = panels(1, 2)
     names, bins = list(dict.fromkeys(table[hue])), np.linspace(0, 1, 11).tolist()
     for index, name in enumerate(names):
         rows, colour = table[hue] == name, COLOURS[index % 10]
@@ -322,7 +322,7 @@ def claims(frame: pd.DataFrame) -> Figure:
     _need(frame, "id", "unit", "verdict", "paper_effect", "effect", "effect_low", "effect_high")
     parts = [(str(unit), rows) for unit, rows in frame.groupby("unit", sort=False)]
     height = (1.4 + 0.34 * len(frame)) / len(parts) + 0.7
-    figure, axes = _axes(len(parts), 1, height, height_ratios=[len(rows) + 0.8 for _, rows in parts])
+    figure, axes = panels(len(parts), 1, height, height_ratios=[len(rows) + 0.8 for _, rows in parts])
     for axis, (unit, rows) in zip(axes, parts, strict=True):
         y = np.arange(len(rows), dtype=float)
         named = rows[["effect", "effect_low", "effect_high"]].set_axis(["estimate", "low", "high"], axis=1)
@@ -346,7 +346,7 @@ def latency(frame: pd.DataFrame) -> Figure:
         frame: ``arm``, ``seconds_per_question``, ``tokens``.
     """
     _need(frame, "arm", "seconds_per_question", "tokens")
-    figure, (axis,) = _axes(height=1.1 + 0.42 * len(frame))
+    figure, (axis,) = panels(height=1.1 + 0.42 * len(frame))
     y = np.arange(len(frame))
     times = 1000 * frame["seconds_per_question"].to_numpy(dtype=float)
     bars = axis.barh(y, times, color=COLOURS[0], height=0.6)
@@ -365,7 +365,7 @@ def growth(table: pd.DataFrame) -> Figure:
     """
     _need(table, "axis", "value", "way", "seconds", "smallest", "largest")
     names = list(dict.fromkeys(table["axis"]))
-    figure, axes = _axes(-(-len(names) // 2), 2, 2.9)
+    figure, axes = panels(-(-len(names) // 2), 2, 2.9)
     for axis, name in zip(axes, names, strict=False):
         part = table[table["axis"] == name]
         for place, (way, line) in enumerate(part.groupby("way", sort=False)):
@@ -387,7 +387,7 @@ def growth(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def _axes(rows: int = 1, columns: int = 1, height: float = 4.0, **options: Any) -> tuple[Figure, list[Axes]]:
+def panels(rows: int = 1, columns: int = 1, height: float = 4.0, **options: Any) -> tuple[Figure, list[Axes]]:
     """A figure of ``rows`` times ``height`` inches that pyplot forgets, so that a notebook shows it once."""
     style()
     options |= {"figsize": (WIDTH, rows * height), "layout": "constrained", "squeeze": False}

@@ -1,0 +1,101 @@
+"""Where masking helps and where rewards help: both effects over the capacity gap, r_max and the learning rate.
+
+The paper switches its parts on at one setting. Here an effect is a difference of two arms that are alike in
+everything else, taken within a replicate: *masking* is a masked teacher against an unmasked one without
+rewards (``masked`` and ``naive_multi``), *rewards* is both rewards against none under the mask (``masters`` and
+``masked``). What is changed is one thing at a time, in both arms alike.
+"""
+
+import re
+from collections.abc import Iterator
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
+
+from masters import figures
+
+PAIRS = {"masking": ("masked", "naive_multi"), "rewards": ("masters", "masked")}
+AXES = {
+    "gap": "weights of the teacher / of the student",
+    "r_max": "first mask ratio r_max",
+    "learning_rate": "learning rate",
+}
+
+
+def effects(runs: pd.DataFrame, ladder: pd.DataFrame, r_max: float) -> pd.DataFrame:
+    """Both effects wherever the two arms of a pair were run.
+
+    Args:
+        runs: one row a run: arm, replicate, accuracy.
+        ladder: one row a model of a replicate: model, parameters.
+        r_max: of the arms whose name says nothing.
+
+    Returns:
+        One row an axis, place, effect and replicate: axis (of ``AXES``), value, effect, replicate, points.
+    """
+    accuracy = 100 * runs.set_index(["arm", "replicate"])["accuracy"].astype(float)
+    size = ladder.drop_duplicates("model").set_index("model")["parameters"]
+    rows = []
+    for effect, axis, value, treatment, control in _pairs(set(runs["arm"]), size, r_max):
+        # Replicates that have one arm only say nothing.
+        for replicate, points in (accuracy[treatment] - accuracy[control]).dropna().items():
+            rows.append((axis, value, effect, replicate, points))
+    return pd.DataFrame(rows, columns=["axis", "value", "effect", "replicate", "points"])
+
+
+def _pairs(arms: set[str], size: pd.Series, r_max: float) -> Iterator[tuple[str, str, float, str, str]]:
+    """(effect, axis, value, treatment, control) of all pairs among some arms."""
+    for effect, (treatment, control) in PAIRS.items():
+        found = [("gap", "student", "", ""), ("r_max", str(r_max), "", "")]
+        for name in arms:
+            if match := re.fullmatch(rf"{treatment}\+(student|learning_rate)=([^+]+)", name):
+                axis = "gap" if match[1] == "student" else match[1]
+                found.append((axis, match[2], name.removeprefix(treatment), name.removeprefix(treatment)))
+            elif match := re.fullmatch(rf"{treatment}\+r_max=([^+]+)", name):
+                # An unmasked control is the same whatever the ratio would be.
+                changed = name.removeprefix(treatment)
+                found.append(("r_max", match[1], changed, changed if control == "masked" else ""))
+        for axis, value, of_treatment, of_control in found:
+            pair = treatment + of_treatment, control + of_control
+            if not arms.issuperset(pair):
+                continue
+            if axis != "gap":
+                yield effect, axis, float(value), *pair
+            elif {"large", value} <= set(size.index):
+                yield effect, axis, float(size["large"] / size[value]), *pair
+
+
+def effect_map(table: pd.DataFrame) -> Figure:
+    """Both effects along each axis: every replicate as a dot, their mean as a line.
+
+    Args:
+        table: as ``effects`` returns it.
+
+    Raises:
+        ValueError: it has no row.
+    """
+    if table.empty:
+        raise ValueError("there is no pair of arms to draw: run more of the study")
+    axes_shown = [axis for axis in AXES if (table["axis"] == axis).any()]
+    figure, axes = figures.panels(len(axes_shown), 1, 3.0)
+    for panel, axis in zip(axes, axes_shown, strict=True):
+        for place, effect in enumerate(PAIRS):
+            rows = table[(table["axis"] == axis) & (table["effect"] == effect)]
+            if rows.empty:
+                continue
+            colour, marker = figures.COLOURS[place], figures.MARKERS[place]
+            means = rows.groupby("value")["points"].mean()
+            panel.plot(rows["value"], rows["points"], marker, color=colour, alpha=0.35, ms=5)
+            panel.plot(means.index, means, f"{figures.DASHES[place]}{marker}", color=colour, label=effect)
+        panel.axhline(0, color=figures.QUIET, lw=1)
+        panel.set(xlabel=AXES[axis], ylabel="effect (points)")
+        if axis != "r_max":
+            panel.set_xscale("log")
+            ticks = np.unique(table.loc[table["axis"] == axis, "value"])
+            panel.set_xticks(ticks, minor=False)
+            panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.2g}"))
+            panel.xaxis.minorticks_off()
+    axes[0].legend(title="effect of", frameon=False)
+    return figure

@@ -1,0 +1,70 @@
+"""The map of effects: which arms are pairs, what their difference is, and what the picture holds."""
+
+import pandas as pd
+import pytest
+
+from masters.effect_map import AXES, effect_map, effects
+
+LADDER = pd.DataFrame({"model": ["tiny", "student", "mid", "large"], "parameters": [10, 50, 100, 300]})
+ACCURACY = {
+    "naive_multi": 0.50,
+    "masked": 0.52,
+    "masters": 0.51,
+    "masked+r_max=0.4": 0.49,
+    "masters+r_max=0.4": 0.50,
+    "naive_multi+student=tiny": 0.20,
+    "masked+student=tiny": 0.21,
+    "masked+student=mid": 0.60,
+    "masked+learning_rate=1e-04": 0.55,
+    "masters+learning_rate=1e-04": 0.45,
+    "clipped": 0.9,
+}
+
+
+def runs(replicates: int = 2) -> pd.DataFrame:
+    rows = [
+        {"arm": arm, "replicate": replicate, "accuracy": value + 0.01 * replicate}
+        for arm, value in ACCURACY.items()
+        for replicate in range(replicates)
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_pairs_are_alike_but_for_the_part_that_is_switched_on() -> None:
+    table = effects(runs(1), LADDER, r_max=0.2).set_index(["axis", "value", "effect"])["points"]
+    assert dict(table.round(6)) == {
+        ("gap", 6.0, "masking"): 2.0,
+        ("gap", 30.0, "masking"): 1.0,
+        ("r_max", 0.2, "masking"): 2.0,
+        ("r_max", 0.4, "masking"): -1.0,
+        ("gap", 6.0, "rewards"): -1.0,
+        ("r_max", 0.2, "rewards"): -1.0,
+        ("r_max", 0.4, "rewards"): 1.0,
+        ("learning_rate", 1e-4, "rewards"): -10.0,
+    }
+
+
+def test_an_effect_is_taken_within_a_replicate() -> None:
+    table = runs(3)
+    lone = (table["arm"] == "naive_multi") & (table["replicate"] == 2)
+    found = effects(table[~lone], LADDER, r_max=0.2)
+    masking = found[(found["effect"] == "masking") & (found["axis"] == "r_max") & (found["value"] == 0.2)]
+    assert list(masking["replicate"]) == [0, 1] and masking["points"].tolist() == pytest.approx([2.0, 2.0])
+    assert set(found["axis"]) == set(AXES)
+
+
+def test_the_picture_has_a_panel_an_axis_and_a_line_an_effect() -> None:
+    figure = effect_map(effects(runs(), LADDER, r_max=0.2))
+    assert [axis.get_xlabel() for axis in figure.axes] == list(AXES.values())
+    labels = figure.axes[0].get_legend_handles_labels()[1]
+    assert labels == ["masking", "rewards"]
+    lines = {line.get_label(): line for line in figure.axes[1].lines}
+    assert list(lines["masking"].get_xdata()) == [0.2, 0.4]
+    assert list(lines["masking"].get_ydata()) == pytest.approx([2.0, -1.0])
+
+
+def test_nothing_to_draw_says_what_to_do() -> None:
+    empty = effects(runs()[:0], LADDER, r_max=0.2)
+    assert empty.empty
+    with pytest.raises(ValueError, match="run more of the study"):
+        effect_map(empty)
