@@ -1,9 +1,9 @@
-"""Where masking helps and where rewards help: both effects over the capacity gap, r_max and the learning rate.
+"""Where masking helps and where rewards help: over the capacity gap, r_max and the learning rate.
 
 The paper switches its parts on at one setting. Here an effect is a difference of two arms that are alike in
 everything else, taken within a replicate: *masking* is a masked teacher against an unmasked one without
-rewards (``masked`` and ``naive_multi``), *rewards* is both rewards against none under the mask (``masters`` and
-``masked``). What is changed is one thing at a time, in both arms alike.
+rewards (``masked`` and ``naive_multi``), *rewards* is both rewards against none under the mask (``masters``
+and ``masked``). What is changed is one thing at a time, in both arms alike.
 """
 
 import re
@@ -35,6 +35,7 @@ def effects(runs: pd.DataFrame, ladder: pd.DataFrame, r_max: float) -> pd.DataFr
     Returns:
         One row an axis, place, effect and replicate: axis (of ``AXES``), value, effect, replicate, points.
     """
+    runs = runs.assign(arm=runs["arm"].astype(str).str.replace(r"^r_max=", "masters+r_max=", regex=True))
     accuracy = 100 * runs.set_index(["arm", "replicate"])["accuracy"].astype(float)
     size = ladder.drop_duplicates("model").set_index("model")["parameters"]
     rows = []

@@ -11,7 +11,7 @@ ACCURACY = {
     "masked": 0.52,
     "masters": 0.51,
     "masked+r_max=0.4": 0.49,
-    "masters+r_max=0.4": 0.50,
+    "r_max=0.4": 0.50,
     "naive_multi+student=tiny": 0.20,
     "masked+student=tiny": 0.21,
     "masked+student=mid": 0.60,
