@@ -1,9 +1,9 @@
-"""The map of effects: which arms are pairs, what their difference is, and what the picture holds."""
+"""The map of effects and the sweep: which arms are pairs, what their difference is, what the pictures hold."""
 
 import pandas as pd
 import pytest
 
-from masters.effect_map import AXES, effect_map, effects
+from masters.study_figures import AXES, effect_map, effects, sweep
 
 LADDER = pd.DataFrame({"model": ["tiny", "student", "mid", "large"], "parameters": [10, 50, 100, 300]})
 ACCURACY = {
@@ -68,3 +68,19 @@ def test_nothing_to_draw_says_what_to_do() -> None:
     assert empty.empty
     with pytest.raises(ValueError, match="run more of the study"):
         effect_map(empty)
+
+
+def test_the_sweep_has_a_line_a_form() -> None:
+    rows = [
+        {"arm": f"{form}+learning_rate={rate}", "accuracy": 0.5, "tokens": 7.0, "kl": value}
+        for form in ("masters", "clipped")
+        for rate, value in (("1e-06", 0.001), ("1e-03", 2.0))
+    ]
+    figure = sweep(pd.DataFrame([*rows, {"arm": "base", "accuracy": 0.4, "tokens": 5.0, "kl": float("nan")}]))
+    accuracy, tokens, kl = figure.axes
+    lines = {line.get_label(): line for line in kl.lines}
+    assert list(lines["clipped ratio"].get_xdata()) == [1e-6, 1e-3]
+    assert list(lines["clipped ratio"].get_ydata()) == [0.001, 2.0]
+    assert len(tokens.lines) == 4 and list(accuracy.lines[1].get_ydata()) == [50.0, 50.0]
+    with pytest.raises(ValueError, match="no arm at several learning rates"):
+        sweep(pd.DataFrame([{"arm": "base", "accuracy": 0.4, "tokens": 5.0, "kl": 0.0}]))

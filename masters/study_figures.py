@@ -1,9 +1,12 @@
-"""Where masking helps and where rewards help: over the capacity gap, r_max and the learning rate.
+"""What the runs of the study say beyond the claims: where its effects are, and what a learning rate does.
 
-The paper switches its parts on at one setting. Here an effect is a difference of two arms that are alike in
-everything else, taken within a replicate: *masking* is a masked teacher against an unmasked one without
-rewards (``masked`` and ``naive_multi``), *rewards* is both rewards against none under the mask (``masters``
-and ``masked``). What is changed is one thing at a time, in both arms alike.
+The paper switches its parts on at one setting. The map takes an effect as the difference of two arms that
+are alike in everything else, within a replicate: *masking* is a masked teacher against an unmasked one
+without rewards (``masked`` and ``naive_multi``), *rewards* is both rewards against none under the mask
+(``masters`` and ``masked``). What is changed is one thing at a time, in both arms alike.
+
+The sweep follows some forms of the objective over decades of the learning rate: accuracy, length of the
+answers, and how far the student goes from where it began.
 """
 
 import re
@@ -15,8 +18,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from masters import figures
+from masters.arms import title
 
 PAIRS = {"masking": ("masked", "naive_multi"), "rewards": ("masters", "masked")}
+SWEPT = {"accuracy": "accuracy (%)", "tokens": "tokens an answer", "kl": "KL to reference (nats a token)"}
 AXES = {
     "gap": "weights of the teacher / of the student",
     "r_max": "first mask ratio r_max",
@@ -99,4 +104,34 @@ def effect_map(table: pd.DataFrame) -> Figure:
             panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.2g}"))
             panel.xaxis.minorticks_off()
     axes[0].legend(title="effect of", frameon=False)
+    return figure
+
+
+def sweep(runs: pd.DataFrame) -> Figure:
+    """The arms whose names end in a learning rate: what became of them at each, mean and single replicates.
+
+    Args:
+        runs: one row a run: arm, accuracy, tokens, kl.
+
+    Raises:
+        ValueError: no arm of these runs has a learning rate in its name.
+    """
+    named = runs["arm"].astype(str).str.extract(r"^([^+]+)\+learning_rate=([^+]+)$")
+    table = runs.assign(form=named[0], rate=named[1].astype(float)).dropna(subset="form")
+    if table.empty:
+        raise ValueError("there is no arm at several learning rates to draw: run more of the study")
+    table["accuracy"] = 100 * table["accuracy"].astype(float)
+    figure, axes = figures.panels(len(SWEPT), 1, 2.6, sharex=True)
+    for panel, (quantity, label) in zip(axes, SWEPT.items(), strict=True):
+        for place, (form, rows) in enumerate(table.groupby("form", sort=False)):
+            colour, marker = figures.COLOURS[place], figures.MARKERS[place]
+            means = rows.groupby("rate")[quantity].mean()
+            panel.plot(rows["rate"], rows[quantity], marker, color=colour, alpha=0.35, ms=5)
+            panel.plot(
+                means.index, means, f"{figures.DASHES[place]}{marker}", color=colour, label=title(str(form))
+            )
+        panel.set(xscale="log", ylabel=label)
+    axes[-1].set(xlabel=AXES["learning_rate"], yscale="symlog")
+    axes[-1].set_ylim(bottom=0)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False)
     return figure
