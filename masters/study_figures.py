@@ -131,7 +131,8 @@ def sweep(runs: pd.DataFrame) -> Figure:
                 means.index, means, f"{figures.DASHES[place]}{marker}", color=colour, label=title(str(form))
             )
         panel.set(xscale="log", ylabel=label)
-    axes[-1].set(xlabel=AXES["learning_rate"], yscale="symlog")
+    axes[-1].set(xlabel=AXES["learning_rate"])
+    axes[-1].set_yscale("symlog", linthresh=1e-3)
     axes[-1].set_ylim(bottom=0)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False)
     return figure

@@ -1,4 +1,4 @@
-"""The map of effects and the sweep: which arms are pairs, what their difference is, what the pictures hold."""
+"""The map of effects and the sweep: which arms are pairs, their difference, and what the pictures hold."""
 
 import pandas as pd
 import pytest
