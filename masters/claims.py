@@ -35,6 +35,7 @@ import numpy as np
 import pandas as pd
 
 from masters.book import ClaimRow
+from masters.comparisons import Comparison, measured_with_seeds
 from masters.evidence import Evidence, components, rewards, source, variants
 from masters.files import write_atomic
 from masters.statistics import (
@@ -42,7 +43,6 @@ from masters.statistics import (
     holm,
     minimum_detectable_effect,
     p_value,
-    paired_difference,
     standard_error,
 )
 
@@ -51,27 +51,6 @@ Kind = Literal["gain", "no worse", "at most"]
 ALPHA = 0.05
 # From the least favourable verdict to the most.
 SEVERITY = ("reversed", "not supported", "undecided", "supported")
-# Names of one and the same run.
-SAME_RUN = {"naive_rewards": ("r_max=0", "r_max=0.0")}
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Two arms and how they are compared.
-
-    Attributes:
-        treatment: name of an arm.
-        control: name of the other.
-        paper: its evidence, None where it only plots.
-        metric: the score.
-        where_run: counts where both arms were run, and is no reason to call the claim not tested otherwise.
-    """
-
-    treatment: str
-    control: str
-    paper: Evidence | None = None
-    metric: Literal["accuracy", "tokens"] = "accuracy"
-    where_run: bool = False
 
 
 @dataclass(frozen=True)
@@ -291,82 +270,6 @@ def verdict(effect: Interval, margin: float, kind: Kind = "gain") -> str:
     return "supported" if high < margin else "not supported" if low > margin else "undecided"
 
 
-def paired_scores(
-    predictions: pd.DataFrame, treatment: str, control: str, metric: str = "accuracy"
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Greedy scores of two arms on the seeds and questions both have.
-
-    An arm with a single run, such as a model of the ladder, stands beside every seed of the other.
-
-    Args:
-        predictions: one row a run, question and mode, see ``masters.experiments``.
-        treatment: name of an arm.
-        control: name of the other.
-        metric: ``accuracy`` (0 or 1) or ``tokens`` (of the response).
-
-    Returns:
-        Both arms' scores ``(seeds, questions)`` and the task of each question ``(questions,)``.
-
-    Raises:
-        ValueError: an arm has no greedy predictions or two of one question, or they share none.
-    """
-    value = {"accuracy": "correct", "tokens": "tokens"}[metric]
-    wide = []
-    for arm in (treatment, control):
-        rows = predictions[(predictions["arm"] == arm) & (predictions["mode"] == "greedy")]
-        if rows.empty:
-            raise ValueError(f"no greedy predictions of arm {arm!r}: run it before comparing it")
-        if rows.duplicated(["seed", "task", "question"]).any():
-            raise ValueError(f"arm {arm!r} has two predictions of one question with one seed; drop one")
-        wide.append(rows.pivot(index="seed", columns=["task", "question"], values=value).astype(np.float64))
-    # Sorted, so that the order of the rows cannot change an interval.
-    wide = [table.sort_index(axis=0).sort_index(axis=1) for table in wide]
-    first, second = wide
-    columns = first.columns.intersection(second.columns)
-    if len(first) == 1 < len(second):
-        first = first.loc[first.index.repeat(len(second))].set_axis(second.index)
-    elif len(second) == 1 < len(first):
-        second = second.loc[second.index.repeat(len(first))].set_axis(first.index)
-    elif len(first) == len(second) == 1:
-        second = second.set_axis(first.index)
-    seeds = first.index.intersection(second.index)
-    if columns.empty or seeds.empty:
-        raise ValueError(f"arms {treatment!r} and {control!r} share no seed or no question: run both alike")
-    tasks = columns.get_level_values("task").to_numpy(dtype=str)
-    return first.loc[seeds, columns].to_numpy(), second.loc[seeds, columns].to_numpy(), tasks
-
-
-def measured(
-    predictions: pd.DataFrame, comparison: Comparison, resamples: int, seed: int = 0
-) -> Interval | None:
-    """The effect of one comparison with its 95 % interval; None if an arm is absent.
-
-    In points for accuracy; for tokens in percent of the control's mean length, which is taken as known.
-
-    Raises:
-        ValueError: as ``paired_scores``.
-    """
-    found = _measured(predictions, comparison, resamples, seed)
-    return found and found[0]
-
-
-def _measured(
-    predictions: pd.DataFrame, comparison: Comparison, resamples: int, seed: int
-) -> tuple[Interval, int] | None:
-    """The effect and the number of seeds behind it."""
-    present = set(predictions.loc[predictions["mode"] == "greedy", "arm"])
-    names = [
-        next((name for name in (arm, *SAME_RUN.get(arm, ())) if name in present), None)
-        for arm in (comparison.treatment, comparison.control)
-    ]
-    if names[0] is None or names[1] is None:
-        return None
-    a, b, tasks = paired_scores(predictions, names[0], names[1], comparison.metric)
-    scale = 100.0 / float(b.mean()) if comparison.metric == "tokens" else 100.0
-    effect = paired_difference(a, b, tasks, resamples, seed)
-    return Interval(*(scale * bound for bound in effect)), len(a)
-
-
 def _p_value(effect: Interval, claim: Claim) -> float:
     if claim.kind == "no worse":
         return p_value(effect, -claim.margin, "greater")
@@ -415,7 +318,9 @@ def write_claims(frame: pd.DataFrame, path: Path | str) -> None:
 
 
 def _judged(claim: Claim, predictions: pd.DataFrame, resamples: int, seed: int) -> dict[str, object]:
-    found = [_measured(predictions, comparison, resamples, seed) for comparison in claim.comparisons]
+    found = [
+        measured_with_seeds(predictions, comparison, resamples, seed) for comparison in claim.comparisons
+    ]
     known = [each for each in found if each is not None]
     needed = all(
         each is not None or comparison.where_run

@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 
 from masters import book
-from masters.claims import CLAIMS, SEVERITY, Comparison, judge_claims, paired_scores, verdict, write_claims
+from masters.claims import CLAIMS, SEVERITY, judge_claims, verdict, write_claims
+from masters.comparisons import Comparison, paired_scores
 from masters.evidence import Evidence
 from masters.files import paper_table
 from masters.settings import NOTEBOOKS
