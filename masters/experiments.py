@@ -10,10 +10,10 @@ reference of the KL is the base student, for a second teacher too; several teach
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -220,9 +220,10 @@ class Lab:
     def distributions(self, scorer: Source, author: str, ratio: float, n: int) -> Ragged | TopK:
         """What a model would have said at each token of the pool's responses."""
         if author == "labels":
-            texts: Sequence[Sequence[np.ndarray]] = [[self.labels[1][index]] for index in self.pool]
-        else:
-            texts = _grouped(self.groups(author, ratio, n)["tokens"], n)
+            return self._scores(scorer, [[self.labels[1][index]] for index in self.pool])
+        return self._scores(scorer, _grouped(self.groups(author, ratio, n)["tokens"], n))
+
+    def _scores(self, scorer: Source, texts: Sequence[Sequence[np.ndarray]]) -> Ragged | TopK:
         top_k = self.profile.distillation.top_k_logprobs
         size = len(self.processor.tokenizer)
         return distributions(scorer, self.questions("train"), self.pool, texts, top_k, size)
@@ -399,27 +400,31 @@ class Lab:
 
     def _parts(self, spec: RunSpec, stage: Stage) -> list[Part]:
         """What each author contributes to a stage: responses, verdicts, log-probabilities, distributions."""
-        parts = []
-        for author, at, n in authors(spec, stage):
-            if author == "labels":
-                part = Part(1, [[self.labels[1][index]] for index in self.pool])
-            else:
-                frame = self.groups(author, at, n, spec.judge)
-                part = Part(
-                    n,
-                    tokens=_grouped(frame["tokens"], n),
-                    behaviour=None if frame["logprobs"].isna().any() else _grouped(frame["logprobs"], n),
-                    accuracy=(frame["correct"] == 1).to_numpy(np.float32).reshape(-1, n),
-                )
-            if self.profile.distillation.cache_teacher and spec.teachers:
-                teacher = self.source(spec.teachers[stage[0]], stage[1])
-                part = replace(
-                    part,
-                    teacher=self.distributions(teacher, author, at, n),
-                    reference=self.distributions(self.source(spec.student), author, at, n),
-                )
-            parts.append(part)
-        return parts
+        teacher = self.source(spec.teachers[stage[0]], stage[1]) if spec.teachers else None
+        return [self._part(teacher, spec.student, spec.judge, *author) for author in authors(spec, stage)]
+
+    @cached_property
+    def _part(self) -> Callable[..., Part]:
+        """The parts of the last stages, as the next run of a process often begins with the same ones."""
+        return lru_cache(maxsize=8)(self._make_part)
+
+    def _make_part(
+        self, teacher: Source | None, student: str, judge: str, author: str, at: float, n: int
+    ) -> Part:
+        if author == "labels":
+            part = Part(1, [[self.labels[1][index]] for index in self.pool])
+        else:
+            frame = self.groups(author, at, n, judge)
+            part = Part(
+                n,
+                tokens=_grouped(frame["tokens"], n),
+                behaviour=None if frame["logprobs"].isna().any() else _grouped(frame["logprobs"], n),
+                accuracy=(frame["correct"] == 1).to_numpy(np.float32).reshape(-1, n),
+            )
+        if teacher is None or not self.profile.distillation.cache_teacher:
+            return part
+        reference = self._scores(self.source(student), part.tokens)
+        return replace(part, teacher=self._scores(teacher, part.tokens), reference=reference)
 
     def prepare(self, specs: Sequence[RunSpec]) -> None:
         """Generate and score what several runs share, before they start side by side."""

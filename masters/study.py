@@ -97,7 +97,8 @@ class Study:
     def settings(self) -> dict[str, str]:
         """Each arm with the setting chosen for it, itself a name of an arm; without those not yet tuned."""
         tried = self.tried
-        chosen = dict(tried.loc[tried["chosen"], ["arm", "setting"]].itertuples(index=False))
+        tried = tried[tried["chosen"]]
+        chosen: dict[str, str] = dict(zip(tried["arm"], tried["setting"], strict=True))
         found = {name: name for name in self.plan.fixed}
         for head, variants in self.plan.tuned.items():
             if self.trials(head) and head not in chosen:
@@ -111,10 +112,10 @@ class Study:
         """The runs that count, one row a run."""
         table, settings = self._read("runs.csv", RUN), self.settings()
         counts = [
-            row.replicate in self.replicates(row.arm)
-            and row.setting == settings.get(row.arm)
-            and row.key == self.key(row.setting, row.replicate)
-            for row in table.itertuples()
+            row["replicate"] in self.replicates(row["arm"])
+            and row["setting"] == settings.get(row["arm"])
+            and row["key"] == self.key(row["setting"], row["replicate"])
+            for row in table.to_dict("records")
         ]
         return table[pd.Series(counts, index=table.index, dtype=bool)].reset_index(drop=True)
 
@@ -132,10 +133,15 @@ class Study:
         }
         return {replicate: names for replicate, names in wanted.items() if names}
 
-    def untried(self) -> list[str]:
-        """The trials that are missing."""
-        there = set(self.tried["setting"])
-        return [setting for name in self.plan.tuned for setting in self.trials(name) if setting not in there]
+    def untried(self, arms: Iterable[str] | None = None) -> list[str]:
+        """The trials that are missing, of all arms or before some of them can run."""
+        there, asked = set(self.tried["setting"]), None if arms is None else set(arms)
+        heads = [
+            head
+            for head, variants in self.plan.tuned.items()
+            if asked is None or not asked.isdisjoint((head, *variants))
+        ]
+        return [setting for head in heads for setting in self.trials(head) if setting not in there]
 
     def predictions(self) -> pd.DataFrame:
         """The greedy answers of the runs that count, as ``judge_claims`` takes them; seeds are replicates."""
@@ -182,9 +188,9 @@ class Study:
         lab = self.lab(replicate)
         return all(lab.is_trained(model) for model in self.profile.ladder)
 
-    def tune(self) -> None:
-        """Run the trials that are missing."""
-        for settings in _chunks(self.untried()):
+    def tune(self, arms: Iterable[str] | None = None) -> None:
+        """Run the trials that are missing, of all arms or before some of them can run."""
+        for settings in _chunks(self.untried(arms)):
             results = self.lab(0).results(settings, seeds=[0], split="validation")
             rows = results.runs.rename(columns={"arm": "setting", "key": "folder"}).assign(
                 arm=[name.split("+learning_rate=")[0] for name in settings],
@@ -193,19 +199,22 @@ class Study:
             self._add("trials.csv", rows[list(TRIAL)], ["setting"])
 
     def run(self, replicates: Iterable[int] | None = None) -> None:
-        """Run what is missing and keep it in the tables every few runs: trials, then the main arms of all
-        replicates, then the others."""
-        self.tune()
-        settings, main = self.settings(), set(self.plan.main)
-        missing = self.missing(replicates)
-        todo = [(replicate, set(names) & main) for replicate, names in missing.items()]
-        todo += [(replicate, set(names) - main) for replicate, names in missing.items()]
-        for replicate, asked in todo:
-            lab, names = self.lab(replicate), [name for name in missing[replicate] if name in asked]
-            for some in _chunks(names):
-                results = lab.results([settings[name] for name in some], seeds=[replicate])
-                self._keep(results, {settings[name]: name for name in some}, replicate)
-                self._add("ladder.csv", lab.ladder().assign(replicate=replicate), ["replicate", "model"])
+        """Run what is missing and keep it in the tables every few runs: the main arms of all replicates before
+        the others, each kind tuned before it runs."""
+        missing, main = self.missing(replicates), set(self.plan.main)
+        for is_main in (True, False):
+            todo = {
+                replicate: [name for name in names if (name in main) == is_main]
+                for replicate, names in missing.items()
+            }
+            self.tune({name for names in todo.values() for name in names})
+            settings = self.settings()
+            for replicate, names in todo.items():
+                lab = self.lab(replicate)
+                for some in _chunks(names):
+                    results = lab.results([settings[name] for name in some], seeds=[replicate])
+                    self._keep(results, {settings[name]: name for name in some}, replicate)
+                    self._add("ladder.csv", lab.ladder().assign(replicate=replicate), ["replicate", "model"])
 
     def judge(self, resamples: int = 2000) -> pd.DataFrame:
         """Write what follows from the runs: the claims, the mean accuracies by task and register."""

@@ -41,13 +41,13 @@ def effects(runs: pd.DataFrame, ladder: pd.DataFrame, r_max: float) -> pd.DataFr
         One row an axis, place, effect and replicate: axis (of ``AXES``), value, effect, replicate, points.
     """
     runs = runs.assign(arm=runs["arm"].astype(str).str.replace(r"^r_max=", "masters+r_max=", regex=True))
-    accuracy = 100 * runs.set_index(["arm", "replicate"])["accuracy"].astype(float)
+    of_arm = 100 * runs.pivot(index="replicate", columns="arm", values="accuracy").astype(float)
     size = ladder.drop_duplicates("model").set_index("model")["parameters"]
     rows = []
     for effect, axis, value, treatment, control in _pairs(set(runs["arm"]), size, r_max):
         # Replicates that have one arm only say nothing.
-        for replicate, points in (accuracy[treatment] - accuracy[control]).dropna().items():
-            rows.append((axis, value, effect, replicate, points))
+        points = (of_arm[treatment] - of_arm[control]).dropna()
+        rows += [(axis, value, effect, replicate, of_replicate) for replicate, of_replicate in points.items()]
     return pd.DataFrame(rows, columns=["axis", "value", "effect", "replicate", "points"])
 
 
