@@ -199,8 +199,10 @@ class Study:
             self._add("trials.csv", rows[list(TRIAL)], ["setting"])
 
     def run(self, replicates: Iterable[int] | None = None) -> None:
-        """Run what is missing and keep it in the tables every few runs: the main arms of all replicates before
-        the others, each kind tuned before it runs."""
+        """Run what is missing and keep it in the tables every few runs.
+
+        The main arms of all replicates go before the others; each kind is tuned before it runs.
+        """
         missing, main = self.missing(replicates), set(self.plan.main)
         for is_main in (True, False):
             todo = {
