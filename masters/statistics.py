@@ -23,8 +23,8 @@ three seeds or more a 95 % interval covers the truth in 93 to 97 % of experiment
 ``tests/test_statistics.py`` simulates them.
 
 What the interval is not: with one seed it speaks about other questions only, never about another training
-run. With two it may cover only 90 %, and with three it is honest but wide, for t is. The effects of
-the seeds are taken to be about normal.
+run. With two, which chance may bring close together, it may cover only 90 %; with three it is honest but
+wide, for t is. The effects of the seeds are taken to be about normal.
 
 Departures from the paper: it reports single runs and no spread, so everything here is an addition.
 
