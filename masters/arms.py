@@ -144,7 +144,8 @@ def _title(part: str) -> str:
         return f"{kind} alone" if family == "alone" else f"Masters with {kind}"
     if family == "teachers":
         return f"teachers {value.replace(',', ', then ')}"
-    return f"{'student:teacher' if family == 'source' else family.replace('_', ' ')} {value}"
+    words = {"source": "student:teacher", "learning_rate": "learning rate", "policy_weight": "policy weight"}
+    return f"{words.get(family, family)} {value}"
 
 
 def _changes(name: str) -> dict[str, Any]:

@@ -141,7 +141,7 @@ def test_the_margin_decides() -> None:
 
 def test_what_may_be_chance_among_all_claims_is_undecided() -> None:
     others = ("naive_multi", "masters", "unnormalised", "responses=2", "naive")
-    table = predictions({"masked": 0.515} | dict.fromkeys(others, 0.5))
+    table = predictions({"masked": 0.5125} | dict.fromkeys(others, 0.5))
     alone = judge_claims(table, 500, claims=[C["C2"]]).iloc[0]
     assert alone["verdict"] == "supported" and alone["p"] == alone["p_holm"] < 0.05
     among = judge_claims(table, 500).set_index("id")
