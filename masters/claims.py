@@ -31,7 +31,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from masters.book import ClaimRow
+from masters.claim_rows import ClaimRow
 from masters.evidence import Evidence, components, rewards, source, variants
 from masters.files import write_atomic
 from masters.statistics import Interval, paired_difference
@@ -339,9 +339,9 @@ def judge_claims(
         claims: the claims to judge.
 
     Returns:
-        One row a claim: the columns of ``masters.book.ClaimRow`` as text, then ``paper_effect``, ``effect``,
-        ``effect_low`` and ``effect_high`` as numbers in ``unit`` (NaN where there is none), ``margin``,
-        ``kind``, ``treatment``, ``control`` and ``limits``.
+        One row a claim: the columns of :class:`masters.claim_rows.ClaimRow` as text, then ``paper_effect``,
+        ``effect``, ``effect_low`` and ``effect_high`` as numbers in ``unit`` (NaN where there is none),
+        ``margin``, ``kind``, ``treatment``, ``control`` and ``limits``.
 
     Raises:
         ValueError: as ``measured``.

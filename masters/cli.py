@@ -105,7 +105,7 @@ def book(profile: ProfileName) -> None:
 @app.command()
 def claims(profile: ProfileName) -> None:
     """Print the claims of the paper with this profile's figures and verdicts."""
-    from masters.book import read_claims
+    from masters.claim_rows import read_claims
     from masters.files import ROOT
 
     colours = {"supported": "green", "not supported": "red", "reversed": "magenta", "undecided": "yellow"}

@@ -18,6 +18,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter, PercentFormatter
 from scipy import stats
 
@@ -26,9 +27,10 @@ from masters.schedule import MaskSchedule
 from masters.statistics import power_law
 
 WIDTH = 7.0
+CLAIMS_WIDTH = 5.0
 COLOURS: list[Any] = list(sns.color_palette("colorblind"))
 MARKERS, DASHES = "osD^vPX*<>", ("-", "--", "-.", ":")
-INK, QUIET = "#333333", "#8c8c8c"
+INK, QUIET, BAND = "#333333", "#8c8c8c", "#e6e6e6"
 VERDICT_COLOURS = {
     "supported": COLOURS[2],
     "not supported": COLOURS[3],
@@ -61,7 +63,7 @@ LABELS = {
 def style() -> None:
     """The look of the book; every function here applies it, call it for a figure of your own."""
     small = {"xtick.labelsize": 10, "ytick.labelsize": 10, "figure.facecolor": "white"}
-    lines = {"axes.edgecolor": QUIET, "grid.color": "#e6e6e6", "lines.linewidth": 1.8, "lines.markersize": 7}
+    lines = {"axes.edgecolor": QUIET, "grid.color": BAND, "lines.linewidth": 1.8, "lines.markersize": 7}
     text = {"font.size": 11, "axes.labelsize": 11, "axes.titlesize": 11, "legend.fontsize": 10}
     colours = {"text.color": INK, "axes.labelcolor": INK}
     sns.set_theme(style="whitegrid", palette="colorblind", rc={**small, **lines, **text, **colours})
@@ -312,29 +314,44 @@ def reward_distribution(responses: pd.DataFrame, hue: str = "source") -> Figure:
 
 
 def claims(frame: pd.DataFrame) -> Figure:
-    """Our effect on each claim with its interval, coloured by verdict; the paper's effect is a hollow mark.
+    """The claims one below the other, each in words and below them its effect beside the paper's.
 
-    Effects in points and in percent have a panel each, one above the other. The verdict also stands in words.
+    A claim is a line with its verdict and its numbers, the statement, and our effect with its interval in the
+    colour of the verdict; a hollow mark is the paper's effect, the grey band holds the effects that are
+    smaller than the margin. Effects in points and in percent have a panel each. A few large effects must not
+    press the others together: what lies beyond an axis is an arrow at its edge, and stands in the numbers.
+    Narrower than the other pictures, as a phone must show this one.
 
     Args:
         frame: as ``masters.claims.judge_claims`` returns it.
     """
-    _need(frame, "id", "unit", "verdict", "paper_effect", "effect", "effect_low", "effect_high")
-    parts = [(str(unit), rows) for unit, rows in frame.groupby("unit", sort=False)]
-    height = (1.4 + 0.34 * len(frame)) / len(parts) + 0.7
-    figure, axes = _axes(len(parts), 1, height, height_ratios=[len(rows) + 0.8 for _, rows in parts])
-    for axis, (unit, rows) in zip(axes, parts, strict=True):
-        y = np.arange(len(rows), dtype=float)
-        named = rows[["effect", "effect_low", "effect_high"]].set_axis(["estimate", "low", "high"], axis=1)
-        _bars(axis, named, y, [VERDICT_COLOURS[verdict] for verdict in rows["verdict"]])
-        axis.plot(rows["paper_effect"].to_numpy(dtype=float), y, "D", mfc="none", mec=INK)
-        axis.set_yticks(y, [f"{row.id}  {row.verdict}" for row in rows.itertuples()])
-        axis.set(ylim=(len(rows) - 0.5, -0.5), xlabel=f"effect ({unit})")
-        axis.axvline(0, color=QUIET, lw=1)
-    marks = [
+    words = ("id", "statement", "verdict", "ours", "low", "high", "paper", "unit")
+    _need(frame, *words, "effect", "effect_low", "effect_high", "paper_effect", "margin")
+    parts = [(str(unit), rows.to_dict("records")) for unit, rows in frame.groupby("unit", sort=False)]
+    texts = {row["id"]: textwrap.wrap(str(row["statement"]), 66) for _, rows in parts for row in rows}
+    # Heights in lines of text: a line above the statement, three for the bar below it.
+    lines = [sum(len(texts[row["id"]]) + 4 for row in rows) for _, rows in parts]
+    height = (0.175 * sum(lines) + 0.7 * len(parts) + 0.6) / len(parts)
+    figure, axes = _axes(len(parts), 1, height, height_ratios=lines)
+    figure.set_figwidth(CLAIMS_WIDTH)
+    beyond = False
+    for axis, (unit, rows), length in zip(axes, parts, lines, strict=True):
+        reach, top = _reach(rows), 0
+        beyond |= any(abs(value) > reach for row in rows for value in _effects(row))
+        axis.set(xlim=(-reach, reach), ylim=(length, 0), yticks=[], xlabel=f"effect ({unit})")
+        axis.grid(False)
+        axis.tick_params(top=True, labeltop=True, bottom=True)
+        axis.spines[["left", "right"]].set_visible(False)
+        for row in rows:
+            _claim(axis, row, texts[row["id"]], top, reach)
+            top += len(texts[row["id"]]) + 4
+    marks: list[Any] = [
         Line2D([], [], color=INK, marker="o", label="here, 95 % interval"),
         Line2D([], [], color=INK, marker="D", mfc="none", ls="", label="paper, single runs"),
+        Patch(color=BAND, label="below the margin"),
     ]
+    if beyond:
+        marks.append(Line2D([], [], color=INK, marker=">", ls="", label="beyond the axis"))
     figure.legend(handles=marks, loc="outside upper center", ncols=2, frameon=False)
     return figure
 
@@ -407,6 +424,38 @@ def _bars(axis: Axes, points: pd.DataFrame, y: np.ndarray, colours: Sequence[Any
     for place, colour, (estimate, low, high) in zip(y, colours, bounds, strict=True):
         axis.plot([low, high], [place, place], "-", color=colour, lw=2.5)
         axis.plot([estimate], [place], "o", color=colour)
+
+
+def _claim(axis: Axes, row: Mapping[str, Any], statement: list[str], top: float, reach: float) -> None:
+    """One claim from line ``top`` of an axis that ends at plus and minus ``reach``."""
+    colour, margin = VERDICT_COLOURS[row["verdict"]], row["margin"]
+    effect, low, high, paper = _effects(row)
+    place = {"transform": axis.get_yaxis_transform(), "va": "top", "fontsize": 10, "parse_math": False}
+    here = f"{row['ours']} ({row['low']} to {row['high']})" if row["ours"] else ""
+    there = f"paper {row['paper']}" if row["paper"] else ""
+    axis.text(0, top + 0.3, f"{row['id']}  {row['verdict']}", weight="bold", **place)
+    axis.text(1, top + 0.3, "  ".join(filter(None, (here, there))), ha="right", **place)
+    axis.text(0, top + 1.4, "\n".join(statement), **place)
+    y = top + len(statement) + 2.6
+    axis.fill_between([-margin, margin], y - 0.7, y + 0.7, color=BAND, lw=0)
+    axis.plot([0, 0], [y - 0.7, y + 0.7], color=QUIET, lw=1)
+    axis.plot([low, high], [y, y], "-", color=colour, lw=2.5)
+    axis.plot([effect], [y], "o", color=colour)
+    axis.plot([paper], [y], "D", mfc="none", mec=INK)
+    for value, look in ((low, {"color": colour}), (high, {"color": colour}), (paper, {"mfc": "none", "mec": INK})):
+        if abs(value) > reach:
+            axis.plot([np.copysign(reach, value)], [y], ">" if value > 0 else "<", clip_on=False, **look)
+    axis.axhline(top, color=BAND, lw=1)
+
+
+def _effects(row: Mapping[str, Any]) -> list[float]:
+    return [float(row[name]) for name in ("effect", "effect_low", "effect_high", "paper_effect")]
+
+
+def _reach(rows: Sequence[Mapping[str, Any]]) -> float:
+    """Where the axis of some claims ends: six of seven are seen as a whole, with their margins."""
+    farthest = [np.nanmax(np.abs([2 * row["margin"], *_effects(row)])) for row in rows]
+    return 1.1 * float(np.quantile(farthest, 6 / 7, method="lower"))
 
 
 def _legend(axis: Axes) -> None:
