@@ -2,8 +2,8 @@
 
 No number in the prose is typed: the headline comes from ``build/<profile>/claims.csv``, the page on how it
 was made from ``build/<profile>/provenance.json``, both written by the run, and the page of the study from
-``data/results/study``. What is made here lies in ``book/notebooks`` and ``book/generated``, which git does not
-track. MathJax comes from a package, so that no page loads from another host.
+``data/results/study``. What is made here lies in ``book/notebooks`` and ``book/generated``, which git does
+not track. MathJax comes from a package, so that no page loads from another host.
 """
 
 import json
@@ -54,13 +54,25 @@ def assemble(profile: str, book: Path, run: Path) -> None:
         if not source.is_file():
             raise ValueError(f"{source} is missing: run `make reproduce PROFILE={profile}` first")
         write_atomic(book / "notebooks" / f"{notebook}.ipynb", _for_reading(source))
-    claims = read_claims(run / "claims.csv")
+    claims = read_frame(run / "claims.csv")
     provenance = run / "provenance.json"
     entries = json.loads(provenance.read_text()) if provenance.is_file() else {}
-    write_atomic(book / "generated" / "headline.md", headline(profile, claims))
-    write_atomic(book / "generated" / "provenance.md", provenance_page(profile, entries))
-    write_atomic(book / "generated" / "profiles.md", profilestable())
-    _copy_mathjax(book / "generated" / "extra" / "_static" / "mathjax.js")
+    generated = book / "generated"
+    # Copied as it is into the folder of the first page, so that a page can show and link to what is in it.
+    extra = generated / "extra"
+    pages = {
+        "headline": study_sentence(STUDY) + headline(profile, claims, extra / "claims.svg"),
+        "study": study_page(STUDY, profile, claims, extra / "study.svg"),
+        "departures": departures_page(book / "api.md", ROOT),
+        "provenance": provenance_page(profile, entries),
+        "profiles": profiles_table(),
+    }
+    for name, page in pages.items():
+        write_atomic(generated / f"{name}.md", page)
+    write_atomic(extra / "claims.csv", (run / "claims.csv").read_bytes())
+    for source in sorted(STUDY.glob("*.csv")):
+        write_atomic(extra / "study" / source.name, source.read_bytes())
+    _copy_mathjax(extra / "_static" / "mathjax.js")
 
 
 def render(book: Path) -> Path:
@@ -127,7 +139,7 @@ def provenance_page(profile: str, entries: dict[str, dict[str, Any]]) -> str:
     )
 
 
-def profilestable() -> str:
+def profiles_table() -> str:
     """The profiles that exist, from their own files, as MyST."""
     rows = []
     for profile in map(load_profile, profiles()):

@@ -1,5 +1,6 @@
-"""What a run said of the paper's claims, as its ``claims.csv`` holds it: :mod:`masters.claims` writes the file,
-the shell and the book read it, and this is what they agree on.
+"""What a run said of the paper's claims, as its ``claims.csv`` holds it.
+
+:mod:`masters.claims` writes the file, the shell and the book read it, and this is what they agree on.
 """
 
 from pathlib import Path

@@ -4,6 +4,7 @@ One idea: the page says of every claim what its file says, those that were not t
 where the runs are shown and the commands that make them.
 """
 
+import html
 import io
 import shlex
 from collections.abc import Mapping
@@ -29,7 +30,7 @@ def headline(profile: str, frame: pd.DataFrame, picture: Path) -> str:
     Args:
         profile: its name.
         frame: the claims, of :func:`masters.claim_rows.read_frame`.
-        picture: where the picture is written, in ``generated`` of the book.
+        picture: where the picture is written, see :func:`drawn`.
     """
     settings = load_profile(profile)
     rows = [
@@ -52,7 +53,7 @@ def headline(profile: str, frame: pd.DataFrame, picture: Path) -> str:
         f"What it cannot: {plain(settings.cannot_show)}",
         drawn(frame, picture),
         table(header, rows),
-        f"The same table as {link('claims.csv', 'a file')}, with the margin of each claim and what limits it.",
+        f"The table as {link('claims.csv', 'a file')} has the margin of each claim too, and what limits it.",
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -64,22 +65,34 @@ def counts(frame: pd.DataFrame) -> str:
     return f"{tested}: " + ", ".join(f"**{count} {verdict}**" for verdict, count in number.items())
 
 
-def drawn(frame: pd.DataFrame, path: Path) -> str:
-    """Draw the claims into an SVG file, the same bytes for the same claims; returns what shows it, as MyST."""
-    file = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": path.stem}):
-        figures.claims(frame).savefig(file, format="svg", metadata={"Date": None})
-    write_atomic(path, file.getvalue())
-    told = []
+def drawn(frame: pd.DataFrame, path: Path) -> Html:
+    """Draw the claims, for wide and for narrow screens; the same bytes for the same claims.
+
+    Args:
+        frame: the claims.
+        path: of the wide picture, an SVG file in the folder that is copied to where the page is; the narrow
+            one is beside it.
+
+    Returns:
+        What shows the one that fits, with all of it in words for those who cannot see it.
+    """
+    narrow = path.with_stem(f"{path.stem}-narrow")
+    for file, slim in ((path, False), (narrow, True)):
+        text = io.StringIO()
+        with matplotlib.rc_context({"svg.hashsalt": file.stem}):
+            figures.claims(frame, slim).savefig(text, format="svg", metadata={"Date": None})
+        write_atomic(file, text.getvalue())
+    told = ["The effect of each claim here beside the paper's."]
     for row in frame.to_dict("records"):
         ours = f"{with_unit(row['ours'], row['unit'])}, 95 % interval {interval(row)}" if row["ours"] else ""
         paper = f"paper {with_unit(row['paper'], row['unit'])}" if row["paper"] else "no figure in the paper"
         told.append(f"{row['id']} {row['verdict']}: {', '.join(filter(None, (ours, paper)))}.")
-    words = plain(" ".join(["The effect of each claim here beside the paper's.", *told]))
-    return f'<div class="claims">\n\n![{words}]({path.parent.name}/{path.name})\n\n</div>'
+    wide = f'<img src="{path.name}" alt="{html.escape(" ".join(told))}">'
+    slim_source = f'<source media="(max-width: 600px)" srcset="{narrow.name}">'
+    return Html(f'<div class="claims"><picture>{slim_source}{wide}</picture></div>')
 
 
-def how(profile: str, row: Mapping[str, Any], seeds: int, rows: Html | None = None) -> Html:
+def how(profile: str, row: Mapping[Any, Any], seeds: int, rows: Html | None = None) -> Html:
     """Where a verdict comes from: the notebook that shows its runs, and the commands that make them.
 
     Args:
@@ -102,7 +115,7 @@ def how(profile: str, row: Mapping[str, Any], seeds: int, rows: Html | None = No
     return folded("rows and commands", Html("<br>".join(map(str, lines))))
 
 
-def interval(row: Mapping[str, Any]) -> str:
+def interval(row: Mapping[Any, Any]) -> str:
     """The 95 % interval in words, empty where there is none."""
     return ClaimRow(*(row[name] for name in ClaimRow._fields)).interval
 

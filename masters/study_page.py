@@ -1,7 +1,7 @@
-"""The page of the study: what the tracked files of the long run say, the claims first, then what is behind them.
+"""The page of the study: what the tracked files of the long run say, the claims first, then what is behind.
 
-``masters.study`` writes the files into ``data/results/study``. This module reads them and computes nothing but
-means over seeds. What is not there yet is named, so that a study half done reads as one.
+``masters.study`` writes the files into ``data/results/study``. This module reads them and computes nothing
+but means over seeds. What is not there yet is named, so that a study half done reads as one.
 """
 
 import json
@@ -41,7 +41,7 @@ def study_page(folder: Path, profile: str, own: pd.DataFrame, picture: Path) -> 
         folder: with those of ``FILES`` that are there.
         profile: that the reader ran.
         own: its claims, of :func:`masters.claim_rows.read_frame`.
-        picture: where the picture of the claims is written, in ``generated`` of the book.
+        picture: where the picture is written, see :func:`masters.claims_page.drawn`.
 
     Raises:
         ValueError: a file lacks a column.
@@ -51,14 +51,20 @@ def study_page(folder: Path, profile: str, own: pd.DataFrame, picture: Path) -> 
         return "**There is no study in this copy:** `data/results/study` is empty. `make study` runs it.\n"
     parts = []
     if missing:
-        parts.append(f"**The study is not finished.** Not there yet: {', '.join(missing)}. `make study` goes on.")
+        parts.append(
+            f"**The study is not finished.** Not there yet: {', '.join(missing)}. `make study` goes on."
+        )
     runs = pd.DataFrame(columns=["arm"])
     if "runs.csv" not in missing:
         runs = _read(folder / "runs.csv", "arm", "seed", "key", *MEASURES)
     if "claims.csv" not in missing:
         parts += _claims(read_frame(folder / "claims.csv", study=True), runs, profile, own, picture)
     if len(runs):
-        parts += ["## The arms", "Means over the seeds, and the standard deviation between them.", _arms(runs)]
+        parts += [
+            "## The arms",
+            "Means over the seeds, and the standard deviation between them.",
+            _arms(runs),
+        ]
     if "tasks.csv" not in missing:
         parts.append(folded("By task", _tasks(folder / "tasks.csv")))
     if "registers.csv" not in missing:
@@ -110,7 +116,7 @@ def _claims(
         _seeds(frame["seeds"].dropna()),
         drawn(frame, picture),
         table(header, rows),
-        f"The same table as {link('study/claims.csv', 'a file')}.",
+        f"The table as {link('study/claims.csv', 'a file')}.",
     ]
 
 
@@ -126,7 +132,7 @@ def _seeds(done: pd.Series) -> str:
     return words
 
 
-def _behind(row: Mapping[str, Any], arms: set[str]) -> Html | None:
+def _behind(row: Mapping[Any, Any], arms: set[str]) -> Html | None:
     """Links to the runs of a claim's arms, as far as they are there."""
     links = [link(f"#{_anchor(arm)}", arm) for arm in (row["treatment"], row["control"]) if arm in arms]
     return Html(f"Rows: {', '.join(links)}, in {link('study/runs.csv', 'runs.csv')}.") if links else None

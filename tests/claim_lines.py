@@ -11,7 +11,13 @@ def claim_line(number: int, verdict: str, **changes: str) -> dict[str, str]:
     words = {"id": f"C{number}", "statement": HOSTILE, "unit": "points", "where": "5_offline_rl"}
     figures = {"paper": "+1.3", "ours": "+0.4", "low": "-0.2", "high": "+1.0", "verdict": verdict}
     numbers = {"paper_effect": "1.3", "effect": "0.4", "effect_low": "-0.2", "effect_high": "1.0"}
-    arms = {"margin": "0.5", "kind": "gain", "treatment": "masters", "control": "r_max=0.4", "limits": HOSTILE}
+    arms = {
+        "margin": "0.5",
+        "kind": "gain",
+        "treatment": "masters",
+        "control": "r_max=0.4",
+        "limits": HOSTILE,
+    }
     line = words | figures | numbers | arms
     if verdict == "not tested":
         line |= dict.fromkeys(("ours", "low", "high", "effect", "effect_low", "effect_high"), "")

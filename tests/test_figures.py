@@ -191,7 +191,8 @@ def test_reward_distribution_is_equation_7() -> None:
     assert len(figures.reward_distribution(frame.drop(columns="source")).axes[0].patches) == 1
 
 
-def test_claims_have_ours_and_the_papers() -> None:
+@pytest.mark.parametrize("narrow", [False, True])
+def test_claims_have_ours_and_the_papers(narrow: bool) -> None:
     rows = [
         {
             "arm": arm,
@@ -207,7 +208,7 @@ def test_claims_have_ours_and_the_papers() -> None:
         for q in range(40)
     ]
     frame = judge_claims(pd.DataFrame(rows), 50)
-    figure = figures.claims(frame)
+    figure = figures.claims(frame, narrow)
     points, percent = figure.axes
     words = [text.get_text() for text in points.texts]
     assert len([word for word in words if word.startswith("C")]) == 14
@@ -222,12 +223,19 @@ def test_claims_have_ours_and_the_papers() -> None:
     assert here.get_color() == figures.VERDICT_COLOURS["supported"]
     (there,) = marked(points, "D", frame.loc[2, "paper_effect"])
     assert here.get_ydata() == there.get_ydata()
-    readable(figure, figures.CLAIMS_WIDTH)
+    readable(figure, figures.CLAIMS_NARROW if narrow else figures.WIDTH)
+    apart(figure)
 
 
 def test_a_large_effect_is_an_arrow_and_the_others_stay_apart() -> None:
     frame = judge_claims(pd.DataFrame(columns=["arm", "mode"]), 10).head(12)
-    small = {"effect": 0.2, "effect_low": -0.3, "effect_high": 0.7, "paper_effect": 0.4, "verdict": "undecided"}
+    small = {
+        "effect": 0.2,
+        "effect_low": -0.3,
+        "effect_high": 0.7,
+        "paper_effect": 0.4,
+        "verdict": "undecided",
+    }
     large = {"effect": -40.0, "effect_low": -44.0, "effect_high": -36.0, "verdict": "reversed"}
     frame = frame.assign(**small)
     frame.loc[3, list(large)] = list(large.values())
@@ -236,7 +244,16 @@ def test_a_large_effect_is_an_arrow_and_the_others_stay_apart() -> None:
     assert axis.get_xlim()[1] < 2
     assert len(marked(axis, "<", axis.get_xlim()[0])) == 2, "both ends of its interval"
     assert [text.get_text() for text in figure.legends[0].texts][-1] == "beyond the axis"
-    readable(figure, figures.CLAIMS_WIDTH)
+    readable(figure)
+
+
+def apart(figure: Figure) -> None:
+    """What is written on the axes stays in the picture, and no text lies on another."""
+    boxes = [text.get_window_extent() for axis in figure.axes for text in axis.texts if text.get_text()]
+    assert boxes
+    for index, box in enumerate(boxes):
+        assert box.x0 >= 0 and box.x1 <= figure.bbox.x1
+        assert not any(box.overlaps(other) for other in boxes[:index])
 
 
 def marked(axis: Axes, marker: str, x: float) -> list[Line2D]:
