@@ -17,7 +17,7 @@ import pandas as pd
 from masters import figures
 from masters.claim_rows import VERDICTS, ClaimRow
 from masters.files import write_atomic
-from masters.markup import Html, code, folded, link, plain, table
+from masters.markup import Html, code, escaped, folded, link, plain, table
 from masters.settings import load_profile
 
 # The part of each notebook that a verdict rests on.
@@ -36,16 +36,14 @@ def headline(profile: str, frame: pd.DataFrame, picture: Path) -> str:
     rows = [
         [
             row["id"],
-            row["statement"],
             row["verdict"],
-            with_unit(row["ours"], row["unit"]),
-            interval(row),
+            Html(escaped(row["statement"]) + how(profile, row, settings.seeds)),
+            effect(row),
             with_unit(row["paper"], row["unit"]),
-            how(profile, row, settings.seeds),
         ]
         for row in frame.to_dict("records")
     ]
-    header = ["", "The paper says", "Verdict", "Ours", "95 % interval", "Paper", "How to get it"]
+    header = ["", "Verdict", "The paper says", Html("Ours<br>95 % interval"), "Paper"]
     parts = [
         f"This copy of the book was built at profile `{profile}`: {plain(settings.description)}",
         f"Of the paper's {len(frame)} claims this profile tested {counts(frame)}.",
@@ -113,6 +111,12 @@ def how(profile: str, row: Mapping[Any, Any], seeds: int, rows: Html | None = No
     if arms and seeds > 1:
         lines.append(f"Seeds: 0 to {seeds - 1}.")
     return folded("rows and commands", Html("<br>".join(map(str, lines))))
+
+
+def effect(row: Mapping[Any, Any]) -> Html:
+    """Our effect and below it its 95 % interval; nothing where nothing was measured."""
+    measured = with_unit(row["ours"], row["unit"])
+    return Html(f"{escaped(measured)}<br>{escaped(interval(row))}") if measured else Html()
 
 
 def interval(row: Mapping[Any, Any]) -> str:

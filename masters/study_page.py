@@ -15,7 +15,7 @@ import pandas as pd
 
 from masters.arms import CHANGES
 from masters.claim_rows import read_frame
-from masters.claims_page import counts, drawn, how, interval, with_unit
+from masters.claims_page import counts, drawn, effect, how, with_unit
 from masters.files import ROOT
 from masters.markup import Html, code, escaped, folded, link, table
 from masters.settings import load_profile, profiles
@@ -82,7 +82,7 @@ def study_sentence(folder: Path) -> str:
     if not (folder / "claims.csv").is_file():
         return ""
     frame = read_frame(folder / "claims.csv", study=True)
-    words = f"[The study](study), the longer run that is kept in the repository, tested {counts(frame)}."
+    words = f"Of the paper's {len(frame)} claims [the study](study), a longer run, tested {counts(frame)}."
     return f"{words} {_seeds(frame['seeds'].dropna())}\n\n"
 
 
@@ -97,20 +97,18 @@ def _claims(
         rows.append(
             [
                 row["id"],
-                row["statement"],
                 row["verdict"],
-                with_unit(row["ours"], unit),
-                interval(row),
+                Html(escaped(row["statement"]) + how(PROFILE, row, seeds, _behind(row, set(runs["arm"])))),
+                effect(row),
                 _p_value(row["p_holm"]),
                 with_unit(_number(row["smallest"], 1), unit),
                 str(seeds or ""),
                 with_unit(row["paper"], unit),
                 verdicts.get(row["id"], ""),
-                how(PROFILE, row, seeds, _behind(row, set(runs["arm"]))),
             ]
         )
-    header = ["", "The paper says", "Verdict", "Effect", "95 % interval", "p (Holm)", "Smallest detectable"]
-    header += ["Seeds", "Paper", f"Your run ({profile})", "How to get it"]
+    header = ["", "Verdict", "The paper says", Html("Effect<br>95 % interval"), Html("p<br>(Holm)")]
+    header += [Html("Smallest<br>detectable"), "Seeds", "Paper", f"Your run ({profile})"]
     return [
         f"Of the paper's {len(frame)} claims the study tested {counts(frame)}.",
         _seeds(frame["seeds"].dropna()),
@@ -194,13 +192,13 @@ def _trials(path: Path) -> Html:
 
 def _machine(path: Path) -> Html:
     about = json.loads(path.read_text(encoding="utf-8"))
-    return table(
-        ["", ""],
-        [
-            [name.replace("_", " "), value if isinstance(value, str) else json.dumps(value)]
-            for name, value in about.items()
-        ],
-    )
+    return table(["", ""], [[name.replace("_", " "), _words(value)] for name, value in about.items()])
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_words(part)}" for name, part in value.items())
+    return ", ".join(map(_words, value)) if isinstance(value, list) else str(value)
 
 
 def _read(path: Path, *columns: str) -> pd.DataFrame:

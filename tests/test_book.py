@@ -151,7 +151,7 @@ def test_frame_is_what_was_judged(tmp_path: Path) -> None:
 def test_first_page_says_what_the_file_says(example_claims: Path, tmp_path: Path) -> None:
     frame = claim_rows.read_frame(example_claims)
     page = headline("smoke", frame, tmp_path / "claims.svg")
-    assert "<td>+0.4 points</td><td>-0.2 to +1.0</td><td>+1.3 points</td>" in page
+    assert "<td>+0.4 points<br>-0.2 to +1.0</td><td>+1.3 points</td>" in page
     assert "C5 not tested: paper +1.3 points." in page, "the picture's words"
     assert "<code>masters train smoke r_max=0.4 --seed 0</code>" in page
     assert f'href="notebooks/5_offline_rl.html#{RESULTS}"' in page

@@ -44,7 +44,8 @@ def study(tmp_path: Path) -> Path:
     pd.DataFrame(registers, columns=["arm", "mode", "register", "share", "correct", "tokens"]).to_csv(
         folder / "registers.csv", index=False
     )
-    (folder / "machine.json").write_text(json.dumps({"commit": "c0ffee", "cores": 2, "processor": "<x86>"}))
+    machine = {"commit": "c0ffee", "cores": 2, "processor": "<x86>", "packages": {"torch": "2"}}
+    (folder / "machine.json").write_text(json.dumps(machine))
     return folder
 
 
@@ -57,14 +58,14 @@ def test_the_page_says_what_the_files_say(study: Path, own: pd.DataFrame) -> Non
     assert "Of the paper's 5 claims the study tested 4: **1 supported**, **1 not supported**" in text
     assert "Seeds of each arm: 3." in text
     # Effect, interval, adjusted p, smallest detectable effect, seeds, paper, the reader's own run.
-    cells = ["+0.4 points", "-0.2 to +1.0", "0.040", "0.7 points", "3", "+1.3 points", "reversed -2.5"]
+    cells = ["+0.4 points<br>-0.2 to +1.0", "0.040", "0.7 points", "3", "+1.3 points", "reversed -2.5"]
     assert "".join(f"<td>{cell}</td>" for cell in cells) in text and "<th>Your run (mini)</th>" in text
     assert "<td>under 0.001</td>" in text
     assert "<td>72.0 ± 2.0</td><td>25.0 ± 0.0</td><td>4.0 ± 0.0</td><td></td><td>60 ± 0</td>" in text
     assert "<td>50.0</td><td>25.0</td>" in text, "one run has no spread"
     assert "<td>masters</td><td>3e-05</td><td></td><td>62.5</td><td>50.0</td><td>chosen</td>" in text
     assert "<td>masters</td><td>greedy</td><td>bare</td><td>25.0</td><td>87.5</td><td>2.0</td>" in text
-    assert "<td>c0ffee</td>" in text and "<td>2</td>" in text
+    assert "<td>c0ffee</td>" in text and "<td>torch 2</td>" in text
     assert "not finished" not in text
     assert (study / "study.svg").is_file()
 
