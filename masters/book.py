@@ -1,62 +1,28 @@
 """The book: executed notebooks and what is read from the run's files, put together and built offline.
 
 No number in the prose is typed: the headline comes from ``build/<profile>/claims.csv``, the page on how it
-was made from ``build/<profile>/provenance.json``, both written by the run. What is made here lies in
-``book/notebooks`` and ``book/generated``, which git does not track. MathJax comes from a package, so that no
-page loads from another host.
+was made from ``build/<profile>/provenance.json``, both written by the run, and the page of the study from
+``data/results/study``. What is made here lies in ``book/notebooks`` and ``book/generated``, which git does
+not track. MathJax comes from a package, so that no page loads from another host.
 """
 
-import csv
-import html
 import json
 import shutil
 import subprocess
 import sys
 from importlib.metadata import files
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import nbformat
 
+from masters.claim_rows import read_frame
+from masters.claims_page import headline
+from masters.departures import departures_page
 from masters.files import ROOT, write_atomic
+from masters.markup import table
 from masters.settings import NOTEBOOKS, load_profile, profiles
-
-VERDICTS = ("supported", "not supported", "reversed", "undecided", "not tested")
-
-
-class ClaimRow(NamedTuple):
-    """One line of ``claims.csv`` as text: the paper's figure, ours with its interval, the verdict."""
-
-    id: str
-    statement: str
-    paper: str
-    ours: str
-    low: str
-    high: str
-    unit: str
-    verdict: str
-    where: str
-
-    @property
-    def interval(self) -> str:
-        """The 95 % interval in words, empty where there is none."""
-        return f"{self.low} to {self.high}" if self.low and self.high else ""
-
-
-def read_claims(path: Path) -> list[ClaimRow]:
-    """The claims that notebook 7 wrote.
-
-    Raises:
-        ValueError: the file is missing or lacks a column.
-    """
-    if not path.is_file():
-        raise ValueError(f"{path} is missing: run `make reproduce PROFILE={path.parent.name}` first")
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        if lacking := sorted(set(ClaimRow._fields) - set(reader.fieldnames or ())):
-            columns = ", ".join(lacking)
-            raise ValueError(f"{path} has no column {columns}: delete it and run `make reproduce` again")
-        return [ClaimRow(**{name: row[name] or "" for name in ClaimRow._fields}) for row in reader]
+from masters.study_page import STUDY, study_page, study_sentence
 
 
 def build(profile: str) -> Path:
@@ -88,13 +54,25 @@ def assemble(profile: str, book: Path, run: Path) -> None:
         if not source.is_file():
             raise ValueError(f"{source} is missing: run `make reproduce PROFILE={profile}` first")
         write_atomic(book / "notebooks" / f"{notebook}.ipynb", _for_reading(source))
-    claims = read_claims(run / "claims.csv")
+    claims = read_frame(run / "claims.csv")
     provenance = run / "provenance.json"
     entries = json.loads(provenance.read_text()) if provenance.is_file() else {}
-    write_atomic(book / "generated" / "headline.md", headline(profile, claims))
-    write_atomic(book / "generated" / "provenance.md", provenance_page(profile, entries))
-    write_atomic(book / "generated" / "profiles.md", profiles_table())
-    _copy_mathjax(book / "generated" / "extra" / "_static" / "mathjax.js")
+    generated = book / "generated"
+    # Copied as it is into the folder of the first page, so that a page can show and link to what is in it.
+    extra = generated / "extra"
+    pages = {
+        "headline": study_sentence(STUDY) + headline(profile, claims, extra / "claims.svg"),
+        "study": study_page(STUDY, profile, claims, extra / "study.svg"),
+        "departures": departures_page(book / "api.md", ROOT),
+        "provenance": provenance_page(profile, entries),
+        "profiles": profiles_table(),
+    }
+    for name, page in pages.items():
+        write_atomic(generated / f"{name}.md", page)
+    write_atomic(extra / "claims.csv", (run / "claims.csv").read_bytes())
+    for source in sorted(STUDY.glob("*.csv")):
+        write_atomic(extra / "study" / source.name, source.read_bytes())
+    _copy_mathjax(extra / "_static" / "mathjax.js")
 
 
 def render(book: Path) -> Path:
@@ -112,34 +90,6 @@ def render(book: Path) -> Path:
         print(done.stdout[-4000:] + done.stderr[-8000:], file=sys.stderr)
         raise ValueError("the book did not build clean: see the warnings above")
     return first
-
-
-def headline(profile: str, claims: list[ClaimRow]) -> str:
-    """The front page's result: how many claims came out how, and the claims themselves, as MyST."""
-    counts = {verdict: sum(claim.verdict == verdict for claim in claims) for verdict in VERDICTS}
-    tested = len(claims) - counts["not tested"]
-    words = ", ".join(
-        f"**{number} {verdict}**" for verdict, number in counts.items() if verdict != "not tested"
-    )
-    settings = load_profile(profile)
-    lines = [
-        f"This copy of the book was built at profile `{profile}`: {_text(settings.description)}",
-        "",
-        f"Of the paper's {len(claims)} claims this profile tested {tested}: {words}.",
-        "",
-        f"What it can show: {_text(settings.shows)}",
-        "",
-        f"What it cannot: {_text(settings.cannot_show)}",
-        "",
-        _table(
-            ["", "The paper says", "Verdict", "Ours", "95 % interval", "Paper"],
-            [
-                [claim.id, claim.statement, claim.verdict, claim.ours, claim.interval, claim.paper]
-                for claim in claims
-            ],
-        ),
-    ]
-    return "\n".join(lines) + "\n"
 
 
 def provenance_page(profile: str, entries: dict[str, dict[str, Any]]) -> str:
@@ -175,13 +125,13 @@ def provenance_page(profile: str, entries: dict[str, dict[str, Any]]) -> str:
         [
             f"Profile `{profile}`, {longest:.1f} minutes together with nothing cached.",
             "",
-            _table(columns, rows),
+            table(columns, rows),
             "",
-            _table(
+            table(
                 ["Processor", "Cores and memory", "Software"], [list(machine) for machine in sorted(machines)]
             ),
             "",
-            _table(
+            table(
                 ["Question set", "Content hash"], [[task, value] for task, value in sorted(hashes.items())]
             ),
             "",
@@ -195,7 +145,7 @@ def profiles_table() -> str:
     for profile in map(load_profile, profiles()):
         minutes = f"{sum(profile.minutes.values()):g}" if profile.minutes else "not run here"
         rows.append([profile.name, profile.description, minutes, profile.shows, profile.cannot_show])
-    return _table(["Profile", "For", "Minutes on two cores", "It can show", "It cannot show"], rows) + "\n"
+    return table(["Profile", "For", "Minutes on two cores", "It can show", "It cannot show"], rows) + "\n"
 
 
 def _for_reading(source: Path) -> str:
@@ -211,23 +161,6 @@ def _for_reading(source: Path) -> str:
         if of_cell:
             cell.metadata["tags"] = sorted(of_cell)
     return str(nbformat.writes(notebook)) + "\n"
-
-
-def _table(header: list[str], rows: list[list[str]]) -> str:
-    """An HTML table; its cells are text, whatever characters they hold."""
-
-    def line(cells: list[str], tag: str) -> str:
-        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
-
-    body = "\n".join(line(row, "td") for row in rows)
-    head = line(header, "th")
-    table = f'<table class="table">\n<thead>{head}</thead>\n<tbody>\n{body}\n</tbody>\n</table>'
-    return f'<div class="wide">{table}</div>'
-
-
-def _text(text: str) -> str:
-    """Plain text inside MyST: nothing in it is read as markup."""
-    return "".join(f"\\{character}" if character in r"\`*_{}[]<>#|$~" else character for character in text)
 
 
 def _copy_mathjax(target: Path) -> None:

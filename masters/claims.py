@@ -288,10 +288,10 @@ def judge_claims(
         claims: the claims to judge.
 
     Returns:
-        One row a claim: the columns of ``masters.book.ClaimRow`` as text, then ``paper_effect``, ``effect``,
-        ``effect_low``, ``effect_high`` and ``smallest`` (the effect this design would have found with a power
-        of 0.8) as numbers in ``unit`` (NaN where there is none), ``p`` and ``p_holm``, ``seeds`` (that the
-        two arms share), ``margin``, ``kind``, ``treatment``, ``control`` and ``limits``.
+        One row a claim: the columns of :class:`masters.claim_rows.ClaimRow` as text, then ``paper_effect``,
+        ``effect``, ``effect_low``, ``effect_high`` and ``smallest`` (the effect this design would have found
+        with a power of 0.8) as numbers in ``unit`` (NaN where there is none), ``p`` and ``p_holm``,
+        ``seeds`` (that the two arms share), ``margin``, ``kind``, ``treatment``, ``control``, ``limits``.
 
     Raises:
         ValueError: as ``measured``.

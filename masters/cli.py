@@ -163,7 +163,7 @@ def _numbers(text: str) -> list[int] | None:
 
 
 def _print_claims(title: str, path: Path) -> None:
-    from masters.book import read_claims
+    from masters.claim_rows import read_claims
 
     colours = {"supported": "green", "not supported": "red", "reversed": "magenta", "undecided": "yellow"}
     table = Table(title=title, title_justify="left", title_style="bold")

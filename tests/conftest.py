@@ -1,6 +1,5 @@
 """What several test modules share: no network, and one built book."""
 
-import csv
 import os
 import shutil
 from pathlib import Path
@@ -10,23 +9,19 @@ import pytest
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+from claim_lines import claim_line, write_lines
+
 from masters import book
+from masters.claim_rows import VERDICTS
 from masters.files import ROOT
 from masters.settings import NOTEBOOKS
-
-HOSTILE = "a <b>bold</b> claim & $x_1$ `code` *star* | pipe"
 
 
 @pytest.fixture(scope="session")
 def example_claims(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A claims.csv with one claim of each verdict and characters that mean something to Markdown and HTML."""
+    """A claims.csv with one claim of each verdict."""
     path = tmp_path_factory.mktemp("claims") / "claims.csv"
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(book.ClaimRow._fields)
-        for number, verdict in enumerate(book.VERDICTS, start=1):
-            row = [f"C{number}", HOSTILE, "+1.3", "+0.4", "-0.2", "1.0", "points", verdict, "5_offline_rl"]
-            writer.writerow(row)
+    write_lines(path, [claim_line(number, verdict) for number, verdict in enumerate(VERDICTS, start=1)])
     return path
 
 

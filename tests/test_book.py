@@ -1,6 +1,6 @@
 """The book: what is put in from the run's files, and the pages: clean, linked, from this host alone."""
 
-import csv
+import ast
 import json
 import pkgutil
 import re
@@ -10,14 +10,21 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import nbformat
+import pandas as pd
 import pytest
 import yaml
+from claim_lines import claim_line, write_lines
 
 import masters
-from masters import book
+from masters import book, claim_rows
+from masters.claims import judge_claims, write_claims
+from masters.claims_page import RESULTS, drawn, headline
+from masters.departures import departures_page, paragraphs
 from masters.files import ROOT
 from masters.provenance import record_provenance
 from masters.settings import NOTEBOOKS
+
+LOADING = ("src", "srcset", "href", "data", "poster")  # no srcset here has more than one address
 
 
 class _Page(HTMLParser):
@@ -36,7 +43,7 @@ class _Page(HTMLParser):
         if tag == "a" and values.get("href"):
             self.links.append(str(values["href"]))
         elif tag != "a":
-            self.loads += [str(values[key]) for key in ("src", "href", "data", "poster") if values.get(key)]
+            self.loads += [str(values[key]) for key in LOADING if values.get(key)]
 
 
 def _pages(folder: Path) -> Iterator[tuple[Path, _Page]]:
@@ -113,15 +120,103 @@ def test_pages_are_not_built_from_a_run_that_is_not_there(tmp_path: Path) -> Non
 
 
 def test_claims_file_is_checked(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"claims\.csv is missing: run `make reproduce"):
-        book.read_claims(tmp_path / "claims.csv")
-    (tmp_path / "claims.csv").write_text("id,statement\nC1,x\n")
+    path = tmp_path / "claims.csv"
+    with pytest.raises(ValueError, match=r"claims\.csv is missing: run `make reproduce PROFILE="):
+        claim_rows.read_claims(path)
+    path.write_text("id,statement\nC1,x\n")
     with pytest.raises(ValueError, match="no column high, low, ours, paper, unit, verdict, where"):
-        book.read_claims(tmp_path / "claims.csv")
-    with (tmp_path / "claims.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([book.ClaimRow._fields, ["C1", "x", "", "", "", "", "", "not tested", ""]])
-    (claim,) = book.read_claims(tmp_path / "claims.csv")
+        claim_rows.read_claims(path)
+    write_lines(path, [claim_line(1, "not tested")])
+    (claim,) = claim_rows.read_claims(path)
     assert claim.verdict == "not tested" and claim.interval == ""
+    with pytest.raises(
+        ValueError, match="no column p, p_holm, seeds, smallest: delete it and run `make study`"
+    ):
+        claim_rows.read_frame(path, study=True)
+    write_lines(path, [claim_line(1, "proven")])
+    with pytest.raises(ValueError, match="the verdict 'proven'; there are: supported, "):
+        claim_rows.read_claims(path)
+    write_lines(path, [claim_line(1, "supported", effect="much")])
+    with pytest.raises(ValueError, match=r"claims\.csv: .*much.*; delete it and run `make reproduce"):
+        claim_rows.read_frame(path)
+
+
+def test_frame_is_what_was_judged(tmp_path: Path) -> None:
+    judged = judge_claims(pd.DataFrame(columns=["arm", "mode"]), 10)
+    write_claims(judged, tmp_path / "claims.csv")
+    read = claim_rows.read_frame(tmp_path / "claims.csv")
+    pd.testing.assert_frame_equal(read[list(judged)], judged, check_dtype=False)
+
+
+def test_first_page_says_what_the_file_says(example_claims: Path, tmp_path: Path) -> None:
+    frame = claim_rows.read_frame(example_claims)
+    page = headline("smoke", frame, tmp_path / "claims.svg")
+    assert "<td>+0.4 points<br>-0.2 to +1.0</td><td>+1.3 points</td>" in page
+    assert "C5 not tested: paper +1.3 points." in page, "the picture's words"
+    assert "<code>masters train smoke r_max=0.4 --seed 0</code>" in page
+    assert f'href="notebooks/5_offline_rl.html#{RESULTS}"' in page
+
+
+def test_picture_has_the_same_bytes_for_the_same_claims(example_claims: Path, tmp_path: Path) -> None:
+    frame = claim_rows.read_frame(example_claims)
+    for folder in ("first", "second"):
+        drawn(frame, tmp_path / folder / "claims.svg")
+    drawn(frame.assign(effect=0.3), tmp_path / "other" / "claims.svg")
+    for name in ("claims.svg", "claims-narrow.svg"):
+        first, second, other = ((tmp_path / f / name).read_bytes() for f in ("first", "second", "other"))
+        assert first == second != other
+
+
+@pytest.mark.slow
+def test_first_page_shows_the_picture_of_the_claims(built_book: Path) -> None:
+    page = _Page(built_book / "index.html")
+    assert "claims.svg" in page.loads and "claims-narrow.svg" in page.loads
+    assert (built_book / "claims.csv").read_text().startswith("id,statement")
+
+
+def test_every_module_that_departs_is_on_the_page() -> None:
+    page = departures_page(ROOT / "book" / "api.md", ROOT)
+    sections = dict(re.findall(r"^### (\S+)\n\n```{eval-rst}\n(.*?)\n```$", page, re.MULTILINE | re.DOTALL))
+    departing = 0
+    for path in (ROOT / "masters").rglob("*.py"):
+        docstring = ast.get_docstring(ast.parse(path.read_text())) or ""
+        module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        if not re.search("^(Departures from the paper|Choices where the paper is silent)", docstring, re.M):
+            assert module not in sections
+            continue
+        departing += 1
+        # Whole, in words: emphasis and line breaks aside.
+        said = " ".join(sections[module].replace("**", "").split())
+        for block in re.split(r"\n\n(?=\S)", docstring):
+            if re.match("Departures from the paper|Choices where the paper is silent", block):
+                assert " ".join(block.split()) in said, module
+    assert departing == len(sections) > 5
+
+
+def test_a_paragraph_ends_where_the_next_begins() -> None:
+    docstring = """One idea.
+
+Departures from the paper, both tested:
+    * One, which is
+      long.
+
+    * Two.
+
+Choices where the paper is silent: a choice,
+told in two lines.
+
+Something else.
+    * Not a choice."""
+    assert paragraphs(docstring) == [
+        "**Departures from the paper**, both tested:\n\n* One, which is\n  long.\n\n* Two.",
+        "**Choices where the paper is silent**: a choice,\ntold in two lines.",
+    ]
+
+
+def test_a_module_that_is_gone_is_named(tmp_path: Path) -> None:
+    (tmp_path / "api.md").write_text(".. automodule:: masters.gone\n")
+    with pytest.raises(ValueError, match=r"the API page names masters\.gone, but there is no .*gone\.py"):
+        departures_page(tmp_path / "api.md", ROOT)
 
 
 def test_provenance_page_shows_what_the_run_recorded(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from masters import book
+from masters import claim_rows
 from masters.claims import CLAIMS, SEVERITY, judge_claims, verdict, write_claims
 from masters.comparisons import Comparison, paired_scores
 from masters.evidence import Evidence
@@ -86,7 +86,7 @@ def test_a_margin_is_not_negative(margin: float) -> None:
 def test_every_claim_is_there_once_and_points_to_a_notebook() -> None:
     assert [claim.id for claim in CLAIMS] == [f"C{number}" for number in range(1, 16)]
     assert all(claim.where in NOTEBOOKS for claim in CLAIMS)
-    assert {*SEVERITY, "not tested"} == set(book.VERDICTS)
+    assert {*SEVERITY, "not tested"} == set(claim_rows.VERDICTS)
 
 
 def test_the_papers_effects_come_from_its_tables() -> None:
@@ -231,7 +231,7 @@ def test_equal_arguments_give_equal_intervals() -> None:
 def test_the_file_is_what_the_book_reads(tmp_path: Path) -> None:
     frame = judge_claims(predictions({"masters": 0.7, "masked": 0.5, "base": 0.4}), 50)
     write_claims(frame, tmp_path / "deep" / "claims.csv")
-    rows = {row.id: row for row in book.read_claims(tmp_path / "deep" / "claims.csv")}
+    rows = {row.id: row for row in claim_rows.read_claims(tmp_path / "deep" / "claims.csv")}
     assert len(rows) == 15
     assert rows["C3"].ours == "+20.0" and rows["C3"].interval and rows["C3"].verdict == "supported"
     assert rows["C8"].verdict == "not tested" and rows["C8"].interval == ""

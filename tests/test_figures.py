@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 from scipy import stats
@@ -46,10 +47,10 @@ def xy(axis: Axes, index: int = 0) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(line.get_xdata(), dtype=float), np.asarray(line.get_ydata(), dtype=float)
 
 
-def readable(figure: Figure) -> None:
+def readable(figure: Figure, width: float = figures.WIDTH) -> None:
     """Draws it, then checks the size of every text and that each axis is inside the picture."""
     figure.draw_without_rendering()
-    assert figure.get_size_inches()[0] == 7.0
+    assert figure.get_size_inches()[0] == width
     sizes = [text.get_fontsize() for text in figure.findobj(Text) if text.get_text().strip()]  # type: ignore[attr-defined]
     assert min(sizes) >= 10
     for axis in figure.axes:
@@ -57,6 +58,7 @@ def readable(figure: Figure) -> None:
             box = axis.get_tightbbox()
             assert box is not None
             assert box.x0 >= -1 and box.x1 <= figure.bbox.x1 + 1, "text runs out of the picture"
+            assert box.y0 >= -1 and box.y1 <= figure.bbox.y1 + 1, "text runs out of the picture"
 
 
 def test_summary_is_mean_and_t_interval() -> None:
@@ -189,7 +191,8 @@ def test_reward_distribution_is_equation_7() -> None:
     assert len(figures.reward_distribution(frame.drop(columns="source")).axes[0].patches) == 1
 
 
-def test_claims_have_ours_and_the_papers() -> None:
+@pytest.mark.parametrize("narrow", [False, True])
+def test_claims_have_ours_and_the_papers(narrow: bool) -> None:
     rows = [
         {
             "arm": arm,
@@ -205,16 +208,57 @@ def test_claims_have_ours_and_the_papers() -> None:
         for q in range(40)
     ]
     frame = judge_claims(pd.DataFrame(rows), 50)
-    figure = figures.claims(frame)
+    figure = figures.claims(frame, narrow)
     points, percent = figure.axes
-    labels = [label.get_text() for label in points.get_yticklabels()]
-    assert len(labels) == 14 and labels[2] == "C3  supported" and labels[7] == "C8  not tested"
-    assert percent.get_yticklabels()[0].get_text() == "C15  supported"
-    assert xy(points, 5)[0].tolist() == [frame.loc[2, "effect"]] == [25.0]
-    assert points.lines[5].get_color() == figures.VERDICT_COLOURS["supported"]
-    paper = xy(points, 2 * 14)[0]
-    assert np.array_equal(paper, frame["paper_effect"].to_numpy()[:14], equal_nan=True)
+    words = [text.get_text() for text in points.texts]
+    assert len([word for word in words if word.startswith("C")]) == 14
+    third = words.index("C3  supported")
+    assert words[third + 1].startswith("+25.0 (") and words[third + 1].endswith(")  paper +2.0")
+    assert words[third + 2].replace("\n", " ") == frame.loc[2, "statement"]
+    eighth = words.index("C8  not tested")
+    assert words[eighth + 1] == "paper +7.3"
+    assert percent.texts[0].get_text() == "C15  supported" and percent.get_xlabel() == "effect (percent)"
+    # The effect of C3 and the paper's, one above the other, in the colour of the verdict.
+    (here,) = marked(points, "o", 25.0)
+    assert here.get_color() == figures.VERDICT_COLOURS["supported"]
+    (there,) = marked(points, "D", frame.loc[2, "paper_effect"])
+    assert here.get_ydata() == there.get_ydata()
+    readable(figure, figures.CLAIMS_NARROW if narrow else figures.WIDTH)
+    apart(figure)
+
+
+def test_a_large_effect_is_an_arrow_and_the_others_stay_apart() -> None:
+    frame = judge_claims(pd.DataFrame(columns=["arm", "mode"]), 10).head(12)
+    small = {
+        "effect": 0.2,
+        "effect_low": -0.3,
+        "effect_high": 0.7,
+        "paper_effect": 0.4,
+        "verdict": "undecided",
+    }
+    large = {"effect": -40.0, "effect_low": -44.0, "effect_high": -36.0, "verdict": "reversed"}
+    frame = frame.assign(**small)
+    frame.loc[3, list(large)] = list(large.values())
+    figure = figures.claims(frame)
+    (axis,) = figure.axes
+    assert axis.get_xlim()[1] < 2
+    assert len(marked(axis, "<", axis.get_xlim()[0])) == 2, "both ends of its interval"
+    assert [text.get_text() for text in figure.legends[0].texts][-1] == "beyond the axis"
     readable(figure)
+
+
+def apart(figure: Figure) -> None:
+    """What is written on the axes stays in the picture, and no text lies on another."""
+    boxes = [text.get_window_extent() for axis in figure.axes for text in axis.texts if text.get_text()]
+    assert boxes
+    for index, box in enumerate(boxes):
+        assert box.x0 >= 0 and box.x1 <= figure.bbox.x1
+        assert not any(box.overlaps(other) for other in boxes[:index])
+
+
+def marked(axis: Axes, marker: str, x: float) -> list[Line2D]:
+    lines = [line for line in axis.lines if line.get_marker() == marker]
+    return [line for line in lines if np.asarray(line.get_xdata()).tolist() == pytest.approx([x])]
 
 
 def test_latency_in_milliseconds() -> None:

@@ -19,7 +19,7 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from masters import book, reproduce
+from masters import reproduce
 from masters.files import ROOT
 from masters.provenance import record_provenance
 from masters.settings import NOTEBOOKS, profiles
@@ -290,15 +290,15 @@ def test_plan_says_minutes_and_limits() -> None:
 def test_claims_table_shows_text_as_text(
     example_claims: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    from masters import cli
+    from masters import claim_rows, cli
 
-    claims = book.read_claims(example_claims)
+    claims = claim_rows.read_claims(example_claims)
     hostile = [claim._replace(statement="[red]not markup[/] " + claim.statement) for claim in claims]
-    monkeypatch.setattr(book, "read_claims", lambda path: hostile)
+    monkeypatch.setattr(claim_rows, "read_claims", lambda path: hostile)
     monkeypatch.setenv("COLUMNS", "300")
     cli.claims("smoke")
     shown = capsys.readouterr().out
-    assert "[red]not markup[/]" in shown and "not supported" in shown and "-0.2 to 1.0" in shown
+    assert "[red]not markup[/]" in shown and "not supported" in shown and "-0.2 to +1.0" in shown
 
 
 # --- make ---------------------------------------------------------------------------------------------------

@@ -1,0 +1,129 @@
+"""The first page's result: how many claims came out how, as a picture and as a table, and how to get each.
+
+One idea: the page says of every claim what its file says, those that were not tested included, and beside it
+where the runs are shown and the commands that make them.
+"""
+
+import html
+import io
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import pandas as pd
+
+from masters import figures
+from masters.claim_rows import VERDICTS, ClaimRow
+from masters.files import write_atomic
+from masters.markup import Html, code, escaped, folded, link, plain, table
+from masters.settings import load_profile
+
+# The part of each notebook that a verdict rests on.
+RESULTS = "our-numbers-beside-the-paper-s"
+
+
+def headline(profile: str, frame: pd.DataFrame, picture: Path) -> str:
+    """What came out at a profile, as MyST.
+
+    Args:
+        profile: its name.
+        frame: the claims, of :func:`masters.claim_rows.read_frame`.
+        picture: where the picture is written, see :func:`drawn`.
+    """
+    settings = load_profile(profile)
+    rows = [
+        [
+            row["id"],
+            row["verdict"],
+            Html(escaped(row["statement"]) + how(profile, row, settings.seeds)),
+            effect(row),
+            with_unit(row["paper"], row["unit"]),
+        ]
+        for row in frame.to_dict("records")
+    ]
+    header = ["", "Verdict", "The paper says", Html("Ours<br>95 % interval"), "Paper"]
+    parts = [
+        f"This copy of the book was built at profile `{profile}`: {plain(settings.description)}",
+        f"Of the paper's {len(frame)} claims this profile tested {counts(frame)}.",
+        f"What it can show: {plain(settings.shows)}",
+        f"What it cannot: {plain(settings.cannot_show)}",
+        drawn(frame, picture),
+        table(header, rows),
+        f"The table as {link('claims.csv', 'a file')} has the margin of each claim too, and what limits it.",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def counts(frame: pd.DataFrame) -> str:
+    """How many claims were tested and what came out, in words."""
+    number = {verdict: int((frame["verdict"] == verdict).sum()) for verdict in VERDICTS}
+    tested = len(frame) - number.pop("not tested")
+    return f"{tested}: " + ", ".join(f"**{count} {verdict}**" for verdict, count in number.items())
+
+
+def drawn(frame: pd.DataFrame, path: Path) -> Html:
+    """Draw the claims, for wide and for narrow screens; the same bytes for the same claims.
+
+    Args:
+        frame: the claims.
+        path: of the wide picture, an SVG file in the folder that is copied to where the page is; the narrow
+            one is beside it.
+
+    Returns:
+        What shows the one that fits, with all of it in words for those who cannot see it.
+    """
+    narrow = path.with_stem(f"{path.stem}-narrow")
+    for file, slim in ((path, False), (narrow, True)):
+        text = io.StringIO()
+        with matplotlib.rc_context({"svg.hashsalt": file.stem}):
+            figures.claims(frame, slim).savefig(text, format="svg", metadata={"Date": None})
+        write_atomic(file, text.getvalue())
+    told = ["The effect of each claim here beside the paper's."]
+    for row in frame.to_dict("records"):
+        ours = f"{with_unit(row['ours'], row['unit'])}, 95 % interval {interval(row)}" if row["ours"] else ""
+        paper = f"paper {with_unit(row['paper'], row['unit'])}" if row["paper"] else "no figure in the paper"
+        told.append(f"{row['id']} {row['verdict']}: {', '.join(filter(None, (ours, paper)))}.")
+    wide = f'<img src="{path.name}" alt="{html.escape(" ".join(told))}">'
+    slim_source = f'<source media="(max-width: 600px)" srcset="{narrow.name}">'
+    return Html(f'<div class="claims"><picture>{slim_source}{wide}</picture></div>')
+
+
+def how(profile: str, row: Mapping[Any, Any], seeds: int, rows: Html | None = None) -> Html:
+    """Where a verdict comes from: the notebook that shows its runs, and the commands that make them.
+
+    Args:
+        profile: that was run.
+        row: of the claims; those without arms are never tested here.
+        seeds: how many seeds were run.
+        rows: a link to the rows, where there is one.
+    """
+    shown = row["where"]
+    lines = ["Shown in " + link(f"notebooks/{shown}.html#{RESULTS}", shown.replace("_", " ")) + "."]
+    if rows:
+        lines.append(rows)
+    arms = [arm for arm in dict.fromkeys((row["treatment"], row["control"])) if arm]
+    if not arms:
+        lines.append("No arm of this project tests it.")
+    for name in arms:
+        lines.append(code(f"masters train {shlex.join([profile, name])} --seed 0"))
+    if arms and seeds > 1:
+        lines.append(f"Seeds: 0 to {seeds - 1}.")
+    return folded("rows and commands", Html("<br>".join(map(str, lines))))
+
+
+def effect(row: Mapping[Any, Any]) -> Html:
+    """Our effect and below it its 95 % interval; nothing where nothing was measured."""
+    measured = with_unit(row["ours"], row["unit"])
+    return Html(f"{escaped(measured)}<br>{escaped(interval(row))}") if measured else Html()
+
+
+def interval(row: Mapping[Any, Any]) -> str:
+    """The 95 % interval in words, empty where there is none."""
+    return ClaimRow(*(row[name] for name in ClaimRow._fields)).interval
+
+
+def with_unit(value: str, unit: str) -> str:
+    """A number with its unit; nothing where there is no number."""
+    return value and f"{value} {unit}"

@@ -1,0 +1,231 @@
+"""The page of the study: what the tracked files of the long run say, the claims first, then what is behind.
+
+``masters.study`` writes the files into ``data/results/study``. This module reads them and computes nothing
+but means over seeds. What is not there yet is named, so that a study half done reads as one.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from masters.arms import CHANGES
+from masters.claim_rows import read_frame
+from masters.claims_page import counts, drawn, effect, how, with_unit
+from masters.files import ROOT
+from masters.markup import Html, code, escaped, folded, link, table
+from masters.settings import load_profile, profiles
+
+STUDY = ROOT / "data" / "results" / "study"
+PROFILE = "study"
+FILES = ("claims.csv", "runs.csv", "trials.csv", "tasks.csv", "registers.csv", "machine.json")
+
+# Columns of runs.csv: what stands above the mean, what it is multiplied by, decimals.
+MEASURES = {
+    "accuracy": ("Greedy accuracy, %", 100, 1),
+    "sampled_accuracy": ("Sampled accuracy, %", 100, 1),
+    "tokens": ("Tokens a response", 1, 1),
+    "kl": ("KL to the base student, nats", 1, 3),
+    "seconds": ("Seconds of training", 1, 0),
+}
+
+
+def study_page(folder: Path, profile: str, own: pd.DataFrame, picture: Path) -> str:
+    """The study's claims beside those of the reader's own run, its arms, its tuning and its machine, as MyST.
+
+    Args:
+        folder: with those of ``FILES`` that are there.
+        profile: that the reader ran.
+        own: its claims, of :func:`masters.claim_rows.read_frame`.
+        picture: where the picture is written, see :func:`masters.claims_page.drawn`.
+
+    Raises:
+        ValueError: a file lacks a column.
+    """
+    missing = [name for name in FILES if not (folder / name).is_file()]
+    if len(missing) == len(FILES):
+        return "**There is no study in this copy:** `data/results/study` is empty. `make study` runs it.\n"
+    parts = []
+    if missing:
+        parts.append(
+            f"**The study is not finished.** Not there yet: {', '.join(missing)}. `make study` goes on."
+        )
+    runs = pd.DataFrame(columns=["arm"])
+    if "runs.csv" not in missing:
+        runs = _read(folder / "runs.csv", "arm", "seed", "key", *MEASURES)
+    if "claims.csv" not in missing:
+        parts += _claims(read_frame(folder / "claims.csv", study=True), runs, profile, own, picture)
+    if len(runs):
+        parts += [
+            "## The arms",
+            "Means over the seeds, and the standard deviation between them.",
+            _arms(runs),
+        ]
+    if "tasks.csv" not in missing:
+        parts.append(folded("By task", _tasks(folder / "tasks.csv")))
+    if "registers.csv" not in missing:
+        parts.append(folded("By register of the answer", _registers(folder / "registers.csv")))
+    if "trials.csv" not in missing:
+        parts += ["## The trials", "Accuracies on the validation split, of which no verdict knows."]
+        parts.append(folded("All trials", _trials(folder / "trials.csv")))
+    if "machine.json" not in missing:
+        parts += ["## Where it ran", _machine(folder / "machine.json")]
+    return "\n\n".join(parts) + "\n"
+
+
+def study_sentence(folder: Path) -> str:
+    """What the study found, for the first page; nothing where there is none."""
+    if not (folder / "claims.csv").is_file():
+        return ""
+    frame = read_frame(folder / "claims.csv", study=True)
+    words = f"Of the paper's {len(frame)} claims [the study](study), a longer run, tested {counts(frame)}."
+    return f"{words} {_seeds(frame['seeds'].dropna())}\n\n"
+
+
+def _claims(
+    frame: pd.DataFrame, runs: pd.DataFrame, profile: str, own: pd.DataFrame, picture: Path
+) -> list[str]:
+    verdicts = {row["id"]: f"{row['verdict']} {row['ours']}".strip() for row in own.to_dict("records")}
+    rows = []
+    for row in frame.to_dict("records"):
+        unit = row["unit"]
+        seeds = 0 if np.isnan(row["seeds"]) else int(row["seeds"])
+        rows.append(
+            [
+                row["id"],
+                row["verdict"],
+                Html(escaped(row["statement"]) + how(PROFILE, row, seeds, _behind(row, set(runs["arm"])))),
+                effect(row),
+                _p_value(row["p_holm"]),
+                with_unit(_number(row["smallest"], 1), unit),
+                str(seeds or ""),
+                with_unit(row["paper"], unit),
+                verdicts.get(row["id"], ""),
+            ]
+        )
+    header = ["", "Verdict", "The paper says", Html("Effect<br>95 % interval"), Html("p<br>(Holm)")]
+    header += [Html("Smallest<br>detectable"), "Seeds", "Paper", f"Your run ({profile})"]
+    return [
+        f"Of the paper's {len(frame)} claims the study tested {counts(frame)}.",
+        _seeds(frame["seeds"].dropna()),
+        drawn(frame, picture),
+        table(header, rows),
+        f"The table as {link('study/claims.csv', 'a file')}.",
+    ]
+
+
+def _seeds(done: pd.Series) -> str:
+    """How many seeds there are, and whether that is all."""
+    if done.empty:
+        return "No claim has a seed yet."
+    fewest, most = int(done.min()), int(done.max())
+    words = f"Seeds of each arm: {fewest}." if fewest == most else f"Seeds of an arm: {fewest} to {most}."
+    planned = load_profile(PROFILE).seeds if PROFILE in profiles() else fewest
+    if fewest < planned:
+        words += f" **The study is not finished:** {planned} are planned, and a verdict may still change."
+    return words
+
+
+def _behind(row: Mapping[Any, Any], arms: set[str]) -> Html | None:
+    """Links to the runs of a claim's arms, as far as they are there."""
+    links = [link(f"#{_anchor(arm)}", arm) for arm in (row["treatment"], row["control"]) if arm in arms]
+    return Html(f"Rows: {', '.join(links)}, in {link('study/runs.csv', 'runs.csv')}.") if links else None
+
+
+def _arms(runs: pd.DataFrame) -> Html:
+    rows = []
+    for arm, of_arm in runs.groupby("arm", sort=False):
+        name = str(arm)
+        words = CHANGES[name][0] if name in CHANGES else ""
+        each = "<br>".join(
+            f"seed {seed}: {_number(100 * accuracy, 1)} %, {code(str(key))}"
+            for seed, accuracy, key in of_arm[["seed", "accuracy", "key"]].itertuples(index=False)
+        )
+        rows.append(
+            [
+                Html(f'<span id="{_anchor(name)}">{code(name)}</span> {escaped(words)}'),
+                *(_spread(scale * of_arm[column], digits) for column, (_, scale, digits) in MEASURES.items()),
+                folded(str(len(of_arm)), Html(each)),
+            ]
+        )
+    return table(["Arm", *(words for words, *_ in MEASURES.values()), "Runs"], rows)
+
+
+def _tasks(path: Path) -> Html:
+    frame = _read(path, "arm", "mode", "task", "correct")
+    wide = frame.pivot_table(index=["arm", "mode"], columns="task", values="correct", sort=False)
+    rows = [
+        [*map(str, names), *map(_percent, values)]
+        for names, values in zip(wide.index, wide.to_numpy(), strict=True)
+    ]
+    return table(["Arm", "Answers", *(f"{task}, %" for task in wide.columns)], rows)
+
+
+def _registers(path: Path) -> Html:
+    names = ["arm", "mode", "register", "share", "correct", "tokens"]
+    rows = [
+        [str(arm), str(mode), str(register), _percent(share), _percent(correct), _number(tokens, 1)]
+        for arm, mode, register, share, correct, tokens in _read(path, *names)[names].itertuples(index=False)
+    ]
+    return table(["Arm", "Answers", "Register", "Share, %", "Right, %", "Tokens"], rows)
+
+
+def _trials(path: Path) -> Html:
+    names = ["arm", "learning_rate", "policy_weight", "accuracy", "sampled_accuracy", "chosen"]
+    rows = [
+        [
+            str(arm),
+            *("" if np.isnan(setting) else f"{setting:g}" for setting in (rate, weight)),
+            _percent(greedy),
+            _percent(sampled),
+            "chosen" if chosen else "",
+        ]
+        for arm, rate, weight, greedy, sampled, chosen in _read(path, *names)[names].itertuples(index=False)
+    ]
+    header = ["Arm", "Learning rate", "Policy weight", "Greedy accuracy, %", "Sampled accuracy, %", ""]
+    return table(header, rows)
+
+
+def _machine(path: Path) -> Html:
+    about = json.loads(path.read_text(encoding="utf-8"))
+    return table(["", ""], [[name.replace("_", " "), _words(value)] for name, value in about.items()])
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_words(part)}" for name, part in value.items())
+    return ", ".join(map(_words, value)) if isinstance(value, list) else str(value)
+
+
+def _read(path: Path, *columns: str) -> pd.DataFrame:
+    frame = pd.read_csv(path)
+    if lacking := sorted(set(columns) - set(frame)):
+        raise ValueError(f"{path} has no column {', '.join(lacking)}: delete it and run `make study`")
+    return frame
+
+
+def _anchor(arm: str) -> str:
+    return "arm-" + re.sub(r"[^A-Za-z0-9]+", "-", arm)
+
+
+def _spread(values: pd.Series, digits: int) -> str:
+    """The mean, and the standard deviation where there is more than one value."""
+    known = values.dropna()
+    mean = _number(known.mean(), digits)
+    return f"{mean} ± {_number(known.std(), digits)}" if len(known) > 1 else mean
+
+
+def _number(value: float, digits: int) -> str:
+    return "" if np.isnan(value) else f"{value:.{digits}f}"
+
+
+def _percent(value: float) -> str:
+    return _number(100 * value, 1)
+
+
+def _p_value(p: float) -> str:
+    return "under 0.001" if p < 0.001 else _number(p, 3)

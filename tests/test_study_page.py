@@ -1,0 +1,111 @@
+"""The page of the study: what its files say, whichever of them are there."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from claim_lines import HOSTILE, claim_line, write_lines
+
+from masters import study_page
+from masters.claim_rows import VERDICTS, read_frame
+
+ADDED = {"p": "0.01", "p_holm": "0.04", "smallest": "0.74", "seeds": "3"}
+UNTESTED = dict.fromkeys(ADDED, "")
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> pd.DataFrame:
+    path = tmp_path / "own.csv"
+    write_lines(path, [claim_line(1, "reversed", ours="-2.5")])
+    return read_frame(path)
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    folder = tmp_path / "study"
+    folder.mkdir()
+    lines = [claim_line(n, v) | (UNTESTED if v == "not tested" else ADDED) for n, v in enumerate(VERDICTS, 1)]
+    lines[1]["p_holm"] = "0.0004"
+    write_lines(folder / "claims.csv", lines)
+    runs = [("masters", 0, 0.70), ("masters", 1, 0.72), ("masters", 2, 0.74), ("r_max=0.4", 0, 0.5)]
+    pd.DataFrame(runs, columns=["arm", "seed", "accuracy"]).assign(
+        key="<k>", sampled_accuracy=0.25, tokens=4.0, kl=float("nan"), seconds=60.4, commit="c0ffee"
+    ).to_csv(folder / "runs.csv", index=False)
+    trials = [("masters", 1e-4, 0.1, 0.61, False), ("masters", 3e-5, None, 0.625, True)]
+    pd.DataFrame(trials, columns=["arm", "learning_rate", "policy_weight", "accuracy", "chosen"]).assign(
+        sampled_accuracy=0.5
+    ).to_csv(folder / "trials.csv", index=False)
+    tasks = [
+        ("masters", mode, task, 0.5) for mode in ("greedy", "sampled") for task in ("digits", "<b>charts")
+    ]
+    pd.DataFrame(tasks, columns=["arm", "mode", "task", "correct"]).to_csv(folder / "tasks.csv", index=False)
+    registers = [("masters", "greedy", "bare", 0.25, 0.875, 2.0)]
+    pd.DataFrame(registers, columns=["arm", "mode", "register", "share", "correct", "tokens"]).to_csv(
+        folder / "registers.csv", index=False
+    )
+    machine = {"commit": "c0ffee", "cores": 2, "processor": "<x86>", "packages": {"torch": "2"}}
+    (folder / "machine.json").write_text(json.dumps(machine))
+    return folder
+
+
+def page(study: Path, own: pd.DataFrame) -> str:
+    return study_page.study_page(study, "mini", own, study / "study.svg")
+
+
+def test_the_page_says_what_the_files_say(study: Path, own: pd.DataFrame) -> None:
+    text = page(study, own)
+    assert "Of the paper's 5 claims the study tested 4: **1 supported**, **1 not supported**" in text
+    assert "Seeds of each arm: 3." in text
+    # Effect, interval, adjusted p, smallest detectable effect, seeds, paper, the reader's own run.
+    cells = ["+0.4 points<br>-0.2 to +1.0", "0.040", "0.7 points", "3", "+1.3 points", "reversed -2.5"]
+    assert "".join(f"<td>{cell}</td>" for cell in cells) in text and "<th>Your run (mini)</th>" in text
+    assert "<td>under 0.001</td>" in text
+    assert "<td>72.0 ± 2.0</td><td>25.0 ± 0.0</td><td>4.0 ± 0.0</td><td></td><td>60 ± 0</td>" in text
+    assert "<td>50.0</td><td>25.0</td>" in text, "one run has no spread"
+    assert "<td>masters</td><td>3e-05</td><td></td><td>62.5</td><td>50.0</td><td>chosen</td>" in text
+    assert "<td>masters</td><td>greedy</td><td>bare</td><td>25.0</td><td>87.5</td><td>2.0</td>" in text
+    assert "<td>c0ffee</td>" in text and "<td>torch 2</td>" in text
+    assert "not finished" not in text
+    assert (study / "study.svg").is_file()
+
+
+def test_a_verdict_leads_to_its_rows_and_commands(study: Path, own: pd.DataFrame) -> None:
+    text = page(study, own)
+    for anchor in ("arm-masters", "arm-r-max-0-4"):
+        assert f'id="{anchor}"' in text and f'href="#{anchor}"' in text
+    assert "<code>masters train study masters --seed 0</code>" in text and "Seeds: 0 to 2." in text
+
+
+def test_what_the_files_hold_is_text(study: Path, own: pd.DataFrame) -> None:
+    text = page(study, own)
+    assert "&lt;x86&gt;" in text and "&lt;k&gt;" in text and "&lt;b&gt;charts" in text
+    assert "<b>" not in text and HOSTILE not in text
+
+
+def test_nothing_there(tmp_path: Path, own: pd.DataFrame) -> None:
+    assert "There is no study in this copy" in page(tmp_path / "nowhere", own)
+    assert study_page.study_sentence(tmp_path) == ""
+
+
+@pytest.mark.parametrize("name", study_page.FILES)
+def test_a_file_that_is_not_there_is_named(study: Path, own: pd.DataFrame, name: str) -> None:
+    (study / name).unlink()
+    text = page(study, own)
+    assert f"**The study is not finished.** Not there yet: {name}. `make study` goes on." in text
+
+
+def test_fewer_seeds_than_planned(study: Path, own: pd.DataFrame, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Planned:
+        seeds = 10
+
+    monkeypatch.setattr(study_page, "profiles", lambda: ["study"])
+    monkeypatch.setattr(study_page, "load_profile", lambda name: Planned)
+    assert "**The study is not finished:** 10 are planned" in page(study, own)
+    assert "10 are planned" in study_page.study_sentence(study)
+
+
+def test_a_file_of_another_shape(study: Path, own: pd.DataFrame) -> None:
+    (study / "trials.csv").write_text("arm,accuracy\n")
+    with pytest.raises(ValueError, match="no column chosen, learning_rate, policy_weight, sampled_accuracy"):
+        page(study, own)
