@@ -34,7 +34,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from masters.book import ClaimRow
+from masters.claim_rows import ClaimRow
 from masters.comparisons import Comparison, measured_with_seeds
 from masters.evidence import Evidence, components, rewards, source, variants
 from masters.files import write_atomic

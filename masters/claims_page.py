@@ -7,12 +7,13 @@ where the runs are shown and the commands that make them.
 import html
 import io
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import pandas as pd
+from matplotlib.figure import Figure
 
 from masters import figures
 from masters.claim_rows import VERDICTS, ClaimRow
@@ -37,7 +38,7 @@ def headline(profile: str, frame: pd.DataFrame, picture: Path) -> str:
         [
             row["id"],
             row["verdict"],
-            Html(escaped(row["statement"]) + how(profile, row, settings.seeds)),
+            Html(escaped(row["statement"]) + how(row, commands(profile, row, settings.seeds))),
             effect(row),
             with_unit(row["paper"], row["unit"]),
         ]
@@ -76,10 +77,7 @@ def drawn(frame: pd.DataFrame, path: Path) -> Html:
     """
     narrow = path.with_stem(f"{path.stem}-narrow")
     for file, slim in ((path, False), (narrow, True)):
-        text = io.StringIO()
-        with matplotlib.rc_context({"svg.hashsalt": file.stem}):
-            figures.claims(frame, slim).savefig(text, format="svg", metadata={"Date": None})
-        write_atomic(file, text.getvalue())
+        write_svg(figures.claims(frame, slim), file)
     told = ["The effect of each claim here beside the paper's."]
     for row in frame.to_dict("records"):
         ours = f"{with_unit(row['ours'], row['unit'])}, 95 % interval {interval(row)}" if row["ours"] else ""
@@ -90,27 +88,35 @@ def drawn(frame: pd.DataFrame, path: Path) -> Html:
     return Html(f'<div class="claims"><picture>{slim_source}{wide}</picture></div>')
 
 
-def how(profile: str, row: Mapping[Any, Any], seeds: int, rows: Html | None = None) -> Html:
+def write_svg(figure: Figure, path: Path) -> None:
+    """The same bytes for the same picture."""
+    text = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": path.stem}):
+        figure.savefig(text, format="svg", metadata={"Date": None})
+    write_atomic(path, text.getvalue())
+
+
+def how(row: Mapping[Any, Any], made_by: Sequence[str], rows: Html | None = None) -> Html:
     """Where a verdict comes from: the notebook that shows its runs, and the commands that make them.
 
     Args:
-        profile: that was run.
         row: of the claims; those without arms are never tested here.
-        seeds: how many seeds were run.
+        made_by: the commands.
         rows: a link to the rows, where there is one.
     """
     shown = row["where"]
     lines = ["Shown in " + link(f"notebooks/{shown}.html#{RESULTS}", shown.replace("_", " ")) + "."]
     if rows:
         lines.append(rows)
-    arms = [arm for arm in dict.fromkeys((row["treatment"], row["control"])) if arm]
-    if not arms:
-        lines.append("No arm of this project tests it.")
-    for name in arms:
-        lines.append(code(f"masters train {shlex.join([profile, name])} --seed 0"))
-    if arms and seeds > 1:
-        lines.append(f"Seeds: 0 to {seeds - 1}.")
+    lines += map(code, made_by) if row["treatment"] else ["No arm of this project tests it."]
     return folded("rows and commands", Html("<br>".join(map(str, lines))))
+
+
+def commands(profile: str, row: Mapping[Any, Any], seeds: int) -> list[str]:
+    """What makes the runs of a claim at a profile."""
+    arms = dict.fromkeys((row["treatment"], row["control"]))
+    each = " for each seed below " + str(seeds) if seeds > 1 else ""
+    return [f"masters train {shlex.join([profile, name])} --seed 0{each and '  #' + each}" for name in arms]
 
 
 def effect(row: Mapping[Any, Any]) -> Html:

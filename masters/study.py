@@ -197,6 +197,8 @@ class Study:
                 key=[self.key(setting, 0, "validation") for setting in settings],
             )
             self._add("trials.csv", rows[list(TRIAL)], ["setting"])
+            with self._lock:
+                self._write("trials.csv", self.tried)
 
     def run(self, replicates: Iterable[int] | None = None) -> None:
         """Run what is missing and keep it in the tables every few runs.

@@ -12,17 +12,20 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
 from masters.arms import CHANGES
 from masters.claim_rows import read_frame
-from masters.claims_page import counts, drawn, effect, how, with_unit
+from masters.claims_page import counts, drawn, effect, how, with_unit, write_svg
 from masters.files import ROOT
 from masters.markup import Html, code, escaped, folded, link, table
-from masters.settings import load_profile, profiles
+from masters.settings import load_study
+from masters.study_figures import effect_map, effects, sweep
 
 STUDY = ROOT / "data" / "results" / "study"
-PROFILE = "study"
-FILES = ("claims.csv", "runs.csv", "trials.csv", "tasks.csv", "registers.csv", "machine.json")
+FILES = (
+    *("claims.csv", "runs.csv", "ladder.csv", "trials.csv", "tasks.csv", "registers.csv", "machine.json"),
+)
 
 # Columns of runs.csv: what stands above the mean, what it is multiplied by, decimals.
 MEASURES = {
@@ -56,15 +59,17 @@ def study_page(folder: Path, profile: str, own: pd.DataFrame, picture: Path) -> 
         )
     runs = pd.DataFrame(columns=["arm"])
     if "runs.csv" not in missing:
-        runs = _read(folder / "runs.csv", "arm", "seed", "key", *MEASURES)
+        runs = _read(folder / "runs.csv", "arm", "replicate", "key", *MEASURES)
     if "claims.csv" not in missing:
         parts += _claims(read_frame(folder / "claims.csv", study=True), runs, profile, own, picture)
     if len(runs):
         parts += [
             "## The arms",
-            "Means over the seeds, and the standard deviation between them.",
+            "Means over the replicates, and the standard deviation between them.",
             _arms(runs),
         ]
+    if len(runs) and "ladder.csv" not in missing:
+        parts += _beyond(runs, pd.read_csv(folder / "ladder.csv"), picture)
     if "tasks.csv" not in missing:
         parts.append(folded("By task", _tasks(folder / "tasks.csv")))
     if "registers.csv" not in missing:
@@ -98,7 +103,7 @@ def _claims(
             [
                 row["id"],
                 row["verdict"],
-                Html(escaped(row["statement"]) + how(PROFILE, row, seeds, _behind(row, set(runs["arm"])))),
+                Html(escaped(row["statement"]) + how(row, ["make study"], _behind(row, set(runs["arm"])))),
                 effect(row),
                 _p_value(row["p_holm"]),
                 with_unit(_number(row["smallest"], 1), unit),
@@ -124,10 +129,34 @@ def _seeds(done: pd.Series) -> str:
         return "No claim has a seed yet."
     fewest, most = int(done.min()), int(done.max())
     words = f"Seeds of each arm: {fewest}." if fewest == most else f"Seeds of an arm: {fewest} to {most}."
-    planned = load_profile(PROFILE).seeds if PROFILE in profiles() else fewest
-    if fewest < planned:
-        words += f" **The study is not finished:** {planned} are planned, and a verdict may still change."
+    plan, _ = load_study()
+    if fewest < plan.few_seeds or most < plan.seeds:
+        words += (
+            f" **The study is not finished:** {plan.seeds} are planned for the main arms, {plan.few_seeds} "
+            "for the others, and a verdict may still change. With one seed an interval speaks about other "
+            "questions only, with two it is too narrow."
+        )
     return words
+
+
+def _beyond(runs: pd.DataFrame, ladder: pd.DataFrame, picture: Path) -> list[str]:
+    """The pictures of what is no claim, as far as their arms were run."""
+    parts = []
+    _, profile = load_study()
+    map_of_effects = effects(runs, ladder, profile.distillation.r_max)
+    if len(map_of_effects):
+        words = "The effect of masking and of the rewards along each axis, every replicate and the mean."
+        parts += ["## Where the parts help", _picture(effect_map(map_of_effects), picture, "map", words)]
+    if runs["arm"].str.contains(r"\+learning_rate=").any():
+        words = "Accuracy, length of the answers and KL to the student before training at each learning rate."
+        parts += ["## Decades of the learning rate", _picture(sweep(runs), picture, "sweep", words)]
+    return parts
+
+
+def _picture(figure: Figure, beside: Path, name: str, words: str) -> Html:
+    path = beside.with_stem(f"{beside.stem}-{name}")
+    write_svg(figure, path)
+    return Html(f'<div class="claims"><img src="{path.name}" alt="{escaped(words)}"></div>')
 
 
 def _behind(row: Mapping[Any, Any], arms: set[str]) -> Html | None:
@@ -142,8 +171,8 @@ def _arms(runs: pd.DataFrame) -> Html:
         name = str(arm)
         words = CHANGES[name][0] if name in CHANGES else ""
         each = "<br>".join(
-            f"seed {seed}: {_number(100 * accuracy, 1)} %, {code(str(key))}"
-            for seed, accuracy, key in of_arm[["seed", "accuracy", "key"]].itertuples(index=False)
+            f"replicate {replicate}: {_number(100 * accuracy, 1)} %, {code(str(key))}"
+            for replicate, accuracy, key in of_arm[["replicate", "accuracy", "key"]].itertuples(index=False)
         )
         rows.append(
             [
@@ -166,10 +195,11 @@ def _tasks(path: Path) -> Html:
 
 
 def _registers(path: Path) -> Html:
-    names = ["arm", "mode", "register", "share", "correct", "tokens"]
+    names, values = ["arm", "mode", "register"], ["share", "correct", "tokens"]
+    means = _read(path, *names, *values).groupby(names, sort=False)[values].mean().reset_index()
     rows = [
         [str(arm), str(mode), str(register), _percent(share), _percent(correct), _number(tokens, 1)]
-        for arm, mode, register, share, correct, tokens in _read(path, *names)[names].itertuples(index=False)
+        for arm, mode, register, share, correct, tokens in means.itertuples(index=False)
     ]
     return table(["Arm", "Answers", "Register", "Share, %", "Right, %", "Tokens"], rows)
 

@@ -9,6 +9,7 @@ from claim_lines import HOSTILE, claim_line, write_lines
 
 from masters import study_page
 from masters.claim_rows import VERDICTS, read_frame
+from masters.settings import load_study
 
 ADDED = {"p": "0.01", "p_holm": "0.04", "smallest": "0.74", "seeds": "3"}
 UNTESTED = dict.fromkeys(ADDED, "")
@@ -29,7 +30,7 @@ def study(tmp_path: Path) -> Path:
     lines[1]["p_holm"] = "0.0004"
     write_lines(folder / "claims.csv", lines)
     runs = [("masters", 0, 0.70), ("masters", 1, 0.72), ("masters", 2, 0.74), ("r_max=0.4", 0, 0.5)]
-    pd.DataFrame(runs, columns=["arm", "seed", "accuracy"]).assign(
+    pd.DataFrame(runs, columns=["arm", "replicate", "accuracy"]).assign(
         key="<k>", sampled_accuracy=0.25, tokens=4.0, kl=float("nan"), seconds=60.4, commit="c0ffee"
     ).to_csv(folder / "runs.csv", index=False)
     trials = [("masters", 1e-4, 0.1, 0.61, False), ("masters", 3e-5, None, 0.625, True)]
@@ -40,9 +41,13 @@ def study(tmp_path: Path) -> Path:
         ("masters", mode, task, 0.5) for mode in ("greedy", "sampled") for task in ("digits", "<b>charts")
     ]
     pd.DataFrame(tasks, columns=["arm", "mode", "task", "correct"]).to_csv(folder / "tasks.csv", index=False)
-    registers = [("masters", "greedy", "bare", 0.25, 0.875, 2.0)]
+    registers = [("masters", "greedy", "bare", share, 0.875, 2.0) for share in (0.2, 0.3)]
     pd.DataFrame(registers, columns=["arm", "mode", "register", "share", "correct", "tokens"]).to_csv(
         folder / "registers.csv", index=False
+    )
+    ladder = [(model, size, 0) for model, size in (("student", 10), ("large", 60))]
+    pd.DataFrame(ladder, columns=["model", "parameters", "replicate"]).to_csv(
+        folder / "ladder.csv", index=False
     )
     machine = {"commit": "c0ffee", "cores": 2, "processor": "<x86>", "packages": {"torch": "2"}}
     (folder / "machine.json").write_text(json.dumps(machine))
@@ -66,7 +71,6 @@ def test_the_page_says_what_the_files_say(study: Path, own: pd.DataFrame) -> Non
     assert "<td>masters</td><td>3e-05</td><td></td><td>62.5</td><td>50.0</td><td>chosen</td>" in text
     assert "<td>masters</td><td>greedy</td><td>bare</td><td>25.0</td><td>87.5</td><td>2.0</td>" in text
     assert "<td>c0ffee</td>" in text and "<td>torch 2</td>" in text
-    assert "not finished" not in text
     assert (study / "study.svg").is_file()
 
 
@@ -74,7 +78,7 @@ def test_a_verdict_leads_to_its_rows_and_commands(study: Path, own: pd.DataFrame
     text = page(study, own)
     for anchor in ("arm-masters", "arm-r-max-0-4"):
         assert f'id="{anchor}"' in text and f'href="#{anchor}"' in text
-    assert "<code>masters train study masters --seed 0</code>" in text and "Seeds: 0 to 2." in text
+    assert "<code>make study</code>" in text
 
 
 def test_what_the_files_hold_is_text(study: Path, own: pd.DataFrame) -> None:
@@ -96,13 +100,26 @@ def test_a_file_that_is_not_there_is_named(study: Path, own: pd.DataFrame, name:
 
 
 def test_fewer_seeds_than_planned(study: Path, own: pd.DataFrame, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Planned:
-        seeds = 10
+    plan, profile = load_study()
+    assert f"**The study is not finished:** {plan.seeds} are planned" in page(study, own)
+    assert f"{plan.seeds} are planned" in study_page.study_sentence(study)
+    enough = plan.model_copy(update={"seeds": 3, "few_seeds": 3})
+    monkeypatch.setattr(study_page, "load_study", lambda: (enough, profile))
+    assert "not finished" not in page(study, own)
 
-    monkeypatch.setattr(study_page, "profiles", lambda: ["study"])
-    monkeypatch.setattr(study_page, "load_profile", lambda name: Planned)
-    assert "**The study is not finished:** 10 are planned" in page(study, own)
-    assert "10 are planned" in study_page.study_sentence(study)
+
+def test_the_pictures_of_what_is_no_claim(study: Path, own: pd.DataFrame) -> None:
+    assert "Where the parts help" not in page(study, own)
+    runs = pd.read_csv(study / "runs.csv")
+    more = [
+        runs.assign(arm=name)
+        for name in ("masked", "naive_multi", "masters+learning_rate=1e-04", "masked+learning_rate=1e-04")
+    ]
+    pd.concat([runs, *more]).drop_duplicates(["arm", "replicate"]).to_csv(study / "runs.csv", index=False)
+    text = page(study, own)
+    for name, heading in (("map", "Where the parts help"), ("sweep", "Decades of the learning rate")):
+        assert f"## {heading}" in text and f'<img src="study-{name}.svg" alt="' in text
+        assert (study / f"study-{name}.svg").is_file()
 
 
 def test_a_file_of_another_shape(study: Path, own: pd.DataFrame) -> None:
