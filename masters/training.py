@@ -13,6 +13,7 @@ import logging
 import math
 import shutil
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from torch.utils.data import SequentialSampler
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from masters import adapters, distributed, fitting, memory
+from masters.attention import flex_attention
 from masters.batches import Collator, Examples
 from masters.health import Diverged, reason_to_stop, term_norms
 from masters.logits import Logits, dense
@@ -180,7 +182,8 @@ def train(
     level = _quiet.level
     _quiet.setLevel(logging.ERROR)
     try:
-        trainer.train(resume_from_checkpoint=distributed.from_main(lambda: last_checkpoint(folder)))
+        with flex_attention([adapters.whole(trained), *models[1:]]) if readable.flex else nullcontext():
+            trainer.train(resume_from_checkpoint=distributed.from_main(lambda: last_checkpoint(folder)))
     except RuntimeError as error:
         if not memory.is_full(error):
             raise
