@@ -20,6 +20,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 LAUNCH = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -145,10 +146,25 @@ def name_layers(model: nn.Module) -> None:
 
     Left to itself it refuses a model whose list names more than the model has, as that of LLaVA does.
     """
+    if wanted := _units(model):
+        os.environ.setdefault("FSDP_TRANSFORMER_CLS_TO_WRAP", ",".join(sorted(wanted)))
+
+
+def shard(model: nn.Module) -> None:
+    """Spread the weights of a model that is only read over all processes (FSDP2), for good.
+
+    Every process must hold the same weights, and read the model when the others do.
+    """
+    wanted = _units(model)
+    for module in [module for module in model.modules() if type(module).__name__ in wanted]:
+        fully_shard(module)
+    fully_shard(model, reshard_after_forward=True)
+
+
+def _units(model: nn.Module) -> set[str]:
+    """The classes of layers that are whole one at a time."""
     present = {type(module).__name__ for module in model.modules()}
-    wanted = sorted(present & set(getattr(model, "_no_split_modules", None) or ()))
-    if wanted:
-        os.environ.setdefault("FSDP_TRANSFORMER_CLS_TO_WRAP", ",".join(wanted))
+    return present & set(getattr(model, "_no_split_modules", None) or ())
 
 
 def inside_forward(wrapper: nn.Module, inner: nn.Module, compute: Callable[[Any], Any], batch: Any) -> Any:

@@ -3,7 +3,8 @@
 A packed row needs a model that takes a mask of its own for every row and has no other way from one response
 to the next (a window over the row, a recurrent state). That is asked of the model, not of a list of names:
 one question with two responses is read packed and a row a response, and the logits have to be the same up to
-the rounding of the weights' type. Where they are not, the run goes on with one row a response.
+the rounding of the weights' type. Where they are not, the run goes on with one row a response. On a GPU the
+packed row is tried with FlexAttention first (:mod:`masters.attention`).
 
 How many image tokens a picture needs is asked of the model too, once for each kind of picture, since a prompt
 with too few or too many would see its picture shifted or the picture of another question.
@@ -12,6 +13,7 @@ with too few or too many would see its picture shifted or the picture of another
 import math
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +21,8 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from masters.packing import PackedBatch, pack, response_logits
+from masters.attention import FLEX, flex_attention, may_flex
+from masters.packing import pack, response_logits
 from masters.questions import Questions
 
 # Largest difference of the logits of a token, as a share of their norm; a wrong mask or position gives more.
@@ -37,12 +40,14 @@ class Fit:
         image_token: its id.
         image_tokens: for each question, how many of them its prompt needs; None where the models do not say.
         positions: tokens that the shortest of the models can read.
+        flex: whether all of them read such rows with FlexAttention.
     """
 
     together: bool
     image_token: int
     image_tokens: np.ndarray | None
     positions: float
+    flex: bool
 
     def check(
         self, questions: Questions, index: int, prompt: np.ndarray, responses: Sequence[np.ndarray]
@@ -88,11 +93,13 @@ def fit(models: Sequence[PreTrainedModel], questions: Questions) -> Fit:
                 f"image tokens of its picture and another {counts[first]}; choose models of one family"
             )
         known = counts if known is None else known
+    flex = all([reads_packed_with_flex(model, questions) for model in models])
     return Fit(
-        together=all([reads_packed(model, questions) for model in models]),
+        together=flex or all([reads_packed(model, questions) for model in models]),
         image_token=models[0].config.image_token_id,
         image_tokens=known,
         positions=min(_positions(model) for model in models),
+        flex=flex,
     )
 
 
@@ -126,33 +133,43 @@ def reads_packed(model: PreTrainedModel, questions: Questions) -> bool:
     Warns:
         UserWarning: once for each class of models that does not.
     """
-    reason = _hindrance(model)
-    if not reason:
-        prompt = questions.prompt(0)
-        words = prompt[prompt != model.config.image_token_id]
-        responses = [[words[-4:], words[:6]]]
-        images = [questions.image_features([0])]
-        reason = _difference(
-            model,
-            pack([prompt], responses, images).to(model.device),
-            pack([prompt], responses, images, together=False).to(model.device),
-        )
-    name = type(model).__name__
-    if reason and name not in _warned:
-        _warned.add(name)
-        warnings.warn(
-            f"{name} cannot read several responses in one row: {reason}; each response gets a row of its "
-            "own, which is slower",
-            stacklevel=2,
-        )
+    reason = _hindrance(model) or _difference(model, questions, flex=False)
+    instead = "each response gets a row of its own, which is slower"
+    _warn(model, "several responses in one row", reason, instead)
     return not reason
+
+
+def reads_packed_with_flex(model: PreTrainedModel, questions: Questions) -> bool:
+    """The same of FlexAttention, against rows alone with the model's own attention.
+
+    Args:
+        model: in whatever mode; it is read in evaluation mode.
+        questions: at least one.
+
+    Warns:
+        UserWarning: once for each class of models that could have it and does not.
+    """
+    if _hindrance(model) or not may_flex(model):
+        return False
+    reason = _difference(model, questions, flex=True)
+    _warn(model, "packed rows with FlexAttention", reason, "SDPA reads them")
+    return not reason
+
+
+def _warn(model: PreTrainedModel, what: str, reason: str, instead: str) -> None:
+    line = f"{type(model).__name__} cannot read {what}"
+    if reason and line not in _warned:
+        _warned.add(line)
+        warnings.warn(f"{line}: {reason}; {instead}", stacklevel=3)
 
 
 def _hindrance(model: PreTrainedModel) -> str:
     text = model.config.get_text_config()
     attention = text._attn_implementation
-    if attention != "sdpa":
-        return f"its attention is {attention!r} and only 'sdpa' takes the mask (attn_implementation)"
+    if attention not in ("sdpa", FLEX):
+        return (
+            f"its attention is {attention!r} and only 'sdpa' or {FLEX!r} take the mask (attn_implementation)"
+        )
     window = getattr(text, "sliding_window", None)
     kinds = getattr(text, "layer_types", None) or ["sliding_attention"]
     if window and "sliding_attention" in kinds:
@@ -161,13 +178,18 @@ def _hindrance(model: PreTrainedModel) -> str:
 
 
 @torch.no_grad()
-def _difference(model: PreTrainedModel, packed: PackedBatch, rows: PackedBatch) -> str:
+def _difference(model: PreTrainedModel, questions: Questions, flex: bool) -> str:
+    prompt = questions.prompt(0)
+    words = prompt[prompt != model.config.image_token_id]
+    given = [prompt], [[words[-4:], words[:6]]], [questions.image_features([0])]
+    packed, rows = (pack(*given, together=together).to(model.device) for together in (True, False))
     training = model.training
     model.eval()
     try:
         expected = response_logits(model, rows)[rows.mask].float()
         try:
-            found = response_logits(model, packed)[packed.mask].float()
+            with flex_attention([model]) if flex else nullcontext():
+                found = response_logits(model, packed)[packed.mask].float()
         except Exception as error:  # whatever a model of some other family makes of such a mask
             return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
     finally:

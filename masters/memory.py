@@ -85,6 +85,7 @@ def estimate(
     teachers: tuple[nn.Module, ...] = (),
     mask_ratio: float = 0.0,
     shards: int = 1,
+    teacher_shards: int = 1,
 ) -> Memory:
     """What a training step needs.
 
@@ -92,9 +93,10 @@ def estimate(
         student: on any device, the meta device too; before adapters are put in.
         shape: what a device sees at once.
         fit: LoRA, gradient checkpointing, bfloat16, accumulation.
-        teachers: teachers and reference that run along, each whole on every device.
+        teachers: teachers and reference that run along.
         mask_ratio: the largest.
         shards: devices that share weights, gradients and optimiser (FSDP2, ZeRO-3); 1 with DDP.
+        teacher_shards: devices that share teachers and reference (FSDP2); 1 where each is whole on every one.
     """
     count = sum(p.numel() for p in student.parameters())
     size = 4 if fit.bf16 else next(student.parameters()).element_size()
@@ -111,9 +113,9 @@ def estimate(
         optimiser=2 * size * trained // shards,
         activations=activations,
         logits=logits,
-        teachers=along,
+        teachers=along // teacher_shards,
         # One teacher is masked at a time, as each ends without a mask.
-        mask=int(mask_ratio * max((_linear_bytes(teacher) for teacher in teachers), default=0)),
+        mask=int(mask_ratio * max(map(_linear_bytes, teachers), default=0) / teacher_shards),
     )
 
 

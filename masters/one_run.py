@@ -58,11 +58,13 @@ def memory(lab: Lab, name: str) -> Memory:
         vocabulary=len(lab.processor.tokenizer),
     )
     along = () if settings.cache_teacher or not spec.teachers else (*spec.teachers, spec.student)
+    world, asked = distributed.world_size(), distributed.asked_for()
     return estimate(
         student,
         shape,
         settings.fit,
         tuple(skeleton(str(lab.folder(model))) for model in along),
         spec.r_max,
-        distributed.world_size() if distributed.asked_for() else 1,
+        shards=world if asked else 1,
+        teacher_shards=world if asked == "FSDP" else 1,
     )

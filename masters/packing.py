@@ -8,8 +8,8 @@ Where images have three coordinates (Qwen-VL), the model itself says where the p
 starts behind the largest coordinate of its prompt, on all three axes alike.
 
 Questions of uneven lengths leave much of a batch to padding; with ``share_rows`` the short ones share a row,
-as long as it gets no longer than that of the longest question. Longer rows would not pay: attention is
-computed for every pair of places, also for those that the mask forbids.
+as long as it gets no longer than that of the longest question. Longer rows would not pay where attention is
+computed for every pair of places, also for those that the mask forbids (:mod:`masters.attention`).
 
 A model that cannot read such rows (:mod:`masters.fitting` finds out) gets a row a response, a causal mask and
 the positions that it makes itself: slower, the same numbers.
@@ -17,16 +17,19 @@ the positions that it makes itself: slower, the same numbers.
 
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.attention.flex_attention import BlockMask
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
+from masters import attention
 from masters.distributed import in_pieces
 from masters.logits import Logits, Projection, dense
 from masters.models import image_positions
@@ -39,31 +42,51 @@ class PackedBatch:
 
     Attributes:
         input_ids: ``(rows, length)``, prompts and responses but the last token of each response.
-        attention: ``(rows, 1, length, length)`` bool, True where a token may look; with one row a response
-            ``(rows, length)``, True where there is a token.
+        segment: ``(rows, length)``, 0 in a prompt, j in the j-th response to it, -1 where there is padding.
         positions: ``(rows, length)``, counted from the start of the prompt.
-        prompt_end: ``(rows, length)``, the place in its row of the last token of a token's own prompt; 0
-            where there is padding.
+        prompt_end: ``(rows, length)``, the place in its row of the last token of a token's own prompt; its
+            own place where there is padding.
         predictors: ``(questions, responses, tokens)``, among all places of all rows in order the one whose
             logits predict this token.
         tokens: ``(questions, responses, tokens)``, the responses, end token included.
         mask: ``(questions, responses, tokens)`` bool, True where there is a token.
         images: what the processor made of the pictures, in the order in which the rows show them.
+        together: whether a row holds all responses to a question; otherwise it holds one.
     """
 
     input_ids: Tensor
-    attention: Tensor
+    segment: Tensor
     positions: Tensor
     prompt_end: Tensor
     predictors: Tensor
     tokens: Tensor
     mask: Tensor
     images: dict[str, Tensor]
+    together: bool
 
     def to(self, device: torch.device | str) -> "PackedBatch":
-        """The same batch on another device."""
-        moved = {name: tensor.to(device) for name, tensor in vars(self).items() if isinstance(tensor, Tensor)}
-        return PackedBatch(**moved, images={name: tensor.to(device) for name, tensor in self.images.items()})
+        """The same batch on another device, its masks not yet made."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        moved: Any = {name: value.to(device) for name, value in values.items() if isinstance(value, Tensor)}
+        images = {name: tensor.to(device) for name, tensor in self.images.items()}
+        return replace(self, **moved, images=images)
+
+    @cached_property
+    def matrix(self) -> Tensor:
+        """``(rows, 1, length, length)`` bool, True where a token sees another (:mod:`masters.attention`)."""
+        return attention.matrix(self.segment, self.prompt_end)
+
+    @cached_property
+    def blocks(self) -> BlockMask:
+        """The same for FlexAttention."""
+        return attention.blocks(self.segment, self.prompt_end)
+
+    def mask_for(self, model: PreTrainedModel) -> Tensor | BlockMask:
+        """What tells a model's attention who sees whom, made once; with one row a response the model knows,
+        and ``(rows, length)``, True where there is a token, is enough."""
+        if not self.together:
+            return self.segment >= 0
+        return self.blocks if attention.is_flex(model) else self.matrix
 
 
 def pack(
@@ -108,8 +131,8 @@ def pack(
     length = max(sum(_size(prompts[q], [responses[q][j] for j in of_q]) for q, of_q in row) for row in layout)
     input_ids = np.full((len(layout), length), pad_token, dtype=np.int64)
     positions = np.zeros((len(layout), length), dtype=np.int64)
-    prompt_end = np.zeros((len(layout), length), dtype=np.int64)
-    segment = np.full((len(layout), length), -1, dtype=np.int64)  # 0 prompt, j > 0 response j, -1 padding
+    prompt_end = np.tile(np.arange(length), (len(layout), 1))
+    segment = np.full((len(layout), length), -1, dtype=np.int64)
     predictors = np.zeros((len(prompts), n, longest), dtype=np.int64)
     tokens = np.zeros((len(prompts), n, longest), dtype=np.int64)
     mask = np.zeros((len(prompts), n, longest), dtype=bool)
@@ -134,23 +157,16 @@ def pack(
                 mask[q, j, : inner + 1] = True
                 end += inner
             prompt_end[number, start:end] = last
-    attention = segment >= 0
-    if together:
-        key, query = segment[:, None, :], segment[:, :, None]
-        same = prompt_end[:, None, :] == prompt_end[:, :, None]
-        visible = same & ((key == 0) | ((key == query) & (key > 0)))
-        # Padding looks at itself: a row of the attention matrix without a single True would give NaN.
-        causal, own = np.tril(np.ones((length, length), dtype=bool)), np.eye(length, dtype=bool)
-        attention = ((causal & visible) | own)[:, None]
     return PackedBatch(
         input_ids=torch.from_numpy(input_ids),
-        attention=torch.from_numpy(attention),
+        segment=torch.from_numpy(segment),
         positions=torch.from_numpy(positions),
         prompt_end=torch.from_numpy(prompt_end),
         predictors=torch.from_numpy(predictors),
         tokens=torch.from_numpy(tokens),
         mask=torch.from_numpy(mask),
         images=concatenate([images[q] for row in layout for q, _ in row]),
+        together=together,
     )
 
 
@@ -184,7 +200,7 @@ def response_hidden(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
     """
     hidden: Tensor = model.model(
         input_ids=batch.input_ids,
-        attention_mask=batch.attention,
+        attention_mask=batch.mask_for(model),
         use_cache=False,
         **_positions(model, batch),
         **batch.images,
@@ -212,12 +228,11 @@ def hidden_in_parts(model: PreTrainedModel, parts: Sequence[PackedBatch]) -> Ten
 
 def _positions(model: PreTrainedModel, batch: PackedBatch) -> dict[str, Tensor]:
     """What tells a model where the tokens stand; with one row a response it is left to the model."""
-    if batch.attention.ndim == 2:
+    if not batch.together:
         if "mm_token_type_ids" not in inspect.signature(model.model.forward).parameters:
             return {}
         return {"mm_token_type_ids": (batch.input_ids == model.config.image_token_id).int()}
-    places = torch.arange(batch.input_ids.shape[1], device=batch.input_ids.device)
-    in_prompt = places <= batch.prompt_end
+    in_prompt = batch.segment == 0
     found = image_positions(model, batch.input_ids, in_prompt, batch.images)
     if found is None:
         return {"position_ids": batch.positions}

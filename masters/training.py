@@ -13,6 +13,7 @@ import logging
 import math
 import shutil
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from torch.utils.data import SequentialSampler
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from masters import adapters, distributed, fitting, memory
+from masters.attention import flex_attention
 from masters.batches import Collator, Examples
 from masters.health import Diverged, reason_to_stop, term_norms
 from masters.logits import Logits, dense
@@ -83,6 +85,19 @@ class Objective:
     def __post_init__(self) -> None:
         self.masks = [TeacherMask(teacher) for teacher in self.teachers]
 
+    @property
+    def beside(self) -> list[PreTrainedModel]:
+        """The models that run along with the student: teachers and reference."""
+        return [*self.teachers, *([self.reference] if self.reference else [])]
+
+    def shard(self) -> None:
+        """Spread them over all processes, for good; masked they are as the whole ones would be."""
+        for mask in self.masks:
+            mask.restore()
+        for model in self.beside:
+            distributed.shard(model)
+        self.masks = [TeacherMask(teacher) for teacher in self.teachers]
+
 
 def train(
     model: PreTrainedModel,
@@ -99,7 +114,8 @@ def train(
     """Train a model in place; killed at any moment and called again, it goes on from its last checkpoint.
 
     Behind torchrun or ``accelerate launch`` each process takes its part of every batch. Where the student
-    is in shards (FSDP2, ZeRO-3) a copy is trained and rank 0 alone gets the trained weights into its model.
+    is in shards (FSDP2, ZeRO-3) a copy is trained and rank 0 alone gets the trained weights into its model;
+    with FSDP2 teachers and reference are in shards from then on.
 
     Args:
         model: what is trained, in its initial state.
@@ -160,8 +176,7 @@ def train(
         **adapters.arguments(fit),
     )
     place = model.device
-    models = [model, *objective.teachers, *([objective.reference] if objective.reference else [])]
-    readable = fitting.fit(models, questions)
+    readable = fitting.fit([model, *objective.beside], questions)
     if sharded == "FSDP":
         distributed.name_layers(model)
     trained = adapters.prepare(copy.deepcopy(model.cpu()) if sharded else model, fit, budget.seed)
@@ -175,12 +190,15 @@ def train(
         callbacks=[_Watch(name)],
     )
     distributed.check_launched(trainer.accelerator.num_processes, trainer.accelerator.distributed_type.name)
+    if sharded == "FSDP":
+        objective.shard()
     trainer.remove_callback(PrinterCallback)
     _quiet = logging.getLogger("transformers.trainer")
     level = _quiet.level
     _quiet.setLevel(logging.ERROR)
     try:
-        trainer.train(resume_from_checkpoint=distributed.from_main(lambda: last_checkpoint(folder)))
+        with flex_attention([adapters.whole(trained), *objective.beside]) if readable.flex else nullcontext():
+            trainer.train(resume_from_checkpoint=distributed.from_main(lambda: last_checkpoint(folder)))
     except RuntimeError as error:
         if not memory.is_full(error):
             raise

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pytest
 import small
 import torch
 from test_experiments import here
 from test_experiments import profile as tiny_profile
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-from torch.distributed.fsdp import fully_shard
 from transformers import PreTrainedModel, TrainingArguments
 
 from masters import distributed, training
@@ -55,13 +55,14 @@ def models() -> tuple[PreTrainedModel, list[PreTrainedModel], PreTrainedModel]:
 def trained(asked: Questions, folder: Path, options: dict[str, Any]) -> dict[str, Any]:
     """A whole run through ``train``, watched from inside."""
     student, teachers, reference = models()
-    seen: dict[str, Any] = {"read": [], "stages": [], "wrapper": set(), "processes": set()}
+    seen: dict[str, Any] = {"read": [], "stages": [], "wrapper": set(), "processes": set(), "beside": set()}
 
     class Watched(MastersTrainer):
         def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **named: Any) -> Any:
             seen["stages"].append(inputs["stage"])
             seen["wrapper"].add(type(model).__name__)
             seen["processes"].add(self.accelerator.num_processes)
+            seen["beside"] |= {type(p).__name__ for m in self.objective.beside for p in m.parameters()}
             return super().compute_loss(model, inputs, *args, **named)
 
     training.MastersTrainer = Watched  # type: ignore[misc]
@@ -70,6 +71,17 @@ def trained(asked: Questions, folder: Path, options: dict[str, Any]) -> dict[str
     training.MastersTrainer = MastersTrainer  # type: ignore[misc]
     weights = {name: value.clone() for name, value in student.state_dict().items()}
     return seen | {"log": log.to_dict("list"), "weights": weights, "left": folder.exists()}
+
+
+def teachers_in_shards(asked: Questions, folder: Path) -> dict[str, Any]:
+    """A run that takes itself for one of FSDP2, which accelerate has on accelerators only: its student is
+    whole, all the rest in shards."""
+    if distributed.world_size() == 1:
+        return {}  # nothing to share
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(distributed, "asked_for", lambda: "FSDP")
+        patch.setattr(distributed, "check_launched", lambda *_: None)
+        return trained(asked, folder, {})
 
 
 def stopped_at(step: int, error: BaseException | None, ranks: tuple[int, ...]) -> type[MastersTrainer]:
@@ -123,12 +135,9 @@ def steps(asked: Questions, folder: Path, kind: str) -> dict[str, Any]:
     world, rank = distributed.world_size(), distributed.rank()
     student, teachers, reference = models()
     objective = Objective({}, teachers[:1], reference)
-    objective.masks[0].apply(0.2)  # before it is sharded: the smallest weights of all, not of a shard
     if kind == "fsdp2" and world > 1:
-        for model in (student, teachers[0], reference):
-            for layer in model.model.language_model.layers:
-                fully_shard(layer)
-            fully_shard(model)
+        distributed.shard(student)
+        objective.shard()
     arguments = TrainingArguments(str(folder), report_to=[], use_cpu=True, disable_tqdm=True)
     trainer = MastersTrainer(
         model=student, args=arguments, data_collator=Collator(asked), objective=objective
@@ -168,6 +177,8 @@ def steps(asked: Questions, folder: Path, kind: str) -> dict[str, Any]:
         "losses": losses,
         "wrapper": type(wrapper).__name__,
         "kinds": {type(p).__name__ for p in parameters.values()} | {type(student).__mro__[1].__name__},
+        "beside": {type(p).__name__ for m in objective.beside for p in m.parameters()},
+        "ratio": objective.masks[0].ratio,
         "local": sum(_local(p).numel() for p in parameters.values()),
     }
     gathered: dict[str, Tensor] = dict(student.state_dict())
@@ -220,6 +231,7 @@ def main(folder: Path, kinds: list[str]) -> None:
         "tokens": lambda place: trained(asked, place, {"averaging": "token"}),
         "resumed": lambda place: resumed(asked, place),
         "diverged": lambda place: diverged(asked, place),
+        "shards": lambda place: teachers_in_shards(asked, place),
         "fsdp2": lambda place: steps(asked, place, "fsdp2"),
         "zero3": lambda place: steps(asked, place, "zero3"),
         "run": lambda place: whole_run(),

@@ -24,7 +24,7 @@ from masters.files import ROOT
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "DS_ACCELERATOR": "cpu"}
-KINDS = ["ddp", "tokens", "resumed", "diverged", "fsdp2"]
+KINDS = ["ddp", "tokens", "shards", "resumed", "diverged", "fsdp2"]
 LAUNCH = ROOT / "masters" / "launch"
 Made = list[dict[str, Any]]
 
@@ -108,7 +108,8 @@ def check_sharded(alone: dict[str, Any], two: Made, kinds: set[str], wrapper: st
     for one in two:
         assert one["kinds"] == kinds and one["wrapper"] == wrapper
         assert one["local"] < 0.6 * alone["local"]
-        assert one["losses"] == pytest.approx(alone["losses"], abs=1e-5)
+        assert one["losses"] == pytest.approx(alone["losses"], abs=1e-6)
+        assert one["ratio"] == alone["ratio"] == 0.2
         assert distance(one, alone) < 1e-2
     assert sum(one["local"] for one in two) >= alone["local"]
     for name, value in two[0]["weights"].items():
@@ -119,6 +120,20 @@ def test_fsdp2_student_teacher_and_reference_take_the_steps_of_one_process(made:
     alone, *two = (one["fsdp2"] for one in made)
     wrapper = "FSDPLlavaForConditionalGeneration"
     check_sharded(alone, two, {"DTensor", "FSDPModule"}, wrapper)
+    assert [one["beside"] for one in (alone, *two)] == [{"Parameter"}, {"DTensor"}, {"DTensor"}]
+
+
+def test_a_run_with_teachers_and_reference_in_shards_has_the_losses_of_one_process(made: Made) -> None:
+    """From one mask and one teacher to the next, which the Trainer sees to."""
+    alone, two = made[0]["ddp"], [one["shards"] for one in made[1:]]
+    assert alone["beside"] == {"Parameter"}
+    for one, whole in zip(two, made[1:], strict=True):
+        assert one["beside"] == {"DTensor"} and one["processes"] == {2}
+        assert one["stages"] == alone["stages"] and len(set(one["stages"])) == 3
+        for name in alone["log"]:
+            assert one["log"][name] == pytest.approx(alone["log"][name], abs=1e-5), name
+        assert one["log"]["loss"] == pytest.approx(whole["ddp"]["log"]["loss"], abs=1e-6)
+    assert distance(two[0], alone) < 1e-2, "what rank 0 evaluates and saves"
 
 
 @pytest.mark.skipif(

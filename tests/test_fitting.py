@@ -97,7 +97,7 @@ def mangled(part: str) -> Any:
         if not together:
             return batch
         if part == "attention":  # a response sees those before it
-            batch.attention = torch.ones(size, size, dtype=torch.bool).tril()[None, None]
+            batch.segment.clamp_(max=1)
         else:  # a response stands where its row has come to
             batch.positions = torch.arange(size)[None]
         return batch

@@ -124,6 +124,10 @@ def test_shards_and_parts() -> None:
     assert whole.weights == whole.gradients == whole.optimiser // 2 == 4 * count
     assert shared.weights == shared.gradients == 2 * count and shared.activations == whole.activations
     assert estimate(student, shape, Fit()).gradients == 0, "they come as activations go"
+    along = estimate(student, shape, Fit(), (student,), 0.5)
+    spread = estimate(student, shape, Fit(), (student,), 0.5, teacher_shards=2)
+    assert spread.teachers == along.teachers // 2 == 2 * count and spread.mask == along.mask // 2 > 0
+    assert spread.weights == along.weights
 
 
 def test_a_model_on_disk_is_estimated_without_reading_it(tmp_path: Path) -> None:

@@ -82,7 +82,7 @@ def test_a_single_response_is_the_plain_causal_case(model: PreTrainedModel, aske
     batch = packed(asked, [1], [RESPONSES[1][1:2]])
     size = batch.input_ids.shape[1]
     assert batch.tokens.shape == (1, 1, len(RESPONSES[1][1]))
-    assert torch.equal(batch.attention[0, 0], torch.ones(size, size).tril().bool())
+    assert torch.equal(batch.matrix[0, 0], torch.ones(size, size).tril().bool())
     assert torch.equal(batch.positions[0], torch.arange(size))
     alone = plain_logits(model, asked, 1, RESPONSES[1][1])
     torch.testing.assert_close(response_logits(model, batch)[0, 0], alone, atol=1e-5, rtol=1e-5)
@@ -119,7 +119,7 @@ def test_what_was_packed_can_be_read_back(asked: Questions) -> None:
             ids = batch.input_ids.flatten()
             assert ids[places[1:]].tolist() == response[:-1].tolist()
             assert ids[places[0]] == asked.prompt(i)[-1]
-    assert batch.attention.any(-1).all(), "a place that may look nowhere would give NaN"
+    assert batch.matrix.any(-1).all(), "a place that may look nowhere would give NaN"
     assert torch.equal(batch.to("cpu").tokens, batch.tokens)
 
 
