@@ -22,7 +22,7 @@ class RunSpec(Strict):
     )
     r_max: Ratio = 0.0
     r_step: Positive = 0.1
-    learn_from: Literal["nothing", "labels", "responses"] = "responses"
+    learn_from: Literal["nothing", "labels", "responses", "online"] = "responses"
     cross_entropy: bool = Field(False, description="on the labels, without a teacher")
     teacher_responses: int = Field(4, ge=0)
     student_responses: int = Field(4, ge=0)
@@ -50,6 +50,7 @@ class RunSpec(Strict):
 BOTH = ("accuracy", "distillation")
 UNMASKED = {"r_max": 0.0}
 PLAIN: dict[str, Any] = {"rewards": ()}
+ALONE = {"teacher_responses": 0, "student_responses": 8}
 
 # Name: (title, what differs from the paper's method at the profile's settings).
 CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -81,7 +82,11 @@ CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
     "skip_flat": ("groups without spread skipped", {"flat": "skip"}),
     "own_accuracy": (
         "own responses, accuracy reward",
-        {"rewards": ("accuracy",), "teacher_responses": 0, "student_responses": 8},
+        {"rewards": ("accuracy",), **ALONE},
+    ),
+    "online": (
+        "online GRPO, accuracy reward",
+        {"learn_from": "online", "teachers": (), "rewards": ("accuracy",), **ALONE, **UNMASKED},
     ),
 }
 
@@ -97,7 +102,8 @@ def arm(name: str, profile: Profile) -> RunSpec:
     Args:
         name: of ``CHANGES``, ``r_max=0.4``, ``responses=2`` (half of each model), ``source=6:2``
             (student to teacher responses), ``learning_rate=1e-4``, ``alone=skewed_kl`` (a divergence without
-            masks and rewards) or ``masters=skewed_kl`` (Masters with it in the place of the JSD).
+            masks and rewards), ``masters=skewed_kl`` (Masters with it in the place of the JSD) or
+            ``online=60`` (``online`` for that many steps).
         profile: its distillation settings are the paper's method where the arm says nothing.
 
     Raises:
@@ -115,6 +121,8 @@ def title(name: str) -> str:
         return CHANGES[name][0]
     _changes(name)
     family, _, value = name.partition("=")
+    if family == "online":
+        return f"{CHANGES[family][0]}, {value} steps"
     words = {"source": "student:teacher", "learning_rate": "learning rate"}
     if family in ("alone", "masters"):
         kind = value.replace("_", " ").replace("kl", "KL").replace("jsd", "JSD")
@@ -133,6 +141,8 @@ def _changes(name: str) -> dict[str, Any]:
         return {"student_responses": int(match[1]), "teacher_responses": int(match[2])}
     if match := re.fullmatch(r"learning_rate=(\d+(?:\.\d+)?(?:e-\d+)?)", name):
         return {"learning_rate": float(match[1])}
+    if match := re.fullmatch(r"online=([1-9]\d*)", name):
+        return CHANGES["online"][1] | {"steps": int(match[1])}
     if match := re.fullmatch(rf"(alone|masters)=({KINDS})", name):
         kind: Any = match[2]
         plugged = {"divergence": kind, "mix": MIX.get(kind, 0.5)}
@@ -140,5 +150,5 @@ def _changes(name: str) -> dict[str, Any]:
     known = ", ".join(CHANGES)
     raise ValueError(
         f"there is no arm {name!r}; there are: {known}, r_max=0.4, "
-        "responses=2 (even), source=6:2, learning_rate=1e-4, alone=skewed_kl, masters=skewed_kl"
+        "responses=2 (even), source=6:2, learning_rate=1e-4, alone=skewed_kl, masters=skewed_kl, online=60"
     )
