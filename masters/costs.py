@@ -31,6 +31,7 @@ authors, and no account of them. What it does not give is assumed here, each wit
 import math
 import time
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import pandas as pd
 from pydantic import Field
@@ -75,7 +76,8 @@ class Cost:
 
     def times(self, factor: float) -> "Cost":
         """The same for that many times the steps: every part is linear in them."""
-        return replace(self, **{name: factor * value for name, value in self.parts().items()})
+        longer: dict[str, Any] = {name: factor * value for name, value in self.parts().items()}
+        return replace(self, **longer)
 
     def parts(self) -> dict[str, float]:
         """The four parts by name."""
@@ -149,8 +151,8 @@ def measured(lab: Lab, name: str, results: Results, seed: int = 0) -> Measured:
         made, said = made + len(frame), said + int(frame["tokens"].map(len).sum())
     scoring = 0.0
     if lab.profile.distillation.cache_teacher:  # otherwise the teacher runs along, and training has its time
-        for scorer, ratio, *of in scores(spec):
-            scoring += seconds(lab.distributions(lab.source(scorer, ratio), *of))
+        for scorer, ratio, author, at, n in scores(spec):
+            scoring += seconds(lab.distributions(lab.source(scorer, ratio), author, at, n))
     cost = Cost(generation, judging, scoring, row["seconds"], ("generation", "judging", "scoring"))
     return Measured(cost, spec.steps, made, said, row["accuracy"])
 

@@ -70,7 +70,7 @@ def authors(spec: RunSpec, stage: Stage) -> list[tuple[str, float, int]]:
 def scores(spec: RunSpec) -> list[tuple[str, float, str, float, int]]:
     """Whose log-probabilities a run learns from, on whose responses: the stage's teacher and the student
     before training, as (scorer, its mask ratio, author, mask ratio of the author, responses a question)."""
-    found = {}
+    found: dict[tuple[str, float, str, float, int], None] = {}
     for stage in all_stages(spec) if spec.teachers else ():
         for author in authors(spec, stage):
             found[spec.teachers[stage[0]], stage[1], *author] = None
