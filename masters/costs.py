@@ -1,4 +1,4 @@
-"""What a run costs when its responses are made beforehand, and when they are made while it trains (section 5).
+"""What a run costs when its responses are made beforehand, and when they are made meanwhile (section 5).
 
 The idea: made beforehand, responses are paid for once and serve every run that reads them; made meanwhile,
 each run pays for its own. With the parts generation G, judging J, scoring by teacher and reference S and
@@ -6,9 +6,10 @@ training T, a run that shares its responses with R - 1 others costs ``(G + J + S
 ``G + J + S + T`` online, and the ratio of the two is the claim.
 
 Measured: seconds of one process with one thread. The store says how long responses took to write, the
-distributions how long their scoring took, a run how long it trained; judging is timed anew. Loading models,
-importing libraries and evaluating are left out on both sides as far as they are known. Online, the reference
-and the pictures of a step count as training.
+distributions how long their scoring took, a run how long it trained; judging is timed anew. Left out on both
+sides are the evaluation and the pictures: for all offline runs they are processed once, and TRL's time for
+them, which processes them for every response of every step, is known and taken off. Importing and starting
+are left out of the online run alone, in its favour. Its reference counts as training.
 
 On paper: operations, 2 N for a token that a model of N weights reads or writes and 6 N for one that it learns
 from. With Q questions, prompts of P tokens, responses of L tokens, n_S of the student and n_T of each of M
@@ -131,11 +132,15 @@ def measured(lab: Lab, name: str, results: Results, seed: int = 0) -> Measured:
     """
     found = results.runs.query("arm == @name and seed == @seed")
     if found.empty:
-        raise ValueError(f"there is no run of arm {name!r} with seed {seed}: run it before asking what it took")
+        raise ValueError(
+            f"there is no run of arm {name!r} with seed {seed}: run it before asking what it took"
+        )
     row, spec = found.iloc[0], arm(name, lab.profile)
     if spec.learn_from == "online":
         log = results.log.query("arm == @name and seed == @seed")
-        spent = log[["seconds", "generation_seconds", "judging_seconds", "responses", "response_tokens"]].sum()
+        spent = log[
+            ["seconds", "generation_seconds", "judging_seconds", "responses", "response_tokens"]
+        ].sum()
         rest = spent["seconds"] - spent["generation_seconds"] - spent["judging_seconds"]
         cost = Cost(spent["generation_seconds"], spent["judging_seconds"], 0.0, rest)
         made, said = int(spent["responses"]), int(spent["response_tokens"])
@@ -182,7 +187,9 @@ class PaperSizes(Strict):
     judge_reads: Positive = Field(
         800, description="tokens a response; paper: the author judges, asked twice; their number assumed"
     )
-    judge_writes: Positive = Field(100, description="tokens a response, an explanation and a verdict; assumed")
+    judge_writes: Positive = Field(
+        100, description="tokens a response, an explanation and a verdict; assumed"
+    )
     passes: Positive = Field(1, description="over the questions in training; assumed")
     offline_slowdown: Positive = Field(
         1, description="time of an operation of generation, in those of training; 1 counts operations alone"

@@ -1,4 +1,4 @@
-"""The online baseline: a student that answers anew at every step, GRPO as TRL has it (section 5 of the paper).
+"""The online baseline: a student that answers anew at every step, GRPO as TRL has it (section 5).
 
 The idea: the student as it now is gives a group of responses to each question of the batch, a judge rewards
 them (Eq. 6), and one step minimises ``-mean_j mean_t (rho_jt * A_j - beta * KL(pi_theta || pi_ref))`` (Eq. 9,
@@ -21,6 +21,7 @@ import io
 import logging
 import shutil
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,7 +40,8 @@ from masters.questions import Questions, messages
 from masters.responses import Judge
 from masters.settings import Fit, Sampling
 
-MEASURED = ("seconds", "generation_seconds", "judging_seconds", "responses", "response_tokens")
+TIMED = ("generation_seconds", "judging_seconds", "picture_seconds")
+MEASURED = ("seconds", *TIMED, "responses", "response_tokens")
 # TRL's names of what the offline log has too.
 NAMES = {
     "reward": "reward_accuracy",
@@ -78,15 +80,17 @@ def train_online(
     Returns:
         One row a logged step: step, loss, learning_rate, grad_norm, kl and entropy (nats a token),
         reward_accuracy, flat_groups, tokens (mean length), and since the row before: seconds,
-        generation_seconds, judging_seconds, responses, response_tokens. What is left of the seconds went into
-        pictures and prompts, the reference and the update.
+        generation_seconds, judging_seconds, picture_seconds, responses, response_tokens. What is left of the
+        seconds went into prompts, the reference and the update.
 
     Raises:
         ValueError: the rewards are not the accuracy reward, or the number of questions is not steps times
             batch, or something is asked for that this baseline has not.
     """
     if spec.rewards != ("accuracy",):
-        raise ValueError(f"online, the accuracy reward is the only one; not {'+'.join(spec.rewards) or 'none'}")
+        raise ValueError(
+            f"online, the accuracy reward is the only one, not {'+'.join(spec.rewards) or 'none'}"
+        )
     if len(wanted) != spec.steps * spec.batch:
         raise ValueError(f"online: {len(wanted)} questions for {spec.steps} steps of {spec.batch}")
     if distributed.world_size() > 1 or (fit or Fit()) != Fit():
@@ -102,7 +106,9 @@ def train_online(
     n, last = spec.student_responses, spec.steps
     meter = _Meter()
 
-    def reward(completions: list[Any], completion_ids: list[Any], question: list[int], **_: Any) -> list[float]:
+    def reward(
+        completions: list[Any], completion_ids: list[Any], question: list[int], **_: Any
+    ) -> list[float | None]:
         meter.add("responses", len(completion_ids))
         meter.add("response_tokens", sum(map(len, completion_ids)))
         about = questions.table.iloc[question]
@@ -111,7 +117,7 @@ def train_online(
             verdicts = judge.score_many(list(about["question"]), list(about["answer"]), texts)
         return [float(verdict == 1) for verdict in verdicts]
 
-    config = GRPOConfig(
+    settings = dict(
         output_dir=str(folder),
         max_steps=last,
         per_device_train_batch_size=spec.batch * n,
@@ -145,17 +151,23 @@ def train_online(
         use_cpu=model.device.type == "cpu",
         dataloader_pin_memory=False,
     )
-    with _quiet(), meter.watching(model):
+    pictures = processor.image_processor
+    with (
+        _quiet(),
+        meter.watching(model, "generate", "generation_seconds"),
+        meter.watching(pictures, "preprocess", "picture_seconds"),
+    ):
         trainer = GRPOTrainer(
             model=model,
             reward_funcs=reward,
-            args=config,
+            args=GRPOConfig(**settings),
             train_dataset=rows(questions, wanted),
             processing_class=processor,
             callbacks=[meter],
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train()
+    vars(model).pop("forward", None)  # TRL's own, with arguments of its loss
     model.eval()
     shutil.rmtree(folder, ignore_errors=True)
     logged = [row for row in trainer.state.log_history if "loss" in row]
@@ -195,20 +207,19 @@ class _Meter(TrainerCallback):
         self.add(name, time.perf_counter() - start)
 
     @contextmanager
-    def watching(self, model: PreTrainedModel) -> Iterator[None]:
-        """Time the generation of a model; afterwards the model is what it was, TRL's ``forward`` taken off."""
-        generate = model.generate
+    def watching(self, thing: Any, method: str, name: str) -> Iterator[None]:
+        """Time every call of a method of one object."""
+        called = getattr(thing, method)
 
         def timed(*args: Any, **options: Any) -> Any:
-            with self.timed("generation_seconds"):
-                return generate(*args, **options)
+            with self.timed(name):
+                return called(*args, **options)
 
-        vars(model)["generate"] = timed
+        vars(thing)[method] = timed
         try:
             yield
         finally:
-            for name in ("generate", "forward"):
-                vars(model).pop(name, None)
+            del vars(thing)[method]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._since = time.perf_counter()
@@ -231,7 +242,9 @@ def _quiet() -> Iterator[None]:
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of names that TRL still gives to transformers
+            yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)

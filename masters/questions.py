@@ -102,6 +102,7 @@ class Questions:
     """
 
     def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self.table = pd.read_parquet(folder / "table.parquet")
         self.hash = folder.name
         self._prompts = Ragged(folder, "prompts")
@@ -112,6 +113,9 @@ class Questions:
 
     def __len__(self) -> int:
         return len(self.table)
+
+    def __reduce__(self) -> tuple[type["Questions"], tuple[Path]]:
+        return Questions, (self.folder,)  # another process maps the same files instead of getting a copy
 
     def prompt(self, index: int) -> np.ndarray:
         """Token ids of the prompt, image tokens included."""

@@ -128,7 +128,9 @@ def test_online_nothing_is_made_beforehand(
     lab: Lab, results: Results, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stores() -> list[Path]:
-        return sorted(path for kind in ("responses", "distributions") for path in (cache_dir() / kind).iterdir())
+        return sorted(
+            path for kind in ("responses", "distributions") for path in (cache_dir() / kind).iterdir()
+        )
 
     before = stores()
     monkeypatch.setattr(Lab, "parallel", nothing)

@@ -97,9 +97,8 @@ def online(folder: Path, squares: Questions) -> Train:
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(type(model), "generate", recording)
-            log = train_online(
-                model, processor, squares, wanted, judge or RuleJudge(), sampling, spec, seed, folder / "run", fit
-            )  # fmt: skip
+            judged, run = judge or RuleJudge(), folder / "run"
+            log = train_online(model, processor, squares, wanted, judged, sampling, spec, seed, run, fit)
         return Run(log, model, calls)
 
     return train
@@ -186,7 +185,7 @@ def test_a_seed_determines_the_run(online: Train, run: Run) -> None:
 
 
 def test_the_first_gradient_is_that_of_the_module(online: Train, folder: Path) -> None:
-    """The norm that TRL logs against Eq. 9 written out, a response at a time (the KL is flat at the start)."""
+    """The norm that TRL logs against Eq. 9 written out, response by response (the KL is flat there)."""
     spec = SPEC.model_copy(update={"steps": 1})
     run = online(spec, judge=Says("red"), seed=3, wanted=WANTED[:2])
     model, processor = load(folder / "student")
