@@ -42,6 +42,7 @@ from masters.curriculum import scores
 from masters.distributions import seconds
 from masters.experiments import Lab, Results
 from masters.generation import wanted
+from masters.online import MEASURED, TIMED
 from masters.responses.manifest import read
 from masters.schedule import MaskSchedule
 from masters.settings import Count, Positive, Strict
@@ -109,7 +110,7 @@ class Measured:
     accuracy: float
 
     def at(self, steps: int) -> "Measured":
-        """An online run of another length, each step as dear as one of this run; its accuracy is not known."""
+        """An online run of another length, each step as dear as one of this; its accuracy is not known."""
         factor = steps / self.steps
         made, said = round(factor * self.responses), round(factor * self.tokens)
         accuracy = self.accuracy if steps == self.steps else math.nan
@@ -138,10 +139,8 @@ def measured(lab: Lab, name: str, results: Results, seed: int = 0) -> Measured:
     row, spec = found.iloc[0], arm(name, lab.profile)
     if spec.learn_from == "online":
         log = results.log.query("arm == @name and seed == @seed")
-        spent = log[
-            ["seconds", "generation_seconds", "judging_seconds", "responses", "response_tokens"]
-        ].sum()
-        rest = spent["seconds"] - spent["generation_seconds"] - spent["judging_seconds"]
+        spent = log[list(MEASURED)].sum()
+        rest = spent["seconds"] - spent[list(TIMED)].sum()
         cost = Cost(spent["generation_seconds"], spent["judging_seconds"], 0.0, rest)
         made, said = int(spent["responses"]), int(spent["response_tokens"])
         return Measured(cost, spec.steps, made, said, row["accuracy"])
@@ -172,7 +171,7 @@ def _seconds_a_response(lab: Lab, model: str, ratio: float) -> float:
 
 
 class PaperSizes(Strict):
-    """The inputs of the reckoning on paper, each with its source; "assumed" is what the paper does not give."""
+    """The inputs of the reckoning on paper with their sources; "assumed" is what the paper does not give."""
 
     student: Positive = Field(8e9, description="weights of the student; paper: InternVL3.5-8B")
     teacher: Positive = Field(38e9, description="weights of the teacher; paper: InternVL3.5-38B")
@@ -185,11 +184,9 @@ class PaperSizes(Strict):
     prompt_tokens: Positive = Field(1000, description="a question with its picture; assumed")
     response_tokens: Positive = Field(200, description="a response without think-answer format; assumed")
     judge_reads: Positive = Field(
-        800, description="tokens a response; paper: the author judges, asked twice; their number assumed"
+        800, description="tokens a response; paper: its author judges it, asked twice; number assumed"
     )
-    judge_writes: Positive = Field(
-        100, description="tokens a response, an explanation and a verdict; assumed"
-    )
+    judge_writes: Positive = Field(100, description="tokens a response, explanation and verdict; assumed")
     passes: Positive = Field(1, description="over the questions in training; assumed")
     offline_slowdown: Positive = Field(
         1, description="time of an operation of generation, in those of training; 1 counts operations alone"

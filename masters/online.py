@@ -40,6 +40,7 @@ from masters.questions import Questions, messages
 from masters.responses import Judge
 from masters.settings import Fit, Sampling
 
+ROWS = 40  # of the log, about
 TIMED = ("generation_seconds", "judging_seconds", "picture_seconds")
 MEASURED = ("seconds", *TIMED, "responses", "response_tokens")
 # TRL's names of what the offline log has too.
@@ -95,8 +96,8 @@ def train_online(
         raise ValueError(f"online: {len(wanted)} questions for {spec.steps} steps of {spec.batch}")
     if distributed.world_size() > 1 or (fit or Fit()) != Fit():
         raise ValueError(
-            "the online baseline trains all weights in float32, in one process and one part: start it without "
-            "torchrun and leave distillation.fit as it is by default"
+            "the online baseline trains all weights in float32, in one process and one part: start it "
+            "without torchrun and leave distillation.fit as it is by default"
         )
     try:
         from trl import GRPOConfig, GRPOTrainer  # slow to import, needed here only
@@ -117,7 +118,7 @@ def train_online(
             verdicts = judge.score_many(list(about["question"]), list(about["answer"]), texts)
         return [float(verdict == 1) for verdict in verdicts]
 
-    settings = dict(
+    settings: dict[str, Any] = dict(
         output_dir=str(folder),
         max_steps=last,
         per_device_train_batch_size=spec.batch * n,
@@ -141,7 +142,7 @@ def train_online(
         max_grad_norm=1.0,
         bf16=False,
         gradient_checkpointing=False,
-        logging_steps=max(1, last // 40),
+        logging_steps=max(1, last // ROWS),
         logging_nan_inf_filter=False,
         save_strategy="no",
         seed=seed,
@@ -176,7 +177,7 @@ def train_online(
 
 
 def rows(questions: Questions, wanted: Sequence[int]) -> datasets.Dataset:
-    """Questions as GRPOTrainer reads them: ``prompt`` as a conversation, ``image``, and ``question``, the index.
+    """Questions as GRPOTrainer reads them: a conversation, ``prompt``, an ``image``, the index ``question``.
 
     Pictures are opened when a row is read, so that no more of them are in memory than a batch has.
     """

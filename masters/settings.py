@@ -213,7 +213,7 @@ class ResponseCaching(NotebookParameters):
     responses_grid: tuple[Count, ...] = Field(description="responses a question, Fig. 5")
     source_grid: tuple[tuple[int, int], ...] = Field(description="table 5c: (student, teacher) responses")
     online_steps: Count = Field(
-        description="steps of the run that generates while it trains; paper: none is run, its cost is estimated"
+        description="steps of the run that generates while it trains; paper: not run, its cost is estimated"
     )
 
 
