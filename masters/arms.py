@@ -24,7 +24,7 @@ class RunSpec(Strict):
     )
     r_max: Ratio = 0.0
     r_step: Positive = 0.1
-    learn_from: Literal["nothing", "labels", "responses"] = "responses"
+    learn_from: Literal["nothing", "labels", "responses", "online"] = "responses"
     cross_entropy: bool = Field(False, description="on the labels, without a teacher")
     teacher_responses: int = Field(4, ge=0)
     student_responses: int = Field(4, ge=0)
@@ -60,6 +60,7 @@ OPTIONS = (
 BOTH = ("accuracy", "distillation")
 UNMASKED = {"r_max": 0.0}
 PLAIN: dict[str, Any] = {"rewards": ()}
+ALONE = {"teacher_responses": 0, "student_responses": 8}
 
 # Name: (title, what differs from the paper's method at the profile's settings).
 CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -93,7 +94,11 @@ CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
     "by_token": ("averaged over tokens", {"averaging": "token"}),
     "own_accuracy": (
         "own responses, accuracy reward",
-        {"rewards": ("accuracy",), "teacher_responses": 0, "student_responses": 8},
+        {"rewards": ("accuracy",), **ALONE},
+    ),
+    "online": (
+        "online GRPO, accuracy reward",
+        {"learn_from": "online", "teachers": (), "rewards": ("accuracy",), **ALONE, **UNMASKED},
     ),
 }
 
@@ -109,10 +114,9 @@ def arm(name: str, profile: Profile) -> RunSpec:
         name: one or several of these, joined by ``+``, the later ones having the last word: a name of
             ``CHANGES``, ``r_max=0.4``, ``responses=2`` (half of each model), ``source=6:2``
             (student to teacher responses), ``teachers=mid,large`` (one after the other),
-            ``student=mid``,
-            ``learning_rate=1e-4``, ``policy_weight=0.1``, ``judge=embedding``, ``alone=skewed_kl`` (a
-            divergence without masks and rewards) or ``masters=skewed_kl`` (Masters with it in the place of
-            the JSD).
+            ``student=mid``, ``learning_rate=1e-4``, ``policy_weight=0.1``, ``judge=embedding``,
+            ``alone=skewed_kl`` (a divergence without masks and rewards), ``masters=skewed_kl`` (Masters with
+            it in the place of the JSD) or ``online=60`` (``online`` for that many steps).
         profile: its distillation settings are the paper's method where the arm says nothing.
 
     Raises:
@@ -139,6 +143,8 @@ def _title(part: str) -> str:
     if part in CHANGES:
         return CHANGES[part][0]
     family, _, value = part.partition("=")
+    if family == "online":
+        return f"{CHANGES[family][0]}, {value} steps"
     if family in ("alone", "masters"):
         kind = value.replace("_", " ").replace("kl", "KL").replace("jsd", "JSD")
         return f"{kind} alone" if family == "alone" else f"Masters with {kind}"
@@ -169,6 +175,8 @@ def _change(part: str, name: str) -> dict[str, Any]:
         return {"teachers": tuple(value.split(","))}
     if family == "student" and re.fullmatch(r"[a-z]+", value):
         return {"student": value}
+    if family == "online" and re.fullmatch(r"[1-9]\d*", value):
+        return CHANGES["online"][1] | {"steps": int(value)}
     if family == "judge" and value in ("rule", "embedding"):
         return {"judge": value}
     if family in ("learning_rate", "policy_weight") and re.fullmatch(r"\d+(\.\d+)?(e-\d+)?", value):
@@ -181,6 +189,6 @@ def _change(part: str, name: str) -> dict[str, Any]:
     raise ValueError(
         f"there is no arm {part!r}{f' (in {name!r})' if part != name else ''}; there are: {known}, "
         "r_max=0.4, responses=2 (even), source=6:2, teachers=mid,large, student=mid, judge=embedding, "
-        "learning_rate=1e-4, policy_weight=0.1, alone=skewed_kl, masters=skewed_kl, and several of them "
-        "joined by +"
+        "learning_rate=1e-4, policy_weight=0.1, alone=skewed_kl, masters=skewed_kl, online=60, and several "
+        "of them joined by +"
     )

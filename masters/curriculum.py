@@ -67,6 +67,22 @@ def authors(spec: RunSpec, stage: Stage) -> list[tuple[str, float, int]]:
     return [author for author in (teacher, student) if author[2]]
 
 
+def scores(spec: RunSpec) -> list[tuple[str, float, str, float, int]]:
+    """Whose log-probabilities a run learns from, on whose responses: the stage's teacher and the student
+    before training, as (scorer, its mask ratio, author, mask ratio of the author, responses a question)."""
+    found: dict[tuple[str, float, str, float, int], None] = {}
+    for stage in all_stages(spec) if spec.teachers else ():
+        for author in authors(spec, stage):
+            found[spec.teachers[stage[0]], stage[1], *author] = None
+            found[spec.student, 0.0, *author] = None
+    return list(found)
+
+
+def order(spec: RunSpec, seed: int, size: int) -> np.ndarray:
+    """Which questions of a pool of that size a run sees, one after the other: ``(steps * batch,)``."""
+    return epochs(np.random.default_rng([seed, 1]), size, spec.steps * spec.batch)
+
+
 def curriculum(
     spec: RunSpec, seed: int, pool: Sequence[int], parts: Mapping[Stage, Sequence[Part]]
 ) -> Examples:
@@ -78,11 +94,10 @@ def curriculum(
         pool: index of each question of the pool among all questions.
         parts: what the authors of each stage wrote.
     """
-    order = epochs(np.random.default_rng([seed, 1]), len(pool), spec.steps * spec.batch)
-    stage_of = stages(spec)
+    places, stage_of = order(spec, seed, len(pool)), stages(spec)
 
     def make(position: int) -> Example:
-        place, stage = int(order[position]), stage_of(position // spec.batch)
+        place, stage = int(places[position]), stage_of(position // spec.batch)
         return _example(pool[place], place, stage, parts[stage])
 
     return Examples(spec.steps * spec.batch, make)

@@ -10,6 +10,7 @@ only the k largest are kept, with the mass of the rest, see :mod:`masters.topk`.
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -28,8 +29,9 @@ from masters.questions import Questions, Ragged
 from masters.responses import Source
 from masters.topk import TopK, bytes_per_token, encode
 
-VERSION = 1
+VERSION = 2
 BATCH = 16
+SECONDS = "seconds.txt"
 
 
 def distributions(
@@ -65,11 +67,18 @@ def distributions(
         if not folder.is_dir():
             temporary = Path(tempfile.mkdtemp(dir=folder.parent))
             try:
+                start = time.perf_counter()
                 _score(scorer, questions, wanted, groups, lengths, top_k, vocabulary, temporary)
+                (temporary / SECONDS).write_text(str(time.perf_counter() - start))
                 os.replace(temporary, folder)
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
     return Ragged(folder, "logprobs") if top_k is None else TopK(folder)
+
+
+def seconds(scored: Ragged | TopK) -> float:
+    """How long the scoring took that made these distributions, loading the model included."""
+    return float((scored.folder / SECONDS).read_text())
 
 
 @torch.inference_mode()

@@ -25,7 +25,7 @@ from huggingface_hub import snapshot_download
 
 from masters import distributed, workers
 from masters.arms import RunSpec, arm
-from masters.curriculum import Part, Stage, all_stages, authors, curriculum
+from masters.curriculum import Part, Stage, all_stages, authors, curriculum, order, scores
 from masters.distributions import distributions
 from masters.divergence import jsd
 from masters.evaluation import evaluate, latency
@@ -33,6 +33,7 @@ from masters.files import cache_dir, hash_of, write_folder
 from masters.judges import EmbeddingJudge, RuleJudge, corpus
 from masters.ladder import end_tokens, train_rung
 from masters.models import build_processor, check_same_tokens, load, parameter_count
+from masters.online import train_online
 from masters.questions import Questions, Ragged, load_questions, training_labels
 from masters.responses import ResponseStore, Source, open_store, responses
 from masters.responses.engines import engine_of
@@ -374,6 +375,19 @@ class Lab:
         return pd.DataFrame(rows)
 
     def _distil(self, model: Any, spec: RunSpec, seed: int, folder: Path) -> pd.DataFrame:
+        if spec.learn_from == "online":
+            return train_online(
+                model,
+                self.processor,
+                self.questions("train"),
+                [self.pool[place] for place in order(spec, seed, len(self.pool))],
+                self.judge,
+                self.profile.sampling,
+                spec,
+                seed,
+                folder,
+                self.profile.distillation.fit,
+            )
         parts = {stage: self._parts(spec, stage) for stage in all_stages(spec)}
         live = spec.objective() is not None and not self.profile.distillation.cache_teacher
         objective = Objective(
@@ -431,16 +445,15 @@ class Lab:
         writing: dict[tuple[str, float, str], int] = {}
         scoring: dict[tuple[str, float, str, float, int], None] = {}
         for spec in specs:
-            if spec.learn_from == "nothing":
+            if spec.learn_from in ("nothing", "online"):
                 continue
             for stage in all_stages(spec):
                 for author, at, n in authors(spec, stage):
                     if author != "labels":
                         what = author, at, spec.judge
                         writing[what] = max(n, writing.get(what, 0))
-                    if spec.teachers and self.profile.distillation.cache_teacher:
-                        scoring[spec.teachers[stage[0]], stage[1], author, at, n] = None
-                        scoring[spec.student, 0.0, author, at, n] = None
+            if self.profile.distillation.cache_teacher:
+                scoring |= dict.fromkeys(scores(spec))
         for name in {name for name, *_ in scoring} | {author for author, *_ in writing}:
             self.folder(name)
         write: list[workers.Job] = [

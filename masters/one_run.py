@@ -30,7 +30,7 @@ def run_arm(lab: Lab, name: str, seed: int) -> Path:
     """
     spec = arm(name, lab.profile)
     if distributed.rank() == 0:
-        if spec.learn_from != "nothing":
+        if spec.learn_from not in ("nothing", "online"):
             print(memory(lab, name).line(), file=sys.stderr, flush=True)
         for model in {spec.student, *spec.teachers}:
             lab.folder(model)

@@ -41,6 +41,7 @@ class Ragged:
     """
 
     def __init__(self, folder: Path, name: str) -> None:
+        self.folder = folder
         self.values = np.load(folder / f"{name}.npy", mmap_mode="r")
         self.offsets = np.load(folder / f"{name}.offsets.npy")
         shapes = folder / f"{name}.shapes.npy"
@@ -101,6 +102,7 @@ class Questions:
     """
 
     def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self.table = pd.read_parquet(folder / "table.parquet")
         self.hash = folder.name
         self._prompts = Ragged(folder, "prompts")
@@ -111,6 +113,9 @@ class Questions:
 
     def __len__(self) -> int:
         return len(self.table)
+
+    def __reduce__(self) -> tuple[type["Questions"], tuple[Path]]:
+        return Questions, (self.folder,)  # another process maps the same files instead of getting a copy
 
     def prompt(self, index: int) -> np.ndarray:
         """Token ids of the prompt, image tokens included."""
@@ -264,8 +269,10 @@ def _encode(parts: list[tuple[str, datasets.Dataset]], processor: Any, folder: P
 
 def prompt_text(processor: Any, question: str) -> str:
     """A question and its picture through the chat template, up to where the response begins."""
-    content = [{"type": "text", "text": question}, {"type": "image"}]
-    text: str = processor.apply_chat_template(
-        [{"role": "user", "content": content}], add_generation_prompt=True
-    )
+    text: str = processor.apply_chat_template(messages(question), add_generation_prompt=True)
     return text
+
+
+def messages(question: str) -> list[dict[str, Any]]:
+    """A question as a conversation of one message, its picture behind it."""
+    return [{"role": "user", "content": [{"type": "text", "text": question}, {"type": "image"}]}]

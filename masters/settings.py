@@ -214,6 +214,9 @@ class ResponseCaching(NotebookParameters):
     groups_shown: Count = Field(description="groups of responses shown in full")
     responses_grid: tuple[Count, ...] = Field(description="responses a question, Fig. 5")
     source_grid: tuple[tuple[int, int], ...] = Field(description="table 5c: (student, teacher) responses")
+    online_steps: Count = Field(
+        description="steps of the run that generates while it trains; paper: not run, its cost is estimated"
+    )
 
 
 class RewardDesign(NotebookParameters):

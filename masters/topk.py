@@ -107,7 +107,7 @@ class TopK:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.rows = Ragged(folder, "topk")
+        self.folder, self.rows = folder, Ragged(folder, "topk")
         self.vocabulary, self.k = np.load(folder / "topk.shape.npy").tolist()
 
     def __len__(self) -> int:

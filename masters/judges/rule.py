@@ -160,6 +160,11 @@ class RuleJudge:
         """
         return [self.score(*triple) for triple in triples(questions, labels, responses)]
 
+    def forget(self) -> None:
+        """Drop what is remembered of texts that were read before, as whoever measures the time must."""
+        for remembers in (_read, _fold, _canonical, _options):
+            remembers.cache_clear()
+
 
 def core(response: str) -> str:
     """The one answer a response commits to, in lower case; empty if there is none or more than one.
