@@ -11,36 +11,33 @@ reference of the KL is the base student, for a second teacher too; several teach
 import json
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from dataclasses import dataclass
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from filelock import FileLock
 from huggingface_hub import snapshot_download
 
-from masters import distributed, workers
+from masters import runs, workers
 from masters.arms import RunSpec, arm
-from masters.curriculum import Part, Stage, all_stages, authors, curriculum, order, scores
+from masters.curriculum import Part, all_stages, authors, scores
 from masters.distributions import distributions
 from masters.divergence import jsd
-from masters.evaluation import evaluate, latency
-from masters.files import cache_dir, hash_of, write_folder
+from masters.evaluation import latency
+from masters.files import cache_dir, hash_of
 from masters.judges import EmbeddingJudge, RuleJudge, corpus
 from masters.ladder import end_tokens, train_rung
 from masters.models import build_processor, check_same_tokens, load, parameter_count
-from masters.online import train_online
 from masters.questions import Questions, Ragged, load_questions, training_labels
 from masters.responses import ResponseStore, Source, open_store, responses
 from masters.responses.engines import engine_of
+from masters.runs import grouped
 from masters.settings import Profile, load_profile
 from masters.tasks import vocabulary
 from masters.topk import Packed, TopK
-from masters.training import Budget, Objective, train
 
 VERSION = 2
 
@@ -221,10 +218,11 @@ class Lab:
     def distributions(self, scorer: Source, author: str, ratio: float, n: int) -> Ragged | TopK:
         """What a model would have said at each token of the pool's responses."""
         if author == "labels":
-            return self._scores(scorer, [[self.labels[1][index]] for index in self.pool])
-        return self._scores(scorer, _grouped(self.groups(author, ratio, n)["tokens"], n))
+            return self.scores(scorer, [[self.labels[1][index]] for index in self.pool])
+        return self.scores(scorer, grouped(self.groups(author, ratio, n)["tokens"], n))
 
-    def _scores(self, scorer: Source, texts: Sequence[Sequence[np.ndarray]]) -> Ragged | TopK:
+    def scores(self, scorer: Source, texts: Sequence[Sequence[np.ndarray]]) -> Ragged | TopK:
+        """What a model would have said at each token of some texts of the pool, made once."""
         top_k = self.profile.distillation.top_k_logprobs
         size = len(self.processor.tokenizer)
         return distributions(scorer, self.questions("train"), self.pool, texts, top_k, size)
@@ -311,50 +309,8 @@ class Lab:
         return cache_dir() / "runs" / hash_of(what)
 
     def run(self, spec: RunSpec, seed: int, split: str = "test") -> None:
-        """Train and evaluate one run, and keep its row, predictions, log and weights; all ranks train, one
-        evaluates and writes."""
-        folder = self.run_folder(spec, seed, split)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        alone = distributed.rank() == 0
-        with FileLock(f"{folder}.lock") if alone else nullcontext():
-            if distributed.from_main((folder / "result.json").is_file):
-                return
-            start = time.perf_counter()
-            model, processor = load(self.folder(spec.student))
-            log = pd.DataFrame()
-            if spec.learn_from != "nothing":
-                log = self._distil(model, spec, seed, Path(f"{folder}.run"))
-            trained = time.perf_counter() - start
-            if not alone:
-                distributed.wait()
-                return
-            questions, longest = self.questions(split), self.profile.sampling.max_new_tokens
-            predictions = evaluate(model, processor, questions, self.judge, longest, seed)
-            evaluated = time.perf_counter() - start - trained
-            by_mode = predictions.groupby("mode")[["correct", "tokens"]].mean()
-            tail = log["kl"].tail(max(1, len(log) // 10)).mean() if "kl" in log else float("nan")
-            row = {
-                **spec.model_dump(mode="json", exclude={"teachers", "rewards"}),
-                "teachers": "+".join(spec.teachers),
-                "rewards": "+".join(spec.rewards),
-                "accuracy": by_mode.loc["greedy", "correct"],
-                "sampled_accuracy": by_mode.loc["sampled", "correct"],
-                "tokens": by_mode.loc["greedy", "tokens"],
-                "kl": float(tail),
-                "seconds": trained,
-                "evaluation_seconds": evaluated,
-            }
-
-            def save(target: Path) -> None:
-                predictions.to_parquet(target / "predictions.parquet")
-                if len(log):
-                    log.to_parquet(target / "log.parquet")
-                    model.save_pretrained(target / "model")
-                    processor.save_pretrained(target / "model")
-                (target / "result.json").write_text(json.dumps(row))
-
-            write_folder(folder, save)
-            distributed.wait()
+        """Train and evaluate one run, unless that is done; see :mod:`masters.runs`."""
+        runs.run(self, spec, seed, self.run_folder(spec, seed, split), split)
 
     def latency(self, arms: Sequence[str], questions: int) -> pd.DataFrame:
         """Seconds a question of the arms' models at seed 0, one at a time, and the length of the answers."""
@@ -374,71 +330,10 @@ class Lab:
             torch.set_num_threads(threads)
         return pd.DataFrame(rows)
 
-    def _distil(self, model: Any, spec: RunSpec, seed: int, folder: Path) -> pd.DataFrame:
-        if spec.learn_from == "online":
-            return train_online(
-                model,
-                self.processor,
-                self.questions("train"),
-                [self.pool[place] for place in order(spec, seed, len(self.pool))],
-                self.judge,
-                self.profile.sampling,
-                spec,
-                seed,
-                folder,
-                self.profile.distillation.fit,
-            )
-        parts = {stage: self._parts(spec, stage) for stage in all_stages(spec)}
-        live = spec.objective() is not None and not self.profile.distillation.cache_teacher
-        objective = Objective(
-            spec.objective(),
-            teachers=[load(self.folder(name))[0] for name in spec.teachers] if live else (),
-            reference=load(self.folder(spec.student))[0] if live else None,
-            vocabulary=len(self.processor.tokenizer),
-        )
-        often = max(1, spec.steps // 40)
-        budget = Budget(spec.steps, spec.batch, spec.learning_rate, "constant", seed, log_every=often)
-        examples = curriculum(spec, seed, self.pool, parts)
-        settings = self.profile.distillation
-        return train(
-            model,
-            self.questions("train"),
-            examples,
-            objective,
-            budget,
-            folder,
-            "a run",
-            fit=settings.fit,
-            watch=settings.watch,
-        )
-
-    def _parts(self, spec: RunSpec, stage: Stage) -> list[Part]:
-        """What each author contributes to a stage: responses, verdicts, log-probabilities, distributions."""
-        teacher = self.source(spec.teachers[stage[0]], stage[1]) if spec.teachers else None
-        return [self._part(teacher, spec.student, spec.judge, *author) for author in authors(spec, stage)]
-
     @cached_property
-    def _part(self) -> Callable[..., Part]:
-        """The parts of the last stages, as the next run of a process often begins with the same ones."""
-        return lru_cache(maxsize=8)(self._make_part)
-
-    def _make_part(
-        self, teacher: Source | None, student: str, judge: str, author: str, at: float, n: int
-    ) -> Part:
-        if author == "labels":
-            part = Part(1, [[self.labels[1][index]] for index in self.pool])
-        else:
-            frame = self.groups(author, at, n, judge)
-            part = Part(
-                n,
-                tokens=_grouped(frame["tokens"], n),
-                behaviour=None if frame["logprobs"].isna().any() else _grouped(frame["logprobs"], n),
-                accuracy=(frame["correct"] == 1).to_numpy(np.float32).reshape(-1, n),
-            )
-        if teacher is None or not self.profile.distillation.cache_teacher:
-            return part
-        reference = self._scores(self.source(student), part.tokens)
-        return replace(part, teacher=self._scores(teacher, part.tokens), reference=reference)
+    def part(self) -> Callable[..., Part]:
+        """:func:`masters.runs.part` of this lab; the last few are kept, as the next run may have the same."""
+        return lru_cache(maxsize=8)(partial(runs.part, self))
 
     def prepare(self, specs: Sequence[RunSpec]) -> None:
         """Generate and score what several runs share, before they start side by side."""
@@ -471,11 +366,6 @@ class Lab:
     def parallel(self, jobs: Sequence[workers.Job], what: str, processes: int | None = None) -> None:
         """Do independent jobs in some processes, those of the profile when None, one thread each."""
         workers.run(Lab, self.profile, jobs, processes or self.profile.processes, what)
-
-
-def _grouped(column: pd.Series, n: int) -> list[list[np.ndarray]]:
-    values = list(column)
-    return [values[start : start + n] for start in range(0, len(values), n)]
 
 
 def _float(values: np.ndarray | Packed) -> torch.Tensor:

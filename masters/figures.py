@@ -17,10 +17,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
 from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter, PercentFormatter
-from matplotlib.transforms import Transform, blended_transform_factory
 from scipy import stats
 
 from masters.arms import title
@@ -28,17 +25,9 @@ from masters.schedule import MaskSchedule
 from masters.statistics import power_law
 
 WIDTH = 7.0
-CLAIMS_NARROW = 4.8
 COLOURS: list[Any] = list(sns.color_palette("colorblind"))
 MARKERS, DASHES = "osD^vPX*<>", ("-", "--", "-.", ":")
 INK, QUIET, BAND = "#333333", "#8c8c8c", "#e6e6e6"
-VERDICT_COLOURS = {
-    "supported": COLOURS[2],
-    "not supported": COLOURS[3],
-    "reversed": COLOURS[4],
-    "undecided": COLOURS[9],
-    "not tested": QUIET,
-}
 RUNGS = {"student": "base", "mid": "mid", "large": "large"}
 LABELS = {
     "learning_rate": "learning rate",
@@ -87,7 +76,7 @@ def summary(
     Raises:
         ValueError: a column is missing or a group has no run.
     """
-    _need(runs, by, value)
+    need(runs, by, value)
     scale = 100.0 if value in ("accuracy", "sampled_accuracy") else 1.0
     rows = []
     for name in order if order is not None else list(dict.fromkeys(runs[by])):
@@ -144,7 +133,7 @@ def size_accuracy(table: pd.DataFrame, runs: pd.DataFrame, arms: Sequence[str] =
         runs: with the arms of the ladder and those named.
         arms: distilled students.
     """
-    _need(table, "model", "parameters")
+    need(table, "model", "parameters")
     figure, (axis,) = panels()
     size = table.set_index("model")["parameters"].astype(float)
     names = [model for model in RUNGS if model in size.index]
@@ -172,7 +161,7 @@ def training_curves(log: pd.DataFrame, y: str = "loss", hue: str = "arm", x: str
         hue: column that tells the lines apart.
         x: column of the horizontal axis.
     """
-    _need(log, x, y, hue)
+    need(log, x, y, hue)
     figure, (axis,) = panels()
     for index, (name, rows) in enumerate(log.dropna(subset=[y]).groupby(hue, sort=False)):
         steps = summary(rows, by=x, value=y, order=sorted(rows[x].unique()))
@@ -195,7 +184,7 @@ def masked_accuracy(frame: pd.DataFrame) -> Figure:
     Args:
         frame: ``model``, ``ratio``, ``task``, ``accuracy``, ``questions``.
     """
-    _need(frame, "model", "ratio", "accuracy", "questions")
+    need(frame, "model", "ratio", "accuracy", "questions")
     figure, (axis,) = panels()
     right = frame.assign(right=frame["accuracy"] * frame["questions"])
     for index, (model, rows) in enumerate(right.groupby("model", sort=False)):
@@ -238,7 +227,7 @@ def effects(frame: pd.DataFrame, unit: str = "accuracy (%)") -> Figure:
             paper has no such arm.
         unit: label of the horizontal axes.
     """
-    _need(frame, "name", "estimate", "low", "high")
+    need(frame, "name", "estimate", "low", "high")
     both = "paper" in frame and bool(frame["paper"].notna().any())
     figure, axes = panels(1, 1 + both, 1.1 + 0.42 * len(frame), sharey=True)
     y = np.arange(len(frame), dtype=float)
@@ -269,7 +258,7 @@ def grid(runs: pd.DataFrame, x: str, paper: pd.DataFrame | None = None) -> Figur
     points = summary(runs, by=x, order=sorted(runs[x].unique()) if x in runs else None)
     _points(axes[0], points["name"].to_numpy(dtype=float), points, COLOURS[0], "-o", "here")
     if paper is not None:
-        _need(paper, x)
+        need(paper, x)
         rows = paper.sort_values(x)
         for index, name in enumerate(column for column in paper.columns if column != x):
             line = f"-{MARKERS[index % len(MARKERS)]}"
@@ -293,7 +282,7 @@ def reward_distribution(responses: pd.DataFrame, hue: str = "source") -> Figure:
         responses: one row a response: ``question``, ``correct`` (0 or 1), ``divergence`` and perhaps ``hue``.
         hue: column that tells who answered; without it all responses are one group.
     """
-    _need(responses, "question", "correct", "divergence")
+    need(responses, "question", "correct", "divergence")
     table = responses if hue in responses else responses.assign(**{hue: "all responses"})
     groups = table.groupby("question")["divergence"]
     low, high = groups.transform("min"), groups.transform("max")
@@ -314,60 +303,13 @@ def reward_distribution(responses: pd.DataFrame, hue: str = "source") -> Figure:
     return figure
 
 
-def claims(frame: pd.DataFrame, narrow: bool = False) -> Figure:
-    """The claims one below the other, each in words and with its effect beside the paper's.
-
-    A claim is its verdict, statement and numbers, and our effect with its interval in the colour of the
-    verdict; a hollow mark is the paper's effect, and the grey band holds what is smaller than the margin.
-    Effects in points and in percent have a panel each. A few large effects must not press the others
-    together: what lies beyond an axis is an arrow at its edge, and stands in the numbers.
-
-    Args:
-        frame: as ``masters.claims.judge_claims`` returns it.
-        narrow: for phones, with the words above the effect, not on its left.
-    """
-    words = ("id", "statement", "verdict", "ours", "low", "high", "paper", "unit")
-    _need(frame, *words, "effect", "effect_low", "effect_high", "paper_effect", "margin")
-    parts = [(str(unit), rows.to_dict("records")) for unit, rows in frame.groupby("unit", sort=False)]
-    line = 56 if narrow else 42
-    texts = {row["id"]: textwrap.wrap(row["statement"], line) for _, rows in parts for row in rows}
-    # In lines of text: one for verdict and numbers, those of the statement, and two for the effect.
-    tall = {name: 3.2 + len(text) if narrow else 0.6 + max(3, 1 + len(text)) for name, text in texts.items()}
-    heights = [sum(tall[row["id"]] for row in rows) for _, rows in parts]
-    total = 0.175 * sum(heights) + 0.75 * len(parts) + 0.6
-    figure, axes = panels(len(parts), 1, total / len(parts), height_ratios=heights)
-    figure.set_figwidth(CLAIMS_NARROW if narrow else WIDTH)
-    figure.set_layout_engine("constrained", rect=(0, 0, 1, 1) if narrow else (0.5, 0, 0.5, 1))
-    beyond = False
-    for axis, (unit, rows), height in zip(axes, parts, heights, strict=True):
-        reach, top = _reach(rows), 0.0
-        axis.set(xlim=(-reach, reach), ylim=(height, 0), yticks=[], xlabel=f"effect ({unit})")
-        axis.grid(False)
-        axis.tick_params(top=True, labeltop=True, bottom=True)
-        axis.spines[["left", "right"]].set_visible(False)
-        for row in rows:
-            text = texts[row["id"]]
-            _claim_words(axis, blended_transform_factory(figure.transFigure, axis.transData), row, text, top)
-            beyond |= _claim_effect(axis, row, top + (len(text) + 2.2 if narrow else 2.3), reach)
-            top += tall[row["id"]]
-    marks: list[Any] = [
-        Line2D([], [], color=INK, marker="o", label="here, 95 % interval"),
-        Line2D([], [], color=INK, marker="D", mfc="none", ls="", label="paper, single runs"),
-        Patch(color=BAND, label="below the margin"),
-    ]
-    if beyond:
-        marks.append(Line2D([], [], color=INK, marker=">", ls="", label="beyond the axis"))
-    figure.legend(handles=marks, loc="outside upper center", ncols=2, frameon=False)
-    return figure
-
-
 def latency(frame: pd.DataFrame) -> Figure:
     """Fig. 6: inference time a question, with the mean response length beside each bar.
 
     Args:
         frame: ``arm``, ``seconds_per_question``, ``tokens``.
     """
-    _need(frame, "arm", "seconds_per_question", "tokens")
+    need(frame, "arm", "seconds_per_question", "tokens")
     figure, (axis,) = panels(height=1.1 + 0.42 * len(frame))
     y = np.arange(len(frame))
     times = 1000 * frame["seconds_per_question"].to_numpy(dtype=float)
@@ -385,7 +327,7 @@ def growth(table: pd.DataFrame) -> Figure:
     Args:
         table: of :func:`masters.bench_growth.measure`; bars reach from the smallest to the largest time.
     """
-    _need(table, "axis", "value", "way", "seconds", "smallest", "largest")
+    need(table, "axis", "value", "way", "seconds", "smallest", "largest")
     names = list(dict.fromkeys(table["axis"]))
     figure, axes = panels(-(-len(names) // 2), 2, 2.9)
     for axis, name in zip(axes, names, strict=False):
@@ -431,52 +373,6 @@ def _bars(axis: Axes, points: pd.DataFrame, y: np.ndarray, colours: Sequence[Any
         axis.plot([estimate], [place], "o", color=colour)
 
 
-def _claim_words(
-    axis: Axes, across: Transform, row: Mapping[Any, Any], statement: list[str], top: float
-) -> None:
-    """Verdict, numbers and statement of a claim from line ``top`` on, over the width of the whole figure."""
-    place: dict[str, Any] = {"transform": across, "va": "top", "fontsize": 10, "parse_math": False}
-    here = f"{row['ours']} ({row['low']} to {row['high']})" if row["ours"] else ""
-    there = f"paper {row['paper']}" if row["paper"] else ""
-    words = [
-        axis.text(0.01, top + 0.3, f"{row['id']}  {row['verdict']}", weight="bold", **place),
-        axis.text(0.99, top + 0.3, "  ".join(filter(None, (here, there))), ha="right", **place),
-        axis.text(0.01, top + 1.3, "\n".join(statement), **place),
-    ]
-    for text in words:
-        text.set_in_layout(False)  # what is written over the whole figure must not push the axes aside
-    line = axis.plot([0.01, 0.99], [top, top], color=BAND, lw=1, transform=across, clip_on=False)
-    line[0].set_in_layout(False)
-
-
-def _claim_effect(axis: Axes, row: Mapping[Any, Any], y: float, reach: float) -> bool:
-    """Effect, interval, margin and the paper's effect in a row of an axis that ends at plus and minus reach;
-    whether some of it lies beyond."""
-    colour, margin = VERDICT_COLOURS[row["verdict"]], row["margin"]
-    effect, low, high, paper = _effects(row)
-    axis.fill_between([-margin, margin], y - 0.6, y + 0.6, color=BAND, lw=0)
-    axis.plot([0, 0], [y - 0.6, y + 0.6], color=QUIET, lw=1)
-    axis.plot([low, high], [y, y], "-", color=colour, lw=2.5)
-    axis.plot([effect], [y], "o", color=colour)
-    axis.plot([paper], [y], "D", mfc="none", mec=INK)
-    ours, theirs = {"color": colour}, {"mfc": "none", "mec": INK}
-    ends = ((low, ours), (high, ours), (paper, theirs))
-    far = [(value, look) for value, look in ends if abs(value) > reach]
-    for value, look in far:
-        axis.plot([np.copysign(reach, value)], [y], ">" if value > 0 else "<", clip_on=False, **look)
-    return bool(far)
-
-
-def _effects(row: Mapping[Any, Any]) -> list[float]:
-    return [float(row[name]) for name in ("effect", "effect_low", "effect_high", "paper_effect")]
-
-
-def _reach(rows: Sequence[Mapping[Any, Any]]) -> float:
-    """Where the axis of some claims ends: six of seven are seen as a whole, with their margins."""
-    farthest = [np.nanmax(np.abs([2 * row["margin"], *_effects(row)])) for row in rows]
-    return 1.1 * float(np.quantile(farthest, 6 / 7, method="lower"))
-
-
 def _legend(axis: Axes) -> None:
     if len(axis.get_legend_handles_labels()[1]) > 1:
         axis.legend()
@@ -495,7 +391,12 @@ def _title(name: str) -> str:
         return name  # the name of a model, or one a notebook has already written out
 
 
-def _need(frame: pd.DataFrame, *columns: str) -> None:
+def need(frame: pd.DataFrame, *columns: str) -> None:
+    """Refuse a table that lacks a column.
+
+    Raises:
+        ValueError: it does; the message names them.
+    """
     if lacking := [name for name in columns if name not in frame]:
         raise ValueError(
             f"the table to draw lacks {', '.join(lacking)}; it has: {', '.join(map(str, frame))}"

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 
-from masters import experiments, teachers, training
+from masters import experiments, runs, teachers, training
 from masters.arms import RunSpec, arm
 from masters.curriculum import authors
 from masters.curriculum import stages as stages_of
@@ -298,7 +298,7 @@ def test_teachers_may_run_along_instead_of_being_cached(lab: Lab, results: Resul
     along = Lab(profile(cache_teacher=False))
     spec = arm("mid_then_large", along.profile)
     model, _ = load(along.folder("student"))
-    log = along._distil(model, spec, 0, tmp_path / "run")
+    log = runs.distil(along, model, spec, 0, tmp_path / "run")
     cached = results.log[results.log["arm"] == "mid_then_large"].reset_index(drop=True)
     assert list(log["mask_ratio"]) == list(cached["mask_ratio"])
     assert np.allclose(log["divergence"], cached["divergence"], atol=2e-3)
@@ -312,7 +312,7 @@ def test_a_run_on_the_largest_log_probabilities_is_near_and_has_a_key_of_its_own
     spec = arm("masters", top.profile)
     assert top.run_folder(spec, 0) != lab.run_folder(arm("masters", lab.profile), 0)
     model, _ = load(top.folder("student"))
-    log = top._distil(model, spec, 0, tmp_path / "run")
+    log = runs.distil(top, model, spec, 0, tmp_path / "run")
     whole = results.log[(results.log["arm"] == "masters") & (results.log["seed"] == 0)].reset_index(drop=True)
     assert np.allclose(log["divergence"], whole["divergence"], atol=2e-2)
 

@@ -17,7 +17,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 from scipy import stats
 
-from masters import figures
+from masters import claims_figure, figures
 from masters.claims import judge_claims
 from masters.files import paper_table
 from masters.schedule import MaskSchedule
@@ -208,7 +208,7 @@ def test_claims_have_ours_and_the_papers(narrow: bool) -> None:
         for q in range(40)
     ]
     frame = judge_claims(pd.DataFrame(rows), 50)
-    figure = figures.claims(frame, narrow)
+    figure = claims_figure.claims(frame, narrow)
     points, percent = figure.axes
     words = [text.get_text() for text in points.texts]
     assert len([word for word in words if word.startswith("C")]) == 14
@@ -220,10 +220,10 @@ def test_claims_have_ours_and_the_papers(narrow: bool) -> None:
     assert percent.texts[0].get_text() == "C15  supported" and percent.get_xlabel() == "effect (percent)"
     # The effect of C3 and the paper's, one above the other, in the colour of the verdict.
     (here,) = marked(points, "o", 25.0)
-    assert here.get_color() == figures.VERDICT_COLOURS["supported"]
+    assert here.get_color() == claims_figure.VERDICT_COLOURS["supported"]
     (there,) = marked(points, "D", frame.loc[2, "paper_effect"])
     assert here.get_ydata() == there.get_ydata()
-    readable(figure, figures.CLAIMS_NARROW if narrow else figures.WIDTH)
+    readable(figure, claims_figure.CLAIMS_NARROW if narrow else figures.WIDTH)
     apart(figure)
 
 
@@ -239,7 +239,7 @@ def test_a_large_effect_is_an_arrow_and_the_others_stay_apart() -> None:
     large = {"effect": -40.0, "effect_low": -44.0, "effect_high": -36.0, "verdict": "reversed"}
     frame = frame.assign(**small)
     frame.loc[3, list(large)] = list(large.values())
-    figure = figures.claims(frame)
+    figure = claims_figure.claims(frame)
     (axis,) = figure.axes
     assert axis.get_xlim()[1] < 2
     assert len(marked(axis, "<", axis.get_xlim()[0])) == 2, "both ends of its interval"

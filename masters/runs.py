@@ -1,0 +1,170 @@
+"""One run: from the parts that the cache holds to a trained student, its answers and a row of results.
+
+What a run reads is laid out in :mod:`masters.curriculum`, how it trains in :mod:`masters.training`, and where
+its result is kept in :mod:`masters.experiments`.
+"""
+
+import json
+import time
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from filelock import FileLock
+
+from masters import distributed
+from masters.arms import RunSpec
+from masters.curriculum import Part, Stage, all_stages, authors, curriculum, order
+from masters.evaluation import evaluate
+from masters.files import write_folder
+from masters.models import load
+from masters.online import train_online
+from masters.responses import Source
+from masters.training import Budget, Objective, train
+
+if TYPE_CHECKING:
+    from masters.experiments import Lab
+
+
+def run(lab: "Lab", spec: RunSpec, seed: int, folder: Path, split: str = "test") -> None:
+    """Train and evaluate one run, and keep its row, predictions, log and weights, unless they are there.
+
+    All ranks train, one evaluates and writes.
+
+    Args:
+        lab: that has the models, questions and responses.
+        spec: of the run.
+        seed: of the order of the questions, and of answers at temperature one.
+        folder: of the result.
+        split: on whose questions it is evaluated.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    alone = distributed.rank() == 0
+    with FileLock(f"{folder}.lock") if alone else nullcontext():
+        if distributed.from_main((folder / "result.json").is_file):
+            return
+        start = time.perf_counter()
+        model, processor = load(lab.folder(spec.student))
+        log = pd.DataFrame()
+        if spec.learn_from != "nothing":
+            log = distil(lab, model, spec, seed, Path(f"{folder}.run"))
+        trained = time.perf_counter() - start
+        if not alone:
+            distributed.wait()
+            return
+        questions, longest = lab.questions(split), lab.profile.sampling.max_new_tokens
+        predictions = evaluate(model, processor, questions, lab.judge, longest, seed)
+        evaluated = time.perf_counter() - start - trained
+        by_mode = predictions.groupby("mode")[["correct", "tokens"]].mean()
+        tail = log["kl"].tail(max(1, len(log) // 10)).mean() if "kl" in log else float("nan")
+        row = {
+            **spec.model_dump(mode="json", exclude={"teachers", "rewards"}),
+            "teachers": "+".join(spec.teachers),
+            "rewards": "+".join(spec.rewards),
+            "accuracy": by_mode.loc["greedy", "correct"],
+            "sampled_accuracy": by_mode.loc["sampled", "correct"],
+            "tokens": by_mode.loc["greedy", "tokens"],
+            "kl": float(tail),
+            "seconds": trained,
+            "evaluation_seconds": evaluated,
+        }
+
+        def save(target: Path) -> None:
+            predictions.to_parquet(target / "predictions.parquet")
+            if len(log):
+                log.to_parquet(target / "log.parquet")
+                model.save_pretrained(target / "model")
+                processor.save_pretrained(target / "model")
+            (target / "result.json").write_text(json.dumps(row))
+
+        write_folder(folder, save)
+        distributed.wait()
+
+
+def distil(lab: "Lab", model: Any, spec: RunSpec, seed: int, folder: Path) -> pd.DataFrame:
+    """Train a student as a spec says, in place.
+
+    Returns:
+        The log, one row a logged step.
+    """
+    if spec.learn_from == "online":
+        return train_online(
+            model,
+            lab.processor,
+            lab.questions("train"),
+            [lab.pool[place] for place in order(spec, seed, len(lab.pool))],
+            lab.judge,
+            lab.profile.sampling,
+            spec,
+            seed,
+            folder,
+            lab.profile.distillation.fit,
+        )
+    parts = {stage: parts_of(lab, spec, stage) for stage in all_stages(spec)}
+    live = spec.objective() is not None and not lab.profile.distillation.cache_teacher
+    objective = Objective(
+        spec.objective(),
+        teachers=[load(lab.folder(name))[0] for name in spec.teachers] if live else (),
+        reference=load(lab.folder(spec.student))[0] if live else None,
+        vocabulary=len(lab.processor.tokenizer),
+    )
+    often = max(1, spec.steps // 40)
+    budget = Budget(spec.steps, spec.batch, spec.learning_rate, "constant", seed, log_every=often)
+    examples = curriculum(spec, seed, lab.pool, parts)
+    settings = lab.profile.distillation
+    return train(
+        model,
+        lab.questions("train"),
+        examples,
+        objective,
+        budget,
+        folder,
+        "a run",
+        fit=settings.fit,
+        watch=settings.watch,
+    )
+
+
+def parts_of(lab: "Lab", spec: RunSpec, stage: Stage) -> list[Part]:
+    """What each author contributes to a stage: responses, verdicts, log-probabilities, distributions."""
+    teacher = lab.source(spec.teachers[stage[0]], stage[1]) if spec.teachers else None
+    return [lab.part(teacher, spec.student, spec.judge, *author) for author in authors(spec, stage)]
+
+
+def part(
+    lab: "Lab", teacher: Source | None, student: str, judge: str, author: str, at: float, n: int
+) -> Part:
+    """What an author contributes.
+
+    Args:
+        lab: of the profile.
+        teacher: of the stage.
+        student: the reference.
+        judge: who says what is right.
+        author: who wrote the responses, or ``labels``.
+        at: the author's mask ratio.
+        n: responses a question.
+    """
+    if author == "labels":
+        made = Part(1, [[lab.labels[1][index]] for index in lab.pool])
+    else:
+        frame = lab.groups(author, at, n, judge)
+        made = Part(
+            n,
+            tokens=grouped(frame["tokens"], n),
+            behaviour=None if frame["logprobs"].isna().any() else grouped(frame["logprobs"], n),
+            accuracy=(frame["correct"] == 1).to_numpy(np.float32).reshape(-1, n),
+        )
+    if teacher is None or not lab.profile.distillation.cache_teacher:
+        return made
+    reference = lab.scores(lab.source(student), made.tokens)
+    return replace(made, teacher=lab.scores(teacher, made.tokens), reference=reference)
+
+
+def grouped(column: pd.Series, n: int) -> list[list[np.ndarray]]:
+    """A column of all responses as a list of those to each question."""
+    values = list(column)
+    return [values[start : start + n] for start in range(0, len(values), n)]
