@@ -14,8 +14,8 @@ from typing import Any
 import matplotlib
 import pandas as pd
 
-from masters import figures
 from masters.claim_rows import VERDICTS, ClaimRow
+from masters.claims_figure import claims
 from masters.files import write_atomic
 from masters.markup import Html, code, escaped, folded, link, plain, table
 from masters.settings import load_profile
@@ -78,7 +78,7 @@ def drawn(frame: pd.DataFrame, path: Path) -> Html:
     for file, slim in ((path, False), (narrow, True)):
         text = io.StringIO()
         with matplotlib.rc_context({"svg.hashsalt": file.stem}):
-            figures.claims(frame, slim).savefig(text, format="svg", metadata={"Date": None})
+            claims(frame, slim).savefig(text, format="svg", metadata={"Date": None})
         write_atomic(file, text.getvalue())
     told = ["The effect of each claim here beside the paper's."]
     for row in frame.to_dict("records"):

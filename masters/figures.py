@@ -1,4 +1,4 @@
-"""Every picture of the book, drawn from result tables and nothing else: no model, no file, no typed result.
+"""The pictures of the notebooks, drawn from result tables and nothing else: no model, file or typed result.
 
 One idea: a function takes tables as ``masters.experiments`` or ``masters.claims`` returns them and gives a
 matplotlib figure, closed for pyplot, so that a notebook shows it exactly once. Pictures are 7 inches wide,
@@ -11,34 +11,20 @@ import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
 from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter, PercentFormatter
-from matplotlib.transforms import Transform, blended_transform_factory
 from scipy import stats
 
 from masters.arms import title
+from masters.claims_figure import claims as claims
+from masters.drawing import COLOURS, INK, QUIET, WIDTH, need, panels
 from masters.schedule import MaskSchedule
 from masters.statistics import power_law
 
-WIDTH = 7.0
-CLAIMS_NARROW = 4.8
-COLOURS: list[Any] = list(sns.color_palette("colorblind"))
 MARKERS, DASHES = "osD^vPX*<>", ("-", "--", "-.", ":")
-INK, QUIET, BAND = "#333333", "#8c8c8c", "#e6e6e6"
-VERDICT_COLOURS = {
-    "supported": COLOURS[2],
-    "not supported": COLOURS[3],
-    "reversed": COLOURS[4],
-    "undecided": COLOURS[9],
-    "not tested": QUIET,
-}
 RUNGS = {"student": "base", "mid": "mid", "large": "large"}
 LABELS = {
     "learning_rate": "learning rate",
@@ -61,15 +47,6 @@ LABELS = {
 }
 
 
-def style() -> None:
-    """The look of the book; every function here applies it, call it for a figure of your own."""
-    small = {"xtick.labelsize": 10, "ytick.labelsize": 10, "figure.facecolor": "white"}
-    lines = {"axes.edgecolor": QUIET, "grid.color": BAND, "lines.linewidth": 1.8, "lines.markersize": 7}
-    text = {"font.size": 11, "axes.labelsize": 11, "axes.titlesize": 11, "legend.fontsize": 10}
-    colours = {"text.color": INK, "axes.labelcolor": INK}
-    sns.set_theme(style="whitegrid", palette="colorblind", rc={**small, **lines, **text, **colours})
-
-
 def summary(
     runs: pd.DataFrame, by: str = "arm", value: str = "accuracy", order: Sequence[Any] | None = None
 ) -> pd.DataFrame:
@@ -87,7 +64,7 @@ def summary(
     Raises:
         ValueError: a column is missing or a group has no run.
     """
-    _need(runs, by, value)
+    need(runs, by, value)
     scale = 100.0 if value in ("accuracy", "sampled_accuracy") else 1.0
     rows = []
     for name in order if order is not None else list(dict.fromkeys(runs[by])):
@@ -116,7 +93,7 @@ def samples(rows: Iterable[Mapping[str, Any]], columns: int = 4) -> Figure:
         (textwrap.fill(str(r["question"]), chars), textwrap.fill(str(r["answer"]), chars)) for r in shown
     ]
     lines = max(question.count("\n") + answer.count("\n") + 2 for question, answer in texts)
-    figure, axes = _axes(-(-len(shown) // columns), columns, WIDTH / columns - 0.1 + 0.2 * lines)
+    figure, axes = panels(-(-len(shown) // columns), columns, WIDTH / columns - 0.1 + 0.2 * lines)
     for axis, row, (question, answer) in zip(axes, shown, texts, strict=False):
         axis.imshow(np.asarray(row["image"]), interpolation="nearest")
         axis.set_title(answer, fontweight="bold", pad=4)
@@ -144,8 +121,8 @@ def size_accuracy(table: pd.DataFrame, runs: pd.DataFrame, arms: Sequence[str] =
         runs: with the arms of the ladder and those named.
         arms: distilled students.
     """
-    _need(table, "model", "parameters")
-    figure, (axis,) = _axes()
+    need(table, "model", "parameters")
+    figure, (axis,) = panels()
     size = table.set_index("model")["parameters"].astype(float)
     names = [model for model in RUNGS if model in size.index]
     rungs = summary(runs, order=[RUNGS[name] for name in names])
@@ -172,8 +149,8 @@ def training_curves(log: pd.DataFrame, y: str = "loss", hue: str = "arm", x: str
         hue: column that tells the lines apart.
         x: column of the horizontal axis.
     """
-    _need(log, x, y, hue)
-    figure, (axis,) = _axes()
+    need(log, x, y, hue)
+    figure, (axis,) = panels()
     for index, (name, rows) in enumerate(log.dropna(subset=[y]).groupby(hue, sort=False)):
         steps = summary(rows, by=x, value=y, order=sorted(rows[x].unique()))
         at, colour = steps["name"].to_numpy(dtype=float), COLOURS[index % 10]
@@ -195,8 +172,8 @@ def masked_accuracy(frame: pd.DataFrame) -> Figure:
     Args:
         frame: ``model``, ``ratio``, ``task``, ``accuracy``, ``questions``.
     """
-    _need(frame, "model", "ratio", "accuracy", "questions")
-    figure, (axis,) = _axes()
+    need(frame, "model", "ratio", "accuracy", "questions")
+    figure, (axis,) = panels()
     right = frame.assign(right=frame["accuracy"] * frame["questions"])
     for index, (model, rows) in enumerate(right.groupby("model", sort=False)):
         total = rows.groupby("ratio")[["right", "questions"]].sum()
@@ -223,7 +200,7 @@ def schedule(r_max: float, step: float, iterations: int) -> Figure:
     if iterations < 1:
         raise ValueError(f"a schedule needs at least one iteration, not {iterations}")
     ratios = [MaskSchedule(r_max, step).ratio_at(iteration, iterations) for iteration in range(iterations)]
-    figure, (axis,) = _axes(height=3.0)
+    figure, (axis,) = panels(height=3.0)
     axis.step([*range(iterations), iterations], [*ratios, ratios[-1]], where="post", color=COLOURS[0])
     axis.set(xlabel=LABELS["step"], ylabel="mask ratio r", xlim=(0, iterations))
     axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
@@ -238,9 +215,9 @@ def effects(frame: pd.DataFrame, unit: str = "accuracy (%)") -> Figure:
             paper has no such arm.
         unit: label of the horizontal axes.
     """
-    _need(frame, "name", "estimate", "low", "high")
+    need(frame, "name", "estimate", "low", "high")
     both = "paper" in frame and bool(frame["paper"].notna().any())
-    figure, axes = _axes(1, 1 + both, 1.1 + 0.42 * len(frame), sharey=True)
+    figure, axes = panels(1, 1 + both, 1.1 + 0.42 * len(frame), sharey=True)
     y = np.arange(len(frame), dtype=float)
     _bars(axes[0], frame, y, [COLOURS[0]] * len(frame))
     axes[0].set_yticks(y, [textwrap.fill(_title(str(name)), 22) for name in frame["name"]])
@@ -265,11 +242,11 @@ def grid(runs: pd.DataFrame, x: str, paper: pd.DataFrame | None = None) -> Figur
         x: such as ``r_max``, ``responses`` or ``student_responses``.
         paper: the same column and one column of accuracies in percent for each curve.
     """
-    figure, axes = _axes(1, 1 if paper is None else 2)
+    figure, axes = panels(1, 1 if paper is None else 2)
     points = summary(runs, by=x, order=sorted(runs[x].unique()) if x in runs else None)
     _points(axes[0], points["name"].to_numpy(dtype=float), points, COLOURS[0], "-o", "here")
     if paper is not None:
-        _need(paper, x)
+        need(paper, x)
         rows = paper.sort_values(x)
         for index, name in enumerate(column for column in paper.columns if column != x):
             line = f"-{MARKERS[index % len(MARKERS)]}"
@@ -293,12 +270,12 @@ def reward_distribution(responses: pd.DataFrame, hue: str = "source") -> Figure:
         responses: one row a response: ``question``, ``correct`` (0 or 1), ``divergence`` and perhaps ``hue``.
         hue: column that tells who answered; without it all responses are one group.
     """
-    _need(responses, "question", "correct", "divergence")
+    need(responses, "question", "correct", "divergence")
     table = responses if hue in responses else responses.assign(**{hue: "all responses"})
     groups = table.groupby("question")["divergence"]
     low, high = groups.transform("min"), groups.transform("max")
     reward = ((high - table["divergence"]) / (high - low)).where(high > low)
-    figure, (left, right) = _axes(1, 2)
+    figure, (left, right) = panels(1, 2)
     names, bins = list(dict.fromkeys(table[hue])), np.linspace(0, 1, 11).tolist()
     for index, name in enumerate(names):
         rows, colour = table[hue] == name, COLOURS[index % 10]
@@ -314,61 +291,14 @@ def reward_distribution(responses: pd.DataFrame, hue: str = "source") -> Figure:
     return figure
 
 
-def claims(frame: pd.DataFrame, narrow: bool = False) -> Figure:
-    """The claims one below the other, each in words and with its effect beside the paper's.
-
-    A claim is its verdict, statement and numbers, and our effect with its interval in the colour of the
-    verdict; a hollow mark is the paper's effect, and the grey band holds what is smaller than the margin.
-    Effects in points and in percent have a panel each. A few large effects must not press the others
-    together: what lies beyond an axis is an arrow at its edge, and stands in the numbers.
-
-    Args:
-        frame: as ``masters.claims.judge_claims`` returns it.
-        narrow: for phones, with the words above the effect, not on its left.
-    """
-    words = ("id", "statement", "verdict", "ours", "low", "high", "paper", "unit")
-    _need(frame, *words, "effect", "effect_low", "effect_high", "paper_effect", "margin")
-    parts = [(str(unit), rows.to_dict("records")) for unit, rows in frame.groupby("unit", sort=False)]
-    line = 56 if narrow else 42
-    texts = {row["id"]: textwrap.wrap(row["statement"], line) for _, rows in parts for row in rows}
-    # In lines of text: one for verdict and numbers, those of the statement, and two for the effect.
-    tall = {name: 3.2 + len(text) if narrow else 0.6 + max(3, 1 + len(text)) for name, text in texts.items()}
-    heights = [sum(tall[row["id"]] for row in rows) for _, rows in parts]
-    total = 0.175 * sum(heights) + 0.75 * len(parts) + 0.6
-    figure, axes = _axes(len(parts), 1, total / len(parts), height_ratios=heights)
-    figure.set_figwidth(CLAIMS_NARROW if narrow else WIDTH)
-    figure.set_layout_engine("constrained", rect=(0, 0, 1, 1) if narrow else (0.5, 0, 0.5, 1))
-    beyond = False
-    for axis, (unit, rows), height in zip(axes, parts, heights, strict=True):
-        reach, top = _reach(rows), 0.0
-        axis.set(xlim=(-reach, reach), ylim=(height, 0), yticks=[], xlabel=f"effect ({unit})")
-        axis.grid(False)
-        axis.tick_params(top=True, labeltop=True, bottom=True)
-        axis.spines[["left", "right"]].set_visible(False)
-        for row in rows:
-            text = texts[row["id"]]
-            _claim_words(axis, blended_transform_factory(figure.transFigure, axis.transData), row, text, top)
-            beyond |= _claim_effect(axis, row, top + (len(text) + 2.2 if narrow else 2.3), reach)
-            top += tall[row["id"]]
-    marks: list[Any] = [
-        Line2D([], [], color=INK, marker="o", label="here, 95 % interval"),
-        Line2D([], [], color=INK, marker="D", mfc="none", ls="", label="paper, single runs"),
-        Patch(color=BAND, label="below the margin"),
-    ]
-    if beyond:
-        marks.append(Line2D([], [], color=INK, marker=">", ls="", label="beyond the axis"))
-    figure.legend(handles=marks, loc="outside upper center", ncols=2, frameon=False)
-    return figure
-
-
 def latency(frame: pd.DataFrame) -> Figure:
     """Fig. 6: inference time a question, with the mean response length beside each bar.
 
     Args:
         frame: ``arm``, ``seconds_per_question``, ``tokens``.
     """
-    _need(frame, "arm", "seconds_per_question", "tokens")
-    figure, (axis,) = _axes(height=1.1 + 0.42 * len(frame))
+    need(frame, "arm", "seconds_per_question", "tokens")
+    figure, (axis,) = panels(height=1.1 + 0.42 * len(frame))
     y = np.arange(len(frame))
     times = 1000 * frame["seconds_per_question"].to_numpy(dtype=float)
     bars = axis.barh(y, times, color=COLOURS[0], height=0.6)
@@ -385,9 +315,9 @@ def growth(table: pd.DataFrame) -> Figure:
     Args:
         table: of :func:`masters.bench_growth.measure`; bars reach from the smallest to the largest time.
     """
-    _need(table, "axis", "value", "way", "seconds", "smallest", "largest")
+    need(table, "axis", "value", "way", "seconds", "smallest", "largest")
     names = list(dict.fromkeys(table["axis"]))
-    figure, axes = _axes(-(-len(names) // 2), 2, 2.9)
+    figure, axes = panels(-(-len(names) // 2), 2, 2.9)
     for axis, name in zip(axes, names, strict=False):
         part = table[table["axis"] == name]
         for place, (way, line) in enumerate(part.groupby("way", sort=False)):
@@ -409,15 +339,6 @@ def growth(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def _axes(rows: int = 1, columns: int = 1, height: float = 4.0, **options: Any) -> tuple[Figure, list[Axes]]:
-    """A figure of ``rows`` times ``height`` inches that pyplot forgets, so that a notebook shows it once."""
-    style()
-    options |= {"figsize": (WIDTH, rows * height), "layout": "constrained", "squeeze": False}
-    figure, axes = plt.subplots(rows, columns, **options)
-    plt.close(figure)
-    return figure, list(axes.flat)
-
-
 def _points(axis: Axes, x: np.ndarray, points: pd.DataFrame, colour: Any, line: str, label: str) -> None:
     y = points["estimate"].to_numpy(dtype=float)
     half = points["high"].to_numpy(dtype=float) - y
@@ -429,52 +350,6 @@ def _bars(axis: Axes, points: pd.DataFrame, y: np.ndarray, colours: Sequence[Any
     for place, colour, (estimate, low, high) in zip(y, colours, bounds, strict=True):
         axis.plot([low, high], [place, place], "-", color=colour, lw=2.5)
         axis.plot([estimate], [place], "o", color=colour)
-
-
-def _claim_words(
-    axis: Axes, across: Transform, row: Mapping[Any, Any], statement: list[str], top: float
-) -> None:
-    """Verdict, numbers and statement of a claim from line ``top`` on, over the width of the whole figure."""
-    place: dict[str, Any] = {"transform": across, "va": "top", "fontsize": 10, "parse_math": False}
-    here = f"{row['ours']} ({row['low']} to {row['high']})" if row["ours"] else ""
-    there = f"paper {row['paper']}" if row["paper"] else ""
-    words = [
-        axis.text(0.01, top + 0.3, f"{row['id']}  {row['verdict']}", weight="bold", **place),
-        axis.text(0.99, top + 0.3, "  ".join(filter(None, (here, there))), ha="right", **place),
-        axis.text(0.01, top + 1.3, "\n".join(statement), **place),
-    ]
-    for text in words:
-        text.set_in_layout(False)  # what is written over the whole figure must not push the axes aside
-    line = axis.plot([0.01, 0.99], [top, top], color=BAND, lw=1, transform=across, clip_on=False)
-    line[0].set_in_layout(False)
-
-
-def _claim_effect(axis: Axes, row: Mapping[Any, Any], y: float, reach: float) -> bool:
-    """Effect, interval, margin and the paper's effect in a row of an axis that ends at plus and minus reach;
-    whether some of it lies beyond."""
-    colour, margin = VERDICT_COLOURS[row["verdict"]], row["margin"]
-    effect, low, high, paper = _effects(row)
-    axis.fill_between([-margin, margin], y - 0.6, y + 0.6, color=BAND, lw=0)
-    axis.plot([0, 0], [y - 0.6, y + 0.6], color=QUIET, lw=1)
-    axis.plot([low, high], [y, y], "-", color=colour, lw=2.5)
-    axis.plot([effect], [y], "o", color=colour)
-    axis.plot([paper], [y], "D", mfc="none", mec=INK)
-    ours, theirs = {"color": colour}, {"mfc": "none", "mec": INK}
-    ends = ((low, ours), (high, ours), (paper, theirs))
-    far = [(value, look) for value, look in ends if abs(value) > reach]
-    for value, look in far:
-        axis.plot([np.copysign(reach, value)], [y], ">" if value > 0 else "<", clip_on=False, **look)
-    return bool(far)
-
-
-def _effects(row: Mapping[Any, Any]) -> list[float]:
-    return [float(row[name]) for name in ("effect", "effect_low", "effect_high", "paper_effect")]
-
-
-def _reach(rows: Sequence[Mapping[Any, Any]]) -> float:
-    """Where the axis of some claims ends: six of seven are seen as a whole, with their margins."""
-    farthest = [np.nanmax(np.abs([2 * row["margin"], *_effects(row)])) for row in rows]
-    return 1.1 * float(np.quantile(farthest, 6 / 7, method="lower"))
 
 
 def _legend(axis: Axes) -> None:
@@ -493,10 +368,3 @@ def _title(name: str) -> str:
         return title(name)
     except ValueError:
         return name  # the name of a model, or one a notebook has already written out
-
-
-def _need(frame: pd.DataFrame, *columns: str) -> None:
-    if lacking := [name for name in columns if name not in frame]:
-        raise ValueError(
-            f"the table to draw lacks {', '.join(lacking)}; it has: {', '.join(map(str, frame))}"
-        )
