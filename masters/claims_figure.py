@@ -1,4 +1,8 @@
-"""The picture of the claims: each in words, and below them its effect beside the paper's."""
+"""The picture of the claims: every verdict at once, with the effect that it follows from.
+
+One idea: who sees this picture alone knows what was found. So each claim is there in words and numbers, those
+that were not tested too, and it is drawn twice, for wide and for narrow screens.
+"""
 
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -12,9 +16,9 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.transforms import Transform, blended_transform_factory
 
-from masters.figures import BAND, COLOURS, INK, QUIET, WIDTH, need, panels
+from masters.drawing import BAND, COLOURS, INK, QUIET, WIDTH, need, panels
 
-CLAIMS_NARROW = 4.8
+NARROW = 4.8
 VERDICT_COLOURS = {
     "supported": COLOURS[2],
     "not supported": COLOURS[3],
@@ -46,7 +50,7 @@ def claims(frame: pd.DataFrame, narrow: bool = False) -> Figure:
     heights = [sum(tall[row["id"]] for row in rows) for _, rows in parts]
     total = 0.175 * sum(heights) + 0.75 * len(parts) + 0.6
     figure, axes = panels(len(parts), 1, total / len(parts), height_ratios=heights)
-    figure.set_figwidth(CLAIMS_NARROW if narrow else WIDTH)
+    figure.set_figwidth(NARROW if narrow else WIDTH)
     figure.set_layout_engine("constrained", rect=(0, 0, 1, 1) if narrow else (0.5, 0, 0.5, 1))
     beyond = False
     for axis, (unit, rows), height in zip(axes, parts, heights, strict=True):

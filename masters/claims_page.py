@@ -15,8 +15,8 @@ import matplotlib
 import pandas as pd
 from matplotlib.figure import Figure
 
-from masters import claims_figure
 from masters.claim_rows import VERDICTS, ClaimRow
+from masters.claims_figure import claims
 from masters.files import write_atomic
 from masters.markup import Html, code, escaped, folded, link, plain, table
 from masters.settings import load_profile
@@ -77,7 +77,10 @@ def drawn(frame: pd.DataFrame, path: Path) -> Html:
     """
     narrow = path.with_stem(f"{path.stem}-narrow")
     for file, slim in ((path, False), (narrow, True)):
-        write_svg(claims_figure.claims(frame, slim), file)
+        text = io.StringIO()
+        with matplotlib.rc_context({"svg.hashsalt": file.stem}):
+            claims(frame, slim).savefig(text, format="svg", metadata={"Date": None})
+        write_atomic(file, text.getvalue())
     told = ["The effect of each claim here beside the paper's."]
     for row in frame.to_dict("records"):
         ours = f"{with_unit(row['ours'], row['unit'])}, 95 % interval {interval(row)}" if row["ours"] else ""

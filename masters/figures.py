@@ -1,4 +1,4 @@
-"""Every picture of the book, drawn from result tables and nothing else: no model, no file, no typed result.
+"""The pictures of the notebooks, drawn from result tables and nothing else: no model, file or typed result.
 
 One idea: a function takes tables as ``masters.experiments`` or ``masters.claims`` returns them and gives a
 matplotlib figure, closed for pyplot, so that a notebook shows it exactly once. Pictures are 7 inches wide,
@@ -11,23 +11,20 @@ import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter, PercentFormatter
 from scipy import stats
 
 from masters.arms import title
+from masters.claims_figure import claims as claims
+from masters.drawing import COLOURS, INK, QUIET, WIDTH, need, panels
 from masters.schedule import MaskSchedule
 from masters.statistics import power_law
 
-WIDTH = 7.0
-COLOURS: list[Any] = list(sns.color_palette("colorblind"))
 MARKERS, DASHES = "osD^vPX*<>", ("-", "--", "-.", ":")
-INK, QUIET, BAND = "#333333", "#8c8c8c", "#e6e6e6"
 RUNGS = {"student": "base", "mid": "mid", "large": "large"}
 LABELS = {
     "learning_rate": "learning rate",
@@ -48,15 +45,6 @@ LABELS = {
     "responses": "responses a question",
     "student_responses": "student's share of 8 responses",
 }
-
-
-def style() -> None:
-    """The look of the book; every function here applies it, call it for a figure of your own."""
-    small = {"xtick.labelsize": 10, "ytick.labelsize": 10, "figure.facecolor": "white"}
-    lines = {"axes.edgecolor": QUIET, "grid.color": BAND, "lines.linewidth": 1.8, "lines.markersize": 7}
-    text = {"font.size": 11, "axes.labelsize": 11, "axes.titlesize": 11, "legend.fontsize": 10}
-    colours = {"text.color": INK, "axes.labelcolor": INK}
-    sns.set_theme(style="whitegrid", palette="colorblind", rc={**small, **lines, **text, **colours})
 
 
 def summary(
@@ -351,15 +339,6 @@ def growth(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def panels(rows: int = 1, columns: int = 1, height: float = 4.0, **options: Any) -> tuple[Figure, list[Axes]]:
-    """A figure of ``rows`` times ``height`` inches that pyplot forgets, so that a notebook shows it once."""
-    style()
-    options |= {"figsize": (WIDTH, rows * height), "layout": "constrained", "squeeze": False}
-    figure, axes = plt.subplots(rows, columns, **options)
-    plt.close(figure)
-    return figure, list(axes.flat)
-
-
 def _points(axis: Axes, x: np.ndarray, points: pd.DataFrame, colour: Any, line: str, label: str) -> None:
     y = points["estimate"].to_numpy(dtype=float)
     half = points["high"].to_numpy(dtype=float) - y
@@ -389,15 +368,3 @@ def _title(name: str) -> str:
         return title(name)
     except ValueError:
         return name  # the name of a model, or one a notebook has already written out
-
-
-def need(frame: pd.DataFrame, *columns: str) -> None:
-    """Refuse a table that lacks a column.
-
-    Raises:
-        ValueError: it does; the message names them.
-    """
-    if lacking := [name for name in columns if name not in frame]:
-        raise ValueError(
-            f"the table to draw lacks {', '.join(lacking)}; it has: {', '.join(map(str, frame))}"
-        )

@@ -19,6 +19,7 @@ from scipy import stats
 
 from masters import claims_figure, figures
 from masters.claims import judge_claims
+from masters.drawing import WIDTH
 from masters.files import paper_table
 from masters.schedule import MaskSchedule
 
@@ -47,7 +48,7 @@ def xy(axis: Axes, index: int = 0) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(line.get_xdata(), dtype=float), np.asarray(line.get_ydata(), dtype=float)
 
 
-def readable(figure: Figure, width: float = figures.WIDTH) -> None:
+def readable(figure: Figure, width: float = WIDTH) -> None:
     """Draws it, then checks the size of every text and that each axis is inside the picture."""
     figure.draw_without_rendering()
     assert figure.get_size_inches()[0] == width
@@ -223,7 +224,7 @@ def test_claims_have_ours_and_the_papers(narrow: bool) -> None:
     assert here.get_color() == claims_figure.VERDICT_COLOURS["supported"]
     (there,) = marked(points, "D", frame.loc[2, "paper_effect"])
     assert here.get_ydata() == there.get_ydata()
-    readable(figure, claims_figure.CLAIMS_NARROW if narrow else figures.WIDTH)
+    readable(figure, claims_figure.NARROW if narrow else WIDTH)
     apart(figure)
 
 
