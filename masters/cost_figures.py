@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 
-import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.ticker import ScalarFormatter
 
-from masters import figures
 from masters.costs import Cost, cost_ratio
+from masters.drawing import COLOURS, INK, QUIET, panels
+from masters.figures import MARKERS
 
 
 def sharing(
@@ -21,17 +21,15 @@ def sharing(
         runs: how many share, increasing.
         claimed: the ratio of the paper.
     """
-    figures.style()
-    figure, axis = plt.subplots(figsize=(figures.WIDTH, 4.0), layout="constrained")
-    plt.close(figure)
+    figure, (axis,) = panels()
     for place, (name, cost) in enumerate(offline.items()):
-        colour, marker = figures.COLOURS[place], figures.MARKERS[place]
+        colour, marker = COLOURS[place], MARKERS[place]
         ratios = [cost_ratio(online, cost, number) for number in runs]
         axis.plot(runs, ratios, f"-{marker}", color=colour, label=name)
         axis.axhline(cost_ratio(online, cost, float("inf")), color=colour, ls=":")
     if claimed is not None:
-        axis.axhline(claimed, color=figures.INK, ls="--", label="paper's estimate")
-    axis.axhline(1, color=figures.QUIET, lw=1)
+        axis.axhline(claimed, color=INK, ls="--", label="paper's estimate")
+    axis.axhline(1, color=QUIET, lw=1)
     axis.set(xscale="log", xlabel="runs that share the responses", ylabel="cost online / offline")
     axis.set_xticks(list(runs), minor=False)
     axis.xaxis.set_major_formatter(ScalarFormatter())

@@ -17,8 +17,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from masters import figures
 from masters.arms import title
+from masters.drawing import COLOURS, QUIET, panels
+from masters.figures import DASHES, MARKERS
 
 PAIRS = {"masking": ("masked", "naive_multi"), "rewards": ("masters", "masked")}
 SWEPT = {"accuracy": "accuracy (%)", "tokens": "tokens an answer", "kl": "KL to reference (nats a token)"}
@@ -85,17 +86,17 @@ def effect_map(table: pd.DataFrame) -> Figure:
     if table.empty:
         raise ValueError("there is no pair of arms to draw: run more of the study")
     axes_shown = [axis for axis in AXES if (table["axis"] == axis).any()]
-    figure, axes = figures.panels(len(axes_shown), 1, 3.0)
+    figure, axes = panels(len(axes_shown), 1, 3.0)
     for panel, axis in zip(axes, axes_shown, strict=True):
         for place, effect in enumerate(PAIRS):
             rows = table[(table["axis"] == axis) & (table["effect"] == effect)]
             if rows.empty:
                 continue
-            colour, marker = figures.COLOURS[place], figures.MARKERS[place]
+            colour, marker = COLOURS[place], MARKERS[place]
             means = rows.groupby("value")["points"].mean()
             panel.plot(rows["value"], rows["points"], marker, color=colour, alpha=0.35, ms=5)
-            panel.plot(means.index, means, f"{figures.DASHES[place]}{marker}", color=colour, label=effect)
-        panel.axhline(0, color=figures.QUIET, lw=1)
+            panel.plot(means.index, means, f"{DASHES[place]}{marker}", color=colour, label=effect)
+        panel.axhline(0, color=QUIET, lw=1)
         panel.set(xlabel=AXES[axis], ylabel="effect (points)")
         if axis != "r_max":
             panel.set_xscale("log")
@@ -121,15 +122,13 @@ def sweep(runs: pd.DataFrame) -> Figure:
     if table.empty:
         raise ValueError("there is no arm at several learning rates to draw: run more of the study")
     table["accuracy"] = 100 * table["accuracy"].astype(float)
-    figure, axes = figures.panels(len(SWEPT), 1, 2.6, sharex=True)
+    figure, axes = panels(len(SWEPT), 1, 2.6, sharex=True)
     for panel, (quantity, label) in zip(axes, SWEPT.items(), strict=True):
         for place, (form, rows) in enumerate(table.groupby("form", sort=False)):
-            colour, marker = figures.COLOURS[place], figures.MARKERS[place]
+            colour, marker = COLOURS[place], MARKERS[place]
             means = rows.groupby("rate")[quantity].mean()
             panel.plot(rows["rate"], rows[quantity], marker, color=colour, alpha=0.35, ms=5)
-            panel.plot(
-                means.index, means, f"{figures.DASHES[place]}{marker}", color=colour, label=title(str(form))
-            )
+            panel.plot(means.index, means, f"{DASHES[place]}{marker}", color=colour, label=title(str(form)))
         panel.set(xscale="log", ylabel=label)
     axes[-1].set(xlabel=AXES["learning_rate"])
     axes[-1].set_yscale("symlog", linthresh=1e-3)
