@@ -106,7 +106,8 @@ def main() -> None:
         measure(int(sys.argv[2]))
         return
     rows = int(sys.argv[1])
-    with tempfile.TemporaryDirectory(dir=Path.cwd(), prefix=".bench-") as folder:
+    cache_dir().mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache_dir(), prefix="bench-") as folder:
         os.environ["MASTERS_DATA"] = folder
         fill(rows)
         words = [sys.executable, "-m", "masters.bench_store", "measure", str(rows)]
