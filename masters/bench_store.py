@@ -10,7 +10,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -18,6 +17,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from masters.files import cache_dir
 from masters.responses.engines import Response
 from masters.responses.manifest import content_number
 from masters.responses.store import ResponseStore, StoreSpec
