@@ -13,7 +13,6 @@ with too few or too many would see its picture shifted or the picture of another
 import math
 import warnings
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +21,7 @@ import torch
 from transformers import PreTrainedModel
 
 from masters.attention import FLEX, flex_attention, may_flex
-from masters.packing import pack, response_logits
+from masters.packing import PackedBatch, pack, response_logits
 from masters.questions import Questions
 
 # Largest difference of the logits of a token, as a share of their norm; a wrong mask or position gives more.
@@ -188,8 +187,7 @@ def _difference(model: PreTrainedModel, questions: Questions, flex: bool) -> str
     try:
         expected = response_logits(model, rows)[rows.mask].float()
         try:
-            with flex_attention([model]) if flex else nullcontext():
-                found = response_logits(model, packed)[packed.mask].float()
+            found = (_with_flex if flex else response_logits)(model, packed)[packed.mask].float()
         except Exception as error:  # whatever a model of some other family makes of such a mask
             return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
     finally:
@@ -201,6 +199,25 @@ def _difference(model: PreTrainedModel, questions: Questions, flex: bool) -> str
     if not largest <= tolerance:  # nor where it is not a number
         return f"its logits differ by {largest:.2g} of their norm, and {model.dtype} explains {tolerance:g}"
     return ""
+
+
+@torch.enable_grad()
+def _with_flex(model: PreTrainedModel, packed: PackedBatch) -> torch.Tensor:
+    """Logits by FlexAttention. Its backward pass is another kernel, so that is tried too, in the last layer
+    alone: what all layers keep for it may not fit before training begins to save memory."""
+    decoder: Any = model.get_decoder()
+    layer, trained = decoder.layers[-1], [p for p in model.parameters() if p.requires_grad]
+    model.requires_grad_(False)
+    layer.requires_grad_()
+    try:
+        with flex_attention([model]):
+            logits = response_logits(model, packed)
+            torch.autograd.grad(logits.sum(), [p for p in layer.parameters() if p.ndim == 1])
+    finally:
+        layer.requires_grad_(False)
+        for parameter in trained:
+            parameter.requires_grad_()
+    return logits.detach()
 
 
 def _positions(model: PreTrainedModel) -> float:

@@ -25,6 +25,7 @@ from masters.packing import PackedBatch, pack, response_logits
 from masters.training import Budget, MastersTrainer, Objective, train
 
 torch.set_num_threads(1)
+VALIDATE = torch_flex._validate_device
 LAYOUTS = [{}, {"share_rows": True}]
 LAYOUT_NAMES = ["a question a row", "shared rows"]
 
@@ -133,6 +134,14 @@ def test_logits_and_gradients_are_those_of_sdpa(
         torch.testing.assert_close(gradient, expected[name], atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("family", [name for name in families.FAMILIES if name != "qwen2_5_vl"])
+def test_every_family_that_takes_the_blocks_passes_the_check(
+    family: str, reference: list[Any], tmp_path: Path
+) -> None:
+    here = families.setting(family)
+    assert fit([here.model], here.questions(tmp_path / "questions")).flex and len(reference) == 2
+
+
 @pytest.mark.parametrize("family", [*families.FAMILIES, "gemma3"])
 def test_the_text_model_alone_changes_and_only_for_a_while(family: str) -> None:
     model = families.build(families.configuration(family)[0])
@@ -190,6 +199,26 @@ def test_models_are_asked_whether_they_read_packed_rows_with_flex_attention(
     ) as told:
         found = fit([here.model], questions)
     assert not found.flex and found.together and len(told) == 1 and "\n" not in str(told[0].message)
+    asked = [name for name, p in other.named_parameters() if p.requires_grad]
+    assert asked == [name for name, _ in other.named_parameters()]
+
+
+def test_a_kernel_that_fails_in_either_pass_leaves_it_to_sdpa(
+    reference: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = families.setting("llava")
+    questions = here.questions(tmp_path / "questions")
+    here.model.model.vision_tower.requires_grad_(False)
+    frozen = [p.requires_grad for p in here.model.parameters()]
+    with (
+        monkeypatch.context() as patch,
+        pytest.warns(UserWarning, match="support backward on CPU.*; SDPA reads"),
+    ):
+        patch.setattr(torch_flex, "_validate_device", VALIDATE)
+        found = fit([here.model], questions)
+    assert not found.flex and found.together and reference, "without gradients it went well"
+    assert [p.requires_grad for p in here.model.parameters()] == frozen and not all(frozen)
+    here.model.requires_grad_()
     monkeypatch.setattr(transformers_flex, "compile_friendly_flex_attention", None)
     monkeypatch.setattr(fitting, "_warned", set())
     with pytest.warns(UserWarning, match="FlexAttention: TypeError: .*; SDPA reads them"):
