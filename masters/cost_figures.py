@@ -35,5 +35,5 @@ def sharing(
     axis.xaxis.set_major_formatter(ScalarFormatter())
     axis.xaxis.minorticks_off()
     axis.set_ylim(bottom=0)
-    axis.legend()
+    figure.legend(loc="outside upper center", ncols=2, frameon=False)
     return figure

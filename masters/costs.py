@@ -9,7 +9,8 @@ Measured: seconds of one process with one thread. The store says how long respon
 distributions how long their scoring took, a run how long it trained; judging is timed anew. Left out on both
 sides are the evaluation and the pictures: for all offline runs they are processed once, and TRL's time for
 them, which processes them for every response of every step, is known and taken off. Importing and starting
-are left out of the online run alone, in its favour. Its reference counts as training.
+are left out of the online run alone, in its favour. Its reference counts as training. Times taken while the
+machine had other work compare only with times taken alike.
 
 On paper: operations, 2 N for a token that a model of N weights reads or writes and 6 N for one that it learns
 from. With Q questions, prompts of P tokens, responses of L tokens, n_S of the student and n_T of each of M
@@ -35,6 +36,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import pandas as pd
+import torch
 from pydantic import Field
 
 from masters.arms import arm
@@ -139,11 +141,11 @@ def measured(lab: Lab, name: str, results: Results, seed: int = 0) -> Measured:
     row, spec = found.iloc[0], arm(name, lab.profile)
     if spec.learn_from == "online":
         log = results.log.query("arm == @name and seed == @seed")
-        spent = log[list(MEASURED)].sum()
-        rest = spent["seconds"] - spent[list(TIMED)].sum()
+        spent = {name: float(log[name].sum()) for name in MEASURED}
+        rest = spent["seconds"] - sum(spent[name] for name in TIMED)
         cost = Cost(spent["generation_seconds"], spent["judging_seconds"], 0.0, rest)
         made, said = int(spent["responses"]), int(spent["response_tokens"])
-        return Measured(cost, spec.steps, made, said, row["accuracy"])
+        return Measured(cost, spec.steps, made, said, float(row["accuracy"]))
     generation, judging, made, said = 0.0, 0.0, 0, 0
     for what in wanted(lab, name):
         frame = lab.groups(what.model, what.ratio, what.n)
@@ -155,10 +157,15 @@ def measured(lab: Lab, name: str, results: Results, seed: int = 0) -> Measured:
         made, said = made + len(frame), said + int(frame["tokens"].map(len).sum())
     scoring = 0.0
     if lab.profile.distillation.cache_teacher:  # otherwise the teacher runs along, and training has its time
-        for scorer, ratio, author, at, n in scores(spec):
-            scoring += seconds(lab.distributions(lab.source(scorer, ratio), author, at, n))
-    cost = Cost(generation, judging, scoring, row["seconds"], ("generation", "judging", "scoring"))
-    return Measured(cost, spec.steps, made, said, row["accuracy"])
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # should scores have been cleared away, they are made anew, and here
+        try:
+            for scorer, ratio, author, at, n in scores(spec):
+                scoring += seconds(lab.distributions(lab.source(scorer, ratio), author, at, n))
+        finally:
+            torch.set_num_threads(threads)
+    cost = Cost(generation, judging, scoring, float(row["seconds"]), ("generation", "judging", "scoring"))
+    return Measured(cost, spec.steps, made, said, float(row["accuracy"]))
 
 
 def _seconds_a_response(lab: Lab, model: str, ratio: float) -> float:
@@ -184,7 +191,7 @@ class PaperSizes(Strict):
     prompt_tokens: Positive = Field(1000, description="a question with its picture; assumed")
     response_tokens: Positive = Field(200, description="a response without think-answer format; assumed")
     judge_reads: Positive = Field(
-        800, description="tokens a response; paper: its author judges it, asked twice; number assumed"
+        500, description="tokens a response; paper: its author judges it, asked twice; number assumed"
     )
     judge_writes: Positive = Field(100, description="tokens a response, explanation and verdict; assumed")
     passes: Positive = Field(1, description="over the questions in training; assumed")
