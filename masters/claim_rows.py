@@ -10,9 +10,18 @@ import pandas as pd
 
 VERDICTS = ("supported", "not supported", "reversed", "undecided", "not tested")
 
-# Columns that are numbers, empty where there is none; the last four are the study's alone.
-NUMBERS = ("paper_effect", "effect", "effect_low", "effect_high", "margin")
-STUDY_NUMBERS = ("p", "p_holm", "smallest", "seeds")
+# Columns that are numbers, empty where there is none.
+NUMBERS = (
+    "paper_effect",
+    "effect",
+    "effect_low",
+    "effect_high",
+    "smallest",
+    "p",
+    "p_holm",
+    "seeds",
+    "margin",
+)
 
 
 class ClaimRow(NamedTuple):
@@ -44,22 +53,20 @@ def read_claims(path: Path) -> list[ClaimRow]:
     return [ClaimRow(*row) for row in table[[*ClaimRow._fields]].itertuples(index=False)]
 
 
-def read_frame(path: Path, study: bool = False) -> pd.DataFrame:
+def read_frame(path: Path, target: str = "") -> pd.DataFrame:
     """The claims with their numbers, as ``masters.claims.judge_claims`` returned them.
 
     Args:
         path: of ``claims.csv``.
-        study: the columns that the study adds must be there too: the p-value, Holm's adjusted p-value, the
-            smallest detectable effect (in the claim's unit) and the number of seeds.
+        target: of make that writes it, for messages; of the profile's own run when empty.
 
     Raises:
         ValueError: as ``read_claims``, or a number is none.
     """
-    numbers = [*NUMBERS, *(STUDY_NUMBERS if study else ())]
-    target = "study" if study else f"reproduce PROFILE={path.parent.name}"
-    table = _read(path, (*ClaimRow._fields, *numbers, "treatment", "control"), target)
+    target = target or f"reproduce PROFILE={path.parent.name}"
+    table = _read(path, (*ClaimRow._fields, *NUMBERS, "treatment", "control"), target)
     try:
-        return table.assign(**{name: pd.to_numeric(table[name]) for name in numbers})
+        return table.assign(**{name: pd.to_numeric(table[name]) for name in NUMBERS})
     except ValueError as error:
         raise ValueError(f"{path}: {error}; delete it and run `make {target}`") from None
 

@@ -61,7 +61,7 @@ def study_page(folder: Path, profile: str, own: pd.DataFrame, picture: Path) -> 
     if "runs.csv" not in missing:
         runs = _read(folder / "runs.csv", "arm", "replicate", "key", *MEASURES)
     if "claims.csv" not in missing:
-        parts += _claims(read_frame(folder / "claims.csv", study=True), runs, profile, own, picture)
+        parts += _claims(read_frame(folder / "claims.csv", "study"), runs, profile, own, picture)
     if len(runs):
         parts += [
             "## The arms",
@@ -86,8 +86,8 @@ def study_sentence(folder: Path) -> str:
     """What the study found, for the first page; nothing where there is none."""
     if not (folder / "claims.csv").is_file():
         return ""
-    frame = read_frame(folder / "claims.csv", study=True)
-    words = f"Of the paper's {len(frame)} claims [the study](study), a longer run, tested {counts(frame)}."
+    frame = read_frame(folder / "claims.csv", "study")
+    words = f"Of the paper's {len(frame)} claims [the study](study.md), a longer run, tested {counts(frame)}."
     return f"{words} {_seeds(frame['seeds'].dropna())}\n\n"
 
 

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 
-from masters import experiments, runs, teachers, training
+from masters import runs, teachers, training
 from masters.arms import RunSpec, arm
 from masters.curriculum import authors
 from masters.curriculum import stages as stages_of
@@ -242,7 +242,7 @@ def test_a_run_that_was_stopped_goes_on_and_ends_the_same(
     undisturbed = weights_hash(load(run / "model")[0])
     kept = run.with_name("kept")
     run.rename(kept)
-    monkeypatch.setattr(experiments, "Budget", partial(training.Budget, save_every=2))
+    monkeypatch.setattr(runs, "Budget", partial(training.Budget, save_every=2))
     compute = training.MastersTrainer.compute_loss
     steps: list[int] = []
 

@@ -11,9 +11,6 @@ from masters import study_page
 from masters.claim_rows import VERDICTS, read_frame
 from masters.settings import load_study
 
-ADDED = {"p": "0.01", "p_holm": "0.04", "smallest": "0.74", "seeds": "3"}
-UNTESTED = dict.fromkeys(ADDED, "")
-
 
 @pytest.fixture
 def own(tmp_path: Path) -> pd.DataFrame:
@@ -26,7 +23,7 @@ def own(tmp_path: Path) -> pd.DataFrame:
 def study(tmp_path: Path) -> Path:
     folder = tmp_path / "study"
     folder.mkdir()
-    lines = [claim_line(n, v) | (UNTESTED if v == "not tested" else ADDED) for n, v in enumerate(VERDICTS, 1)]
+    lines = [claim_line(number, verdict) for number, verdict in enumerate(VERDICTS, 1)]
     lines[1]["p_holm"] = "0.0004"
     write_lines(folder / "claims.csv", lines)
     runs = [("masters", 0, 0.70), ("masters", 1, 0.72), ("masters", 2, 0.74), ("r_max=0.4", 0, 0.5)]
