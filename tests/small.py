@@ -7,11 +7,14 @@ import io
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pytest
 import torch
 from PIL import Image
 from transformers import PreTrainedModel
@@ -33,6 +36,17 @@ def build(seed: int = 0, width: int = 16) -> tuple[PreTrainedModel, Any]:
     """An untrained model of one layer in each tower, in evaluation mode, and its processor."""
     model, processor = models.build(ModelSpec(width=width, layers=1, vision_layers=1), WORDS, seed)
     return model.eval(), processor
+
+
+@contextmanager
+def scratch(data: Path) -> Iterator[pytest.MonkeyPatch]:
+    """A data folder of its own and one thread, as in the processes that work side by side."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MASTERS_DATA", str(data))
+        yield patch
+    torch.set_num_threads(threads)
 
 
 def picture(colour: str) -> Image.Image:

@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+import small
 import torch
 
 from masters import distributions as module
@@ -30,11 +31,8 @@ class Setting(NamedTuple):
 
 @pytest.fixture(scope="module")
 def setting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setting]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("distributions")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MASTERS_DATA", str(folder))
+    with small.scratch(folder):
         sources = []
         for seed in (0, 1):
             model, processor = build(ModelSpec(width=16, layers=1), vocabulary(("charts",)), seed)
@@ -47,7 +45,6 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setting]:
             [rng.integers(6, len(processor.tokenizer), rng.integers(1, 8)) for _ in range(3)] for _ in WANTED
         ]
         yield Setting(questions, groups, *sources)
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(autouse=True)

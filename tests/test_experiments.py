@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import small
 import torch
 
 from masters import runs, teachers, training
@@ -75,13 +76,9 @@ def nothing(self: Lab, jobs: Jobs, *rest: object) -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     data = tmp_path_factory.mktemp("experiments")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MASTERS_DATA", str(data))
+    with small.scratch(data):
         yield data
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import small
 import torch
 from click.testing import Result
 from PIL import Image
@@ -21,15 +22,11 @@ from masters.models import load
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("generation")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MASTERS_DATA", str(folder))
+    with small.scratch(folder) as patch:
         patch.setattr(Lab, "parallel", here)
         patch.setattr(experiments, "load_profile", lambda name: profile())
         yield folder
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

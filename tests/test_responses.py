@@ -11,6 +11,7 @@ from typing import Any, cast
 import numpy as np
 import pandas as pd
 import pytest
+import small
 import torch
 from transformers import PreTrainedModel
 
@@ -60,11 +61,8 @@ class Setting:
 
 @pytest.fixture(scope="module")
 def setting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setting]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("responses")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MASTERS_DATA", str(folder))
+    with small.scratch(folder):
         words = vocabulary(("charts",))
         sources = []
         for seed in (0, 1):
@@ -77,7 +75,6 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setting]:
         model, processor = load(sources[0].folder)
         questions = load_questions(("charts",), "train", COUNT, processor)
         yield Setting(model, processor, questions, *sources)
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(autouse=True)
