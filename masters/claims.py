@@ -319,26 +319,20 @@ def write_claims(frame: pd.DataFrame, path: Path | str) -> None:
 
 
 def _judged(claim: Claim, predictions: pd.DataFrame, resamples: int, seed: int) -> dict[str, object]:
-    found = [
-        measured_with_seeds(predictions, comparison, resamples, seed) for comparison in claim.comparisons
-    ]
-    known = [each for each in found if each is not None]
-    needed = all(
-        each is not None or comparison.where_run
-        for each, comparison in zip(found, claim.comparisons, strict=True)
-    )
+    found = [(each, measured_with_seeds(predictions, each, resamples, seed)) for each in claim.comparisons]
+    found = [(each, of) for each, of in found if of is not None or not each.where_run]
+    known = [(each, *of) for each, of in found if of is not None]
     shown = next(iter(claim.comparisons), None)
     evidence = shown.paper if shown else claim.paper
     outcome, seeds, p, smallest = "not tested", 0, float("nan"), float("nan")
     effect = Interval(p, p, p)
-    if known and needed:
-        compared = [each for each, of in zip(claim.comparisons, found, strict=True) if of is not None]
-        outcomes = [verdict(each, claim.margin, claim.kind) for each, _ in known]
-        ranks = [(SEVERITY.index(each), of.low) for each, (of, _) in zip(outcomes, known, strict=True)]
+    if known and len(known) == len(found):
+        outcomes = [verdict(of, claim.margin, claim.kind) for _, of, _ in known]
+        ranks = [(SEVERITY.index(each), of.low) for each, (_, of, _) in zip(outcomes, known, strict=True)]
         worst = ranks.index(min(ranks))
-        outcome, shown = outcomes[worst], compared[worst]
-        (effect, seeds), evidence = known[worst], shown.paper
-        behind = [of for of, _ in known] if outcome == "supported" else [effect]
+        outcome, (shown, effect, seeds) = outcomes[worst], known[worst]
+        evidence = shown.paper
+        behind = [of for _, of, _ in known] if outcome == "supported" else [effect]
         p = max(_p_value(each, claim) for each in behind)
         smallest = minimum_detectable_effect(standard_error(effect))
     paper = evidence.effect() if evidence else float("nan")
