@@ -19,10 +19,10 @@ import nbformat
 from masters.claim_rows import read_frame
 from masters.claims_page import headline
 from masters.departures import departures_page
-from masters.files import ROOT, write_atomic
+from masters.files import ROOT, STUDY, write_atomic
 from masters.markup import table
 from masters.settings import NOTEBOOKS, load_profile, profiles
-from masters.study_page import STUDY, study_page, study_sentence
+from masters.study_page import study_page, study_sentence
 
 
 def build(profile: str) -> Path:

@@ -5,19 +5,16 @@ where the runs are shown and the commands that make them.
 """
 
 import html
-import io
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import pandas as pd
-from matplotlib.figure import Figure
 
 from masters.claim_rows import VERDICTS, ClaimRow
 from masters.claims_figure import claims
-from masters.files import write_atomic
+from masters.drawing import write_svg
 from masters.markup import Html, code, escaped, folded, link, plain, table
 from masters.settings import load_profile
 
@@ -77,10 +74,7 @@ def drawn(frame: pd.DataFrame, path: Path) -> Html:
     """
     narrow = path.with_stem(f"{path.stem}-narrow")
     for file, slim in ((path, False), (narrow, True)):
-        text = io.StringIO()
-        with matplotlib.rc_context({"svg.hashsalt": file.stem}):
-            claims(frame, slim).savefig(text, format="svg", metadata={"Date": None})
-        write_atomic(file, text.getvalue())
+        write_svg(claims(frame, slim), file)
     told = ["The effect of each claim here beside the paper's."]
     for row in frame.to_dict("records"):
         ours = f"{with_unit(row['ours'], row['unit'])}, 95 % interval {interval(row)}" if row["ours"] else ""
@@ -89,14 +83,6 @@ def drawn(frame: pd.DataFrame, path: Path) -> Html:
     wide = f'<img src="{path.name}" alt="{html.escape(" ".join(told))}">'
     slim_source = f'<source media="(max-width: 600px)" srcset="{narrow.name}">'
     return Html(f'<div class="claims"><picture>{slim_source}{wide}</picture></div>')
-
-
-def write_svg(figure: Figure, path: Path) -> None:
-    """The same bytes for the same picture."""
-    text = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": path.stem}):
-        figure.savefig(text, format="svg", metadata={"Date": None})
-    write_atomic(path, text.getvalue())
 
 
 def how(row: Mapping[Any, Any], made_by: Sequence[str], rows: Html | None = None) -> Html:

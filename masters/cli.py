@@ -119,10 +119,11 @@ def study(
 ) -> None:
     """Do what is missing of the study, as far as you let it; what is done stays in data/results/study."""
     from masters import progress
-    from masters.study import FOLDER, Study
+    from masters.files import STUDY
+    from masters.study import Study
 
     asked = _numbers(replicates)
-    plan = Study(name, FOLDER if name == "study" else FOLDER.with_name(name), processes)
+    plan = Study(name, STUDY.with_name(name), processes)
     if asked and max(asked) >= plan.plan.seeds:
         raise ValueError(f"there is no replicate {max(asked)}: the plan has 0 to {plan.plan.seeds - 1}")
     minutes, missing, untried = plan.minutes(asked), plan.missing(asked), plan.untried()

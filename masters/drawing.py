@@ -1,12 +1,17 @@
 """What the pictures of the book share: size, colours, and a figure that a notebook shows exactly once."""
 
+import io
+from pathlib import Path
 from typing import Any
 
+import matplotlib
 import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from masters.files import write_atomic
 
 WIDTH = 7.0
 COLOURS: list[Any] = list(sns.color_palette("colorblind"))
@@ -41,3 +46,11 @@ def need(frame: pd.DataFrame, *columns: str) -> None:
         raise ValueError(
             f"the table to draw lacks {', '.join(lacking)}; it has: {', '.join(map(str, frame))}"
         )
+
+
+def write_svg(figure: Figure, path: Path) -> None:
+    """Write a picture as SVG, whole or not at all; the same bytes for the same picture."""
+    text = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": path.stem}):
+        figure.savefig(text, format="svg", metadata={"Date": None})
+    write_atomic(path, text.getvalue())

@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 
 ROOT = Path(__file__).resolve().parents[1]
+STUDY = ROOT / "data" / "results" / "study"  # tables that the study writes and the book reads
 
 
 def data_dir() -> Path:

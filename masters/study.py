@@ -23,11 +23,10 @@ from filelock import FileLock
 from masters.arms import arm
 from masters.claims import judge_claims
 from masters.experiments import VERSION, Lab, Results
-from masters.files import ROOT, cache_dir, hash_of, write_atomic
+from masters.files import STUDY, cache_dir, hash_of, write_atomic
 from masters.provenance import machine
 from masters.settings import load_study
 
-FOLDER = ROOT / "data" / "results" / "study"
 AT_ONCE = 8  # runs between two writes of the tables
 MEASURED = ("accuracy", "sampled_accuracy", "tokens", "kl", "seconds", "evaluation_seconds")
 RUN = ("replicate", "arm", "setting", "key", *MEASURED)
@@ -46,7 +45,7 @@ class Study:
         ValueError: no such plan, or a parameter of it is wrong, or an arm that nobody knows.
     """
 
-    def __init__(self, name: str = "study", folder: Path = FOLDER, processes: int | None = None) -> None:
+    def __init__(self, name: str = "study", folder: Path = STUDY, processes: int | None = None) -> None:
         self.plan, profile = load_study(name)
         self.profile = profile.model_copy(update={"processes": processes or profile.processes})
         self.folder = folder
@@ -145,12 +144,10 @@ class Study:
 
     def predictions(self) -> pd.DataFrame:
         """The greedy answers of the runs that count, as ``judge_claims`` takes them; seeds are replicates."""
-        kept = self.runs.set_index(["replicate", "arm"]).index
         frames = []
-        for replicate in sorted({replicate for replicate, _ in kept}):
-            frame = pd.read_parquet(self._answers(replicate))
-            frame = frame[[(replicate, name) in kept for name in frame["arm"]]]
-            frames.append(frame.assign(seed=replicate, mode="greedy"))
+        for replicate, kept in self.runs.groupby("replicate")["arm"]:
+            frame = pd.read_parquet(self._answers(int(str(replicate))))
+            frames.append(frame[frame["arm"].isin(kept)].assign(seed=replicate, mode="greedy"))
         columns = ["arm", "task", "question", "correct", "tokens", "seed", "mode"]
         return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=columns)
 

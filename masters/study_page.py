@@ -16,16 +16,14 @@ from matplotlib.figure import Figure
 
 from masters.arms import CHANGES
 from masters.claim_rows import read_frame
-from masters.claims_page import counts, drawn, effect, how, with_unit, write_svg
-from masters.files import ROOT
+from masters.claims_page import counts, drawn, effect, how, with_unit
+from masters.drawing import write_svg
 from masters.markup import Html, code, escaped, folded, link, table
 from masters.settings import load_study
 from masters.study_figures import effect_map, effects, sweep
 
-STUDY = ROOT / "data" / "results" / "study"
-FILES = (
-    *("claims.csv", "runs.csv", "ladder.csv", "trials.csv", "tasks.csv", "registers.csv", "machine.json"),
-)
+TABLES = ("claims.csv", "runs.csv", "ladder.csv", "trials.csv", "tasks.csv", "registers.csv")
+FILES = (*TABLES, "machine.json")
 
 # Columns of runs.csv: what stands above the mean, what it is multiplied by, decimals.
 MEASURES = {

@@ -7,12 +7,12 @@ from typing import Any
 
 import pandas as pd
 import pytest
-import torch
+import small
 from pydantic import ValidationError
 from test_experiments import here, profile
 from typer.testing import CliRunner
 
-from masters import cli, settings, study
+from masters import cli, files, settings, study
 from masters.arms import arm
 from masters.experiments import Lab
 from masters.settings import Profile, StudyPlan, load_study
@@ -34,14 +34,10 @@ PLAN: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("study")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MASTERS_DATA", str(folder / "data"))
+    with small.scratch(folder / "data") as patch:
         patch.setattr(Lab, "parallel", here)
         yield folder
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(autouse=True)
@@ -185,12 +181,12 @@ def test_a_kill_between_two_writes_loses_no_run(
 def test_the_shell_says_what_is_missing_and_does_it(
     finished: Study, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(study, "FOLDER", tmp_path)
+    monkeypatch.setattr(files, "STUDY", tmp_path / "study")
     told = CliRunner().invoke(cli.app, ["study", "--dry-run"])
     assert told.exit_code == 0 and "runs of replicate 1" in told.output and not list(tmp_path.iterdir())
     done = CliRunner().invoke(cli.app, ["study", "--replicates", "0"])
-    assert done.exit_code == 0 and "C15" in done.output and (tmp_path / "claims.csv").is_file()
-    assert Study(folder=tmp_path).missing() == {1: ["base", "masked", "masters"]}
+    assert done.exit_code == 0 and "C15" in done.output and (tmp_path / "study" / "claims.csv").is_file()
+    assert Study(folder=tmp_path / "study").missing() == {1: ["base", "masked", "masters"]}
     for wrong, words in (("7", "no replicate 7"), ("a-b", "neither a number nor"), ("1-0", "neither")):
         refused = CliRunner().invoke(cli.app, ["study", "--replicates", wrong])
         assert isinstance(refused.exception, ValueError) and words in str(refused.exception)
