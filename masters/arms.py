@@ -51,6 +51,13 @@ class RunSpec(Strict):
             return None
         return {name: getattr(self, name) for name in OPTIONS}
 
+    def determining(self) -> dict[str, Any]:
+        """What differs from the defaults, for the keys of results: they outlive a new field.
+
+        A default that changes needs another ``experiments.VERSION``.
+        """
+        return self.model_dump(mode="json", exclude_defaults=True)
+
 
 # Of a spec, what masters_loss takes.
 OPTIONS = (

@@ -299,7 +299,7 @@ class Lab:
         data = [self.questions("train").hash, self.questions(split).hash, self.profile.wrong_labels]
         sampling = self.profile.sampling.model_dump() | {"engine": self.engine.name}
         judge = self.judge if spec.judge == "rule" else self._embedding_judge
-        what = [VERSION, spec.model_dump(mode="json"), seed, weights, data, sampling, judge.name]
+        what = [VERSION, spec.determining(), seed, weights, data, sampling, judge.name]
         if (top_k := self.profile.distillation.top_k_logprobs) is not None:  # an approximation: other numbers
             what.append(top_k)
         if changed := self.profile.distillation.fit.model_dump(mode="json", exclude_defaults=True):

@@ -77,7 +77,7 @@ class Study:
             "test_questions" if split == "test" else "validation_questions",
         }
         what = self.profile.model_dump(mode="json", include=of_profile)
-        return hash_of([VERSION, what, arm(setting, self.profile).model_dump(mode="json"), replicate, split])
+        return hash_of([VERSION, what, arm(setting, self.profile).determining(), replicate, split])
 
     # --- what is there --------------------------------------------------------------------------------------
 
