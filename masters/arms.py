@@ -123,7 +123,7 @@ def arm(name: str, profile: Profile) -> RunSpec:
             (student to teacher responses), ``teachers=mid,large`` (one after the other),
             ``student=mid``, ``learning_rate=1e-4``, ``policy_weight=0.1``, ``judge=embedding``,
             ``alone=skewed_kl`` (a divergence without masks and rewards), ``masters=skewed_kl`` (Masters with
-            it in the place of the JSD) or ``online=60`` (``online`` for that many steps).
+            it in the place of the JSD) or ``steps=60``.
         profile: its distillation settings are the paper's method where the arm says nothing.
 
     Raises:
@@ -150,8 +150,8 @@ def _title(part: str) -> str:
     if part in CHANGES:
         return CHANGES[part][0]
     family, _, value = part.partition("=")
-    if family == "online":
-        return f"{CHANGES[family][0]}, {value} steps"
+    if family == "steps":
+        return f"{value} steps"
     if family in ("alone", "masters"):
         kind = value.replace("_", " ").replace("kl", "KL").replace("jsd", "JSD")
         return f"{kind} alone" if family == "alone" else f"Masters with {kind}"
@@ -182,8 +182,8 @@ def _change(part: str, name: str) -> dict[str, Any]:
         return {"teachers": tuple(value.split(","))}
     if family == "student" and re.fullmatch(r"[a-z]+", value):
         return {"student": value}
-    if family == "online" and re.fullmatch(r"[1-9]\d*", value):
-        return CHANGES["online"][1] | {"steps": int(value)}
+    if family == "steps" and re.fullmatch(r"[1-9]\d*", value):
+        return {"steps": int(value)}
     if family == "judge" and value in ("rule", "embedding"):
         return {"judge": value}
     if family in ("learning_rate", "policy_weight") and re.fullmatch(r"\d+(\.\d+)?(e-\d+)?", value):
@@ -196,6 +196,6 @@ def _change(part: str, name: str) -> dict[str, Any]:
     raise ValueError(
         f"there is no arm {part!r}{f' (in {name!r})' if part != name else ''}; there are: {known}, "
         "r_max=0.4, responses=2 (even), source=6:2, teachers=mid,large, student=mid, judge=embedding, "
-        "learning_rate=1e-4, policy_weight=0.1, alone=skewed_kl, masters=skewed_kl, online=60, and several "
+        "learning_rate=1e-4, policy_weight=0.1, alone=skewed_kl, masters=skewed_kl, steps=60, and several "
         "of them joined by +"
     )

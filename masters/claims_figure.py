@@ -33,7 +33,7 @@ def claims(frame: pd.DataFrame, narrow: bool = False) -> Figure:
 
     A claim is its verdict, statement and numbers, and our effect with its interval in the colour of the
     verdict; a hollow mark is the paper's effect, and the grey band holds what is smaller than the margin.
-    Effects in points and in percent have a panel each. A few large effects must not press the others
+    Effects in points, in percent and ratios have a panel each; a ratio is seen from 0, and no effect is 1. A few large effects must not press the others
     together: what lies beyond an axis is an arrow at its edge, and stands in the numbers.
 
     Args:
@@ -55,14 +55,15 @@ def claims(frame: pd.DataFrame, narrow: bool = False) -> Figure:
     beyond = False
     for axis, (unit, rows), height in zip(axes, parts, heights, strict=True):
         reach, top = _reach(rows), 0.0
-        axis.set(xlim=(-reach, reach), ylim=(height, 0), yticks=[], xlabel=f"effect ({unit})")
+        left = 0.0 if unit == "times" else -reach
+        axis.set(xlim=(left, reach), ylim=(height, 0), yticks=[], xlabel=f"effect ({unit})")
         axis.grid(False)
         axis.tick_params(top=True, labeltop=True, bottom=True)
         axis.spines[["left", "right"]].set_visible(False)
         for row in rows:
             text = texts[row["id"]]
             _claim_words(axis, blended_transform_factory(figure.transFigure, axis.transData), row, text, top)
-            beyond |= _claim_effect(axis, row, top + (len(text) + 2.2 if narrow else 2.3), reach)
+            beyond |= _claim_effect(axis, row, top + (len(text) + 2.2 if narrow else 2.3), left, reach)
             top += tall[row["id"]]
     marks: list[Any] = [
         Line2D([], [], color=INK, marker="o", label="here, 95 % interval"),
@@ -93,21 +94,23 @@ def _claim_words(
     line[0].set_in_layout(False)
 
 
-def _claim_effect(axis: Axes, row: Mapping[Any, Any], y: float, reach: float) -> bool:
-    """Effect, interval, margin and the paper's effect in a row of an axis that ends at plus and minus reach;
-    whether some of it lies beyond."""
+def _claim_effect(axis: Axes, row: Mapping[Any, Any], y: float, left: float, right: float) -> bool:
+    """Effect, interval, margin and the paper's effect in a row of an axis that goes from left to right; whether
+    some of it lies beyond."""
     colour, margin = VERDICT_COLOURS[row["verdict"]], row["margin"]
     effect, low, high, paper = _effects(row)
-    axis.fill_between([-margin, margin], y - 0.6, y + 0.6, color=BAND, lw=0)
-    axis.plot([0, 0], [y - 0.6, y + 0.6], color=QUIET, lw=1)
+    axis.fill_between([max(left, -margin), margin], y - 0.6, y + 0.6, color=BAND, lw=0)
+    nothing = 1 if row["unit"] == "times" else 0
+    axis.plot([nothing, nothing], [y - 0.6, y + 0.6], color=QUIET, lw=1)
     axis.plot([low, high], [y, y], "-", color=colour, lw=2.5)
     axis.plot([effect], [y], "o", color=colour)
     axis.plot([paper], [y], "D", mfc="none", mec=INK)
     ours, theirs = {"color": colour}, {"mfc": "none", "mec": INK}
     ends = ((low, ours), (high, ours), (paper, theirs))
-    far = [(value, look) for value, look in ends if abs(value) > reach]
+    far = [(value, look) for value, look in ends if value < left or value > right]
     for value, look in far:
-        axis.plot([np.copysign(reach, value)], [y], ">" if value > 0 else "<", clip_on=False, **look)
+        end, mark = (right, ">") if value > right else (left, "<")
+        axis.plot([end], [y], mark, clip_on=False, **look)
     return bool(far)
 
 

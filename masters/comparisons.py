@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from masters.evidence import Evidence
-from masters.statistics import Interval, paired_difference
+from masters.statistics import Interval, mean_interval, paired_difference
 
 # Names of one and the same run.
 SAME_RUN = {"naive_rewards": ("r_max=0", "r_max=0.0")}
@@ -24,14 +24,14 @@ class Comparison:
         treatment: name of an arm.
         control: name of the other.
         paper: its evidence, None where it only plots.
-        metric: the score.
+        metric: the score; ``cost`` is how many times the control's cost the treatment costs.
         where_run: counts where both arms were run, and is no reason to call the claim not tested otherwise.
     """
 
     treatment: str
     control: str
     paper: Evidence | None = None
-    metric: Literal["accuracy", "tokens"] = "accuracy"
+    metric: Literal["accuracy", "tokens", "cost"] = "accuracy"
     where_run: bool = False
 
 
@@ -85,8 +85,6 @@ def measured(
 ) -> Interval | None:
     """The effect of one comparison with its 95 % interval; None if an arm is absent.
 
-    In points for accuracy; for tokens in percent of the control's mean length, which is taken as known.
-
     Raises:
         ValueError: as ``paired_scores``.
     """
@@ -95,9 +93,32 @@ def measured(
 
 
 def measured_with_seeds(
-    predictions: pd.DataFrame, comparison: Comparison, resamples: int, seed: int
+    predictions: pd.DataFrame,
+    comparison: Comparison,
+    resamples: int,
+    seed: int = 0,
+    costs: pd.DataFrame | None = None,
 ) -> tuple[Interval, int] | None:
-    """The effect and the number of seeds behind it."""
+    """The effect of one comparison with its 95 % interval, and the number of seeds behind it.
+
+    In points for accuracy; for tokens in percent of the control's mean length, which is taken as known; for
+    cost as a ratio, whose interval is of seeds alone (Student's t).
+
+    Args:
+        predictions: of the runs, as for ``paired_scores``.
+        comparison: of two arms.
+        resamples: of the bootstrap.
+        seed: of the bootstrap.
+        costs: one row a run: arm, seed, total (seconds, its responses included).
+
+    Returns:
+        None if an arm is absent, or costs that fewer than two seeds have.
+
+    Raises:
+        ValueError: as ``paired_scores``.
+    """
+    if comparison.metric == "cost":
+        return None if costs is None else _times(costs, comparison)
     present = set(predictions.loc[predictions["mode"] == "greedy", "arm"])
     names = [
         next((name for name in (arm, *SAME_RUN.get(arm, ())) if name in present), None)
@@ -109,3 +130,11 @@ def measured_with_seeds(
     scale = 100.0 / float(b.mean()) if comparison.metric == "tokens" else 100.0
     effect = paired_difference(a, b, tasks, resamples, seed)
     return Interval(*(scale * bound for bound in effect)), len(a)
+
+
+def _times(costs: pd.DataFrame, comparison: Comparison) -> tuple[Interval, int] | None:
+    total = costs.pivot(index="seed", columns="arm", values="total").astype(np.float64)
+    if not {comparison.treatment, comparison.control} <= set(total.columns):
+        return None
+    ratios = (total[comparison.treatment] / total[comparison.control]).dropna().to_numpy()
+    return (mean_interval(ratios[:, None]), len(ratios)) if len(ratios) > 1 else None

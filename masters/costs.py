@@ -43,6 +43,7 @@ from masters.arms import arm
 from masters.curriculum import scores
 from masters.distributions import seconds
 from masters.experiments import Lab, Results
+from masters.files import paper_table
 from masters.generation import wanted
 from masters.online import MEASURED, TIMED
 from masters.responses.manifest import read
@@ -177,6 +178,11 @@ def _seconds_a_response(lab: Lab, model: str, ratio: float) -> float:
     return sum(line.seconds for line in timed) / sum(line.rows for line in timed)
 
 
+def _days(responses: str) -> float:
+    table = paper_table("section5_days").set_index("responses")
+    return float(table["days"][responses])
+
+
 class PaperSizes(Strict):
     """The inputs of the reckoning on paper with their sources; "assumed" is what the paper does not give."""
 
@@ -199,8 +205,10 @@ class PaperSizes(Strict):
         1, description="time of an operation of generation, in those of training; 1 counts operations alone"
     )
     online_slowdown: Positive = Field(1, description="the same where generation interrupts training")
-    offline_days: Positive = Field(2, description="paper, section 5")
-    online_days: Positive = Field(30, description="paper, section 5: its estimate, as a lower bound")
+    offline_days: Positive = Field(_days("offline"), description="paper, section 5")
+    online_days: Positive = Field(
+        _days("online"), description="paper, section 5: its estimate, as a lower bound"
+    )
 
     @property
     def claimed(self) -> float:

@@ -1,7 +1,7 @@
 """The paper's own effects, computed from its tables in ``data/paper/`` and never typed.
 
-One idea: an effect is a difference between rows of a table, so it is stated as which rows, and read when it
-is shown. The paper's numbers are single runs: an effect has no interval.
+One idea: an effect is a difference between rows of a table, or their ratio, so it is stated as which rows,
+and read when it is shown. The paper's numbers are single runs: an effect has no interval.
 """
 
 from collections.abc import Mapping
@@ -24,15 +24,17 @@ class Evidence:
         treatment: column and value (or values) that pick the treatment's rows.
         control: the same for the control.
         control_table: another table for the control.
+        ratio: what is taken is treatment over control.
     """
 
     table: str
     treatment: Rows
     control: Rows
     control_table: str = ""
+    ratio: bool = False
 
     def effect(self) -> float:
-        """Treatment minus control in points: means of the picked rows and the scores both tables have.
+        """Treatment minus control, or over it: means of the picked rows and the scores both tables have.
 
         The column ``avg`` is used only where no scores of single benchmarks are given: it is rounded.
 
@@ -56,7 +58,7 @@ class Evidence:
                 (second, self.control, self.control_table or self.table),
             )
         ]
-        return float(means[0] - means[1])
+        return float(means[0] / means[1] if self.ratio else means[0] - means[1])
 
 
 def variants(treatment: str, control: str) -> Evidence:

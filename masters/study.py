@@ -21,15 +21,26 @@ import pandas as pd
 from filelock import FileLock
 
 from masters.arms import arm
-from masters.claims import judge_claims
+from masters.claims import CLAIMS, judge_claims
+from masters.costs import measured
 from masters.experiments import VERSION, Lab, Results
 from masters.files import STUDY, cache_dir, hash_of, write_atomic
 from masters.provenance import machine
 from masters.settings import load_study
 
+# Arms of the claims about cost.
+COMPARED_BY_COST = {
+    arm_of
+    for claim in CLAIMS
+    for each in claim.comparisons
+    if each.metric == "cost"
+    for arm_of in (each.treatment, each.control)
+}
+PARTS = ("generation", "judging", "scoring", "training")  # of a cost, in seconds
 AT_ONCE = 8  # runs between two writes of the tables
 MEASURED = ("accuracy", "sampled_accuracy", "tokens", "kl", "seconds", "evaluation_seconds")
 RUN = ("replicate", "arm", "setting", "key", *MEASURED)
+COST = ("replicate", "arm", "key", "steps", "responses", "tokens", *PARTS, "total", "accuracy")
 TRIAL = ("arm", "setting", "learning_rate", "policy_weight", "key", *MEASURED)
 
 
@@ -63,7 +74,7 @@ class Study:
         spec = arm(name, self.profile)
         if spec.learn_from == "nothing":
             return []
-        if not spec.rewards:
+        if not spec.rewards or spec.learn_from == "online":  # TRL's loss is the policy term alone
             return [f"{name}+learning_rate={rate:g}" for rate in self.plan.trials.plain]
         return [
             f"{name}+learning_rate={rate:g}+policy_weight={weight:g}"
@@ -117,6 +128,13 @@ class Study:
             for row in table.to_dict("records")
         ]
         return table[pd.Series(counts, index=table.index, dtype=bool)].reset_index(drop=True)
+
+    @property
+    def costs(self) -> pd.DataFrame:
+        """What the runs took whose cost a claim is about, in seconds of one process; seeds are replicates."""
+        counts = self.runs[["replicate", "arm", "key"]]
+        table = self._read("costs.csv", COST).merge(counts, on=list(counts))
+        return table.rename(columns={"replicate": "seed"})
 
     def missing(self, replicates: Iterable[int] | None = None) -> dict[int, list[str]]:
         """The arms that have no run yet, by replicate; those that wait for trials are among them."""
@@ -214,12 +232,13 @@ class Study:
                 lab = self.lab(replicate)
                 for some in _chunks(names):
                     results = lab.results([settings[name] for name in some], seeds=[replicate])
+                    self._keep_costs(lab, results, {settings[name]: name for name in some}, replicate)
                     self._keep(results, {settings[name]: name for name in some}, replicate)
                     self._add("ladder.csv", lab.ladder().assign(replicate=replicate), ["replicate", "model"])
 
     def judge(self, resamples: int = 2000) -> pd.DataFrame:
         """Write what follows from the runs: the claims, the mean accuracies by task and register."""
-        frame = judge_claims(self.predictions(), resamples)
+        frame = judge_claims(self.predictions(), resamples, costs=self.costs)
         self._write("claims.csv", frame)
         return frame
 
@@ -242,6 +261,26 @@ class Study:
         self._add("registers.csv", by["register"], ["replicate", "arm", "mode", "register"])
         self._add("runs.csv", runs[list(RUN)], ["replicate", "arm"])
         write_atomic(self.folder / "machine.json", json.dumps(machine(), indent=1) + "\n")
+
+    def _keep_costs(self, lab: Lab, results: Results, names: dict[str, str], replicate: int) -> None:
+        """Before the rows of the runs: who has those, has these."""
+        rows = []
+        for setting, name in names.items():
+            if name not in COMPARED_BY_COST:
+                continue
+            took = measured(lab, setting, results, replicate)
+            rows.append(
+                {
+                    "replicate": replicate,
+                    "arm": name,
+                    "key": self.key(setting, replicate),
+                    **{column: getattr(took, column) for column in ("steps", "responses", "tokens", "accuracy")},
+                    **took.cost.parts(),
+                    "total": took.cost.total(),
+                }
+            )
+        if rows:
+            self._add("costs.csv", pd.DataFrame(rows)[list(COST)], ["replicate", "arm"])
 
     def _add_answers(self, rows: pd.DataFrame, replicate: int) -> None:
         path = self._answers(replicate)

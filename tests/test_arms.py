@@ -106,8 +106,8 @@ def test_own_accuracy_learns_from_eight_responses_of_its_own(profile: Profile) -
 def test_online_differs_from_its_offline_counterpart_in_who_answers_when(profile: Profile) -> None:
     spec = arm("online", profile)
     assert difference(spec, arm("own_accuracy", profile)) == {"learn_from", "teachers", "r_max"}
-    assert arm("online=60", profile) == spec.model_copy(update={"steps": 60})
-    assert title("online=60") == "online GRPO, accuracy reward, 60 steps"
+    assert arm("online+steps=60", profile) == spec.model_copy(update={"steps": 60})
+    assert title("online+steps=60") == "online GRPO, accuracy reward, 60 steps"
 
 
 def test_families(profile: Profile) -> None:
@@ -133,7 +133,7 @@ def test_families(profile: Profile) -> None:
     ["", "master", "Masters", "r_max=1", "r_max=-0.2", "r_max=1.5", "r_max=", "responses=3", "responses=0",
      "responses=-2", "responses=two", "source=0:0", "source=8", "source=1:2:3", "masters ", "r_max=0.4\n",
      "masters=cosine", "alone=", "both=jsd", "policy_weight=-1", "teachers=", "teachers=mid,", "tuned",
-     "learning_rate=1e-4=2", "r_max", "online=0", "online=-1", "online="],
+     "learning_rate=1e-4=2", "r_max", "steps=0", "steps=-1", "steps="],
 )  # fmt: skip
 def test_an_unknown_name_is_answered_with_those_that_exist(name: str, profile: Profile) -> None:
     for call in (lambda: arm(name, profile), lambda: title(name)):

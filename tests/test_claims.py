@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from masters import claim_rows
 from masters.claims import CLAIMS, SEVERITY, judge_claims, verdict, write_claims
@@ -71,6 +72,9 @@ def judged(name: str, *args: object, **options: object) -> pd.Series:
         ((0.1, -0.4, 0.4), "at most", "supported"),
         ((0.6, 0.4, 0.8), "at most", "undecided"),
         ((0.9, 0.6, 1.2), "at most", "not supported"),
+        ((0.9, 0.6, 1.2), "at least", "supported"),
+        ((0.6, 0.4, 0.8), "at least", "undecided"),
+        ((0.1, -0.2, 0.4), "at least", "not supported"),
     ],
 )
 def test_the_rule(effect: tuple[float, float, float], kind: str, expected: str) -> None:
@@ -91,8 +95,10 @@ def test_every_claim_is_there_once_and_points_to_a_notebook() -> None:
 
 def test_the_papers_effects_come_from_its_tables() -> None:
     frame = judge_claims(predictions({"base": 0.5}, questions=4), 10).set_index("id")
-    # Those the paper only plots or estimates.
-    assert set(frame.index[frame["paper"] == ""]) == {"C10", "C14", "C15"}
+    # Those the paper only plots.
+    assert set(frame.index[frame["paper"] == ""]) == {"C10", "C15"}
+    days = paper_table("section5_days").set_index("responses")["days"]
+    assert frame.loc["C14", "paper_effect"] == days["online"] / days["offline"]
     table = paper_table("table1_components").set_index("variant")
     rounded = (table.loc["+large_teacher", "avg"] - table.loc["base", "avg"].to_numpy()).mean()
     assert frame.loc["C1", "paper_effect"] == pytest.approx(rounded, abs=0.1)
@@ -191,6 +197,31 @@ def test_no_worse_and_at_most() -> None:
     short = judged("C15", arms, tokens={"masters": 4.2, "base": 4.0})
     assert (short["verdict"], short["ours"], short["unit"]) == ("supported", "+5.0", "percent")
     assert judged("C15", arms, tokens={"masters": 6.0, "base": 4.0})["verdict"] == "not supported"
+
+
+def test_a_ratio_of_costs_needs_two_seeds_and_has_students_interval() -> None:
+    table = predictions({"masters": 0.5}, questions=4)
+    rows = [("online", 0, 60.0), ("online", 1, 80.0), ("online", 2, 50.0), ("online", 3, 10.0)]
+    rows += [("own_accuracy", 0, 10.0), ("own_accuracy", 1, 10.0), ("own_accuracy", 2, 10.0)]
+    costs = pd.DataFrame(rows, columns=["arm", "seed", "total"])
+
+    def row(costs: pd.DataFrame | None, margin: float = 3) -> pd.Series:
+        claims = [replace(C["C14"], margin=margin)]
+        return judge_claims(table, 300, claims=claims, costs=costs).iloc[0]
+
+    found = row(costs)
+    times = np.array([6.0, 8.0, 5.0])
+    bounds = stats.t.interval(0.95, 2, times.mean(), stats.sem(times))
+    assert (found["ours"], found["unit"], found["seeds"]) == (f"{times.mean():.1f}", "times", 3)
+    assert (found["effect_low"], found["effect_high"]) == pytest.approx(bounds, rel=0.02)
+    assert [row(costs, margin)["verdict"] for margin in (2, 3, 12)] == [
+        "supported",
+        "undecided",
+        "not supported",
+    ]
+    for few in (None, costs[costs["seed"] == 0], costs[costs["arm"] == "online"]):
+        absent = row(few)
+        assert (absent["verdict"], absent["ours"], absent["paper"]) == ("not tested", "", "15.0")
 
 
 def test_the_unmasked_run_goes_by_several_names() -> None:

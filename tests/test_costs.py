@@ -121,7 +121,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 
 @pytest.fixture(scope="module")
 def results(lab: Lab) -> Results:
-    return lab.results(["online=2", "own_accuracy", "masters"])
+    return lab.results(["online+steps=2", "own_accuracy", "masters"])
 
 
 def test_online_nothing_is_made_beforehand(
@@ -135,26 +135,26 @@ def test_online_nothing_is_made_beforehand(
     before = stores()
     monkeypatch.setattr(Lab, "parallel", nothing)
     lab.prepare([arm("online", lab.profile), arm("base", lab.profile)])
-    lab.run(arm("online=1", lab.profile), 0)
+    lab.run(arm("online+steps=1", lab.profile), 0)
     assert stores() == before
 
 
 def test_an_online_run_is_a_run_like_any_other(results: Results, lab: Lab) -> None:
-    row = results.runs.set_index("arm").loc["online=2"]
+    row = results.runs.set_index("arm").loc["online+steps=2"]
     assert 0 <= row["accuracy"] <= 1 and row["tokens"] >= 1 and row["seconds"] > 0 and row["kl"] >= 0
     assert (row["teachers"], row["rewards"], row["steps"]) == ("", "accuracy", 2)
-    of_arm = results.predictions[results.predictions["arm"] == "online=2"]
+    of_arm = results.predictions[results.predictions["arm"] == "online+steps=2"]
     assert len(of_arm) == 2 * len(lab.questions("test"))
-    assert (lab.run_folder(arm("online=2", lab.profile), 0) / "model").is_dir()
+    assert (lab.run_folder(arm("online+steps=2", lab.profile), 0) / "model").is_dir()
 
 
 def test_an_online_run_costs_what_its_log_says(lab: Lab, results: Results) -> None:
-    run = measured(lab, "online=2", results)
-    log = results.log[results.log["arm"] == "online=2"]
+    run = measured(lab, "online+steps=2", results)
+    log = results.log[results.log["arm"] == "online+steps=2"]
     counted = log["seconds"].sum() - log["picture_seconds"].sum()
     assert run.cost.total() == pytest.approx(counted) and run.cost.scoring == 0
     assert min(run.cost.generation, run.cost.judging, run.cost.training) > 0 and run.cost.shared == ()
-    assert run.cost.total() <= results.runs.set_index("arm").loc["online=2", "seconds"]
+    assert run.cost.total() <= results.runs.set_index("arm").loc["online+steps=2", "seconds"]
     assert (run.steps, run.responses) == (2, 2 * 2 * 8)
     longer = run.at(6)
     assert longer.cost.total() == pytest.approx(3 * run.cost.total()) and math.isnan(longer.accuracy)

@@ -208,17 +208,21 @@ def test_claims_have_ours_and_the_papers(narrow: bool) -> None:
         for seed in range(2)
         for q in range(40)
     ]
-    frame = judge_claims(pd.DataFrame(rows), 50)
+    seconds = [("online", 0, 60), ("online", 1, 64), ("own_accuracy", 0, 10), ("own_accuracy", 1, 10)]
+    costs = pd.DataFrame(seconds, columns=["arm", "seed", "total"])
+    frame = judge_claims(pd.DataFrame(rows), 50, costs=costs)
     figure = claims_figure.claims(frame, narrow)
-    points, percent = figure.axes
+    points, times, percent = figure.axes
     words = [text.get_text() for text in points.texts]
-    assert len([word for word in words if word.startswith("C")]) == 14
+    assert len([word for word in words if word.startswith("C")]) == 13
     third = words.index("C3  supported")
     assert words[third + 1].startswith("+25.0 (") and words[third + 1].endswith(")  paper +2.0")
     assert words[third + 2].replace("\n", " ") == frame.loc[2, "statement"]
     eighth = words.index("C8  not tested")
     assert words[eighth + 1] == "paper +7.3"
     assert percent.texts[0].get_text() == "C15  supported" and percent.get_xlabel() == "effect (percent)"
+    assert times.texts[0].get_text().startswith("C14") and times.get_xlim()[0] == 0
+    assert marked(times, "o", 6.2) and marked(times, "D", 15.0)
     # The effect of C3 and the paper's, one above the other, in the colour of the verdict.
     (here,) = marked(points, "o", 25.0)
     assert here.get_color() == claims_figure.VERDICT_COLOURS["supported"]

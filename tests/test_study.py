@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from masters import cli, files, settings, study
 from masters.arms import arm
+from masters.costs import measured
 from masters.experiments import Lab
 from masters.settings import Profile, StudyPlan, load_study
 from masters.study import Study
@@ -26,9 +27,9 @@ PLAN: dict[str, Any] = {
     "test_questions": 8,
     "minutes": {"ladder": 1, "run": 1},
     "trials": {"plain": [1e-3, 1e-2], "rewarded": [[1e-3, 1.0], [1e-2, 0.5]]},
-    "main": ["base", "masked", "masters"],
+    "main": ["base", "masked", "masters", "own_accuracy", "online"],
     "tuned": {"base": [], "masked": [], "masters": ["responses=2"]},
-    "fixed": ["masters+learning_rate=1e-05"],
+    "fixed": ["masters+learning_rate=1e-05", "own_accuracy", "online"],
 }
 
 
@@ -51,9 +52,9 @@ def finished(data: Path) -> Study:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(study, "load_study", lambda name: (StudyPlan(**PLAN), profile()))
         first = Study(folder=data / "tables")
-        assert first.untried() and first.settings() == {"base": "base", PLAN["fixed"][0]: PLAN["fixed"][0]}
+        assert first.untried() and first.settings() == {name: name for name in ("base", *PLAN["fixed"])}
         first.run([0])
-        assert first.missing() == {1: ["base", "masked", "masters"]}
+        assert first.missing() == {1: PLAN["main"]}
         Study(folder=data / "tables").run()
         return Study(folder=data / "tables")
 
@@ -61,7 +62,7 @@ def finished(data: Path) -> Study:
 def test_every_arm_has_its_replicates(finished: Study) -> None:
     assert not finished.missing() and not finished.untried()
     runs = finished.runs
-    assert len(runs) == 2 * 3 + 1 * 2 and not runs.duplicated(["replicate", "arm"]).any()
+    assert len(runs) == 2 * 5 + 1 * 2 and not runs.duplicated(["replicate", "arm"]).any()
     assert set(runs.loc[runs["replicate"] == 1, "arm"]) == set(PLAN["main"])
     assert runs["accuracy"].between(0, 1).all() and (runs["evaluation_seconds"] > 0).all()
 
@@ -92,7 +93,7 @@ def test_the_tables_hold_what_the_runs_gave(finished: Study) -> None:
     for column in ("question", "task", "correct", "tokens"):
         assert list(kept[column]) == list(made[column])
     tasks = pd.read_csv(finished.folder / "tasks.csv")
-    assert tasks.groupby(["replicate", "arm", "mode"])["share"].sum().tolist() == pytest.approx([1.0] * 16)
+    assert tasks.groupby(["replicate", "arm", "mode"])["share"].sum().tolist() == pytest.approx([1.0] * 24)
     registers = pd.read_csv(finished.folder / "registers.csv")
     row = registers.query("replicate == 1 and arm == 'masked' and mode == 'greedy'")
     assert (row["share"] * row["tokens"]).sum() == pytest.approx(made["tokens"].mean(), rel=1e-4)
@@ -119,6 +120,25 @@ def test_the_claims_follow_from_the_tables_alone(
     again = Study(folder=finished.folder)
     assert not again.missing()
     pd.testing.assert_frame_equal(again.judge(resamples=50).set_index("id"), frame)
+
+
+def test_what_runs_cost_is_kept_and_makes_a_verdict(finished: Study) -> None:
+    costs = finished.costs.set_index(["seed", "arm"])
+    assert sorted(costs.index) == [(0, "online"), (0, "own_accuracy"), (1, "online"), (1, "own_accuracy")]
+    parts = costs[[*study.PARTS]]
+    assert parts.sum(axis=1).to_numpy() == pytest.approx(costs["total"], rel=1e-4)
+    assert (parts.drop(columns="scoring") > 0).all().all()
+    results = finished.lab(1).results(["own_accuracy"], seeds=[1])
+    again = measured(finished.lab(1), "own_accuracy", results, 1)
+    row = costs.loc[1, "own_accuracy"]
+    assert row["training"] == pytest.approx(again.cost.training, rel=1e-4) and row["tokens"] == again.tokens
+    ratios = costs["total"].unstack()
+    row = finished.judge(resamples=50).set_index("id").loc["C14"]
+    assert row["effect"] == pytest.approx((ratios["online"] / ratios["own_accuracy"]).mean())
+    assert row["verdict"] != "not tested" and row["seeds"] == 2
+    # A run that would come out otherwise has no cost either.
+    table = pd.read_csv(finished.folder / "costs.csv")
+    assert set(table["key"]) <= set(finished.runs["key"])
 
 
 def test_finished_work_is_not_done_again(finished: Study, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,7 +206,7 @@ def test_the_shell_says_what_is_missing_and_does_it(
     assert told.exit_code == 0 and "runs of replicate 1" in told.output and not list(tmp_path.iterdir())
     done = CliRunner().invoke(cli.app, ["study", "--replicates", "0"])
     assert done.exit_code == 0 and "C15" in done.output and (tmp_path / "study" / "claims.csv").is_file()
-    assert Study(folder=tmp_path / "study").missing() == {1: ["base", "masked", "masters"]}
+    assert Study(folder=tmp_path / "study").missing() == {1: PLAN["main"]}
     for wrong, words in (("7", "no replicate 7"), ("a-b", "neither a number nor"), ("1-0", "neither")):
         refused = CliRunner().invoke(cli.app, ["study", "--replicates", wrong])
         assert isinstance(refused.exception, ValueError) and words in str(refused.exception)
