@@ -1,6 +1,6 @@
 """What a run said of the paper's claims, as its ``claims.csv`` holds it.
 
-:mod:`masters.claims` writes the file, the shell and the book read it, and this is what they agree on.
+:mod:`masters.verdicts` writes the file, the shell and the book read it, and this is what they agree on.
 """
 
 from pathlib import Path
@@ -54,7 +54,7 @@ def read_claims(path: Path) -> list[ClaimRow]:
 
 
 def read_frame(path: Path, target: str = "") -> pd.DataFrame:
-    """The claims with their numbers, as ``masters.claims.judge_claims`` returned them.
+    """The claims with their numbers, as ``masters.verdicts.judge_claims`` returned them.
 
     Args:
         path: of ``claims.csv``.

@@ -1,56 +1,19 @@
-"""The paper's fifteen claims as data, and the rule that turns a measured difference into a verdict.
+"""The paper's fifteen claims as data: which arms test each, by what measure, and what counts as a difference.
 
-One idea: which arms are compared, the smallest difference that counts and the rule are fixed here, before a
-run, so that a verdict follows from the data and never from a look at a picture. The paper's own effect is
-computed from its tables (``masters.evidence``); no result is typed in this module.
+One idea: which arms are compared and the smallest difference that counts are fixed here, before a run; the
+rule that makes a verdict of them is in :mod:`masters.verdicts`. The paper's own effect is computed from its
+tables (:mod:`masters.evidence`); no result is typed in this module.
 
-The rule. Let d be the paired difference of two arms (treatment minus control, greedy accuracy in points),
-[low, high] its 95 % interval over seeds and questions, and m the margin. First match decides:
-
-* not tested: an arm of the claim was not run, or this project runs no test of it.
-* supported: low > 0 and d >= m, and the claim's p-value, adjusted for all claims tested (Holm), is below
-  0.05.
-* reversed: high < 0 and d <= -m, with the same condition.
-* not supported: high < m, so an effect as large as the margin is excluded.
-* undecided: everything else, and two arms that answer alike on every question.
-
-Three claims are of another kind. "Matches or beats" (no worse): supported if low > -m, not supported if
-high < -m. "Does not grow" (at most): supported if high < m, not supported if low > m. "A small part" (at
-least, of a ratio): supported if low > m, not supported if high < m. They are undecided otherwise. A claim with several comparisons gets the least favourable of their verdicts (reversed, not
-supported, undecided, supported) and shows the comparison that earned it; of several, the one with the
-smallest lower end. Asking for all of them needs no correction: the p-value of a supported claim is the
-largest of its comparisons. It is of d = 0, for the other kinds of d = -m or of d = m, one-sided.
-
-Beside each verdict stands the smallest effect that the design would have found four times out of five.
-
-Departures from the paper: it reports single runs without interval or rule. The margins are ours.
+Departures from the paper: the margins are ours, as it has none.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
-import numpy as np
-import pandas as pd
-
-from masters.claim_rows import ClaimRow
-from masters.comparisons import Comparison, measured_with_seeds
+from masters.comparisons import Comparison
 from masters.evidence import Evidence, components, rewards, source, variants
-from masters.files import write_atomic
-from masters.statistics import (
-    Interval,
-    holm,
-    minimum_detectable_effect,
-    p_value,
-    standard_error,
-)
 
 Kind = Literal["gain", "no worse", "at most", "at least"]
-
-ALPHA = 0.05
-# From the least favourable verdict to the most.
-SEVERITY = ("reversed", "not supported", "undecided", "supported")
 
 
 @dataclass(frozen=True)
@@ -241,8 +204,8 @@ CLAIMS: tuple[Claim, ...] = (
         "3_response_caching",
         "Needs two replicates of the study. Seconds of one process; the same student, questions, responses a "
         "question, reward and number of steps, and responses made beforehand serve this one run alone. The "
-        "online run is TRL's, which reads the prompt once for each response: part of the ratio is the engine. "
-        "The paper's figure is an estimate, for many GPUs.",
+        "online run is TRL's, which reads the prompt once for each response: part of the ratio is the "
+        "engine. The paper's figure is an estimate, for many GPUs.",
         kind="at least",
         margin=3.0,
         unit="times",
@@ -258,147 +221,3 @@ CLAIMS: tuple[Claim, ...] = (
         unit="percent",
     ),
 )
-
-
-def verdict(effect: Interval, margin: float, kind: Kind = "gain") -> str:
-    """The rule at the top of this module, for one comparison.
-
-    Args:
-        effect: the difference with its interval, in the margin's unit.
-        margin: the smallest difference that counts.
-        kind: form of the rule.
-
-    Raises:
-        ValueError: the margin is negative or no number.
-    """
-    if not margin >= 0:
-        raise ValueError(f"a margin must be at least 0, not {margin}")
-    _, low, high = effect
-    if low == high == 0:  # the arms answer alike on every question, as models that learned nothing do
-        return "undecided"
-    if kind == "gain":
-        if low > 0 and effect.estimate >= margin:
-            return "supported"
-        if high < 0 and effect.estimate <= -margin:
-            return "reversed"
-        return "not supported" if high < margin else "undecided"
-    if kind == "no worse":
-        return "supported" if low > -margin else "not supported" if high < -margin else "undecided"
-    if kind == "at least":
-        return "supported" if low > margin else "not supported" if high < margin else "undecided"
-    return "supported" if high < margin else "not supported" if low > margin else "undecided"
-
-
-def _p_value(effect: Interval, claim: Claim) -> float:
-    if claim.kind == "no worse":
-        return p_value(effect, -claim.margin, "greater")
-    if claim.kind == "at least":
-        return p_value(effect, claim.margin, "greater")
-    return p_value(effect, claim.margin, "less") if claim.kind == "at most" else p_value(effect)
-
-
-def judge_claims(
-    predictions: pd.DataFrame,
-    resamples: int,
-    seed: int = 0,
-    claims: Sequence[Claim] = CLAIMS,
-    costs: pd.DataFrame | None = None,
-) -> pd.DataFrame:
-    """Every claim with the paper's effect, ours and the verdict.
-
-    Args:
-        predictions: of all arms, see ``paired_scores``.
-        resamples: bootstrap resamples of each interval.
-        seed: of the bootstrap.
-        claims: the claims to judge.
-        costs: of the runs, see ``measured_with_seeds``; claims about cost are not tested without.
-
-    Returns:
-        One row a claim: the columns of :class:`masters.claim_rows.ClaimRow` as text, then ``paper_effect``,
-        ``effect``, ``effect_low``, ``effect_high`` and ``smallest`` (the effect this design would have found
-        with a power of 0.8) as numbers in ``unit`` (NaN where there is none), ``p`` and ``p_holm``,
-        ``seeds`` (that the two arms share), ``margin``, ``kind``, ``treatment``, ``control``, ``limits``.
-
-    Raises:
-        ValueError: as ``measured``.
-    """
-    frame = pd.DataFrame([_judged(claim, predictions, resamples, seed, costs) for claim in claims])
-    tested = frame["p"].notna()
-    if tested.any():
-        frame.loc[tested, "p_holm"] = holm(frame.loc[tested, "p"])
-    chance = frame["verdict"].isin(["supported", "reversed"]) & (frame["p_holm"] >= ALPHA)
-    frame.loc[chance, "verdict"] = "undecided"
-    return frame
-
-
-def write_claims(frame: pd.DataFrame, path: Path | str) -> None:
-    """Write what ``judge_claims`` returned as CSV, whole or not at all.
-
-    Raises:
-        ValueError: a column of ``ClaimRow`` is missing.
-        OSError: the file cannot be written.
-    """
-    if lacking := [name for name in ClaimRow._fields if name not in frame]:
-        raise ValueError(f"the claims lack the column {', '.join(lacking)}: pass the frame of judge_claims")
-    write_atomic(path, frame.to_csv(index=False, lineterminator="\n"))
-
-
-def _judged(
-    claim: Claim, predictions: pd.DataFrame, resamples: int, seed: int, costs: pd.DataFrame | None
-) -> dict[str, object]:
-    found = [(each, measured_with_seeds(predictions, each, resamples, seed, costs)) for each in claim.comparisons]
-    found = [(each, of) for each, of in found if of is not None or not each.where_run]
-    known = [(each, *of) for each, of in found if of is not None]
-    shown = next(iter(claim.comparisons), None)
-    evidence = shown.paper if shown else claim.paper
-    outcome, seeds, p, smallest = "not tested", 0, float("nan"), float("nan")
-    effect = Interval(p, p, p)
-    if known and len(known) == len(found):
-        outcomes = [verdict(of, claim.margin, claim.kind) for _, of, _ in known]
-        ranks = [(SEVERITY.index(each), of.low) for each, (_, of, _) in zip(outcomes, known, strict=True)]
-        worst = ranks.index(min(ranks))
-        outcome, (shown, effect, seeds) = outcomes[worst], known[worst]
-        evidence = shown.paper
-        behind = [of for _, of, _ in known] if outcome == "supported" else [effect]
-        p = max(_p_value(each, claim) for each in behind)
-        smallest = minimum_detectable_effect(standard_error(effect))
-    paper = evidence.effect() if evidence else float("nan")
-    shown_as = _plain if claim.unit == "times" else _signed
-    row = ClaimRow(
-        id=claim.id,
-        statement=claim.statement,
-        paper=shown_as(paper),
-        ours=shown_as(effect.estimate),
-        low=shown_as(effect.low),
-        high=shown_as(effect.high),
-        unit=claim.unit,
-        verdict=outcome,
-        where=claim.where,
-    )
-    return {
-        **row._asdict(),
-        "paper_effect": paper,
-        "effect": effect.estimate,
-        "effect_low": effect.low,
-        "effect_high": effect.high,
-        "smallest": smallest,
-        "p": p,
-        "p_holm": p,
-        "seeds": seeds,
-        "margin": claim.margin,
-        "kind": claim.kind,
-        "treatment": shown.treatment if shown else "",
-        "control": shown.control if shown else "",
-        "limits": claim.limits,
-    }
-
-
-def _signed(value: float) -> str:
-    """One decimal with its sign; empty for NaN, and no sign before a zero."""
-    text = "" if np.isnan(value) else f"{value:+.1f}"
-    return "0.0" if text in ("+0.0", "-0.0") else text
-
-
-def _plain(value: float) -> str:
-    """One decimal of a ratio; empty for NaN."""
-    return "" if np.isnan(value) else f"{value:.1f}"

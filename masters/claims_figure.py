@@ -33,11 +33,12 @@ def claims(frame: pd.DataFrame, narrow: bool = False) -> Figure:
 
     A claim is its verdict, statement and numbers, and our effect with its interval in the colour of the
     verdict; a hollow mark is the paper's effect, and the grey band holds what is smaller than the margin.
-    Effects in points, in percent and ratios have a panel each; a ratio is seen from 0, and no effect is 1. A few large effects must not press the others
-    together: what lies beyond an axis is an arrow at its edge, and stands in the numbers.
+    Effects in points, in percent and ratios have a panel each; a ratio is seen from 0, and no effect is 1.
+    A few large effects must not press the others together: what lies beyond an axis is an arrow at its edge,
+    and stands in the numbers.
 
     Args:
-        frame: as ``masters.claims.judge_claims`` returns it.
+        frame: as ``masters.verdicts.judge_claims`` returns it.
         narrow: for phones, with the words above the effect, not on its left.
     """
     words = ("id", "statement", "verdict", "ours", "low", "high", "paper", "unit")
@@ -95,8 +96,8 @@ def _claim_words(
 
 
 def _claim_effect(axis: Axes, row: Mapping[Any, Any], y: float, left: float, right: float) -> bool:
-    """Effect, interval, margin and the paper's effect in a row of an axis that goes from left to right; whether
-    some of it lies beyond."""
+    """Effect, interval, margin and the paper's effect in a row of an axis from left to right; whether some of
+    it lies beyond."""
     colour, margin = VERDICT_COLOURS[row["verdict"]], row["margin"]
     effect, low, high, paper = _effects(row)
     axis.fill_between([max(left, -margin), margin], y - 0.6, y + 0.6, color=BAND, lw=0)

@@ -1,6 +1,6 @@
 """Two arms compared: on the questions and seeds that both have, and nothing else.
 
-What a difference means for a claim is not said here but in :mod:`masters.claims`.
+What a difference means for a claim is not said here but in :mod:`masters.verdicts`.
 """
 
 from dataclasses import dataclass

@@ -1,6 +1,6 @@
 """The pictures of the notebooks, drawn from result tables and nothing else: no model, file or typed result.
 
-One idea: a function takes tables as ``masters.experiments`` or ``masters.claims`` returns them and gives a
+One idea: a function takes tables as ``masters.experiments`` or ``masters.verdicts`` returns them and gives a
 matplotlib figure, closed for pyplot, so that a notebook shows it exactly once. Pictures are 7 inches wide,
 their text at least 10 points, readable on a phone; colours are seaborn's colour-blind palette and never the
 only sign. Accuracies are fractions in our tables, percent in the pictures and in the paper's tables. Error

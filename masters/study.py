@@ -21,12 +21,13 @@ import pandas as pd
 from filelock import FileLock
 
 from masters.arms import arm
-from masters.claims import CLAIMS, judge_claims
+from masters.claims import CLAIMS
 from masters.costs import measured
 from masters.experiments import VERSION, Lab, Results
 from masters.files import STUDY, cache_dir, hash_of, write_atomic
 from masters.provenance import machine
 from masters.settings import load_study
+from masters.verdicts import judge_claims
 
 # Arms of the claims about cost.
 COMPARED_BY_COST = {
@@ -269,16 +270,11 @@ class Study:
             if name not in COMPARED_BY_COST:
                 continue
             took = measured(lab, setting, results, replicate)
-            rows.append(
-                {
-                    "replicate": replicate,
-                    "arm": name,
-                    "key": self.key(setting, replicate),
-                    **{column: getattr(took, column) for column in ("steps", "responses", "tokens", "accuracy")},
-                    **took.cost.parts(),
-                    "total": took.cost.total(),
-                }
-            )
+            figures = {
+                column: getattr(took, column) for column in ("steps", "responses", "tokens", "accuracy")
+            }
+            about = {"replicate": replicate, "arm": name, "key": self.key(setting, replicate)}
+            rows.append(about | figures | took.cost.parts() | {"total": took.cost.total()})
         if rows:
             self._add("costs.csv", pd.DataFrame(rows)[list(COST)], ["replicate", "arm"])
 

@@ -17,12 +17,12 @@ from claim_lines import claim_line, write_lines
 
 import masters
 from masters import book, claim_rows
-from masters.claims import judge_claims, write_claims
 from masters.claims_page import RESULTS, drawn, headline
 from masters.departures import departures_page, paragraphs
 from masters.files import ROOT
 from masters.provenance import record_provenance
 from masters.settings import NOTEBOOKS
+from masters.verdicts import judge_claims, write_claims
 
 LOADING = ("src", "srcset", "href", "data", "poster")  # no srcset here has more than one address
 

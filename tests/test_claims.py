@@ -10,12 +10,13 @@ import pytest
 from scipy import stats
 
 from masters import claim_rows
-from masters.claims import CLAIMS, SEVERITY, judge_claims, verdict, write_claims
+from masters.claims import CLAIMS
 from masters.comparisons import Comparison, paired_scores
 from masters.evidence import Evidence
 from masters.files import paper_table
 from masters.settings import NOTEBOOKS
 from masters.statistics import Interval
+from masters.verdicts import SEVERITY, judge_claims, verdict, write_claims
 
 C = {claim.id: claim for claim in CLAIMS}
 

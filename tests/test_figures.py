@@ -18,10 +18,10 @@ from matplotlib.text import Text
 from scipy import stats
 
 from masters import claims_figure, figures
-from masters.claims import judge_claims
 from masters.drawing import WIDTH
 from masters.files import paper_table
 from masters.schedule import MaskSchedule
+from masters.verdicts import judge_claims
 
 
 @pytest.fixture(autouse=True)
