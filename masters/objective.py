@@ -21,7 +21,7 @@ Departures from the paper, each a parameter and off by default:
     * policy_weight: a weight of L_GRPO in the sum.
     * divergence: another one in the place of the JSD, as table 5f plugs Masters into other methods.
     * teacher_temperature: the teacher of Eq. 5 and 7 is ``softmax(log p / T)``, softer above 1 and sharper
-      below. The student is not tempered, so no factor ``T ** 2`` is due (Hinton et al., arXiv 1503.02531).
+      below. The student is not tempered, so no factor of T squared is due (Hinton et al., arXiv 1503.02531).
 
 Choices where the paper is silent:
     * The divergence of Eq. 7 is that of the current student, at each step.

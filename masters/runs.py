@@ -169,7 +169,7 @@ def part(
             n,
             tokens=grouped(frame["tokens"], n),
             behaviour=None if frame["logprobs"].isna().any() else grouped(frame["logprobs"], n),
-            accuracy=verdicts(lab, frame, *judge).reshape(-1, n),
+            accuracy=accuracy_reward(lab, frame, *judge).reshape(-1, n),
         )
     if teacher is None or not lab.profile.distillation.cache_teacher:
         return made
@@ -177,7 +177,7 @@ def part(
     return replace(made, teacher=lab.scores(teacher, made.tokens), reference=reference)
 
 
-def verdicts(lab: "Lab", frame: pd.DataFrame, judge: str, noise: float) -> np.ndarray:
+def accuracy_reward(lab: "Lab", frame: pd.DataFrame, judge: str, noise: float) -> np.ndarray:
     """The accuracy reward of responses, Eq. 6, where some questions have a wrong label.
 
     Args:
