@@ -40,6 +40,9 @@ class RunSpec(Strict):
     averaging: Averaging = "response"
     divergence: Kind = "jsd"
     mix: float = 0.5
+    teacher_temperature: Positive = 1.0
+    label_noise: float = Field(0.0, ge=0, le=1, description="share of wrong labels where it learns from them")
+    replay: bool = Field(False, description="half of each batch is drawn from what the student finds hard")
     questions: Count = 1
     steps: Count = 1
     batch: Count = 1
@@ -62,7 +65,7 @@ class RunSpec(Strict):
 # Of a spec, what masters_loss takes.
 OPTIONS = (
     *("rewards", "normalise", "beta", "policy_weight", "ratio", "advantages", "flat", "distillation_on"),
-    *("averaging", "divergence", "mix"),
+    *("averaging", "divergence", "mix", "teacher_temperature"),
 )
 BOTH = ("accuracy", "distillation")
 UNMASKED = {"r_max": 0.0}
@@ -99,6 +102,7 @@ CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
     "skip_flat": ("groups without spread skipped", {"flat": "skip"}),
     "summed": ("distillation reward on summed divergence", {"distillation_on": "sum"}),
     "by_token": ("averaged over tokens", {"averaging": "token"}),
+    "replay": ("hard questions replayed", {"replay": True}),
     "own_accuracy": (
         "own responses, accuracy reward",
         {"rewards": ("accuracy",), **ALONE},
@@ -122,12 +126,14 @@ def arm(name: str, profile: Profile) -> RunSpec:
             ``CHANGES``, ``r_max=0.4``, ``responses=2`` (half of each model), ``source=6:2``
             (student to teacher responses), ``teachers=mid,large`` (one after the other),
             ``student=mid``, ``learning_rate=1e-4``, ``policy_weight=0.1``, ``judge=embedding``,
+            ``label_noise=0.2`` (that share of wrong labels), ``teacher_temperature=2`` (above 1 softer),
             ``alone=skewed_kl`` (a divergence without masks and rewards), ``masters=skewed_kl`` (Masters with
             it in the place of the JSD) or ``steps=60``.
         profile: its distillation settings are the paper's method where the arm says nothing.
 
     Raises:
-        ValueError: no such arm, an odd number of responses, or a model that the profile's ladder lacks.
+        ValueError: no such arm, an odd number of responses, a model that the profile's ladder lacks, or a
+            part that has nothing to change in this arm.
     """
     settings = profile.distillation
     how = {"cache_teacher", "top_k_logprobs", "fit", "watch"}  # not what, is run
@@ -137,7 +143,28 @@ def arm(name: str, profile: Profile) -> RunSpec:
             f"arm {name!r} needs the model {lacking[0]}; profile {profile.name} has "
             f"{', '.join(profile.ladder)}"
         )
+    if reason := _idle(spec, settings.top_k_logprobs):
+        raise ValueError(f"arm {name!r} {reason}")
     return spec
+
+
+def _idle(spec: RunSpec, top_k: int | None) -> str:
+    """Why a part of a name cannot do what it says in this arm; empty where it can."""
+    tempered = spec.teacher_temperature != 1
+    if tempered and not spec.teachers:
+        return "has no teacher whose distribution could be tempered: leave out teacher_temperature"
+    if tempered and top_k is not None:
+        return (
+            f"needs the teacher's whole distribution, and the profile keeps the {top_k} largest entries: "
+            "leave out teacher_temperature, or top_k_logprobs of the profile"
+        )
+    if spec.label_noise and spec.learn_from not in ("labels", "responses"):
+        return "neither learns from stored labels nor has responses judged by them: leave out label_noise"
+    if spec.replay and not (spec.learn_from == "responses" and spec.student_responses):
+        return "has no stored responses of its student to say what is hard: leave out replay"
+    if spec.replay and spec.batch < 2:
+        return "replays half of each batch, and a batch is one question: make it larger in the profile"
+    return ""
 
 
 def title(name: str) -> str:
@@ -157,7 +184,10 @@ def _title(part: str) -> str:
         return f"{kind} alone" if family == "alone" else f"Masters with {kind}"
     if family == "teachers":
         return f"teachers {value.replace(',', ', then ')}"
+    if family == "label_noise":
+        return f"{100 * float(value):g} % wrong labels"
     words = {"source": "student:teacher", "learning_rate": "learning rate", "policy_weight": "policy weight"}
+    words |= {"teacher_temperature": "teacher temperature"}
     return f"{words.get(family, family)} {value}"
 
 
@@ -188,6 +218,10 @@ def _change(part: str, name: str) -> dict[str, Any]:
         return {"judge": value}
     if family in ("learning_rate", "policy_weight") and re.fullmatch(r"\d+(\.\d+)?(e-\d+)?", value):
         return {family: float(value)}
+    if family == "label_noise" and re.fullmatch(r"0(\.\d+)?|1", value):
+        return {family: float(value)}
+    if family == "teacher_temperature" and re.fullmatch(r"\d+(\.\d+)?", value) and float(value):
+        return {family: float(value)}
     if family in ("alone", "masters") and value in get_args(Kind):
         kind: Any = value
         plugged = {"divergence": kind, "mix": MIX.get(kind, 0.5)}
@@ -196,6 +230,6 @@ def _change(part: str, name: str) -> dict[str, Any]:
     raise ValueError(
         f"there is no arm {part!r}{f' (in {name!r})' if part != name else ''}; there are: {known}, "
         "r_max=0.4, responses=2 (even), source=6:2, teachers=mid,large, student=mid, judge=embedding, "
-        "learning_rate=1e-4, policy_weight=0.1, alone=skewed_kl, masters=skewed_kl, steps=60, and several "
-        "of them joined by +"
+        "learning_rate=1e-4, policy_weight=0.1, label_noise=0.2, teacher_temperature=2, alone=skewed_kl, "
+        "masters=skewed_kl, steps=60, and several of them joined by +"
     )

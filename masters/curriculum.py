@@ -2,6 +2,12 @@
 
 Fixed before a run begins: the spec gives the stages and their authors, the seed gives the order of the
 questions, and the parts hold what each author wrote.
+
+Departures from the paper:
+    * replay, off by default: half of each batch is drawn, with replacement, from what the base student finds
+      hard, question i with probability ``(1 - a_i) / sum_k (1 - a_k)``. Here a_i is the mean accuracy reward
+      (Eq. 6) of its stored responses, by the judge and the labels of the run. The other half comes from the
+      plain order, so the number of questions and steps is the same.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -59,9 +65,12 @@ def all_stages(spec: RunSpec) -> list[Stage]:
 
 
 def authors(spec: RunSpec, stage: Stage) -> list[tuple[str, float, int]]:
-    """Who wrote the responses of a stage: (model or ``labels``, mask ratio, responses a question)."""
+    """Who wrote the responses of a stage: (model or ``labels``, mask ratio, responses a question).
+
+    Labels have no mask ratio; in its place is the share of them that is wrong.
+    """
     if spec.learn_from == "labels":
-        return [("labels", 0.0, 1)]
+        return [("labels", spec.label_noise, 1)]
     teacher = (spec.teachers[stage[0]], stage[1], spec.teacher_responses)
     student = (spec.student, 0.0, spec.student_responses)
     return [author for author in (teacher, student) if author[2]]
@@ -78,9 +87,35 @@ def scores(spec: RunSpec) -> list[tuple[str, float, str, float, int]]:
     return list(found)
 
 
-def order(spec: RunSpec, seed: int, size: int) -> np.ndarray:
-    """Which questions of a pool of that size a run sees, one after the other: ``(steps * batch,)``."""
-    return epochs(np.random.default_rng([seed, 1]), size, spec.steps * spec.batch)
+def order(spec: RunSpec, seed: int, size: int, accuracy: np.ndarray | None = None) -> np.ndarray:
+    """Which questions of a pool a run sees, one after the other.
+
+    Args:
+        spec: the run.
+        seed: of the order.
+        size: questions of the pool.
+        accuracy: ``(size,)`` in [0, 1], mean accuracy of the base student, for a run with ``replay``. The
+            last ``batch // 2`` questions of each batch are then drawn in proportion to 1 minus it; all alike
+            where it is 1 everywhere.
+
+    Returns:
+        ``(steps * batch,)`` places in the pool.
+
+    Raises:
+        ValueError: the run has ``replay``, and there is no accuracy.
+    """
+    hard = spec.batch // 2 if spec.replay else 0
+    plain = epochs(np.random.default_rng([seed, 1]), size, spec.steps * (spec.batch - hard))
+    if not hard:
+        return plain
+    if accuracy is None:
+        raise ValueError(
+            "a replay of hard questions needs the accuracy of the student's responses to the pool"
+        )
+    weights = 1 - np.asarray(accuracy, dtype=np.float64)
+    shares = weights / weights.sum() if weights.any() else None
+    drawn = np.random.default_rng([seed, 2]).choice(size, (spec.steps, hard), p=shares)
+    return np.concatenate([plain.reshape(spec.steps, -1), drawn], axis=1).ravel()
 
 
 def curriculum(
@@ -94,7 +129,10 @@ def curriculum(
         pool: index of each question of the pool among all questions.
         parts: what the authors of each stage wrote.
     """
-    places, stage_of = order(spec, seed, len(pool)), stages(spec)
+    stage_of = stages(spec)
+    # The student's part is the last one; of the first stage, it is that of the base student.
+    own = parts[stage_of(0)][-1].accuracy if spec.replay else None
+    places = order(spec, seed, len(pool), None if own is None else own.mean(1))
 
     def make(position: int) -> Example:
         place, stage = int(places[position]), stage_of(position // spec.batch)

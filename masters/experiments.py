@@ -32,7 +32,7 @@ from masters.judges import EmbeddingJudge, RuleJudge, corpus
 from masters.ladder import end_tokens, train_rung
 from masters.models import build_processor, check_same_tokens, load, parameter_count
 from masters.questions import Questions, Ragged, load_questions, training_labels
-from masters.responses import ResponseStore, Source, open_store, responses
+from masters.responses import Judge, ResponseStore, Source, open_store, responses
 from masters.responses.engines import engine_of
 from masters.runs import grouped
 from masters.settings import Profile, load_profile
@@ -70,6 +70,7 @@ class Lab:
         self.judge = RuleJudge()
         self.engine = engine_of(self.profile.generation)
         self._questions: dict[str, Questions] = {}
+        self._labels: dict[float, tuple[pd.DataFrame, list[np.ndarray]]] = {}
         self._counts: dict[tuple[str, float], dict[str, float]] = {}
 
     # --- questions and models -------------------------------------------------------------------------------
@@ -103,12 +104,23 @@ class Lab:
         table = self.questions("train").table
         return [int(index) for index in table.groupby("task", sort=False).head(each).index]
 
-    @cached_property
+    @property
     def labels(self) -> tuple[pd.DataFrame, list[np.ndarray]]:
         """Training labels in several registers, as text and as token ids with their end token."""
-        tasks, limit = self.profile.tasks, self.profile.train_questions
-        frame = training_labels(self.questions("train"), tasks, limit, self.profile.wrong_labels, seed=0)
-        return frame, end_tokens(self.processor, list(frame["label"]))
+        return self.labels_with(self.profile.wrong_labels)
+
+    def labels_with(self, wrong_share: float) -> tuple[pd.DataFrame, list[np.ndarray]]:
+        """The same with that share of wrong ones; those that are wrong at a share are so at a larger one."""
+        if wrong_share not in self._labels:
+            tasks, limit = self.profile.tasks, self.profile.train_questions
+            frame = training_labels(self.questions("train"), tasks, limit, wrong_share, seed=0)
+            self._labels[wrong_share] = frame, end_tokens(self.processor, list(frame["label"]))
+        return self._labels[wrong_share]
+
+    def labels_of_pool(self, noise: float) -> list[list[np.ndarray]]:
+        """Token ids of the pool's labels, of which at least a share ``noise`` is wrong, as groups of one."""
+        _, tokens = self.labels_with(max(noise, self.profile.wrong_labels))
+        return [[tokens[index]] for index in self.pool]
 
     def folder(self, model: str) -> Path:
         """Where a model of the ladder is saved; it is trained first if it is not there."""
@@ -199,12 +211,16 @@ class Lab:
             n,
             self.profile.sampling,
             self.profile.replicate,
-            self.judge if judge == "rule" else self._embedding_judge,
+            self.judge_of(judge),
             counts,  # type: ignore[arg-type]
             engine=self.engine,
         )
         counts["seconds"] += time.perf_counter() - start
         return frame
+
+    def judge_of(self, name: str) -> Judge:
+        """The judge of a run, ``rule`` or ``embedding``."""
+        return self.judge if name == "rule" else self._embedding_judge
 
     @cached_property
     def _embedding_judge(self) -> EmbeddingJudge:
@@ -216,9 +232,9 @@ class Lab:
         return open_store(source, self.processor, self.profile.sampling, self.profile.replicate, self.engine)
 
     def distributions(self, scorer: Source, author: str, ratio: float, n: int) -> Ragged | TopK:
-        """What a model would have said at each token of the pool's responses."""
+        """What a model would have said at each token of the pool's responses, or of its labels."""
         if author == "labels":
-            return self.scores(scorer, [[self.labels[1][index]] for index in self.pool])
+            return self.scores(scorer, self.labels_of_pool(ratio))
         return self.scores(scorer, grouped(self.groups(author, ratio, n)["tokens"], n))
 
     def scores(self, scorer: Source, texts: Sequence[Sequence[np.ndarray]]) -> Ragged | TopK:
@@ -298,8 +314,7 @@ class Lab:
         weights = [self.source(name).weights() for name in (spec.student, *spec.teachers)]
         data = [self.questions("train").hash, self.questions(split).hash, self.profile.wrong_labels]
         sampling = self.profile.sampling.model_dump() | {"engine": self.engine.name}
-        judge = self.judge if spec.judge == "rule" else self._embedding_judge
-        what = [VERSION, spec.determining(), seed, weights, data, sampling, judge.name]
+        what = [VERSION, spec.determining(), seed, weights, data, sampling, self.judge_of(spec.judge).name]
         if (top_k := self.profile.distillation.top_k_logprobs) is not None:  # an approximation: other numbers
             what.append(top_k)
         if changed := self.profile.distillation.fit.model_dump(mode="json", exclude_defaults=True):

@@ -76,6 +76,34 @@ def detached(source: Logits) -> Logits:
     return each(source, Tensor.detach)
 
 
+def tempered(source: Logits, temperature: float) -> Logits:
+    """Logits in any form of ``softmax(log p / temperature)``, where p is the softmax of these.
+
+    An output head's are tempered by what it reads, so they are still made a chunk at a time.
+
+    Args:
+        source: ``(..., vocabulary)``.
+        temperature: above 1 softer, below 1 sharper; at 1 the source itself comes back.
+
+    Raises:
+        ValueError: the temperature is not a positive number, or only the largest log-probabilities of a
+            token are known: the mass of the rest cannot be tempered.
+    """
+    if not 0 < temperature < float("inf"):
+        raise ValueError(f"a temperature is {temperature}: it must be a number above 0")
+    if temperature == 1:
+        return source
+    if isinstance(source, Packed):
+        raise ValueError(
+            f"a teacher at temperature {temperature:g} needs whole distributions, and only the {source.k} "
+            "largest entries were kept: leave out top_k_logprobs, or the temperature"
+        )
+    if isinstance(source, Tensor):
+        return source / temperature
+    bias = None if source.bias is None else source.bias / temperature
+    return replace(source, hidden=source.hidden / temperature, bias=bias)
+
+
 def chunks(rows: int, vocabulary: int) -> Iterator[slice]:
     """Slices of rows whose logits fit into one chunk."""
     size = max(1, CHUNK // vocabulary)

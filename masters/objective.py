@@ -20,6 +20,8 @@ Departures from the paper, each a parameter and off by default:
       which favours long, predictable text.
     * policy_weight: a weight of L_GRPO in the sum.
     * divergence: another one in the place of the JSD, as table 5f plugs Masters into other methods.
+    * teacher_temperature: the teacher of Eq. 5 and 7 is ``softmax(log p / T)``, softer above 1 and sharper
+      below. The student is not tempered, so no factor of T squared is due (Hinton et al., arXiv 1503.02531).
 
 Choices where the paper is silent:
     * The divergence of Eq. 7 is that of the current student, at each step.
@@ -37,7 +39,7 @@ from torch import Tensor
 
 from masters.divergence import Kind, check_kind
 from masters.health import advantage_figures, ratio_figures
-from masters.logits import Logits, Projection, detached, each
+from masters.logits import Logits, Projection, detached, each, tempered
 from masters.rewards import distillation_reward, group_advantages
 from masters.terms import Given, Terms, in_chunks, linear_terms, no_terms, token_terms
 
@@ -83,6 +85,7 @@ def masters_loss(
     averaging: Averaging = "response",
     divergence: Kind = "jsd",
     mix: float = 0.5,
+    teacher_temperature: float = 1.0,
 ) -> Loss:
     """Eq. 8 to 11 for a batch of questions with their responses.
 
@@ -115,13 +118,14 @@ def masters_loss(
         averaging: "response" or "token".
         divergence: what is minimised beside the policy term and what Eq. 7 rewards; Eq. 5 has the JSD.
         mix: of the divergences that mix teacher and student, see :func:`masters.divergence.divergence`.
+        teacher_temperature: T of the teacher's distribution, see :func:`masters.logits.tempered`.
 
     Returns:
         The loss and its parts.
 
     Raises:
         ValueError: shapes differ, a needed argument is missing, an option is unknown, beta or clip is
-            negative, or no token counts; a reward is not finite.
+            negative, or no token counts; a reward is not finite; a teacher cannot be tempered.
     """
     _check_options(
         ratio=(ratio, ("one", "clipped")),
@@ -148,9 +152,8 @@ def masters_loss(
 
     batch = _Batch(tokens, mask, averaging)
     reference = None if reference_logits is None else batch.logits(detached(reference_logits))
-    given = Given(
-        batch.rows(tokens), batch.logits(detached(teacher_logits)), reference, divergence, mix, regularised
-    )
+    teacher = tempered(batch.logits(detached(teacher_logits)), teacher_temperature)
+    given = Given(batch.rows(tokens), teacher, reference, divergence, mix, regularised)
 
     def combine(terms: Terms) -> tuple[Tensor, dict[str, Tensor]]:
         assert terms.divergence is not None

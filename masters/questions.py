@@ -207,17 +207,19 @@ def training_labels(
     """Training labels in several registers for encoded training questions, in the same order.
 
     Returns:
-        Columns ``label`` and ``register``.
+        Columns ``label``, ``register`` and ``core``, the answer that the label gives.
     """
     parts = [
         with_labels(load_task(task, "train", limit), wrong_share=wrong_share, seed=seed) for task in tasks
     ]
-    frame = pd.concat([part.select_columns(["id", "label", "register"]).to_pandas() for part in parts])
+    frame = pd.concat(
+        [part.select_columns(["id", "label", "register", "core"]).to_pandas() for part in parts]
+    )
     if list(frame["id"]) != list(questions.table["id"]):
         raise ValueError(
             "labels and questions are not of the same set; encode both with the same tasks and limit"
         )
-    return frame.reset_index(drop=True)[["label", "register"]]
+    return frame.reset_index(drop=True)[["label", "register", "core"]]
 
 
 def _encode(parts: list[tuple[str, datasets.Dataset]], processor: Any, folder: Path) -> None:

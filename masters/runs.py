@@ -2,6 +2,12 @@
 
 What a run reads is laid out in :mod:`masters.curriculum`, how it trains in :mod:`masters.training`, and where
 its result is kept in :mod:`masters.experiments`.
+
+Departures from the paper:
+    * label_noise, off by default: each question of the pool has a wrong label with that probability, a
+      plausible one and the same in every run (:func:`masters.questions.training_labels`). The accuracy reward
+      of Eq. 6 is then judged by it, and a run that learns from labels learns it. The responses stay what they
+      are, and so does what the evaluation takes for right.
 """
 
 import json
@@ -131,11 +137,18 @@ def distil(lab: "Lab", model: Any, spec: RunSpec, seed: int, folder: Path) -> pd
 def parts_of(lab: "Lab", spec: RunSpec, stage: Stage) -> list[Part]:
     """What each author contributes to a stage: responses, verdicts, log-probabilities, distributions."""
     teacher = lab.source(spec.teachers[stage[0]], stage[1]) if spec.teachers else None
-    return [lab.part(teacher, spec.student, spec.judge, *author) for author in authors(spec, stage)]
+    judge = (spec.judge, spec.label_noise)
+    return [lab.part(teacher, spec.student, judge, *author) for author in authors(spec, stage)]
 
 
 def part(
-    lab: "Lab", teacher: Source | None, student: str, judge: str, author: str, at: float, n: int
+    lab: "Lab",
+    teacher: Source | None,
+    student: str,
+    judge: tuple[str, float],
+    author: str,
+    at: float,
+    n: int,
 ) -> Part:
     """What an author contributes.
 
@@ -143,25 +156,48 @@ def part(
         lab: of the profile.
         teacher: of the stage.
         student: the reference.
-        judge: who says what is right.
+        judge: who says what is right, and for which share of the questions by a wrong label.
         author: who wrote the responses, or ``labels``.
-        at: the author's mask ratio.
+        at: the author's mask ratio, or the share of wrong labels.
         n: responses a question.
     """
     if author == "labels":
-        made = Part(1, [[lab.labels[1][index]] for index in lab.pool])
+        made = Part(1, lab.labels_of_pool(at))
     else:
-        frame = lab.groups(author, at, n, judge)
+        frame = lab.groups(author, at, n, judge[0])
         made = Part(
             n,
             tokens=grouped(frame["tokens"], n),
             behaviour=None if frame["logprobs"].isna().any() else grouped(frame["logprobs"], n),
-            accuracy=(frame["correct"] == 1).to_numpy(np.float32).reshape(-1, n),
+            accuracy=accuracy_reward(lab, frame, *judge).reshape(-1, n),
         )
     if teacher is None or not lab.profile.distillation.cache_teacher:
         return made
     reference = lab.scores(lab.source(student), made.tokens)
     return replace(made, teacher=lab.scores(teacher, made.tokens), reference=reference)
+
+
+def accuracy_reward(lab: "Lab", frame: pd.DataFrame, judge: str, noise: float) -> np.ndarray:
+    """The accuracy reward of responses, Eq. 6, where some questions have a wrong label.
+
+    Args:
+        lab: of the profile.
+        frame: responses to every question of the pool, judged by the right labels.
+        judge: who judges the responses to the questions with a wrong label anew.
+        noise: share of the questions with a wrong label, see :meth:`masters.experiments.Lab.labels_with`.
+
+    Returns:
+        ``(rows of frame,)`` float32, 1 where a response is right, or passes for it.
+    """
+    right = (frame["correct"] == 1).to_numpy(np.float32)
+    if noise:
+        cores = lab.labels_with(noise)[0]["core"].iloc[lab.pool]
+        labels = np.repeat(cores.to_numpy(), len(frame) // len(lab.pool))
+        wrong = labels != frame["label"].to_numpy()
+        asked, text = frame["asked"][wrong], frame["text"][wrong]
+        anew = lab.judge_of(judge).score_many(list(asked), list(labels[wrong]), list(text))
+        right[wrong] = [verdict == 1 for verdict in anew]
+    return right
 
 
 def grouped(column: pd.Series, n: int) -> list[list[np.ndarray]]:

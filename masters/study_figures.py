@@ -27,7 +27,12 @@ AXES = {
     "gap": "weights of the teacher / of the student",
     "r_max": "first mask ratio r_max",
     "learning_rate": "learning rate",
+    "label_noise": "share of wrong labels",
+    "teacher_temperature": "temperature of the teacher",
 }
+ALIKE = "student|learning_rate|label_noise|teacher_temperature"  # in the names of both arms of a pair
+NEUTRAL = {"label_noise": "0", "teacher_temperature": "1"}  # of arms whose name says nothing
+LINEAR = ("r_max", "label_noise")  # the other axes are logarithmic
 
 
 def effects(runs: pd.DataFrame, ladder: pd.DataFrame, r_max: float) -> pd.DataFrame:
@@ -41,7 +46,8 @@ def effects(runs: pd.DataFrame, ladder: pd.DataFrame, r_max: float) -> pd.DataFr
     Returns:
         One row an axis, place, effect and replicate: axis (of ``AXES``), value, effect, replicate, points.
     """
-    runs = runs.assign(arm=runs["arm"].astype(str).str.replace(r"^r_max=", "masters+r_max=", regex=True))
+    names = runs["arm"].astype(str).str.replace(rf"^(?=(r_max|{ALIKE})=)", "masters+", regex=True)
+    runs = runs.assign(arm=names)
     of_arm = 100 * runs.pivot(index="replicate", columns="arm", values="accuracy").astype(float)
     size = ladder.drop_duplicates("model").set_index("model")["parameters"]
     rows = []
@@ -55,23 +61,23 @@ def effects(runs: pd.DataFrame, ladder: pd.DataFrame, r_max: float) -> pd.DataFr
 def _pairs(arms: set[str], size: pd.Series, r_max: float) -> Iterator[tuple[str, str, float, str, str]]:
     """(effect, axis, value, treatment, control) of all pairs among some arms."""
     for effect, (treatment, control) in PAIRS.items():
-        found = [("gap", "student", "", ""), ("r_max", str(r_max), "", "")]
+        found = [("gap", "student", treatment, control), ("r_max", str(r_max), treatment, control)]
         for name in arms:
-            if match := re.fullmatch(rf"{treatment}\+(student|learning_rate)=([^+]+)", name):
-                axis = "gap" if match[1] == "student" else match[1]
-                found.append((axis, match[2], name.removeprefix(treatment), name.removeprefix(treatment)))
+            alike = control + name.removeprefix(treatment)
+            if match := re.fullmatch(rf"{treatment}\+({ALIKE})=([^+]+)", name):
+                found.append(("gap" if match[1] == "student" else match[1], match[2], name, alike))
             elif match := re.fullmatch(rf"{treatment}\+r_max=([^+]+)", name):
                 # An unmasked control is the same whatever the ratio would be.
-                changed = name.removeprefix(treatment)
-                found.append(("r_max", match[1], changed, changed if control == "masked" else ""))
-        for axis, value, of_treatment, of_control in found:
-            pair = treatment + of_treatment, control + of_control
-            if not arms.issuperset(pair):
-                continue
+                found.append(("r_max", match[1], name, alike if control == "masked" else control))
+        found = [pair for pair in found if arms.issuperset(pair[2:])]
+        # A place beside others only: alone it would be an axis with nothing along it.
+        shown = {axis for axis, *_ in found if arms.issuperset((treatment, control))}
+        found += [(axis, at, treatment, control) for axis, at in NEUTRAL.items() if axis in shown]
+        for axis, value, first, second in found:
             if axis != "gap":
-                yield effect, axis, float(value), *pair
+                yield effect, axis, float(value), first, second
             elif {"large", value} <= set(size.index):
-                yield effect, axis, float(size["large"] / size[value]), *pair
+                yield effect, axis, float(size["large"] / size[value]), first, second
 
 
 def effect_map(table: pd.DataFrame) -> Figure:
@@ -86,7 +92,7 @@ def effect_map(table: pd.DataFrame) -> Figure:
     if table.empty:
         raise ValueError("there is no pair of arms to draw: run more of the study")
     axes_shown = [axis for axis in AXES if (table["axis"] == axis).any()]
-    figure, axes = panels(len(axes_shown), 1, 3.0)
+    figure, axes = panels(len(axes_shown), 1, 2.6)
     for panel, axis in zip(axes, axes_shown, strict=True):
         for place, effect in enumerate(PAIRS):
             rows = table[(table["axis"] == axis) & (table["effect"] == effect)]
@@ -98,7 +104,7 @@ def effect_map(table: pd.DataFrame) -> Figure:
             panel.plot(means.index, means, f"{DASHES[place]}{marker}", color=colour, label=effect)
         panel.axhline(0, color=QUIET, lw=1)
         panel.set(xlabel=AXES[axis], ylabel="effect (points)")
-        if axis != "r_max":
+        if axis not in LINEAR:
             panel.set_xscale("log")
             ticks = np.unique(table.loc[table["axis"] == axis, "value"])
             panel.set_xticks(ticks, minor=False)

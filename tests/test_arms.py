@@ -47,6 +47,7 @@ def test_the_papers_form(profile: Profile) -> None:
         "averaging": "response",
         "divergence": "jsd",
         "mix": 0.5,
+        "teacher_temperature": 1.0,
     }
 
 
@@ -69,6 +70,10 @@ def test_the_papers_form(profile: Profile) -> None:
         ("policy_weight=0.1", {"policy_weight"}),
         ("judge=embedding", {"judge"}),
         ("student=mid", {"student"}),
+        ("replay", {"replay"}),
+        ("label_noise=0.2", {"label_noise"}),
+        ("teacher_temperature=0.5", {"teacher_temperature"}),
+        ("label_noise=0+teacher_temperature=1", set()),
         ("teachers=mid,large", {"teachers"}),
         ("clipped+r_max=0.4", {"ratio", "r_max"}),
         ("r_max=0.4+r_max=0.2", set()),
@@ -133,7 +138,8 @@ def test_families(profile: Profile) -> None:
     ["", "master", "Masters", "r_max=1", "r_max=-0.2", "r_max=1.5", "r_max=", "responses=3", "responses=0",
      "responses=-2", "responses=two", "source=0:0", "source=8", "source=1:2:3", "masters ", "r_max=0.4\n",
      "masters=cosine", "alone=", "both=jsd", "policy_weight=-1", "teachers=", "teachers=mid,", "tuned",
-     "learning_rate=1e-4=2", "r_max", "steps=0", "steps=-1", "steps="],
+     "learning_rate=1e-4=2", "r_max", "steps=0", "steps=-1", "steps=", "label_noise=1.5",
+     "label_noise=-0.1", "label_noise=", "teacher_temperature=0", "teacher_temperature=0.0", "replay=2"],
 )  # fmt: skip
 def test_an_unknown_name_is_answered_with_those_that_exist(name: str, profile: Profile) -> None:
     for call in (lambda: arm(name, profile), lambda: title(name)):
@@ -170,3 +176,48 @@ def test_names_are_put_together(profile: Profile) -> None:
 def test_a_model_that_the_ladder_lacks_is_named(profile: Profile) -> None:
     with pytest.raises(ValueError, match="needs the model huge; profile smoke has student, mid, large"):
         arm("teachers=mid,huge", profile)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("sft+teacher_temperature=2", "has no teacher whose distribution could be tempered"),
+        ("online+teacher_temperature=0.5", "has no teacher whose distribution could be tempered"),
+        ("base+label_noise=0.2", "neither learns from stored labels nor"),
+        ("online+label_noise=0.2", "neither learns from stored labels nor"),
+        ("naive+replay", "has no stored responses of its student"),
+        ("online+replay", "has no stored responses of its student"),
+        ("replay+source=0:4", "has no stored responses of its student"),
+    ],
+)
+def test_a_part_that_has_nothing_to_change_is_refused(name: str, reason: str, profile: Profile) -> None:
+    with pytest.raises(ValueError, match=f"arm {re.escape(repr(name))} {reason}.*: leave out") as error:
+        arm(name, profile)
+    assert "\n" not in str(error.value)
+
+
+def test_what_the_profile_does_not_allow_is_refused(profile: Profile) -> None:
+    def of(**changes: int) -> Profile:
+        return profile.model_copy(update={"distillation": profile.distillation.model_copy(update=changes)})
+
+    with pytest.raises(ValueError, match="whole distribution, and the profile keeps the 8 largest entries"):
+        arm("teacher_temperature=2", of(top_k_logprobs=8))
+    assert arm("teacher_temperature=1", of(top_k_logprobs=8)) == arm("masters", profile)
+    with pytest.raises(ValueError, match="replays half of each batch, and a batch is one question"):
+        arm("replay", of(batch=1))
+
+
+def test_titles_of_the_parts_of_a_name() -> None:
+    assert title("masked+label_noise=0.2") == "mask-progressive, 20 % wrong labels"
+    assert title("naive+teacher_temperature=0.5") == "naive distillation, one label, teacher temperature 0.5"
+    assert title("clipped+replay") == "clipped ratio, hard questions replayed"
+
+
+def test_a_field_that_is_not_used_is_in_no_key(profile: Profile) -> None:
+    """Results made before there was label noise, temperature or replay count for ever."""
+    new = {"label_noise", "teacher_temperature", "replay"}
+    assert new.isdisjoint(arm("masters", profile).determining())
+    changed = arm("replay+label_noise=0.1+teacher_temperature=2", profile).determining()
+    assert {name: changed[name] for name in new} == {
+        "label_noise": 0.1, "teacher_temperature": 2.0, "replay": True,
+    }  # fmt: skip

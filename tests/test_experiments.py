@@ -14,9 +14,10 @@ import torch
 
 from masters import runs, teachers, training
 from masters.arms import RunSpec, arm
-from masters.curriculum import authors
+from masters.curriculum import authors, scores
 from masters.curriculum import stages as stages_of
 from masters.experiments import Lab, Results
+from masters.files import hash_of
 from masters.ladder import epochs
 from masters.models import load, weights_hash
 from masters.one_run import memory
@@ -312,6 +313,96 @@ def test_a_run_on_the_largest_log_probabilities_is_near_and_has_a_key_of_its_own
     log = runs.distil(top, model, spec, 0, tmp_path / "run")
     whole = results.log[(results.log["arm"] == "masters") & (results.log["seed"] == 0)].reset_index(drop=True)
     assert np.allclose(log["divergence"], whole["divergence"], atol=2e-2)
+
+
+class Fickle:
+    """A judge whose verdicts hang on question, label and response alike, and who counts them."""
+
+    name = "fickle"
+    judged = 0
+
+    def score_many(self, questions: list[str], labels: list[str], responses: list[str]) -> list[Any]:
+        self.judged += len(labels)
+        triples = zip(questions, labels, responses, strict=True)
+        return [(None, 0, 1, 1)[int(hash_of(triple), 16) % 4] for triple in triples]
+
+
+def test_label_noise_judges_the_responses_of_some_questions_anew(lab: Lab, results: Results) -> None:
+    noisy, judge = Lab(profile()), Fickle()
+    noisy.judge = judge  # type: ignore[assignment]
+    plain = noisy.part(None, "student", ("rule", 0.0), "student", 0.0, 2)
+    before, changes = judge.judged, []
+    for noise in (0.3, 0.7, 1.0):
+        part = noisy.part(None, "student", ("rule", noise), "student", 0.0, 2)
+        labels = noisy.labels_with(noise)[0]["core"].iloc[noisy.pool]
+        about = noisy.questions("train").table.iloc[noisy.pool]
+        wrong = (labels != about["answer"]).to_numpy()
+        assert judge.judged - before == 2 * wrong.sum()  # and no others
+        before = judge.judged
+        frame = noisy.groups("student", 0.0, 2)
+        assert all(map(np.array_equal, [row for group in part.tokens for row in group], frame["tokens"]))
+        for place, (asked, label) in enumerate(zip(about["question"], labels, strict=True)):
+            texts = list(frame["text"][2 * place : 2 * place + 2])
+            expected = [Fickle().score_many([asked], [label], [text])[0] == 1 for text in texts]
+            assert part.accuracy is not None and plain.accuracy is not None
+            assert part.accuracy[place].tolist() == expected
+            assert wrong[place] or expected == plain.accuracy[place].tolist()
+        changes.append(set(np.flatnonzero(wrong)))
+    assert changes[0] < changes[1] < changes[2] == set(range(6))
+
+
+def test_a_run_that_learns_from_labels_learns_the_wrong_ones(lab: Lab, results: Results) -> None:
+    spec = arm("naive+label_noise=1", lab.profile)
+    assert {key[2:] for key in scores(spec)} == {("labels", 1.0, 1)}  # what is scored before the runs begin
+    (part,) = runs.parts_of(lab, spec, (0, 0.0))
+    said = [lab.processor.tokenizer.decode(group[0], skip_special_tokens=True) for group in part.tokens]
+    answers = lab.questions("train").table["answer"].iloc[lab.pool]
+    cores = lab.labels_with(1.0)[0]["core"].iloc[lab.pool]
+    assert (cores != answers).all()
+    assert all(text.endswith(f"{core} .") for text, core in zip(said, cores, strict=True))
+    teacher = lab.distributions(lab.source("large"), "labels", 1.0, 1)
+    assert all(np.array_equal(part.teacher[row], teacher[row]) for row in range(6))
+
+
+def test_a_tempered_teacher_is_the_same_cached_and_along(lab: Lab, results: Results, tmp_path: Path) -> None:
+    logs = []
+    for number, changes in enumerate(({}, {"cache_teacher": False})):
+        where = Lab(profile(**changes))
+        spec = arm("mid_then_large+teacher_temperature=2.5", where.profile)
+        model, _ = load(where.folder("student"))
+        logs.append(runs.distil(where, model, spec, 0, tmp_path / str(number)))
+    cached, along = logs
+    plain = results.log[results.log["arm"] == "mid_then_large"].reset_index(drop=True)
+    assert np.allclose(cached["divergence"], along["divergence"], atol=2e-3)
+    assert np.allclose(cached["kl"], along["kl"], atol=2e-3)
+    assert np.abs(cached["divergence"] - plain["divergence"]).min() > 5e-3
+
+
+def test_a_replay_that_was_stopped_goes_on_with_the_same_questions(
+    lab: Lab, results: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = arm("replay", lab.profile)
+    monkeypatch.setattr(runs, "Budget", partial(training.Budget, save_every=2))
+    compute = training.MastersTrainer.compute_loss
+
+    def distil(folder: Path, stop: int = 6) -> str:
+        def stopping(self: Any, model: Any, inputs: dict[str, Any], *rest: Any, **options: Any) -> Any:
+            if self.state.global_step == stop:
+                raise KeyboardInterrupt
+            return compute(self, model, inputs, *rest, **options)
+
+        monkeypatch.setattr(training.MastersTrainer, "compute_loss", stopping)
+        model, _ = load(lab.folder("student"))
+        runs.distil(lab, model, spec, 0, folder)
+        return weights_hash(model)
+
+    undisturbed = distil(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        distil(tmp_path / "stopped", stop=5)
+    assert training.last_checkpoint(tmp_path / "stopped") == str(tmp_path / "stopped" / "checkpoint-4")
+    assert distil(tmp_path / "stopped") == undisturbed
+    plain = lab.run_folder(arm("masters", lab.profile), 0)
+    assert undisturbed != weights_hash(load(plain / "model")[0])
 
 
 @pytest.mark.usefixtures("inline")

@@ -1,6 +1,6 @@
 import itertools
 import math
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -65,6 +65,7 @@ def by_hand(
     flat: str = "keep",
     distillation_on: str = "mean",
     averaging: str = "response",
+    teacher_temperature: float = 1.0,
 ) -> tuple[float, dict[str, float]]:
     """Eq. 7 to 11 as loops over single numbers in float64; every response is a list of per-token terms."""
     student, teacher = case.student.detach().double().numpy(), case.teacher.double().numpy()
@@ -75,7 +76,8 @@ def by_hand(
         for t in range(T):
             if not case.mask[j, k, t]:
                 continue
-            p, q, r = softmax(teacher[j, k, t]), softmax(student[j, k, t]), softmax(reference[j, k, t])
+            p = softmax(np.log(softmax(teacher[j, k, t])) / teacher_temperature)
+            q, r = softmax(student[j, k, t]), softmax(reference[j, k, t])
             m = (p + q) / 2
             jsd = sum(p[v] * math.log(p[v] / m[v]) + q[v] * math.log(q[v] / m[v]) for v in range(V)) / 2
             kl = sum(q[v] * math.log(q[v] / r[v]) for v in range(V))
@@ -150,6 +152,8 @@ VARIANTS: list[dict[str, Any]] = [
     {"averaging": "token", "ratio": "clipped", "distillation_on": "sum"},
     {"policy_weight": 0.3, "beta": 2.0, "ratio": "clipped"},
     {"beta": 0.0},
+    {"teacher_temperature": 3.0},
+    {"teacher_temperature": 0.5, "rewards": ("distillation",), "normalise": False},
 ]
 
 
@@ -440,3 +444,47 @@ def test_another_divergence_takes_the_place_of_the_jsd_in_the_loss_and_in_the_re
     assert loss.total.item() != pytest.approx(case.loss(rewards=("distillation",)).total.item())
     with pytest.raises(ValueError, match="choose from jsd"):
         case.loss(divergence="cosine")
+
+
+@pytest.mark.parametrize("temperature", [0.4, 2.5])
+@pytest.mark.parametrize("kind", get_args(Kind))
+def test_a_tempered_teacher_against_plain_torch(kind: Kind, temperature: float) -> None:
+    """Values and gradients of each divergence from its definition, with the teacher's logits divided by T."""
+    case = Case(0, padding=False)
+    log_p = (case.teacher / temperature).log_softmax(-1)
+    log_q = case.student.log_softmax(-1)
+    p, q, mix = log_p.exp(), log_q.exp(), 0.5 if kind == "jsd" else 0.3
+    m = mix * p + (1 - mix) * q
+
+    def kl(a: Tensor, b: Tensor) -> Tensor:
+        return (a * (a / b).log()).sum(-1)
+
+    expected = {
+        "jsd": (kl(p, m) + kl(q, m)) / 2,
+        "forward_kl": kl(p, q),
+        "reverse_kl": kl(q, p),
+        "generalised_jsd": mix * kl(p, m) + (1 - mix) * kl(q, m),
+        "skewed_kl": kl(p, m),
+        "total_variation": (p - q).abs().sum(-1) / 2,
+    }[kind].mean()
+    loss = case.loss(rewards=(), divergence=kind, mix=mix, teacher_temperature=temperature)
+    torch.testing.assert_close(loss.total, expected, rtol=1e-6, atol=1e-7)
+    gradients = [torch.autograd.grad(x, case.student)[0] for x in (loss.total, expected)]
+    torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-7)
+
+
+def test_the_policy_follows_the_tempered_teacher_too() -> None:
+    """The whole loss and its gradient are those of a teacher whose log-probabilities were tempered before."""
+    case, other = Case(1), Case(1)
+    other.teacher = (other.teacher.log_softmax(-1) / 2.5).log_softmax(-1)
+    ours, theirs = case.loss(teacher_temperature=2.5), other.loss()
+    assert ours.parts == pytest.approx(theirs.parts, rel=1e-6)
+    assert ours.parts["reward_distillation"] != pytest.approx(case.loss().parts["reward_distillation"])
+    gradients = [torch.autograd.grad(x.total, c.student)[0] for x, c in ((ours, case), (theirs, other))]
+    torch.testing.assert_close(*gradients, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, math.inf, math.nan])
+def test_a_temperature_that_is_none_is_refused(temperature: float) -> None:
+    with pytest.raises(ValueError, match=r"a temperature is .*: it must be a number above 0"):
+        Case().loss(teacher_temperature=temperature)

@@ -208,7 +208,7 @@ def test_positions_by_id(tmp_path: Path) -> None:
 def test_labels_follow_the_questions_and_refuse_another_set(processor: Any) -> None:
     asked = load_questions([TASK, "more"], "train", None, processor)
     labels = training_labels(asked, [TASK, "more"], None, wrong_share=0.0, seed=0)
-    assert list(labels.columns) == ["label", "register"] and len(labels) == len(asked)
+    assert list(labels.columns) == ["label", "register", "core"] and len(labels) == len(asked)
     assert all(a in label for a, label in zip(asked.table["answer"], labels["label"], strict=True))
     with pytest.raises(ValueError, match="not of the same set"):
         training_labels(asked, ["more", TASK], None, wrong_share=0.0, seed=0)

@@ -17,6 +17,12 @@ ACCURACY = {
     "masked+student=mid": 0.60,
     "masked+learning_rate=1e-04": 0.55,
     "masters+learning_rate=1e-04": 0.45,
+    "label_noise=0.2": 0.48,
+    "masked+label_noise=0.2": 0.52,
+    "masters+teacher_temperature=2": 0.53,
+    "masked+teacher_temperature=2": 0.50,
+    "masked+teacher_temperature=0.5": 0.46,
+    "naive_multi+teacher_temperature=0.5": 0.45,
     "clipped": 0.9,
 }
 
@@ -41,7 +47,18 @@ def test_pairs_are_alike_but_for_the_part_that_is_switched_on() -> None:
         ("r_max", 0.2, "rewards"): -1.0,
         ("r_max", 0.4, "rewards"): 1.0,
         ("learning_rate", 1e-4, "rewards"): -10.0,
+        ("label_noise", 0.0, "rewards"): -1.0,
+        ("label_noise", 0.2, "rewards"): -4.0,
+        ("teacher_temperature", 0.5, "masking"): 1.0,
+        ("teacher_temperature", 1.0, "masking"): 2.0,
+        ("teacher_temperature", 1.0, "rewards"): -1.0,
+        ("teacher_temperature", 2.0, "rewards"): 3.0,
     }
+
+
+def test_arms_without_a_pair_make_no_axis() -> None:
+    some = runs(1)[lambda table: table["arm"].isin(["masters", "masked", "label_noise=0.2"])]
+    assert set(effects(some, LADDER, r_max=0.2)["axis"]) == {"gap", "r_max"}
 
 
 def test_an_effect_is_taken_within_a_replicate() -> None:
@@ -61,6 +78,8 @@ def test_the_picture_has_a_panel_an_axis_and_a_line_an_effect() -> None:
     lines = {line.get_label(): line for line in figure.axes[1].lines}
     assert list(lines["masking"].get_xdata()) == [0.2, 0.4]
     assert list(lines["masking"].get_ydata()) == pytest.approx([2.0, -1.0])
+    scales = dict(zip(AXES, (axis.get_xscale() for axis in figure.axes), strict=True))
+    assert {axis for axis, scale in scales.items() if scale == "linear"} == {"r_max", "label_noise"}
 
 
 def test_nothing_to_draw_says_what_to_do() -> None:

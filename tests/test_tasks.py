@@ -1,5 +1,6 @@
 """The question sets: what they promise to training and evaluation, recomputed from pixels and sources."""
 
+import itertools
 import multiprocessing
 import re
 import shutil
@@ -502,7 +503,7 @@ def test_labels_draw_registers_evenly_and_say_the_answer():
     shares = labelled.register.value_counts(normalize=True)
     assert set(shares.index) == set(labels.REGISTERS)
     assert shares.between(0.22, 0.28).all()
-    assert (labelled.label.map(core) == labelled.answer).all()
+    assert (labelled.label.map(core) == labelled.answer).all() and (labelled.core == labelled.answer).all()
     wordy = labelled.label[labelled.register == "wordy"]
     assert wordy.str.split().str[:2].str.join(" ").nunique() == labels.VARIANTS
 
@@ -512,12 +513,23 @@ def test_wrong_labels_have_their_share_and_stay_within_the_skill():
     labelled = with_labels(dataset, wrong_share=0.24).remove_columns("image").to_pandas()
     said = labelled.label.map(core)
     wrong = said != labelled.answer
-    assert abs(wrong.mean() - 0.24) < 0.025
+    assert abs(wrong.mean() - 0.24) < 0.025 and (said == labelled.core).all()
     for skill, group in labelled.groupby("skill"):
         assert set(said[group.index]) <= set(group.answer), skill
         assert 0.18 < wrong[group.index].mean() < 0.30
     every = with_labels(dataset, wrong_share=1.0).remove_columns("image").to_pandas()
     assert (every.label.map(core) != every.answer).all()
+
+
+def test_what_is_wrong_at_a_share_is_wrong_at_every_larger_one():
+    dataset = load_task("shapes", "train", 1000)
+    shares = [0.0, 0.1, 0.2, 0.5, 1.0]
+    cores = [np.array(with_labels(dataset, wrong_share=share)["core"]) for share in shares]
+    right = np.array(dataset["answer"])
+    assert (cores[0] == right).all()
+    for fewer, more in itertools.pairwise(cores):
+        kept = fewer != right
+        assert (more[kept] == fewer[kept]).all() and (more != right).sum() > kept.sum()
 
 
 def test_labels_hang_on_the_seed_and_the_id_only():

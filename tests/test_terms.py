@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from masters import logits as logits_module
-from masters.logits import Projection, chunks, dense
+from masters.logits import Projection, chunks, dense, tempered
 from masters.objective import cross_entropy, masters_loss
 from masters.terms import Given, in_chunks, token_terms
 from masters.topk import Packed, encode
@@ -28,6 +28,8 @@ VARIANTS: list[dict[str, Any]] = [
         for kind in ("forward_kl", "reverse_kl", "skewed_kl", "total_variation")
     ),
     {"rewards": (), "divergence": "generalised_jsd", "mix": 0.9},
+    {"teacher_temperature": 2.5},
+    {"rewards": (), "teacher_temperature": 0.4},
 ]
 
 
@@ -126,10 +128,26 @@ def test_a_packed_teacher_is_unpacked_chunk_by_chunk() -> None:
     found = case.gradients(case.student, packed, case.reference)
     for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6, equal_nan=True)
+    with pytest.raises(ValueError, match="temperature 2 needs whole distributions, and only the 5 largest"):
+        case.gradients(case.student, packed, case.reference, teacher_temperature=2.0)
+
+
+@pytest.mark.parametrize("temperature", [0.4, 2.5])
+def test_a_tempered_head_gives_the_logits_divided_by_the_temperature(temperature: float) -> None:
+    head = Case().student
+    expected = (dense(head).log_softmax(-1) / temperature).softmax(-1)
+    torch.testing.assert_close(dense(tempered(head, temperature)).softmax(-1), expected)
+
+
+def test_temperature_one_leaves_logits_of_every_form_as_they_are() -> None:
+    head = Case().student
+    packed = Packed(torch.from_numpy(encode(dense(head).flatten(0, -2).log_softmax(-1).detach(), 5)), V, 5)
+    for source in (head, dense(head), packed):
+        assert tempered(source, 1.0) is source
 
 
 @pytest.mark.usefixtures("small_chunks")
-@pytest.mark.parametrize("options", [{}, {"rewards": ()}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"rewards": ()}, {"teacher_temperature": 2.0}], ids=str)
 def test_no_tensor_holds_the_logits_of_all_tokens(
     options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

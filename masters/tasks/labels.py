@@ -55,11 +55,12 @@ def _number(*parts: object) -> int:
 def with_labels(
     dataset: datasets.Dataset, registers: tuple[str, ...] = REGISTERS, wrong_share: float = 0.0, seed: int = 0
 ) -> datasets.Dataset:
-    """The data set with columns ``label`` and ``register``.
+    """The data set with columns ``label``, ``register`` and ``core``, the answer that the label gives.
 
     Register, wording and whether a label is wrong hang on the seed and the question's id only, so a question
-    keeps them when it is loaded with others. A wrong label gives another answer that occurs for the same set
-    and skill among the questions given (a skill with a single answer has no wrong one); its facts stay true.
+    keeps them when it is loaded with others, and what is wrong at one share is wrong at every larger one. A
+    wrong label gives another answer that occurs for the same set and skill among the questions given (a skill
+    with a single answer has no wrong one); its facts stay true.
 
     Args:
         dataset: from ``load_task``, or several of those concatenated.
@@ -79,7 +80,7 @@ def with_labels(
     for row in texts:
         answers[row["id"].split("/")[0], row["skill"]].add(row["answer"])
     choices = {key: sorted(values) for key, values in answers.items()}
-    labels, drawn = [], []
+    labels, drawn, cores = [], [], []
     for row in texts:
         register = registers[_number(seed, "register", row["id"]) % len(registers)]
         answer = row["answer"]
@@ -90,7 +91,8 @@ def with_labels(
         variant = _number(seed, "variant", row["id"])
         labels.append(label_text(row["question"], answer, row["facts"], register, variant))
         drawn.append(register)
-    return dataset.add_column("label", labels).add_column("register", drawn)
+        cores.append(answer)
+    return dataset.add_column("label", labels).add_column("register", drawn).add_column("core", cores)
 
 
 def vocabulary_of(dataset: datasets.Dataset) -> set[str]:
