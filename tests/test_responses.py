@@ -119,6 +119,18 @@ def test_responses_do_not_depend_on_the_batch(
             assert a.support_logprobs == pytest.approx(b.support_logprobs, abs=1e-4)
 
 
+def test_responses_do_not_depend_on_how_the_cache_grows(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_once = setting.write(range(3))
+    assert SAMPLING.max_new_tokens < engines.BLOCK
+    monkeypatch.setattr(engines, "BLOCK", 3)
+    in_blocks = setting.write(range(3))
+    for a, b in zip(in_blocks, at_once, strict=True):
+        assert (a.question, a.index, a.tokens) == (b.question, b.index, b.tokens)
+        assert a.logprobs == pytest.approx(b.logprobs, abs=1e-4)
+
+
 def test_later_responses_do_not_depend_on_earlier_ones(setting: Setting) -> None:
     together = [a.tokens for a in setting.write(range(4)) if a.index >= 2]
     assert [a.tokens for a in setting.write(range(2, 4))] == together

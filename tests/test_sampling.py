@@ -8,6 +8,7 @@ from scipy.stats import chisquare, kstest
 from transformers import TopKLogitsWarper, TopPLogitsWarper
 
 from masters.models import banned_tokens, build
+from masters.responses import sampling as module
 from masters.responses.sampling import TopKTopP, draw, processors, uniforms
 from masters.settings import ModelSpec, Sampling
 
@@ -129,7 +130,11 @@ def test_processors_are_those_of_generate(sampling: Sampling, tmp_path: Path) ->
 
 @pytest.mark.parametrize("top_k", [1, 5, 50, 500])
 @pytest.mark.parametrize("top_p", [0.01, 0.5, 0.9, 0.999])
-def test_top_k_and_top_p_together_are_those_of_transformers(top_k: int, top_p: float) -> None:
+@pytest.mark.parametrize("short", [0, 1024], ids=["by torch", "by NumPy"])
+def test_top_k_and_top_p_together_are_those_of_transformers(
+    top_k: int, top_p: float, short: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "SHORT", short)
     scores: Any = 3 * torch.randn(200, 300, generator=torch.Generator().manual_seed(0))
     scores[:, ::4] = -torch.inf
     ids: Any = torch.zeros(200, 1, dtype=torch.long)

@@ -22,6 +22,8 @@ from transformers import (
 
 from masters.settings import Sampling
 
+SHORT = 1024  # entries of a row, up to which sorting all of it is faster than seeking the largest
+
 
 def processors(sampling: Sampling, banned: Sequence[int]) -> LogitsProcessorList:
     """The warpers of ``transformers``, or equals of them, in the order in which ``generate`` applies them.
@@ -72,11 +74,18 @@ class TopKTopP(LogitsProcessor):
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
         """Scores ``(rows, vocabulary)`` with minus infinity where a token is excluded."""
-        best = scores.topk(min(self.top_k, scores.shape[-1])).values.flip(-1)
+        best = _largest(scores, min(self.top_k, scores.shape[-1]))
         kept = best.softmax(-1).cumsum(-1) > 1 - self.top_p
         kept[:, -1] = True  # the best token stays, whatever rounding does
         lowest = best.masked_fill(~kept, torch.inf).amin(-1, keepdim=True)
         return scores.masked_fill(scores < lowest, -torch.inf)  # type: ignore[return-value]
+
+
+def _largest(scores: Tensor, k: int) -> Tensor:
+    """The k largest of each row, ascending; on a CPU, NumPy sorts a short row in a fraction of the time."""
+    if scores.device.type == "cpu" and scores.shape[-1] < SHORT:
+        return torch.from_numpy(np.sort(scores.numpy(), -1)[:, -k:])
+    return scores.topk(k).values.flip(-1)
 
 
 def uniforms(seed: int, question: str, index: int, count: int) -> np.ndarray:

@@ -21,6 +21,7 @@ from masters.responses.sampling import draw, processors, uniforms
 from masters.settings import Sampling
 
 ROWS = 1024
+BLOCK = 16  # places that the cache grows by
 
 
 class TransformersEngine:
@@ -45,44 +46,44 @@ class TransformersEngine:
 
 
 class _Reserved(DynamicLayer):
-    """One layer's keys and values, ``(rows, heads, tokens, size)``, with room for the tokens to come.
+    """One layer's keys and values, ``(rows, heads, places, size)``, with free places for tokens to come.
 
-    A dynamic layer copies everything it holds for every new token; this one writes the new token only.
+    A dynamic layer copies everything it holds for every new token; this one writes the new token only. It
+    hands out its free places too, which the mask hides: memory with gaps is read at half the speed.
     """
 
-    def __init__(self, layer: Any, repeats: int, room: int) -> None:
+    def __init__(self, layer: Any, repeats: int) -> None:
         super().__init__()
         self.lazy_initialization(layer.keys, layer.values)
-        self._length = layer.keys.shape[-2]
-        self._all_keys = self._spread(layer.keys, repeats, room)
-        self._all_values = self._spread(layer.values, repeats, room)
-        self._view()
+        self.length = layer.keys.shape[-2]
+        self.keys, self.values = layer.keys, layer.values
+        self.reserve(repeats)
+
+    def reserve(self, repeats: int = 1) -> None:
+        """Repeat each row and add :data:`BLOCK` places, of zeros: what the mask hides must be finite."""
+        self.keys, self.values = (self._reserve(states, repeats) for states in (self.keys, self.values))
 
     @staticmethod
-    def _spread(states: torch.Tensor, repeats: int, room: int) -> torch.Tensor:
-        rows, heads, length, size = states.shape
-        spread = states.new_empty(rows, repeats, heads, length + room, size)
-        spread[:, :, :, :length] = states[:, None]
-        return spread.flatten(0, 1)
-
-    def _view(self) -> tuple[torch.Tensor, torch.Tensor]:
-        self.keys = self._all_keys[:, :, : self._length]
-        self.values = self._all_values[:, :, : self._length]
-        return self.keys, self.values
+    def _reserve(states: Any, repeats: int) -> torch.Tensor:
+        rows, heads, places, size = states.shape
+        made = states.new_empty(rows, repeats, heads, places + BLOCK, size)
+        made[:, :, :, :places] = states[:, None]
+        made[:, :, :, places:] = 0
+        return made.flatten(0, 1)
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Append keys and values ``(rows, heads, new tokens, size)``; returns all of them."""
-        start, self._length = self._length, self._length + key_states.shape[-2]
-        self._all_keys[:, :, start : self._length] = key_states
-        self._all_values[:, :, start : self._length] = value_states
-        return self._view()
+        """Write keys and values ``(rows, heads, 1, size)`` of one token; returns those of all places."""
+        assert self.keys is not None and self.values is not None
+        self.keys[:, :, self.length] = key_states[:, :, 0]
+        self.values[:, :, self.length] = value_states[:, :, 0]
+        self.length += 1
+        return self.keys, self.values
 
-    def batch_select_indices(self, indices: torch.Tensor) -> None:
-        """Keep these rows only."""
-        self._all_keys, self._all_values = self._all_keys[indices], self._all_values[indices]
-        self._view()
+    def get_seq_length(self) -> int:
+        """How many places are taken."""
+        return self.length
 
 
 def generate(
@@ -152,21 +153,18 @@ def _generate_batch(
         input_ids=input_ids, attention_mask=attention, position_ids=positions, past_key_values=cache, **images
     ).last_hidden_state[:, -1]
     logits = model.get_output_embeddings()(hidden).float().repeat_interleave(n, 0)
-    for index, layer in enumerate(cache.layers):
-        if type(layer) is DynamicLayer:
-            cache.layers[index] = _Reserved(layer, n, limit)
-        else:  # a sliding window forgets, so it keeps its own way
-            layer.batch_repeat_interleave(n)  # type: ignore[union-attr]
     rows = len(prompts) * n
     position = position.repeat_interleave(n, 0)
     history = torch.zeros(rows, longest + limit, dtype=torch.long, device=device)
     history[:, :longest] = input_ids.repeat_interleave(n, 0)
-    visible = torch.ones(rows, longest + limit, dtype=torch.bool, device=device)
+    visible = torch.zeros(rows, longest + limit + BLOCK, dtype=torch.bool, device=device)
     visible[:, :longest] = attention.repeat_interleave(n, 0).bool()
-    if all(isinstance(layer, _Reserved) for layer in cache.layers):
-        visible = visible[
-            :, None, None
-        ]  # as the layers want it, so that they make nothing of it at each step
+    reserved: list[_Reserved] = []
+    if all(type(layer) is DynamicLayer for layer in cache.layers):
+        reserved = [_Reserved(layer, n) for layer in cache.layers]
+        cache.layers = list(reserved)
+    else:  # a sliding window forgets, so such a model keeps its own way
+        cache.batch_repeat_interleave(n)
     tokens = torch.full((rows, limit), end, dtype=torch.long, device=device)
     logprobs = torch.zeros(rows, limit, device=device)
     support = torch.zeros(rows, limit, device=device)
@@ -197,9 +195,18 @@ def _generate_batch(
             history, visible = history[keep], visible[keep]
             cache.batch_select_indices(keep)
         history[:, longest + step] = token
+        visible[:, longest + step] = True
+        if reserved:
+            if step and step % BLOCK == 0:
+                for layer in reserved:
+                    layer.reserve()
+            # As the layers want it, so that they make nothing of it.
+            mask = visible[:, None, None, : longest + BLOCK * (step // BLOCK + 1)]
+        else:
+            mask = visible[:, : longest + step + 1]
         hidden = model.model(
             input_ids=token[:, None],
-            attention_mask=visible[..., : longest + step + 1],
+            attention_mask=mask,
             position_ids=position[:, None].expand(*positions.shape[:-2], -1, 1),
             past_key_values=cache,
         ).last_hidden_state[:, -1]
