@@ -138,7 +138,7 @@ def test_a_run_with_teachers_and_reference_in_shards_has_the_losses_of_one_proce
 
 @pytest.mark.skipif(
     importlib.util.find_spec("deepspeed") is None,
-    reason="DeepSpeed is not installed: pip install 'masters[deepspeed]' and a C++ compiler make this run",
+    reason="DeepSpeed is not among the pinned packages: make test-extras",
 )
 def test_zero3_student_takes_the_steps_of_one_process(tmp_path: Path) -> None:
     alone, *two = (one["zero3"] for one in alone_and_two(tmp_path, "zero3"))
