@@ -24,6 +24,7 @@ class RunSpec(Strict):
     )
     r_max: Ratio = 0.0
     r_step: Positive = 0.1
+    schedule: Literal["equal", "plateau"] = Field("equal", description="when a stage ends")
     learn_from: Literal["nothing", "labels", "responses", "online"] = "responses"
     cross_entropy: bool = Field(False, description="on the labels, without a teacher")
     teacher_responses: int = Field(4, ge=0)
@@ -99,6 +100,7 @@ CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
     "skip_flat": ("groups without spread skipped", {"flat": "skip"}),
     "summed": ("distillation reward on summed divergence", {"distillation_on": "sum"}),
     "by_token": ("averaged over tokens", {"averaging": "token"}),
+    "plateau": ("stages until the student stops to gain", {"schedule": "plateau"}),
     "own_accuracy": (
         "own responses, accuracy reward",
         {"rewards": ("accuracy",), **ALONE},
@@ -127,7 +129,8 @@ def arm(name: str, profile: Profile) -> RunSpec:
         profile: its distillation settings are the paper's method where the arm says nothing.
 
     Raises:
-        ValueError: no such arm, an odd number of responses, or a model that the profile's ladder lacks.
+        ValueError: no such arm, an odd number of responses, a model that the profile's ladder lacks, or
+            ``plateau`` without a masked teacher.
     """
     settings = profile.distillation
     how = {"cache_teacher", "top_k_logprobs", "fit", "watch"}  # not what, is run
@@ -136,6 +139,11 @@ def arm(name: str, profile: Profile) -> RunSpec:
         raise ValueError(
             f"arm {name!r} needs the model {lacking[0]}; profile {profile.name} has "
             f"{', '.join(profile.ladder)}"
+        )
+    if spec.schedule == "plateau" and not (spec.objective() and spec.teachers and spec.r_max):
+        raise ValueError(
+            f"arm {name!r} has no masked teacher, so there is no stage to end: leave plateau out, "
+            "or put a teacher and a mask behind the rest, such as r_max=0.2"
         )
     return spec
 

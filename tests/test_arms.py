@@ -66,6 +66,8 @@ def test_the_papers_form(profile: Profile) -> None:
         ("skip_flat", {"flat"}),
         ("summed", {"distillation_on"}),
         ("by_token", {"averaging"}),
+        ("plateau", {"schedule"}),
+        ("plateau+mid_then_large", {"schedule", "teachers"}),
         ("policy_weight=0.1", {"policy_weight"}),
         ("judge=embedding", {"judge"}),
         ("student=mid", {"student"}),
@@ -170,3 +172,13 @@ def test_names_are_put_together(profile: Profile) -> None:
 def test_a_model_that_the_ladder_lacks_is_named(profile: Profile) -> None:
     with pytest.raises(ValueError, match="needs the model huge; profile smoke has student, mid, large"):
         arm("teachers=mid,huge", profile)
+
+
+@pytest.mark.parametrize(
+    "name", ["plateau+base", "plateau+sft", "online+plateau", "r_max=0+plateau", "naive+plateau"]
+)
+def test_stages_cannot_be_decided_where_there_is_none(name: str, profile: Profile) -> None:
+    with pytest.raises(ValueError, match="has no masked teacher, so there is no stage to end") as error:
+        arm(name, profile)
+    assert "\n" not in str(error.value)
+    assert arm("naive+r_max=0.2+plateau", profile).schedule == "plateau"
