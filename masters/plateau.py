@@ -80,7 +80,7 @@ class PlateauStages:
         self.measured: float | None = None
         # The first step of every stage that has begun or will, teachers whose time has not come included.
         self._begins: list[tuple[int, Stage]] = [
-            (bound, (index, r_max)) for index, bound in enumerate(bounds[:-1])
+            (bound, (index, self.ratios[0])) for index, bound in enumerate(bounds[:-1])
         ]
         self._read = -1
 
