@@ -12,6 +12,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 VLLM := .venv-vllm
+EXTRAS := .venv-extras
 PARAMS := notebooks/params/$(PROFILE)
 OUT := build/$(PROFILE)
 BOOK := book/_build/.profile-$(PROFILE)
@@ -28,12 +29,12 @@ PAGES := $(shell find book -name '*.md' -not -path 'book/_build/*' -not -path 'b
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help reproduce study test test-vllm book notebooks bench lint lock clean
+.PHONY: help reproduce study test test-vllm test-extras book notebooks bench lint lock clean
 
 help: ## list the targets
 	@echo "make TARGET [PROFILE=mini]"
 	@echo
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-11s %s\n", $$1, $$2 }' Makefile
 	@echo
 	@echo "profiles: $(notdir $(patsubst %/profile.yaml,%,$(wildcard notebooks/params/*/profile.yaml)))"
 
@@ -53,6 +54,11 @@ test: $(INSTALLED) ## unit tests, notebooks against their committed outputs, boo
 
 test-vllm: $(VLLM)/.installed ## the vLLM engine, in an environment of its own (.venv-vllm, 4 GB)
 	$(VLLM)/bin/python -m pytest --noconftest -q tests/test_engine_vllm.py
+
+test-extras: $(EXTRAS)/.installed ## ZeRO-3 and liger-kernel, in an environment over .venv (.venv-extras, 60 MB); needs g++
+	PATH="$(CURDIR)/$(EXTRAS)/bin:$$PATH" TORCH_EXTENSIONS_DIR="$(CURDIR)/$(EXTRAS)/compiled" DS_ACCELERATOR=cpu \
+		$(EXTRAS)/bin/python -m pytest -q tests/test_liger.py \
+		tests/test_distributed.py::test_zero3_student_takes_the_steps_of_one_process
 
 book: $(BOOK) ## build the book from the executed notebooks of PROFILE (runs those that are missing)
 
@@ -94,6 +100,21 @@ $(VLLM)/.installed: tests/vllm_environment/requirements.txt tests/vllm_environme
 	@$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check setuptools wheel
 	@$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
 	@cp tests/vllm_environment/sitecustomize.py $$($(VLLM)/bin/python -c 'import site; print(site.getsitepackages()[0])')
+	@touch $@
+
+# Over $(VENV): what is there is used as it is, and only what the extras add is installed.
+$(EXTRAS)/.installed: tests/extras_environment/requirements.txt $(INSTALLED)
+	@command -v $${CXX:-g++} > /dev/null || { \
+		echo "DeepSpeed compiles parts of itself: install a C++ compiler (Debian: g++)" >&2; exit 1; }
+	@$(BIN)/python -m venv --clear $(EXTRAS)
+	@$(EXTRAS)/bin/python -c 'import pathlib, sysconfig, sys; pathlib.Path(sysconfig.get_path("purelib"), \
+		"tested.pth").write_text(f"import site; site.addsitedir({sys.argv[1]!r})\n")' \
+		"$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+	@echo "installing DeepSpeed and liger-kernel into $(EXTRAS) (a minute, once)"
+	@$(EXTRAS)/bin/python -m pip install --quiet --disable-pip-version-check setuptools wheel
+	@DS_ACCELERATOR=cpu $(EXTRAS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
+		--no-build-isolation -r tests/extras_environment/requirements.txt
+	@$(EXTRAS)/bin/python -c 'import deepspeed, liger_kernel.chunked_loss.jsd_loss' > /dev/null
 	@touch $@
 
 # --- the notebooks ------------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ class RunSpec(Strict):
     )
     r_max: Ratio = 0.0
     r_step: Positive = 0.1
+    schedule: Literal["equal", "plateau"] = Field("equal", description="when a stage ends")
     learn_from: Literal["nothing", "labels", "responses", "online"] = "responses"
     cross_entropy: bool = Field(False, description="on the labels, without a teacher")
     teacher_responses: int = Field(4, ge=0)
@@ -103,6 +104,7 @@ CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
     "summed": ("distillation reward on summed divergence", {"distillation_on": "sum"}),
     "by_token": ("averaged over tokens", {"averaging": "token"}),
     "replay": ("hard questions replayed", {"replay": True}),
+    "plateau": ("stages until the student stops to gain", {"schedule": "plateau"}),
     "own_accuracy": (
         "own responses, accuracy reward",
         {"rewards": ("accuracy",), **ALONE},
@@ -162,6 +164,11 @@ def _idle(spec: RunSpec, top_k: int | None) -> str:
         return "neither learns from stored labels nor has responses judged by them: leave out label_noise"
     if spec.replay and not (spec.learn_from == "responses" and spec.student_responses):
         return "has no stored responses of its student to say what is hard: leave out replay"
+    if spec.schedule == "plateau" and not (spec.objective() and spec.teachers and spec.r_max):
+        return (
+            "has no masked teacher, so there is no stage to end: leave out plateau, or put a teacher and a "
+            "mask behind the rest, such as r_max=0.2"
+        )
     if spec.replay and spec.batch < 2:
         return "replays half of each batch, and a batch is one question: make it larger in the profile"
     return ""

@@ -1,7 +1,7 @@
 """What a training step reads: a question with its responses and all that is known of them, packed.
 
-Which question is seen when, with which teacher at which mask ratio, is fixed before training begins:
-:class:`Examples` is a list in the order of the steps.
+Which question is seen when is fixed before training begins: :class:`Examples` is a list in the order of the
+steps. So are its teacher and mask ratio, unless they are decided meanwhile (:mod:`masters.plateau`).
 """
 
 from collections.abc import Callable, Sequence
@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 
 from masters.fitting import Fit
 from masters.packing import PackedBatch, pack
+from masters.plateau import PlateauStages, Stage
 from masters.questions import Questions
 from masters.topk import Packed
 
@@ -37,7 +38,7 @@ class Example:
 
     question: int
     responses: Sequence[np.ndarray]
-    stage: tuple[int, float] = (0, 0.0)
+    stage: Stage = (0, 0.0)
     accuracy: np.ndarray | None = None
     behaviour: Sequence[np.ndarray] | None = None
     teacher: Sequence[np.ndarray | Packed] | None = None
@@ -51,10 +52,13 @@ class Examples(Dataset[Example]):
     Args:
         length: steps times batch size.
         make: gives the example at a position.
+        plateau: by what it chooses the stage, when that is decided while the run trains.
     """
 
-    def __init__(self, length: int, make: Callable[[int], Example]) -> None:
-        self.length, self.make = length, make
+    def __init__(
+        self, length: int, make: Callable[[int], Example], plateau: PlateauStages | None = None
+    ) -> None:
+        self.length, self.make, self.plateau = length, make, plateau
 
     def __len__(self) -> int:
         return self.length

@@ -1,7 +1,8 @@
 """Which question is seen when, from which teacher at which mask ratio, with whose responses (Eq. 3, 5).
 
 Fixed before a run begins: the spec gives the stages and their authors, the seed gives the order of the
-questions, and the parts hold what each author wrote.
+questions, and the parts hold what each author wrote. When a stage begins is fixed too, unless the spec leaves
+that to the training (:mod:`masters.plateau`).
 
 Departures from the paper:
     * replay, off by default: half of each batch is drawn, with replacement, from what the base student finds
@@ -19,9 +20,8 @@ import numpy as np
 from masters.arms import RunSpec
 from masters.batches import Example, Examples
 from masters.ladder import epochs
+from masters.plateau import PlateauStages, Stage, held_out
 from masters.schedule import MaskSchedule
-
-Stage = tuple[int, float]  # index of the teacher, its mask ratio
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,7 @@ def stages(spec: RunSpec) -> Callable[[int], Stage]:
     """From a step to its stage: Eq. 3 anew for each teacher, which all get equal shares of the steps."""
     if not spec.teachers:
         return lambda step: (0, 0.0)
-    schedule = MaskSchedule(spec.r_max, spec.r_step)
-    bounds = [spec.steps * i // len(spec.teachers) for i in range(len(spec.teachers) + 1)]
+    schedule, bounds = MaskSchedule(spec.r_max, spec.r_step), _bounds(spec)
 
     def stage(step: int) -> Stage:
         index = int(np.searchsorted(bounds, step, side="right")) - 1
@@ -59,8 +58,16 @@ def stages(spec: RunSpec) -> Callable[[int], Stage]:
     return stage
 
 
+def _bounds(spec: RunSpec) -> list[int]:
+    """The first step of each teacher, and the number of steps."""
+    return [spec.steps * i // len(spec.teachers) for i in range(len(spec.teachers) + 1)]
+
+
 def all_stages(spec: RunSpec) -> list[Stage]:
-    """Every stage of a run once, in order."""
+    """Every stage of a run once, in order; where the training decides, every stage that it may come to."""
+    if spec.schedule == "plateau":
+        ratios = MaskSchedule(spec.r_max, spec.r_step).ratios
+        return [(index, ratio) for index in range(len(spec.teachers)) for ratio in ratios]
     return list(dict.fromkeys(map(stages(spec), range(spec.steps))))
 
 
@@ -128,17 +135,30 @@ def curriculum(
         seed: of the order of the questions.
         pool: index of each question of the pool among all questions.
         parts: what the authors of each stage wrote.
+
+    Raises:
+        ValueError: the plateau schedule has no question to hold out.
     """
-    stage_of = stages(spec)
+    trained = np.arange(len(pool))
+    stage_of, plateau = stages(spec), None
     # The student's part is the last one; of the first stage, it is that of the base student.
     own = parts[stage_of(0)][-1].accuracy if spec.replay else None
-    places = order(spec, seed, len(pool), None if own is None else own.mean(1))
+    if spec.schedule == "plateau":
+        held = held_out(len(pool))
+        trained = np.setdiff1d(trained, held)
+
+        def measured(stage: Stage) -> list[Example]:
+            return [_example(pool[place], place, stage, parts[stage]) for place in held]
+
+        plateau = PlateauStages(spec.r_max, spec.r_step, _bounds(spec), measured)
+        stage_of = plateau.stage_of
+    places = order(spec, seed, len(trained), None if own is None else own[trained].mean(1))
 
     def make(position: int) -> Example:
-        place, stage = int(places[position]), stage_of(position // spec.batch)
+        place, stage = int(trained[places[position]]), stage_of(position // spec.batch)
         return _example(pool[place], place, stage, parts[stage])
 
-    return Examples(spec.steps * spec.batch, make)
+    return Examples(spec.steps * spec.batch, make, plateau)
 
 
 def _example(question: int, place: int, stage: Stage, parts: Sequence[Part]) -> Example:

@@ -8,7 +8,8 @@ Departures from the paper:
       would fall into a stage M that does not exist and its ratio would be ``-step``.
     * The paper does not say what happens when the step does not divide r_max (M is then no integer); here it
       is refused, so that every schedule ends at the untouched teacher.
-    * Beside the paper's equal stages there are stages that last until the student stops to gain.
+    * Beside the paper's equal stages there are stages that last until the student stops to gain; how a run
+      decides about them stands in :mod:`masters.plateau`.
 """
 
 import math
@@ -96,10 +97,10 @@ class PlateauSchedule:
     ``min_improvement``, the next stage begins. There only its own divergences count: with more weights the
     teacher is further away.
 
-    The caller masks at :attr:`ratio` and trains; now and then it measures the divergence at that ratio on
-    held-out questions, gives it to :meth:`update`, and masks anew if that returns True. To resume a run it
-    saves :meth:`state_dict` with the student. The stages depend on the training, so the responses of every
-    ratio must be at hand, and the examples of a run cannot be fixed before it, as :class:`MaskSchedule` lets.
+    The caller (:mod:`masters.plateau`) trains at :attr:`ratio`; now and then it measures the divergence at
+    that ratio on held-out questions, gives it to :meth:`update`, and goes on at another if that returns True.
+    To resume a run it saves :meth:`state_dict` with the student. The stages depend on the training, so the
+    responses of every ratio must be at hand before.
 
     Args:
         r_max: as for :class:`MaskSchedule`.

@@ -19,13 +19,14 @@ from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from transformers import PreTrainedModel, TrainingArguments
 
-from masters import distributed, training
+from masters import distributed, plateau, training
 from masters.batches import Collator, Example, Examples
 from masters.experiments import Lab
 from masters.health import Diverged
 from masters.one_run import run_arm
 from masters.questions import Questions
-from masters.training import Budget, MastersTrainer, Objective, train
+from masters.trainer import MastersTrainer
+from masters.training import Budget, Objective, train
 
 BUDGET = Budget(steps=6, batch=4, learning_rate=3e-3, schedule="constant", log_every=1, save_every=4)
 TEXTS = ["the answer is {} .", "{} .", "it is a {} square .", "no , it is {}"]
@@ -71,6 +72,23 @@ def trained(asked: Questions, folder: Path, options: dict[str, Any]) -> dict[str
     training.MastersTrainer = MastersTrainer  # type: ignore[misc]
     weights = {name: value.clone() for name, value in student.state_dict().items()}
     return seen | {"log": log.to_dict("list"), "weights": weights, "left": folder.exists()}
+
+
+def decided(asked: Questions, folder: Path) -> list[dict[str, Any]]:
+    """Runs that measure every step, and whose stages end every second time: on one question, which leaves
+    nothing for the second rank, and on three, which leave it something."""
+    made = []
+    for measured in (1, 3):
+        seen: list[tuple[int, float]] = []
+        student, teachers, reference = models()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(plateau, "MIN_IMPROVEMENT", 10.0)
+            patch.setattr(plateau, "PATIENCE", 1)
+            given = small.decided(asked, BUDGET, seen, measured)
+        objective = Objective({}, teachers, reference)
+        log = train(student, asked, given, objective, BUDGET, folder, "ranks", "cpu")
+        made.append({"log": log.to_dict("list"), "stages": seen[:: len(seen) // BUDGET.steps]})
+    return made
 
 
 def teachers_in_shards(asked: Questions, folder: Path) -> dict[str, Any]:
@@ -231,6 +249,7 @@ def main(folder: Path, kinds: list[str]) -> None:
         "tokens": lambda place: trained(asked, place, {"averaging": "token"}),
         "resumed": lambda place: resumed(asked, place),
         "diverged": lambda place: diverged(asked, place),
+        "decided": lambda place: decided(asked, place),
         "shards": lambda place: teachers_in_shards(asked, place),
         "fsdp2": lambda place: steps(asked, place, "fsdp2"),
         "zero3": lambda place: steps(asked, place, "zero3"),

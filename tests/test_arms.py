@@ -67,6 +67,8 @@ def test_the_papers_form(profile: Profile) -> None:
         ("skip_flat", {"flat"}),
         ("summed", {"distillation_on"}),
         ("by_token", {"averaging"}),
+        ("plateau", {"schedule"}),
+        ("plateau+mid_then_large", {"schedule", "teachers"}),
         ("policy_weight=0.1", {"policy_weight"}),
         ("judge=embedding", {"judge"}),
         ("student=mid", {"student"}),
@@ -188,12 +190,18 @@ def test_a_model_that_the_ladder_lacks_is_named(profile: Profile) -> None:
         ("naive+replay", "has no stored responses of its student"),
         ("online+replay", "has no stored responses of its student"),
         ("replay+source=0:4", "has no stored responses of its student"),
+        ("plateau+base", "has no masked teacher, so there is no stage to end"),
+        ("plateau+sft", "has no masked teacher, so there is no stage to end"),
+        ("online+plateau", "has no masked teacher, so there is no stage to end"),
+        ("r_max=0+plateau", "has no masked teacher, so there is no stage to end"),
+        ("naive+plateau", "has no masked teacher, so there is no stage to end"),
     ],
 )
 def test_a_part_that_has_nothing_to_change_is_refused(name: str, reason: str, profile: Profile) -> None:
     with pytest.raises(ValueError, match=f"arm {re.escape(repr(name))} {reason}.*: leave out") as error:
         arm(name, profile)
     assert "\n" not in str(error.value)
+    assert arm("naive+r_max=0.2+plateau", profile).schedule == "plateau"
 
 
 def test_what_the_profile_does_not_allow_is_refused(profile: Profile) -> None:

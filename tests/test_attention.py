@@ -22,7 +22,8 @@ from masters.batches import Example, Examples
 from masters.fitting import fit
 from masters.objective import cross_entropy
 from masters.packing import PackedBatch, pack, response_logits
-from masters.training import Budget, MastersTrainer, Objective, train
+from masters.trainer import MastersTrainer
+from masters.training import Budget, Objective, train
 
 torch.set_num_threads(1)
 VALIDATE = torch_flex._validate_device

@@ -24,7 +24,7 @@ from masters.files import ROOT
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "DS_ACCELERATOR": "cpu"}
-KINDS = ["ddp", "tokens", "shards", "resumed", "diverged", "fsdp2"]
+KINDS = ["ddp", "tokens", "shards", "resumed", "diverged", "decided", "fsdp2"]
 LAUNCH = ROOT / "masters" / "launch"
 Made = list[dict[str, Any]]
 
@@ -96,6 +96,17 @@ def test_an_interrupted_run_of_two_processes_ends_bit_for_bit_as_if_undisturbed(
             assert torch.equal(value, one["resumed"]["weights"][name])
 
 
+@pytest.mark.parametrize("run", [0, 1], ids=["one question", "three questions"])
+def test_ranks_decide_alike_when_a_stage_ends(made: Made, run: int) -> None:
+    alone, *two = (one["decided"][run] for one in made)
+    ratios = [0.2] * 3 + [0.1] * 2 + [0.0]
+    for one in (alone, *two):
+        assert one["log"]["mask_ratio"] == ratios == [ratio for _, ratio in one["stages"]]
+    for name in ("loss", "held_out_divergence"):
+        assert two[0]["log"][name] == two[1]["log"][name] == pytest.approx(alone["log"][name], abs=1e-5)
+        assert len(set(alone["log"][name])) >= 5
+
+
 def test_a_loss_that_is_not_finite_on_one_rank_stops_all_with_the_same_line(made: Made) -> None:
     told = {one["diverged"] for one in made}
     assert told == {
@@ -138,7 +149,7 @@ def test_a_run_with_teachers_and_reference_in_shards_has_the_losses_of_one_proce
 
 @pytest.mark.skipif(
     importlib.util.find_spec("deepspeed") is None,
-    reason="DeepSpeed is not installed: pip install 'masters[deepspeed]' and a C++ compiler make this run",
+    reason="DeepSpeed is not among the pinned packages: make test-extras",
 )
 def test_zero3_student_takes_the_steps_of_one_process(tmp_path: Path) -> None:
     alone, *two = (one["zero3"] for one in alone_and_two(tmp_path, "zero3"))

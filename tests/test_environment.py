@@ -92,6 +92,16 @@ def test_pyproject_declares_the_direct_dependencies_and_its_bounds_admit_the_pin
         assert _pin(DIRECT[name]) in requirement.specifier, f"{requirement} excludes the pin {DIRECT[name]}"
 
 
+def test_the_environment_of_the_extras_is_pinned_within_their_bounds() -> None:
+    pinned = {canonicalize_name(r.name): _pin(r) for r in _read("tests/extras_environment/requirements.txt")}
+    for extra in ("deepspeed", "liger"):
+        (bound,) = map(Requirement, PYPROJECT["project"]["optional-dependencies"][extra])
+        assert pinned.pop(canonicalize_name(bound.name)) in bound.specifier
+    assert not set(pinned) & {canonicalize_name(r.name) for r in LOCKED}, (
+        "the pinned environment is used as it is"
+    )
+
+
 def test_package_imports_only_what_it_declares() -> None:
     distributions = importlib.metadata.packages_distributions()
     runtime = {

@@ -12,7 +12,7 @@ import pytest
 import small
 import torch
 
-from masters import runs, teachers, training
+from masters import plateau, runs, teachers, training
 from masters.arms import RunSpec, arm
 from masters.curriculum import authors, scores
 from masters.curriculum import stages as stages_of
@@ -301,6 +301,25 @@ def test_teachers_may_run_along_instead_of_being_cached(lab: Lab, results: Resul
     assert list(log["mask_ratio"]) == list(cached["mask_ratio"])
     assert np.allclose(log["divergence"], cached["divergence"], atol=2e-3)
     assert np.allclose(log["kl"], cached["kl"], atol=2e-3)
+
+
+def test_stages_may_be_decided_while_a_run_trains(
+    lab: Lab, results: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the cache as from teachers that run along, and a run with equal stages keeps its key."""
+    monkeypatch.setattr(plateau, "MIN_IMPROVEMENT", 10.0)
+    monkeypatch.setattr(plateau, "PATIENCE", 1)
+    assert "schedule" not in arm("masters", lab.profile).determining()
+    assert lab.run_folder(arm("plateau", lab.profile), 0) != lab.run_folder(arm("masters", lab.profile), 0)
+    logs = []
+    for used in (lab, Lab(profile(cache_teacher=False))):
+        model, _ = load(used.folder("student"))
+        logs.append(runs.distil(used, model, arm("plateau", used.profile), 0, tmp_path / "run"))
+    cached, along = logs
+    assert list(cached["mask_ratio"]) == list(along["mask_ratio"]) == [0.2] * 3 + [0.1] * 2 + [0.0]
+    assert list(cached["stage"]) == [0, 0, 0, 1, 1, 2]
+    for column in ("divergence", "kl", "held_out_divergence"):
+        assert np.allclose(cached[column], along[column], atol=2e-3) and (cached[column] >= 0).all()
 
 
 def test_a_run_on_the_largest_log_probabilities_is_near_and_has_a_key_of_its_own(

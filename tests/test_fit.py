@@ -8,17 +8,19 @@ import ranks
 import small
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TrainingArguments
 
-from masters import adapters, training
+from masters import adapters, trainer
 from masters.batches import Collator, Examples
+from masters.checkpoints import COMPLETE
 from masters.health import Diverged
 from masters.logits import Logits, dense
 from masters.models import weights_hash
 from masters.packing import hidden_in_parts, response_hidden
 from masters.questions import Questions
 from masters.settings import Fit, Lora, Watch
-from masters.training import Budget, MastersTrainer, Objective, train
+from masters.trainer import MastersTrainer
+from masters.training import Budget, Objective, train
 
 torch.set_num_threads(1)
 
@@ -99,7 +101,7 @@ def test_checkpointing_keeps_less_for_the_backward_pass(asked: Questions, tmp_pa
     for checkpointing in (False, True):
         student, teachers, reference = ranks.models()
         arguments = adapters.arguments(Fit(gradient_checkpointing=checkpointing))
-        options = training.TrainingArguments(str(tmp_path), report_to=[], use_cpu=True, **arguments)
+        options = TrainingArguments(str(tmp_path), report_to=[], use_cpu=True, **arguments)
         trainer = MastersTrainer(
             model=student,
             args=options,
@@ -163,7 +165,7 @@ def test_a_stopped_run_with_adapters_goes_on_and_ends_the_same(
         patch.setattr(MastersTrainer, "compute_loss", stopping)
         with pytest.raises(KeyboardInterrupt):
             trained(asked, tmp_path / "run", fit)
-    assert (tmp_path / "run" / "checkpoint-4" / training.COMPLETE).is_file()
+    assert (tmp_path / "run" / "checkpoint-4" / COMPLETE).is_file()
     again, log = trained(asked, tmp_path / "run", fit)
     assert weights_hash(again) == weights_hash(undisturbed) and list(log["step"]) == [1, 2, 3, 4, 5, 6]
 
@@ -177,14 +179,14 @@ def test_bfloat16_computes_in_it_and_keeps_small_steps(asked: Questions, tmp_pat
         student = small.build()[0].to(torch.bfloat16)
         start = {name: p.detach().clone() for name, p in student.named_parameters()}
         with pytest.MonkeyPatch.context() as patch:
-            real = training.response_projection
+            real = trainer.response_projection
 
             def watching(*args: Any, real: Any = real) -> Logits:
                 logits = real(*args)
                 kinds.add(dense(logits).dtype)
                 return logits
 
-            patch.setattr(training, "response_projection", watching)
+            patch.setattr(trainer, "response_projection", watching)
             examples = small.labelled(asked, budget)
             train(student, asked, examples, Objective(), budget, tmp_path / "run", "bf16", "cpu", fit)
         moved = sum(int((p != start[name].to(p.dtype)).sum()) for name, p in student.named_parameters())
@@ -220,7 +222,7 @@ def test_the_gradient_norms_of_the_terms_are_those_of_each_term_alone(
     budget = Budget(steps=1, batch=4, learning_rate=3e-3, schedule="constant", log_every=1)
     first = Examples(4, ranks.examples(asked, []).make)
     train(student, asked, first, Objective({}, teachers, reference), budget, tmp_path / "one", "one", "cpu")
-    options = training.TrainingArguments(output_dir=str(tmp_path), report_to=[], use_cpu=True)
+    options = TrainingArguments(output_dir=str(tmp_path), report_to=[], use_cpu=True)
     expected = {}
     for name, terms in {
         "gradient_divergence": {"rewards": ()},

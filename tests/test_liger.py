@@ -10,7 +10,7 @@ from masters.terms import in_chunks
 
 LIGER = pytest.importorskip(
     "liger_kernel.chunked_loss.jsd_loss",
-    reason="liger-kernel is not installed: pip install --no-deps liger-kernel; this part runs without Triton",
+    reason="liger-kernel is not among the pinned packages: make test-extras",
 )
 
 

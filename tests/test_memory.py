@@ -10,14 +10,15 @@ import torch
 from torch import Tensor
 from transformers import TrainingArguments
 
-from masters import adapters, memory, models, training
+from masters import adapters, memory, models, trainer
 from masters import logits as logits_module
 from masters.batches import Collator, Example, Examples
 from masters.masking import TeacherMask
 from masters.memory import Peak, Shape, advice, estimate, skeleton
 from masters.questions import Questions
 from masters.settings import Fit, Lora, ModelSpec
-from masters.training import MastersTrainer, Objective, train
+from masters.trainer import MastersTrainer
+from masters.training import Objective, train
 
 MANY_WORDS = sorted({*small.WORDS, *(f"word{i}" for i in range(6000))})
 TEXTS = ["the answer is {} . ", "{} . ", "it is a {} square . ", "no , it is {} "]
@@ -169,7 +170,7 @@ def test_out_of_memory_is_one_line_with_the_setting_to_change(
             return torch.empty(2**60)
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
-    monkeypatch.setattr(training, "response_projection", full)
+    monkeypatch.setattr(trainer, "response_projection", full)
     student, _ = small.build()
     run = (small.labelled(asked), Objective(), small.BUDGET, tmp_path / "run", "a run", "cpu")
     with pytest.raises(MemoryError, match=r"^a run: out of memory; set distillation") as caught:

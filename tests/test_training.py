@@ -12,14 +12,16 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, TrainingArguments
 
-from masters import training
+from masters import trainer as trainer_module
 from masters.batches import Collator, Example, Examples
+from masters.checkpoints import COMPLETE, last_checkpoint
 from masters.logits import Logits
 from masters.masking import TeacherMask
 from masters.models import weights_hash
 from masters.packing import PackedBatch, response_logits, response_projection
 from masters.questions import Questions
-from masters.training import COMPLETE, Budget, MastersTrainer, Objective, last_checkpoint, train
+from masters.trainer import MastersTrainer
+from masters.training import Budget, Objective, train
 
 torch.set_num_threads(1)
 GOLDEN = Path(__file__).parent / "golden" / "trajectory.json"
@@ -187,7 +189,7 @@ def test_each_stage_has_its_teacher_and_its_mask_and_the_teachers_come_back(
             seen.append((teachers.index(model), zeros(model)))
         return response_projection(model, batch, vocabulary)
 
-    monkeypatch.setattr(training, "response_projection", watching)
+    monkeypatch.setattr(trainer_module, "response_projection", watching)
     budget = Budget(steps=8, batch=2, learning_rate=1e-3, schedule="constant", log_every=1)
     objective = Objective({"rewards": ()}, teachers)
     log = train(student, asked, grouped(asked, STAGES, budget), objective, budget, tmp_path / "r", "t", "cpu")
