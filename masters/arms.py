@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 from pydantic import Field
 
 from masters.divergence import Kind
+from masters.mask_choice import PAPERS, MaskChoice, Name, Part
 from masters.objective import Averaging
 from masters.settings import Count, Positive, Profile, Ratio, Strict
 
@@ -24,6 +25,8 @@ class RunSpec(Strict):
     )
     r_max: Ratio = 0.0
     r_step: Positive = 0.1
+    criterion: Name = Field("magnitude", description="by what the teacher's weights are masked")
+    masked: Part = Field("all", description="which part of the teacher is masked")
     learn_from: Literal["nothing", "labels", "responses", "online"] = "responses"
     cross_entropy: bool = Field(False, description="on the labels, without a teacher")
     teacher_responses: int = Field(4, ge=0)
@@ -50,6 +53,10 @@ class RunSpec(Strict):
         if self.cross_entropy:
             return None
         return {name: getattr(self, name) for name in OPTIONS}
+
+    def choice(self) -> MaskChoice:
+        """Which weights of its teachers are masked."""
+        return MaskChoice(self.criterion, self.masked)
 
     def determining(self) -> dict[str, Any]:
         """What differs from the defaults, for the keys of results: they outlive a new field.
@@ -110,6 +117,16 @@ CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+# Titles of what may be masked otherwise; the criteria and the parts of a model have no name in common.
+MASKS = {
+    "magnitude": "masked by magnitude",
+    "random": "masked at random",
+    "activation": "masked by activation (Wanda)",
+    "all": "all linear layers masked",
+    "language": "language model alone masked",
+    "vision": "vision encoder alone masked",
+}
+
 # The share of the teacher in the mixture of a divergence, as its paper has it; half where it does not say.
 MIX: dict[Kind, float] = {"skewed_kl": 0.1}
 
@@ -123,11 +140,13 @@ def arm(name: str, profile: Profile) -> RunSpec:
             (student to teacher responses), ``teachers=mid,large`` (one after the other),
             ``student=mid``, ``learning_rate=1e-4``, ``policy_weight=0.1``, ``judge=embedding``,
             ``alone=skewed_kl`` (a divergence without masks and rewards), ``masters=skewed_kl`` (Masters with
-            it in the place of the JSD) or ``online=60`` (``online`` for that many steps).
+            it in the place of the JSD), ``online=60`` (``online`` for that many steps),
+            ``criterion=random`` or ``masked=vision`` (other weights of the teacher masked).
         profile: its distillation settings are the paper's method where the arm says nothing.
 
     Raises:
-        ValueError: no such arm, an odd number of responses, or a model that the profile's ladder lacks.
+        ValueError: no such arm, an odd number of responses, a model that the profile's ladder lacks, or a
+            choice of masks for an arm without masks.
     """
     settings = profile.distillation
     how = {"cache_teacher", "top_k_logprobs", "fit", "watch"}  # not what, is run
@@ -137,6 +156,8 @@ def arm(name: str, profile: Profile) -> RunSpec:
             f"arm {name!r} needs the model {lacking[0]}; profile {profile.name} has "
             f"{', '.join(profile.ladder)}"
         )
+    if spec.choice() != PAPERS and not (spec.teachers and spec.r_max):
+        raise ValueError(f"arm {name!r} masks nothing, so {spec.choice()} has no effect: leave it out")
     return spec
 
 
@@ -157,6 +178,8 @@ def _title(part: str) -> str:
         return f"{kind} alone" if family == "alone" else f"Masters with {kind}"
     if family == "teachers":
         return f"teachers {value.replace(',', ', then ')}"
+    if family in ("criterion", "masked"):
+        return MASKS[value]
     words = {"source": "student:teacher", "learning_rate": "learning rate", "policy_weight": "policy weight"}
     return f"{words.get(family, family)} {value}"
 
@@ -186,6 +209,8 @@ def _change(part: str, name: str) -> dict[str, Any]:
         return CHANGES["online"][1] | {"steps": int(value)}
     if family == "judge" and value in ("rule", "embedding"):
         return {"judge": value}
+    if value in get_args({"criterion": Name, "masked": Part}.get(family)):
+        return {family: value}
     if family in ("learning_rate", "policy_weight") and re.fullmatch(r"\d+(\.\d+)?(e-\d+)?", value):
         return {family: float(value)}
     if family in ("alone", "masters") and value in get_args(Kind):
@@ -196,6 +221,6 @@ def _change(part: str, name: str) -> dict[str, Any]:
     raise ValueError(
         f"there is no arm {part!r}{f' (in {name!r})' if part != name else ''}; there are: {known}, "
         "r_max=0.4, responses=2 (even), source=6:2, teachers=mid,large, student=mid, judge=embedding, "
-        "learning_rate=1e-4, policy_weight=0.1, alone=skewed_kl, masters=skewed_kl, online=60, and several "
-        "of them joined by +"
+        "learning_rate=1e-4, policy_weight=0.1, alone=skewed_kl, masters=skewed_kl, online=60, "
+        "criterion=random, masked=vision, and several of them joined by +"
     )

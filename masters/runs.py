@@ -20,6 +20,7 @@ from masters.arms import RunSpec
 from masters.curriculum import Part, Stage, all_stages, authors, curriculum, order
 from masters.evaluation import evaluate
 from masters.files import write_folder
+from masters.mask_choice import MaskChoice
 from masters.models import load
 from masters.online import train_online
 from masters.responses import Source
@@ -110,6 +111,7 @@ def distil(lab: "Lab", model: Any, spec: RunSpec, seed: int, folder: Path) -> pd
         teachers=[load(lab.folder(name))[0] for name in spec.teachers] if live else (),
         reference=load(lab.folder(spec.student))[0] if live else None,
         vocabulary=len(lab.processor.tokenizer),
+        choices=[lab.choice(name, spec.choice()) for name in spec.teachers] if live else (),
     )
     often = max(1, spec.steps // 40)
     budget = Budget(spec.steps, spec.batch, spec.learning_rate, "constant", seed, log_every=often)
@@ -130,12 +132,20 @@ def distil(lab: "Lab", model: Any, spec: RunSpec, seed: int, folder: Path) -> pd
 
 def parts_of(lab: "Lab", spec: RunSpec, stage: Stage) -> list[Part]:
     """What each author contributes to a stage: responses, verdicts, log-probabilities, distributions."""
-    teacher = lab.source(spec.teachers[stage[0]], stage[1]) if spec.teachers else None
-    return [lab.part(teacher, spec.student, spec.judge, *author) for author in authors(spec, stage)]
+    choice = spec.choice()
+    teacher = lab.source(spec.teachers[stage[0]], stage[1], choice) if spec.teachers else None
+    return [lab.part(teacher, spec.student, spec.judge, choice, *author) for author in authors(spec, stage)]
 
 
 def part(
-    lab: "Lab", teacher: Source | None, student: str, judge: str, author: str, at: float, n: int
+    lab: "Lab",
+    teacher: Source | None,
+    student: str,
+    judge: str,
+    choice: MaskChoice,
+    author: str,
+    at: float,
+    n: int,
 ) -> Part:
     """What an author contributes.
 
@@ -144,6 +154,7 @@ def part(
         teacher: of the stage.
         student: the reference.
         judge: who says what is right.
+        choice: of what is masked of an author.
         author: who wrote the responses, or ``labels``.
         at: the author's mask ratio.
         n: responses a question.
@@ -151,7 +162,7 @@ def part(
     if author == "labels":
         made = Part(1, [[lab.labels[1][index]] for index in lab.pool])
     else:
-        frame = lab.groups(author, at, n, judge)
+        frame = lab.groups(author, at, n, judge, choice)
         made = Part(
             n,
             tokens=grouped(frame["tokens"], n),

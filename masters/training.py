@@ -29,6 +29,7 @@ from masters.attention import flex_attention
 from masters.batches import Collator, Examples
 from masters.health import Diverged, reason_to_stop, term_norms
 from masters.logits import Logits, dense
+from masters.mask_choice import PAPERS, MaskChoice
 from masters.masking import TeacherMask
 from masters.objective import cross_entropy, masters_loss
 from masters.packing import PackedBatch, hidden_in_parts, project, response_projection
@@ -74,16 +75,22 @@ class Objective:
         teachers: the teachers by index, when examples carry no teacher log-probabilities.
         reference: the student before training, when a KL is wanted and examples do not carry it.
         vocabulary: tokens that the shared tokenizer has; rows of an output head beyond them take no part.
+        choices: of what is masked of each teacher; the paper's when empty.
     """
 
     options: dict[str, Any] | None = None
     teachers: Sequence[PreTrainedModel] = ()
     reference: PreTrainedModel | None = None
     vocabulary: int | None = None
+    choices: Sequence[MaskChoice] = ()
     masks: list[TeacherMask] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.masks = [TeacherMask(teacher) for teacher in self.teachers]
+        self._mask()
+
+    def _mask(self) -> None:
+        choices = self.choices or [PAPERS] * len(self.teachers)
+        self.masks = [choice.mask(model) for choice, model in zip(choices, self.teachers, strict=True)]
 
     @property
     def beside(self) -> list[PreTrainedModel]:
@@ -96,7 +103,7 @@ class Objective:
             mask.restore()
         for model in self.beside:
             distributed.shard(model)
-        self.masks = [TeacherMask(teacher) for teacher in self.teachers]
+        self._mask()
 
 
 def train(

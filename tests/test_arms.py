@@ -69,6 +69,10 @@ def test_the_papers_form(profile: Profile) -> None:
         ("policy_weight=0.1", {"policy_weight"}),
         ("judge=embedding", {"judge"}),
         ("student=mid", {"student"}),
+        ("criterion=random", {"criterion"}),
+        ("criterion=activation+masked=language", {"criterion", "masked"}),
+        ("masked=vision", {"masked"}),
+        ("masked=vision+masked=all+criterion=magnitude", set()),
         ("teachers=mid,large", {"teachers"}),
         ("clipped+r_max=0.4", {"ratio", "r_max"}),
         ("r_max=0.4+r_max=0.2", set()),
@@ -133,7 +137,8 @@ def test_families(profile: Profile) -> None:
     ["", "master", "Masters", "r_max=1", "r_max=-0.2", "r_max=1.5", "r_max=", "responses=3", "responses=0",
      "responses=-2", "responses=two", "source=0:0", "source=8", "source=1:2:3", "masters ", "r_max=0.4\n",
      "masters=cosine", "alone=", "both=jsd", "policy_weight=-1", "teachers=", "teachers=mid,", "tuned",
-     "learning_rate=1e-4=2", "r_max", "online=0", "online=-1", "online="],
+     "learning_rate=1e-4=2", "criterion=", "criterion=size", "masked=", "masked=random", "masked=head",
+     "r_max", "online=0", "online=-1", "online="],
 )  # fmt: skip
 def test_an_unknown_name_is_answered_with_those_that_exist(name: str, profile: Profile) -> None:
     for call in (lambda: arm(name, profile), lambda: title(name)):
@@ -165,6 +170,14 @@ def test_names_are_put_together(profile: Profile) -> None:
     for call in (lambda: arm("clipped+tuned", profile), lambda: title("clipped+tuned")):
         with pytest.raises(ValueError, match=r"no arm 'tuned' \(in 'clipped\+tuned'\)"):
             call()
+
+
+def test_what_is_masked_has_titles_and_needs_masks(profile: Profile) -> None:
+    assert title("criterion=activation") == "masked by activation (Wanda)"
+    assert title("clipped+masked=vision") == "clipped ratio, vision encoder alone masked"
+    for name in ("naive+criterion=random", "masked=vision+r_max=0", "online+criterion=activation"):
+        with pytest.raises(ValueError, match=re.escape(f"{name!r} masks nothing, so ")):
+            arm(name, profile)
 
 
 def test_a_model_that_the_ladder_lacks_is_named(profile: Profile) -> None:

@@ -18,6 +18,7 @@ from masters.curriculum import authors
 from masters.curriculum import stages as stages_of
 from masters.experiments import Lab, Results
 from masters.ladder import epochs
+from masters.mask_choice import PAPERS
 from masters.models import load, weights_hash
 from masters.one_run import memory
 from masters.settings import Distillation, Fit, Lora, ModelSpec, Profile, Sampling, Watch
@@ -302,6 +303,31 @@ def test_teachers_may_run_along_instead_of_being_cached(lab: Lab, results: Resul
     assert np.allclose(log["kl"], cached["kl"], atol=2e-3)
 
 
+@pytest.mark.parametrize("what", ["criterion=random", "criterion=activation", "masked=vision"])
+@pytest.mark.usefixtures("inline")
+def test_another_mask_is_the_same_for_all_who_read_the_teacher(
+    lab: Lab, results: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """Cached or beside the student, the teacher says the same, which differs from the paper's mask."""
+    spec, along = arm(f"masters+{what}", lab.profile), Lab(profile(cache_teacher=False))
+    assert lab.run_folder(spec, 0) != lab.run_folder(arm("masters", lab.profile), 0)
+    lab.prepare([spec])
+    with monkeypatch.context() as patch:  # nothing is missing then
+        patch.setattr("masters.responses._write_missing", None)
+        patch.setattr("masters.distributions._score", None)
+        patch.setattr("masters.mask_choice.input_norms", None)
+        cached = runs.distil(lab, load(lab.folder("student"))[0], spec, 0, tmp_path / "cached")
+    beside = runs.distil(along, load(lab.folder("student"))[0], spec, 0, tmp_path / "beside")
+    assert np.allclose(beside["divergence"], cached["divergence"], atol=2e-3)
+    assert np.allclose(beside["kl"], cached["kl"], atol=2e-3)
+    paper = results.log[results.log["arm"] == "masters"].reset_index(drop=True)
+    assert not np.allclose(cached["divergence"][:4], paper["divergence"][:4], atol=2e-3)
+    written = [set(map(tuple, lab.groups("large", 0.2, 2, choice=choice)["logprobs"]))
+               for choice in (PAPERS, spec.choice())]  # fmt: skip
+    assert not written[0] & written[1]
+    assert lab.groups("large", 0.0, 2, choice=spec.choice()).equals(lab.groups("large", 0.0, 2))
+
+
 def test_a_run_on_the_largest_log_probabilities_is_near_and_has_a_key_of_its_own(
     lab: Lab, results: Results, tmp_path: Path
 ) -> None:
@@ -333,7 +359,7 @@ def test_each_way_of_masking_chooses_other_weights(lab: Lab) -> None:
     removed = {}
     for way in teachers.WAYS:
         model, _ = load(lab.folder("large"))
-        with teachers._mask(lab, model, way).apply(0.4) as mask:
+        with teachers._mask(lab, "large", model, way).apply(0.4) as mask:
             masked = [model.get_parameter(name) == 0 for name in mask.names]
         shares = [float(layer.float().mean()) for layer in masked]
         removed[way] = torch.cat([layer.flatten() for layer in masked])
