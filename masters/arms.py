@@ -31,6 +31,7 @@ class RunSpec(Strict):
     cross_entropy: bool = Field(False, description="on the labels, without a teacher")
     teacher_responses: int = Field(4, ge=0)
     student_responses: int = Field(4, ge=0)
+    refreshed: bool = Field(False, description="each stage has responses of the student as it is then")
     rewards: tuple[Literal["accuracy", "distillation"], ...] = ()
     judge: Literal["rule", "embedding"] = Field("rule", description="whose verdicts are the accuracy reward")
     normalise: bool = True
@@ -106,6 +107,7 @@ CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
     "skip_flat": ("groups without spread skipped", {"flat": "skip"}),
     "summed": ("distillation reward on summed divergence", {"distillation_on": "sum"}),
     "by_token": ("averaged over tokens", {"averaging": "token"}),
+    "refreshed": ("own responses refreshed at each stage", {"refreshed": True}),
     "own_accuracy": (
         "own responses, accuracy reward",
         {"rewards": ("accuracy",), **ALONE},
@@ -146,7 +148,7 @@ def arm(name: str, profile: Profile) -> RunSpec:
 
     Raises:
         ValueError: no such arm, an odd number of responses, a model that the profile's ladder lacks, or a
-            choice of masks for an arm without masks.
+            choice of masks for an arm without masks, or refreshed responses where they cannot be.
     """
     settings = profile.distillation
     how = {"cache_teacher", "top_k_logprobs", "fit", "watch"}  # not what, is run
@@ -158,6 +160,14 @@ def arm(name: str, profile: Profile) -> RunSpec:
         )
     if spec.choice() != PAPERS and not (spec.teachers and spec.r_max):
         raise ValueError(f"arm {name!r} masks nothing, so {spec.choice()} has no effect: leave it out")
+    staged = spec.teachers and (spec.r_max or len(spec.teachers) > 1)
+    if spec.refreshed and not (spec.learn_from == "responses" and spec.student_responses and staged):
+        raise ValueError(f"arm {name!r} has no stage with responses to refresh: leave refreshed out")
+    if spec.refreshed and (engine := profile.generation.engine) != "transformers":
+        raise ValueError(
+            f"arm {name!r}: the student in training cannot write by engine {engine}; take generation.engine "
+            f"transformers in profile {profile.name}, or leave refreshed out"
+        )
     return spec
 
 

@@ -40,6 +40,7 @@ def distributions(
     groups: Sequence[Sequence[np.ndarray]],
     top_k: int | None = None,
     vocabulary: int | None = None,
+    root: Path | None = None,
 ) -> Ragged | TopK:
     """Log-probabilities of a model over its vocabulary at each token of some responses.
 
@@ -51,6 +52,7 @@ def distributions(
         top_k: how many entries of each distribution to keep; None keeps it whole.
         vocabulary: tokens that the tokenizer has; rows of the output head beyond them take no part. None
             keeps them.
+        root: where they are kept; in the cache when None.
 
     Returns:
         An array ``(tokens, vocabulary)`` for each response, in order, mapped from disk.
@@ -62,7 +64,7 @@ def distributions(
     what = [VERSION, scorer.weights(), scorer.ratio, bytes_hash, top_k, vocabulary]
     if choice := scorer.choice.key():
         what.append(choice)
-    folder = cache_dir() / "distributions" / hash_of(what)
+    folder = (root or cache_dir() / "distributions") / hash_of(what)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if not folder.is_dir():

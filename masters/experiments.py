@@ -4,8 +4,9 @@ determines them. Notebooks ask a :class:`Lab` for results; what is there is read
 A run that was killed goes on from its checkpoint; two notebooks that need the same run share it. ``VERSION``
 stands for the meaning of every stage: it changes whenever a number could.
 
-Choices where the paper is silent: the responses come once from the base student and are not refreshed; the
-reference of the KL is the base student, for a second teacher too; several teachers share the steps equally.
+Choices where the paper is silent: the responses come once from the base student, unless they are refreshed
+(:mod:`masters.refreshing`); the reference of the KL is the base student, for a second teacher too; several
+teachers share the steps equally.
 """
 
 import json
@@ -33,7 +34,7 @@ from masters.ladder import end_tokens, train_rung
 from masters.mask_choice import PAPERS, MaskChoice, calibrated
 from masters.models import build_processor, check_same_tokens, load, parameter_count
 from masters.questions import Questions, Ragged, load_questions, training_labels
-from masters.responses import ResponseStore, Source, open_store, responses
+from masters.responses import Judge, ResponseStore, Source, open_store, responses
 from masters.responses.engines import engine_of
 from masters.runs import grouped
 from masters.settings import Profile, load_profile
@@ -210,12 +211,16 @@ class Lab:
             n,
             self.profile.sampling,
             self.profile.replicate,
-            self.judge if judge == "rule" else self._embedding_judge,
+            self.judge_of(judge),
             counts,  # type: ignore[arg-type]
             engine=self.engine,
         )
         counts["seconds"] += time.perf_counter() - start
         return frame
+
+    def judge_of(self, name: str) -> Judge:
+        """The judge of a run, ``rule`` or ``embedding``."""
+        return self.judge if name == "rule" else self._embedding_judge
 
     @cached_property
     def _embedding_judge(self) -> EmbeddingJudge:
@@ -265,8 +270,8 @@ class Lab:
         for (model, ratio, choice), counts in sorted(self._counts.items(), key=lambda item: str(item[0])):
             size = sum(path.stat().st_size for path in self.store(model, ratio, choice).shards())
             rate = counts["generated"] / counts["seconds"] if counts["generated"] else float("nan")
-            name = f"{model} ({choice})" if choice.key() else model
-            rows.append({"source": name, "ratio": ratio, **counts, "per_second": rate, "mib": size / 2**20})
+            row = {"source": choice.title(model), "ratio": ratio, **counts, "per_second": rate}
+            rows.append(row | {"mib": size / 2**20})
         return pd.DataFrame(rows)
 
     # --- runs -----------------------------------------------------------------------------------------------
@@ -312,8 +317,7 @@ class Lab:
         weights = [self.source(name).weights() for name in (spec.student, *spec.teachers)]
         data = [self.questions("train").hash, self.questions(split).hash, self.profile.wrong_labels]
         sampling = self.profile.sampling.model_dump() | {"engine": self.engine.name}
-        judge = self.judge if spec.judge == "rule" else self._embedding_judge
-        what = [VERSION, spec.determining(), seed, weights, data, sampling, judge.name]
+        what = [VERSION, spec.determining(), seed, weights, data, sampling, self.judge_of(spec.judge).name]
         if (top_k := self.profile.distillation.top_k_logprobs) is not None:  # an approximation: other numbers
             what.append(top_k)
         if changed := self.profile.distillation.fit.model_dump(mode="json", exclude_defaults=True):
@@ -358,7 +362,7 @@ class Lab:
                 continue
             for stage in all_stages(spec):
                 for author, at, n in authors(spec, stage):
-                    if author != "labels":
+                    if author not in ("labels", "refreshed"):
                         what = author, at, spec.judge, spec.choice().at(at)
                         writing[what] = max(n, writing.get(what, 0))
             if self.profile.distillation.cache_teacher:

@@ -44,6 +44,8 @@ def wanted(lab: Lab, name: str) -> list[Wanted]:
     most: dict[tuple[str, float], int] = {}
     for stage in all_stages(spec):
         for model, ratio, n in authors(spec, stage):
+            if model == "refreshed":  # within a run, for it alone
+                continue
             most[model, ratio] = max(n, most.get((model, ratio), 0))
     choice = spec.choice()
     return [Wanted(model, ratio, n, choice.at(ratio)) for (model, ratio), n in most.items()]

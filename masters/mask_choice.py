@@ -70,6 +70,10 @@ class MaskChoice:
         values = {"criterion": self.criterion, "part": self.part, "norms": norms}
         return {name: value for name, value in values.items() if value and value != getattr(PAPERS, name)}
 
+    def title(self, model: str) -> str:
+        """The name of a model, and how it is masked where that is not the paper's way."""
+        return f"{model} ({self})" if self.key() else model
+
     def __str__(self) -> str:
         return ", ".join(value for name, value in self.key().items() if name != "norms")
 

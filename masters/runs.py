@@ -17,12 +17,14 @@ from filelock import FileLock
 
 from masters import distributed
 from masters.arms import RunSpec
+from masters.batches import Examples
 from masters.curriculum import Part, Stage, all_stages, authors, curriculum, order
 from masters.evaluation import evaluate
 from masters.files import write_folder
 from masters.mask_choice import MaskChoice
 from masters.models import load
 from masters.online import train_online
+from masters.refreshing import first_step, refreshed
 from masters.responses import Source
 from masters.training import Budget, Objective, train
 
@@ -104,7 +106,6 @@ def distil(lab: "Lab", model: Any, spec: RunSpec, seed: int, folder: Path) -> pd
             folder,
             lab.profile.distillation.fit,
         )
-    parts = {stage: parts_of(lab, spec, stage) for stage in all_stages(spec)}
     live = spec.objective() is not None and not lab.profile.distillation.cache_teacher
     objective = Objective(
         spec.objective(),
@@ -113,28 +114,52 @@ def distil(lab: "Lab", model: Any, spec: RunSpec, seed: int, folder: Path) -> pd
         vocabulary=len(lab.processor.tokenizer),
         choices=[lab.choice(name, spec.choice()) for name in spec.teachers] if live else (),
     )
-    often = max(1, spec.steps // 40)
-    budget = Budget(spec.steps, spec.batch, spec.learning_rate, "constant", seed, log_every=often)
+    first, *later = all_stages(spec)
+    parts = {first: parts_of(lab, spec, first)}
     examples = curriculum(spec, seed, lab.pool, parts)
-    settings = lab.profile.distillation
-    return train(
-        model,
-        lab.questions("train"),
-        examples,
-        objective,
-        budget,
-        folder,
-        "a run",
-        fit=settings.fit,
-        watch=settings.watch,
-    )
+
+    def learn(student: Any, steps: int) -> pd.DataFrame:
+        often = max(1, spec.steps // 40)
+        return train(
+            student,
+            lab.questions("train"),
+            Examples(steps * spec.batch, examples.make),
+            objective,
+            Budget(steps, spec.batch, spec.learning_rate, "constant", seed, log_every=often),
+            folder,
+            "a run",
+            fit=lab.profile.distillation.fit,
+            watch=lab.profile.distillation.watch,
+            goes_on=steps < spec.steps,
+        )
+
+    for stage in later:
+
+        def student(start: int = first_step(spec, stage)) -> Any:
+            before, _ = load(lab.folder(spec.student))
+            learn(before, start)
+            return before
+
+        own = refreshed(lab, spec, seed, stage, folder, student) if spec.refreshed else None
+        parts[stage] = parts_of(lab, spec, stage, own)
+    return learn(model, spec.steps)
 
 
-def parts_of(lab: "Lab", spec: RunSpec, stage: Stage) -> list[Part]:
-    """What each author contributes to a stage: responses, verdicts, log-probabilities, distributions."""
+def parts_of(lab: "Lab", spec: RunSpec, stage: Stage, own: Part | None = None) -> list[Part]:
+    """What each author contributes to a stage: responses, verdicts, log-probabilities, distributions.
+
+    Args:
+        lab: of the profile.
+        spec: of the run.
+        stage: one of the run.
+        own: the student's contribution where its responses are refreshed.
+    """
     choice = spec.choice()
     teacher = lab.source(spec.teachers[stage[0]], stage[1], choice) if spec.teachers else None
-    return [lab.part(teacher, spec.student, spec.judge, choice, *author) for author in authors(spec, stage)]
+    return [
+        own if own and who == "refreshed" else lab.part(teacher, spec.student, spec.judge, choice, who, *rest)
+        for who, *rest in authors(spec, stage)
+    ]
 
 
 def part(

@@ -117,6 +117,7 @@ def train(
     device: str | None = None,
     fit: Fit | None = None,
     watch: Watch | None = None,
+    goes_on: bool = False,
 ) -> pd.DataFrame:
     """Train a model in place; killed at any moment and called again, it goes on from its last checkpoint.
 
@@ -130,11 +131,12 @@ def train(
         examples: in the order of the steps.
         objective: what is minimised.
         budget: steps, batch, learning rate, seed.
-        folder: for checkpoints; emptied when training ends.
+        folder: for checkpoints; removed when training ends.
         name: of the run, for progress and messages.
         device: None takes the device ``transformers`` finds.
         fit: LoRA, gradient checkpointing, bfloat16, accumulation; None: none of them.
         watch: when the run counts as diverged, and what is logged beside the loss.
+        goes_on: the folder stays, with a checkpoint of the last step: a call with more steps begins there.
 
     Returns:
         One row a logged step: step, loss, learning_rate, grad_norm and the parts of the loss.
@@ -222,7 +224,7 @@ def train(
         model.to(place)  # type: ignore[arg-type]  # a decorator hides the parameter's type
     adapters.finish(trained)
     model.eval()
-    if distributed.rank() == 0:
+    if distributed.rank() == 0 and not goes_on:
         shutil.rmtree(folder, ignore_errors=True)
     distributed.wait()
     rows = [row for row in trainer.state.log_history if "loss" in row]

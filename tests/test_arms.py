@@ -70,6 +70,7 @@ def test_the_papers_form(profile: Profile) -> None:
         ("judge=embedding", {"judge"}),
         ("student=mid", {"student"}),
         ("criterion=random", {"criterion"}),
+        ("refreshed", {"refreshed"}),
         ("criterion=activation+masked=language", {"criterion", "masked"}),
         ("masked=vision", {"masked"}),
         ("masked=vision+masked=all+criterion=magnitude", set()),
@@ -178,6 +179,17 @@ def test_what_is_masked_has_titles_and_needs_masks(profile: Profile) -> None:
     for name in ("naive+criterion=random", "masked=vision+r_max=0", "online+criterion=activation"):
         with pytest.raises(ValueError, match=re.escape(f"{name!r} masks nothing, so ")):
             arm(name, profile)
+
+
+def test_refreshed_needs_later_stages_with_own_responses(profile: Profile) -> None:
+    assert arm("own_accuracy+refreshed", profile).refreshed
+    for other in ("base", "sft", "online", "naive_multi", "source=0:8"):
+        name = f"{other}+refreshed"
+        with pytest.raises(ValueError, match=re.escape(f"{name!r} has no stage with responses to refresh")):
+            arm(name, profile)
+    vllm = profile.generation.model_copy(update={"engine": "vllm"})
+    with pytest.raises(ValueError, match="cannot write by engine vllm"):
+        arm("refreshed", profile.model_copy(update={"generation": vllm}))
 
 
 def test_a_model_that_the_ladder_lacks_is_named(profile: Profile) -> None:

@@ -74,7 +74,7 @@ class Source:
     @property
     def title(self) -> str:
         """The name, and how it is masked where that is not the paper's way."""
-        return f"{self.name} ({self.choice})" if self.choice.key() else self.name
+        return self.choice.title(self.name)
 
     def weights(self) -> str:
         """16 hexadecimal digits of the SHA-256 over the model's safetensors files."""
