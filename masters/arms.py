@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 from pydantic import Field
 
 from masters.divergence import Kind
+from masters.mask_choice import PAPERS, MaskChoice, Name, Part
 from masters.objective import Averaging
 from masters.settings import Count, Positive, Profile, Ratio, Strict
 
@@ -25,10 +26,13 @@ class RunSpec(Strict):
     r_max: Ratio = 0.0
     r_step: Positive = 0.1
     schedule: Literal["equal", "plateau"] = Field("equal", description="when a stage ends")
+    criterion: Name = Field("magnitude", description="by what the teacher's weights are masked")
+    masked: Part = Field("all", description="which part of the teacher is masked")
     learn_from: Literal["nothing", "labels", "responses", "online"] = "responses"
     cross_entropy: bool = Field(False, description="on the labels, without a teacher")
     teacher_responses: int = Field(4, ge=0)
     student_responses: int = Field(4, ge=0)
+    refreshed: bool = Field(False, description="each stage has responses of the student as it is then")
     rewards: tuple[Literal["accuracy", "distillation"], ...] = ()
     judge: Literal["rule", "embedding"] = Field("rule", description="whose verdicts are the accuracy reward")
     normalise: bool = True
@@ -54,6 +58,10 @@ class RunSpec(Strict):
         if self.cross_entropy:
             return None
         return {name: getattr(self, name) for name in OPTIONS}
+
+    def choice(self) -> MaskChoice:
+        """Which weights of its teachers are masked."""
+        return MaskChoice(self.criterion, self.masked)
 
     def determining(self) -> dict[str, Any]:
         """What differs from the defaults, for the keys of results: they outlive a new field.
@@ -105,6 +113,7 @@ CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
     "by_token": ("averaged over tokens", {"averaging": "token"}),
     "replay": ("hard questions replayed", {"replay": True}),
     "plateau": ("stages until the student stops to gain", {"schedule": "plateau"}),
+    "refreshed": ("own responses refreshed at each stage", {"refreshed": True}),
     "own_accuracy": (
         "own responses, accuracy reward",
         {"rewards": ("accuracy",), **ALONE},
@@ -115,6 +124,16 @@ CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 
+
+# Titles of what may be masked otherwise; the criteria and the parts of a model have no name in common.
+MASKS = {
+    "magnitude": "masked by magnitude",
+    "random": "masked at random",
+    "activation": "masked by activation (Wanda)",
+    "all": "all linear layers masked",
+    "language": "language model alone masked",
+    "vision": "vision encoder alone masked",
+}
 
 # The share of the teacher in the mixture of a divergence, as its paper has it; half where it does not say.
 MIX: dict[Kind, float] = {"skewed_kl": 0.1}
@@ -130,7 +149,8 @@ def arm(name: str, profile: Profile) -> RunSpec:
             ``student=mid``, ``learning_rate=1e-4``, ``policy_weight=0.1``, ``judge=embedding``,
             ``label_noise=0.2`` (that share of wrong labels), ``teacher_temperature=2`` (above 1 softer),
             ``alone=skewed_kl`` (a divergence without masks and rewards), ``masters=skewed_kl`` (Masters with
-            it in the place of the JSD) or ``steps=60``.
+            it in the place of the JSD), ``steps=60``, and ``criterion=random`` or ``masked=vision`` (other
+            weights of the teacher masked).
         profile: its distillation settings are the paper's method where the arm says nothing.
 
     Raises:
@@ -145,13 +165,29 @@ def arm(name: str, profile: Profile) -> RunSpec:
             f"arm {name!r} needs the model {lacking[0]}; profile {profile.name} has "
             f"{', '.join(profile.ladder)}"
         )
-    if reason := _idle(spec, settings.top_k_logprobs):
+    if reason := _idle(spec, profile):
         raise ValueError(f"arm {name!r} {reason}")
     return spec
 
 
-def _idle(spec: RunSpec, top_k: int | None) -> str:
+def _idle(spec: RunSpec, profile: Profile) -> str:
     """Why a part of a name cannot do what it says in this arm; empty where it can."""
+    top_k, engine = profile.distillation.top_k_logprobs, profile.generation.engine
+    if spec.choice() != PAPERS and not (spec.teachers and spec.r_max):
+        return f"masks nothing, so {spec.choice()} has no effect: leave it out"
+    if spec.refreshed:
+        staged = spec.teachers and (spec.r_max or len(spec.teachers) > 1)
+        if not (spec.learn_from == "responses" and spec.student_responses and staged):
+            return "has no stage with responses to refresh: leave out refreshed"
+        if engine != "transformers":
+            return (
+                f"cannot have the student in training write by engine {engine}: take generation.engine "
+                f"transformers in profile {profile.name}, or leave out refreshed"
+            )
+        if spec.replay or spec.label_noise or spec.schedule == "plateau":
+            return (
+                "refreshes responses, which goes with no replay, label_noise or plateau: leave out refreshed"
+            )
     tempered = spec.teacher_temperature != 1
     if tempered and not spec.teachers:
         return "has no teacher whose distribution could be tempered: leave out teacher_temperature"
@@ -193,6 +229,8 @@ def _title(part: str) -> str:
         return f"teachers {value.replace(',', ', then ')}"
     if family == "label_noise":
         return f"{100 * float(value):g} % wrong labels"
+    if family in ("criterion", "masked"):
+        return MASKS[value]
     words = {"source": "student:teacher", "learning_rate": "learning rate", "policy_weight": "policy weight"}
     words |= {"teacher_temperature": "teacher temperature"}
     return f"{words.get(family, family)} {value}"
@@ -223,6 +261,8 @@ def _change(part: str, name: str) -> dict[str, Any]:
         return {"steps": int(value)}
     if family == "judge" and value in ("rule", "embedding"):
         return {"judge": value}
+    if value in get_args({"criterion": Name, "masked": Part}.get(family)):
+        return {family: value}
     if family in ("learning_rate", "policy_weight") and re.fullmatch(r"\d+(\.\d+)?(e-\d+)?", value):
         return {family: float(value)}
     if family == "label_noise" and re.fullmatch(r"0(\.\d+)?|1", value):
@@ -238,5 +278,5 @@ def _change(part: str, name: str) -> dict[str, Any]:
         f"there is no arm {part!r}{f' (in {name!r})' if part != name else ''}; there are: {known}, "
         "r_max=0.4, responses=2 (even), source=6:2, teachers=mid,large, student=mid, judge=embedding, "
         "learning_rate=1e-4, policy_weight=0.1, label_noise=0.2, teacher_temperature=2, alone=skewed_kl, "
-        "masters=skewed_kl, steps=60, and several of them joined by +"
+        "masters=skewed_kl, steps=60, criterion=random, masked=vision, and several of them joined by +"
     )

@@ -168,7 +168,8 @@ def show(
     for what in generation.wanted(lab, arm):
         if not lab.is_trained(what.model):
             continue
-        stored_rows = lab.store(what.model, what.ratio).read([about["content"]], what.n, lab.judge)
+        store = lab.store(what.model, what.ratio, what.choice)
+        stored_rows = store.read([about["content"]], what.n, lab.judge)
         for _, row in stored_rows.sort_values("index").iterrows():
             cells = (what.model, f"{what.ratio:g}", str(row["index"]), escape(row["text"]))
             right = {1: "yes", 0: "no"}.get(row["correct"], "?")

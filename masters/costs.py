@@ -44,7 +44,7 @@ from masters.curriculum import scores
 from masters.distributions import seconds
 from masters.experiments import Lab, Results
 from masters.files import paper_table
-from masters.generation import wanted
+from masters.generation import Wanted, wanted
 from masters.online import MEASURED, TIMED
 from masters.responses.manifest import read
 from masters.schedule import MaskSchedule
@@ -149,8 +149,8 @@ def measured(lab: Lab, name: str, results: Results, seed: int = 0) -> Measured:
         return Measured(cost, spec.steps, made, said, float(row["accuracy"]))
     generation, judging, made, said = 0.0, 0.0, 0, 0
     for what in wanted(lab, name):
-        frame = lab.groups(what.model, what.ratio, what.n)
-        generation += len(frame) * _seconds_a_response(lab, what.model, what.ratio)
+        frame = lab.groups(what.model, what.ratio, what.n, choice=what.choice)
+        generation += len(frame) * _seconds_a_response(lab, what)
         lab.judge.forget()
         start = time.perf_counter()
         lab.judge.score_many(list(frame["asked"]), list(frame["label"]), list(frame["text"]))
@@ -162,16 +162,17 @@ def measured(lab: Lab, name: str, results: Results, seed: int = 0) -> Measured:
         torch.set_num_threads(1)  # should scores have been cleared away, they are made anew, and here
         try:
             for scorer, ratio, author, at, n in scores(spec):
-                scoring += seconds(lab.distributions(lab.source(scorer, ratio), author, at, n))
+                source = lab.source(scorer, ratio, spec.choice())
+                scoring += seconds(lab.distributions(source, author, at, n, spec.choice()))
         finally:
             torch.set_num_threads(threads)
     cost = Cost(generation, judging, scoring, float(row["seconds"]), ("generation", "judging", "scoring"))
     return Measured(cost, spec.steps, made, said, float(row["accuracy"]))
 
 
-def _seconds_a_response(lab: Lab, model: str, ratio: float) -> float:
+def _seconds_a_response(lab: Lab, what: Wanted) -> float:
     """Over all responses of a store that were timed, since others than this run's may be among them."""
-    store = lab.store(model, ratio)
+    store = lab.store(what.model, what.ratio, what.choice)
     timed = [line for line in read(store.manifest) if line.seconds]
     if not timed:
         raise ValueError(f"nobody timed the responses in {store.folder}; delete it, they are made again")

@@ -26,7 +26,7 @@ from masters.schedule import MaskSchedule
 
 @dataclass(frozen=True)
 class Part:
-    """What one author contributes to a stage, for every question of the pool.
+    """What one author contributes to a stage, for every question that it sees.
 
     Attributes:
         n: responses a question.
@@ -35,6 +35,8 @@ class Part:
         accuracy: ``(questions, n)``, 1 where a response is right.
         teacher: whole log-probabilities of the stage's teacher, one array a response, questions in order.
         reference: the same of the student before training.
+        rows: where each of the questions stands in all this, by its place in the pool; None where all of the
+            pool are there, in its order.
     """
 
     n: int
@@ -43,6 +45,11 @@ class Part:
     accuracy: np.ndarray | None = None
     teacher: Any = None
     reference: Any = None
+    rows: Mapping[int, int] | None = None
+
+    def row(self, place: int) -> int:
+        """Where the question at a place of the pool stands."""
+        return place if self.rows is None else self.rows[place]
 
 
 def stages(spec: RunSpec) -> Callable[[int], Stage]:
@@ -72,23 +79,28 @@ def all_stages(spec: RunSpec) -> list[Stage]:
 
 
 def authors(spec: RunSpec, stage: Stage) -> list[tuple[str, float, int]]:
-    """Who wrote the responses of a stage: (model or ``labels``, mask ratio, responses a question).
+    """Who wrote the responses of a stage: (model, ``labels`` or ``refreshed``, mask ratio, responses a
+    question); ``refreshed`` is the student as it is when the stage begins.
 
     Labels have no mask ratio; in its place is the share of them that is wrong.
     """
     if spec.learn_from == "labels":
         return [("labels", spec.label_noise, 1)]
     teacher = (spec.teachers[stage[0]], stage[1], spec.teacher_responses)
-    student = (spec.student, 0.0, spec.student_responses)
+    anew = spec.refreshed and stage != stages(spec)(0)
+    student = ("refreshed" if anew else spec.student, 0.0, spec.student_responses)
     return [author for author in (teacher, student) if author[2]]
 
 
 def scores(spec: RunSpec) -> list[tuple[str, float, str, float, int]]:
     """Whose log-probabilities a run learns from, on whose responses: the stage's teacher and the student
-    before training, as (scorer, its mask ratio, author, mask ratio of the author, responses a question)."""
+    before training, as (scorer, its mask ratio, author, mask ratio of the author, responses a question);
+    without those that are refreshed, since no two runs share them."""
     found: dict[tuple[str, float, str, float, int], None] = {}
     for stage in all_stages(spec) if spec.teachers else ():
         for author in authors(spec, stage):
+            if author[0] == "refreshed":
+                continue
             found[spec.teachers[stage[0]], stage[1], *author] = None
             found[spec.student, 0.0, *author] = None
     return list(found)
@@ -166,14 +178,15 @@ def _example(question: int, place: int, stage: Stage, parts: Sequence[Part]) -> 
         values = [getattr(part, name) for part in parts]
         if any(value is None for value in values):
             return None
-        return [array for value in values for array in value[place]]
+        pairs = zip(parts, values, strict=True)
+        return [array for part, value in pairs for array in value[part.row(place)]]
 
     def by_response(name: str) -> list[np.ndarray] | None:
         if getattr(parts[0], name) is None:
             return None
-        return [getattr(part, name)[place * part.n + j] for part in parts for j in range(part.n)]
+        return [getattr(part, name)[part.row(place) * part.n + j] for part in parts for j in range(part.n)]
 
-    accuracy = [part.accuracy[place] for part in parts if part.accuracy is not None]
+    accuracy = [part.accuracy[part.row(place)] for part in parts if part.accuracy is not None]
     return Example(
         question=question,
         responses=by_question("tokens") or [],

@@ -21,7 +21,6 @@ from filelock import FileLock
 from masters.files import cache_dir, hash_of
 from masters.fitting import reads_packed
 from masters.logits import chunks, dense, select
-from masters.masking import TeacherMask
 from masters.models import load
 from masters.packing import pack, response_projection
 from masters.progress import report
@@ -41,17 +40,19 @@ def distributions(
     groups: Sequence[Sequence[np.ndarray]],
     top_k: int | None = None,
     vocabulary: int | None = None,
+    root: Path | None = None,
 ) -> Ragged | TopK:
     """Log-probabilities of a model over its vocabulary at each token of some responses.
 
     Args:
-        scorer: the model and its mask ratio.
+        scorer: the model with its mask.
         questions: what the responses answer.
         wanted: indices of the questions.
         groups: for each of them, the token ids of its responses; the same number for all.
         top_k: how many entries of each distribution to keep; None keeps it whole.
         vocabulary: tokens that the tokenizer has; rows of the output head beyond them take no part. None
             keeps them.
+        root: where they are kept; in the cache when None.
 
     Returns:
         An array ``(tokens, vocabulary)`` for each response, in order, mapped from disk.
@@ -61,7 +62,9 @@ def distributions(
     contents = list(questions.table["content"].iloc[list(wanted)])
     bytes_hash = hash_of([text.tobytes().hex(), lengths.tobytes().hex(), contents])
     what = [VERSION, scorer.weights(), scorer.ratio, bytes_hash, top_k, vocabulary]
-    folder = cache_dir() / "distributions" / hash_of(what)
+    if choice := scorer.choice.key():
+        what.append(choice)
+    folder = (root or cache_dir() / "distributions") / hash_of(what)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if not folder.is_dir():
@@ -94,7 +97,7 @@ def _score(
 ) -> None:
     model, _ = load(scorer.folder)
     if scorer.ratio:
-        TeacherMask(model).apply(scorer.ratio)
+        scorer.choice.mask(model).apply(scorer.ratio)
     together = reads_packed(model, questions)
     vocabulary = vocabulary or model.get_output_embeddings().weight.shape[0]
     name = "logprobs" if top_k is None else "topk"
@@ -106,7 +109,7 @@ def _score(
         np.save(folder / "topk.shape.npy", [vocabulary, top_k])
     shape = (int(lengths.sum()), width)
     kept = np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=kind, shape=shape)
-    what = f"scoring responses with {scorer.name}"
+    what = f"scoring responses with {scorer.title}"
     end = 0
     for start in range(0, len(wanted), BATCH):
         indices = wanted[start : start + BATCH]

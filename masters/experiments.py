@@ -4,14 +4,15 @@ determines them. Notebooks ask a :class:`Lab` for results; what is there is read
 A run that was killed goes on from its checkpoint; two notebooks that need the same run share it. ``VERSION``
 stands for the meaning of every stage: it changes whenever a number could.
 
-Choices where the paper is silent: the responses come once from the base student and are not refreshed; the
-reference of the KL is the base student, for a second teacher too; several teachers share the steps equally.
+Choices where the paper is silent: the responses come once from the base student, unless they are refreshed
+(:mod:`masters.refreshing`); the reference of the KL is the base student, for a second teacher too; several
+teachers share the steps equally.
 """
 
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from masters.evaluation import latency
 from masters.files import cache_dir, hash_of
 from masters.judges import EmbeddingJudge, RuleJudge, corpus
 from masters.ladder import end_tokens, train_rung
+from masters.mask_choice import PAPERS, MaskChoice, calibrated
 from masters.models import build_processor, check_same_tokens, load, parameter_count
 from masters.questions import Questions, Ragged, load_questions, training_labels
 from masters.responses import Judge, ResponseStore, Source, open_store, responses
@@ -71,7 +73,7 @@ class Lab:
         self.engine = engine_of(self.profile.generation)
         self._questions: dict[str, Questions] = {}
         self._labels: dict[float, tuple[pd.DataFrame, list[np.ndarray]]] = {}
-        self._counts: dict[tuple[str, float], dict[str, float]] = {}
+        self._counts: dict[tuple[str, float, MaskChoice], dict[str, float]] = {}
 
     # --- questions and models -------------------------------------------------------------------------------
 
@@ -136,9 +138,16 @@ class Lab:
         spec = self.profile.ladder[model]  # type: ignore[index]
         return bool(spec.path) or (self._ladder_folder(model) / "config.json").is_file()
 
-    def source(self, model: str, ratio: float = 0.0) -> Source:
+    def source(self, model: str, ratio: float = 0.0, choice: MaskChoice = PAPERS) -> Source:
         """A model of the ladder as a writer of responses, masked at a ratio."""
-        return Source(self.folder(model), ratio)
+        return Source(self.folder(model), ratio, self.choice(model, choice.at(ratio)))
+
+    def choice(self, model: str, choice: MaskChoice) -> MaskChoice:
+        """A choice of what is masked with all that it needs of a model, which is calibrated on first use."""
+        if choice.criterion != "activation":
+            return choice
+        weights, train = self.source(model).weights(), self.questions("train")
+        return replace(choice, norms=calibrated(self.folder(model), weights, train, self.pool))
 
     def ladder(self) -> pd.DataFrame:
         """The models: parameters, training steps, seconds of training, hash of the weights."""
@@ -199,12 +208,15 @@ class Lab:
 
     # --- responses ------------------------------------------------------------------------------
 
-    def groups(self, model: str, ratio: float, n: int, judge: str = "rule") -> pd.DataFrame:
+    def groups(
+        self, model: str, ratio: float, n: int, judge: str = "rule", choice: MaskChoice = PAPERS
+    ) -> pd.DataFrame:
         """The first ``n`` responses of a model to every question of the pool, judged by rule or embedding."""
-        counts = self._counts.setdefault((model, ratio), {"generated": 0, "reused": 0, "seconds": 0.0})
+        zero = {"generated": 0, "reused": 0, "seconds": 0.0}
+        counts = self._counts.setdefault((model, ratio, choice.at(ratio)), zero)
         start = time.perf_counter()
         frame = responses(
-            self.source(model, ratio),
+            self.source(model, ratio, choice),
             self.processor,
             self.questions("train"),
             self.pool,
@@ -226,16 +238,18 @@ class Lab:
     def _embedding_judge(self) -> EmbeddingJudge:
         return EmbeddingJudge.calibrated(corpus.cases()[0])
 
-    def store(self, model: str, ratio: float) -> ResponseStore:
+    def store(self, model: str, ratio: float, choice: MaskChoice = PAPERS) -> ResponseStore:
         """Where the responses of a model at a mask ratio are kept."""
-        source = self.source(model, ratio)
+        source = self.source(model, ratio, choice)
         return open_store(source, self.processor, self.profile.sampling, self.profile.replicate, self.engine)
 
-    def distributions(self, scorer: Source, author: str, ratio: float, n: int) -> Ragged | TopK:
+    def distributions(
+        self, scorer: Source, author: str, ratio: float, n: int, choice: MaskChoice = PAPERS
+    ) -> Ragged | TopK:
         """What a model would have said at each token of the pool's responses, or of its labels."""
         if author == "labels":
             return self.scores(scorer, self.labels_of_pool(ratio))
-        return self.scores(scorer, grouped(self.groups(author, ratio, n)["tokens"], n))
+        return self.scores(scorer, grouped(self.groups(author, ratio, n, choice=choice)["tokens"], n))
 
     def scores(self, scorer: Source, texts: Sequence[Sequence[np.ndarray]]) -> Ragged | TopK:
         """What a model would have said at each token of some texts of the pool, made once."""
@@ -265,10 +279,11 @@ class Lab:
     def cache_figures(self) -> pd.DataFrame:
         """What this lab asked of the cache, a row a source and mask ratio; ``mib`` is the size on disk."""
         rows = []
-        for (model, ratio), counts in sorted(self._counts.items()):
-            size = sum(path.stat().st_size for path in self.store(model, ratio).shards())
+        for (model, ratio, choice), counts in sorted(self._counts.items(), key=lambda item: str(item[0])):
+            size = sum(path.stat().st_size for path in self.store(model, ratio, choice).shards())
             rate = counts["generated"] / counts["seconds"] if counts["generated"] else float("nan")
-            rows.append({"source": model, "ratio": ratio, **counts, "per_second": rate, "mib": size / 2**20})
+            row = {"source": choice.title(model), "ratio": ratio, **counts, "per_second": rate}
+            rows.append(row | {"mib": size / 2**20})
         return pd.DataFrame(rows)
 
     # --- runs -----------------------------------------------------------------------------------------------
@@ -352,24 +367,27 @@ class Lab:
 
     def prepare(self, specs: Sequence[RunSpec]) -> None:
         """Generate and score what several runs share, before they start side by side."""
-        writing: dict[tuple[str, float, str], int] = {}
-        scoring: dict[tuple[str, float, str, float, int], None] = {}
+        writing: dict[tuple[str, float, str, MaskChoice], int] = {}
+        scoring: dict[tuple[MaskChoice, str, float, str, float, int], None] = {}
         for spec in specs:
             if spec.learn_from in ("nothing", "online"):
                 continue
             for stage in all_stages(spec):
                 for author, at, n in authors(spec, stage):
-                    if author != "labels":
-                        what = author, at, spec.judge
+                    if author not in ("labels", "refreshed"):
+                        what = author, at, spec.judge, spec.choice().at(at)
                         writing[what] = max(n, writing.get(what, 0))
             if self.profile.distillation.cache_teacher:
-                scoring |= dict.fromkeys(scores(spec))
-        for name in {name for name, *_ in scoring} | {author for author, *_ in writing}:
+                scoring |= dict.fromkeys((spec.choice(), *what) for what in scores(spec))
+        for name in {name for _, name, *_ in scoring} | {author for author, *_ in writing}:
             self.folder(name)
         write: list[workers.Job] = [
-            (Lab.groups, (author, at, n, judge)) for (author, at, judge), n in writing.items()
+            (Lab.groups, (author, at, n, judge, choice)) for (author, at, judge, choice), n in writing.items()
         ]
-        score: list[workers.Job] = [(Lab.distributions, (self.source(*key[:2]), *key[2:])) for key in scoring]
+        score: list[workers.Job] = [
+            (Lab.distributions, (self.source(scorer, ratio, choice), *what, choice))
+            for choice, scorer, ratio, *what in scoring
+        ]
         self.parallel(write, "sets of responses", self.writers)
         self.parallel(score, "sets of responses scored")
 

@@ -16,6 +16,7 @@ from masters.arms import arm
 from masters.curriculum import all_stages, authors
 from masters.experiments import Lab
 from masters.files import cache_dir
+from masters.mask_choice import PAPERS, MaskChoice
 from masters.responses import Judge, ResponseStore, responses
 from masters.responses.store import VERSION, Status, StoreSpec
 from masters.workers import Job
@@ -28,6 +29,7 @@ class Wanted:
     model: str
     ratio: float
     n: int
+    choice: MaskChoice = PAPERS
 
 
 def wanted(lab: Lab, name: str) -> list[Wanted]:
@@ -42,8 +44,11 @@ def wanted(lab: Lab, name: str) -> list[Wanted]:
     most: dict[tuple[str, float], int] = {}
     for stage in all_stages(spec):
         for model, ratio, n in authors(spec, stage):
+            if model == "refreshed":  # within a run, for it alone
+                continue
             most[model, ratio] = max(n, most.get((model, ratio), 0))
-    return [Wanted(model, ratio, n) for (model, ratio), n in most.items()]
+    choice = spec.choice()
+    return [Wanted(model, ratio, n, choice.at(ratio)) for (model, ratio), n in most.items()]
 
 
 def share(pool: Sequence[int], shard_index: int, num_shards: int) -> list[int]:
@@ -63,7 +68,7 @@ def status(lab: Lab, what: Wanted, pool: Sequence[int]) -> Status:
     """What is there and what is missing; before the ladder is trained, all is missing."""
     if not lab.is_trained(what.model):
         return Status(0, what.n * len(pool), 0, None, None)
-    return lab.store(what.model, what.ratio).status(_content(lab, pool), what.n)
+    return lab.store(what.model, what.ratio, what.choice).status(_content(lab, pool), what.n)
 
 
 def make(
@@ -83,7 +88,7 @@ def make(
         progress: called with the responses written so far and all that are missing.
     """
     return responses(
-        lab.source(what.model, what.ratio),
+        lab.source(what.model, what.ratio, what.choice),
         lab.processor,
         lab.questions("train"),
         pool,
@@ -116,7 +121,7 @@ def marks(lab: Lab, what: Wanted) -> dict[str, int]:
     if not lab.is_trained(what.model):
         return {}
     counts: Counter[str] = Counter()
-    for path in lab.store(what.model, what.ratio).shards():
+    for path in lab.store(what.model, what.ratio, what.choice).shards():
         counts.update(pd.read_parquet(path, columns=["mark"])["mark"])
     return {mark: count for mark, count in counts.items() if mark}
 
@@ -133,7 +138,7 @@ def all_stores() -> list[ResponseStore]:
             about = json.loads(path.read_text())
             if about["version"] != VERSION:
                 continue
-            fields = {name: about[name] for name in StoreSpec.model_fields}
+            fields = {name: about[name] for name in StoreSpec.model_fields if name in about}
             stores.append(ResponseStore(StoreSpec(**fields), about["source"]))
         except (KeyError, TypeError, ValueError):
             raise ValueError(f"{path} is damaged; delete its folder") from None

@@ -23,11 +23,14 @@ from filelock import FileLock
 
 from masters import distributed
 from masters.arms import RunSpec
+from masters.batches import Examples
 from masters.curriculum import Part, Stage, all_stages, authors, curriculum, order
 from masters.evaluation import evaluate
 from masters.files import write_folder
+from masters.mask_choice import MaskChoice
 from masters.models import load
 from masters.online import train_online
+from masters.refreshing import first_step, refreshed
 from masters.responses import Source
 from masters.training import Budget, Objective, train
 
@@ -109,36 +112,60 @@ def distil(lab: "Lab", model: Any, spec: RunSpec, seed: int, folder: Path) -> pd
             folder,
             lab.profile.distillation.fit,
         )
-    parts = {stage: parts_of(lab, spec, stage) for stage in all_stages(spec)}
     live = spec.objective() is not None and not lab.profile.distillation.cache_teacher
     objective = Objective(
         spec.objective(),
         teachers=[load(lab.folder(name))[0] for name in spec.teachers] if live else (),
         reference=load(lab.folder(spec.student))[0] if live else None,
         vocabulary=len(lab.processor.tokenizer),
+        choices=[lab.choice(name, spec.choice()) for name in spec.teachers] if live else (),
     )
-    often = max(1, spec.steps // 40)
-    budget = Budget(spec.steps, spec.batch, spec.learning_rate, "constant", seed, log_every=often)
+    first, *later = all_stages(spec)
+    parts = {first: parts_of(lab, spec, first)}
     examples = curriculum(spec, seed, lab.pool, parts)
-    settings = lab.profile.distillation
-    return train(
-        model,
-        lab.questions("train"),
-        examples,
-        objective,
-        budget,
-        folder,
-        "a run",
-        fit=settings.fit,
-        watch=settings.watch,
-    )
+
+    def learn(student: Any, steps: int) -> pd.DataFrame:
+        often = max(1, spec.steps // 40)
+        return train(
+            student,
+            lab.questions("train"),
+            Examples(steps * spec.batch, examples.make, examples.plateau),
+            objective,
+            Budget(steps, spec.batch, spec.learning_rate, "constant", seed, log_every=often),
+            folder,
+            "a run",
+            fit=lab.profile.distillation.fit,
+            watch=lab.profile.distillation.watch,
+            goes_on=steps < spec.steps,
+        )
+
+    for stage in later:
+
+        def student(start: int = first_step(spec, stage)) -> Any:
+            before, _ = load(lab.folder(spec.student))
+            learn(before, start)
+            return before
+
+        own = refreshed(lab, spec, seed, stage, folder, student) if spec.refreshed else None
+        parts[stage] = parts_of(lab, spec, stage, own)
+    return learn(model, spec.steps)
 
 
-def parts_of(lab: "Lab", spec: RunSpec, stage: Stage) -> list[Part]:
-    """What each author contributes to a stage: responses, verdicts, log-probabilities, distributions."""
-    teacher = lab.source(spec.teachers[stage[0]], stage[1]) if spec.teachers else None
-    judge = (spec.judge, spec.label_noise)
-    return [lab.part(teacher, spec.student, judge, *author) for author in authors(spec, stage)]
+def parts_of(lab: "Lab", spec: RunSpec, stage: Stage, own: Part | None = None) -> list[Part]:
+    """What each author contributes to a stage: responses, verdicts, log-probabilities, distributions.
+
+    Args:
+        lab: of the profile.
+        spec: of the run.
+        stage: one of the run.
+        own: the student's contribution where its responses are refreshed.
+    """
+    choice, judge = spec.choice(), (spec.judge, spec.label_noise)
+    teacher = lab.source(spec.teachers[stage[0]], stage[1], choice) if spec.teachers else None
+    return [
+        own if own and who == "refreshed" else lab.part(teacher, spec.student, judge, choice, who, *rest)
+        for who, *rest in authors(spec, stage)
+    ]
 
 
 def part(
@@ -146,6 +173,7 @@ def part(
     teacher: Source | None,
     student: str,
     judge: tuple[str, float],
+    choice: MaskChoice,
     author: str,
     at: float,
     n: int,
@@ -157,6 +185,7 @@ def part(
         teacher: of the stage.
         student: the reference.
         judge: who says what is right, and for which share of the questions by a wrong label.
+        choice: of what is masked of an author.
         author: who wrote the responses, or ``labels``.
         at: the author's mask ratio, or the share of wrong labels.
         n: responses a question.
@@ -164,7 +193,7 @@ def part(
     if author == "labels":
         made = Part(1, lab.labels_of_pool(at))
     else:
-        frame = lab.groups(author, at, n, judge[0])
+        frame = lab.groups(author, at, n, judge[0], choice)
         made = Part(
             n,
             tokens=grouped(frame["tokens"], n),

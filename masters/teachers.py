@@ -4,24 +4,21 @@ The paper masks by magnitude within each layer and remarks that one threshold fo
 layers; which weights a teacher can spare is its open question. Here are the other ways beside its own.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 from transformers import PreTrainedModel
 
-from masters.criteria import Activation, Magnitude, Random, input_norms
 from masters.evaluation import evaluate
 from masters.experiments import VERSION, Lab
 from masters.files import cache_dir, hash_of, write_atomic
+from masters.mask_choice import MaskChoice
 from masters.masking import TeacherMask
 from masters.models import load
-from masters.questions import Questions
 from masters.workers import Job
 
-CALIBRATION = 128  # questions; the papers on pruning take as many sequences
 WAYS = {
     "magnitude": "magnitude within a layer (the paper's)",
     "whole model": "magnitude within the whole model",
@@ -61,7 +58,7 @@ def masked_accuracy(
 def examine(lab: Lab, name: str, way: str, ratio: float) -> None:
     """Score one masked model on the validation questions and keep the result."""
     model, _ = load(lab.folder(name))
-    with _mask(lab, model, way).apply(ratio):
+    with _mask(lab, name, model, way).apply(ratio):
         longest = lab.profile.sampling.max_new_tokens
         frame = evaluate(model, lab.processor, lab.questions("validation"), lab.judge, longest, None)
     grouped = frame.groupby("task", sort=False)["correct"]
@@ -72,23 +69,11 @@ def examine(lab: Lab, name: str, way: str, ratio: float) -> None:
     write_atomic(_path(lab, name, way, ratio), result.to_parquet())
 
 
-def _mask(lab: Lab, model: PreTrainedModel, way: str) -> TeacherMask:
+def _mask(lab: Lab, name: str, model: PreTrainedModel, way: str) -> TeacherMask:
     if way == "whole model":
         return TeacherMask(model, scope="global")
-    if way == "random":
-        return TeacherMask(model, criterion=Random())
-    if way == "activation":
-        norms = input_norms(model, _calibration(lab.questions("train"), lab.pool, model.device))
-        return TeacherMask(model, criterion=Activation(norms))
-    return TeacherMask(model, criterion=Magnitude())
-
-
-def _calibration(questions: Questions, pool: Sequence[int], device: torch.device) -> Iterator[dict[str, Any]]:
-    """Prompts alone, one after the other and from all tasks, since a padded place would count as an input."""
-    for index in pool[:: max(1, len(pool) // CALIBRATION)]:
-        images = questions.image_features([index])
-        inputs = {"input_ids": torch.tensor(questions.prompt(index), dtype=torch.long)[None], **images}
-        yield {name: tensor.to(device) for name, tensor in inputs.items()}
+    criterion: Any = way
+    return lab.choice(name, MaskChoice(criterion)).mask(model)
 
 
 def _path(lab: Lab, model: str, way: str, ratio: float) -> Path:

@@ -24,6 +24,7 @@ from masters import adapters, distributed, fitting, memory
 from masters.attention import flex_attention
 from masters.batches import Collator, Examples
 from masters.checkpoints import Completer, last_checkpoint
+from masters.mask_choice import PAPERS, MaskChoice
 from masters.masking import TeacherMask
 from masters.plateau import Decider
 from masters.progress import report
@@ -67,16 +68,22 @@ class Objective:
         teachers: the teachers by index, when examples carry no teacher log-probabilities.
         reference: the student before training, when a KL is wanted and examples do not carry it.
         vocabulary: tokens that the shared tokenizer has; rows of an output head beyond them take no part.
+        choices: of what is masked of each teacher; the paper's when empty.
     """
 
     options: dict[str, Any] | None = None
     teachers: Sequence[PreTrainedModel] = ()
     reference: PreTrainedModel | None = None
     vocabulary: int | None = None
+    choices: Sequence[MaskChoice] = ()
     masks: list[TeacherMask] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.masks = [TeacherMask(teacher) for teacher in self.teachers]
+        self._mask()
+
+    def _mask(self) -> None:
+        choices = self.choices or [PAPERS] * len(self.teachers)
+        self.masks = [choice.mask(model) for choice, model in zip(choices, self.teachers, strict=True)]
 
     @property
     def beside(self) -> list[PreTrainedModel]:
@@ -89,7 +96,7 @@ class Objective:
             mask.restore()
         for model in self.beside:
             distributed.shard(model)
-        self.masks = [TeacherMask(teacher) for teacher in self.teachers]
+        self._mask()
 
 
 def train(
@@ -103,6 +110,7 @@ def train(
     device: str | None = None,
     fit: Fit | None = None,
     watch: Watch | None = None,
+    goes_on: bool = False,
 ) -> pd.DataFrame:
     """Train a model in place; killed at any moment and called again, it goes on from its last checkpoint.
 
@@ -116,11 +124,12 @@ def train(
         examples: in the order of the steps.
         objective: what is minimised.
         budget: steps, batch, learning rate, seed.
-        folder: for checkpoints; emptied when training ends.
+        folder: for checkpoints; removed when training ends.
         name: of the run, for progress and messages.
         device: None takes the device ``transformers`` finds.
         fit: LoRA, gradient checkpointing, bfloat16, accumulation; None: none of them.
         watch: when the run counts as diverged, and what is logged beside the loss.
+        goes_on: the folder stays, with a checkpoint of the last step: a call with more steps begins there.
 
     Returns:
         One row a logged step: step, loss, learning_rate, grad_norm and the parts of the loss.
@@ -215,7 +224,7 @@ def train(
         model.to(place)  # type: ignore[arg-type]  # a decorator hides the parameter's type
     adapters.finish(trained)
     model.eval()
-    if distributed.rank() == 0:
+    if distributed.rank() == 0 and not goes_on:
         shutil.rmtree(folder, ignore_errors=True)
     distributed.wait()
     rows = [row for row in trainer.state.log_history if "loss" in row]

@@ -184,7 +184,7 @@ def _judged(
     claim: Claim, predictions: pd.DataFrame, resamples: int, seed: int, costs: pd.DataFrame | None
 ) -> dict[str, object]:
     known = _run(claim, predictions, resamples, seed, costs)
-    run = {each for each, *_ in known}
+    run = [each for each, *_ in known]
     whole = all(each in run or each.where_run for each in claim.comparisons)
     shown = next(iter(claim.comparisons), None)
     evidence = shown.paper if shown else claim.paper

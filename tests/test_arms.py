@@ -76,6 +76,11 @@ def test_the_papers_form(profile: Profile) -> None:
         ("label_noise=0.2", {"label_noise"}),
         ("teacher_temperature=0.5", {"teacher_temperature"}),
         ("label_noise=0+teacher_temperature=1", set()),
+        ("criterion=random", {"criterion"}),
+        ("refreshed", {"refreshed"}),
+        ("criterion=activation+masked=language", {"criterion", "masked"}),
+        ("masked=vision", {"masked"}),
+        ("masked=vision+masked=all+criterion=magnitude", set()),
         ("teachers=mid,large", {"teachers"}),
         ("clipped+r_max=0.4", {"ratio", "r_max"}),
         ("r_max=0.4+r_max=0.2", set()),
@@ -140,7 +145,8 @@ def test_families(profile: Profile) -> None:
     ["", "master", "Masters", "r_max=1", "r_max=-0.2", "r_max=1.5", "r_max=", "responses=3", "responses=0",
      "responses=-2", "responses=two", "source=0:0", "source=8", "source=1:2:3", "masters ", "r_max=0.4\n",
      "masters=cosine", "alone=", "both=jsd", "policy_weight=-1", "teachers=", "teachers=mid,", "tuned",
-     "learning_rate=1e-4=2", "r_max", "steps=0", "steps=-1", "steps=", "label_noise=1.5",
+     "learning_rate=1e-4=2", "criterion=", "criterion=size", "masked=", "masked=random", "masked=head",
+     "r_max", "steps=0", "steps=-1", "steps=", "label_noise=1.5",
      "label_noise=-0.1", "label_noise=", "teacher_temperature=0", "teacher_temperature=0.0", "replay=2"],
 )  # fmt: skip
 def test_an_unknown_name_is_answered_with_those_that_exist(name: str, profile: Profile) -> None:
@@ -175,6 +181,25 @@ def test_names_are_put_together(profile: Profile) -> None:
             call()
 
 
+def test_what_is_masked_has_titles_and_needs_masks(profile: Profile) -> None:
+    assert title("criterion=activation") == "masked by activation (Wanda)"
+    assert title("clipped+masked=vision") == "clipped ratio, vision encoder alone masked"
+    for name in ("naive+criterion=random", "masked=vision+r_max=0", "online+criterion=activation"):
+        with pytest.raises(ValueError, match=re.escape(f"{name!r} masks nothing, so ")):
+            arm(name, profile)
+
+
+def test_refreshed_needs_later_stages_with_own_responses(profile: Profile) -> None:
+    assert arm("own_accuracy+refreshed", profile).refreshed
+    for other in ("base", "sft", "online", "naive_multi", "source=0:8"):
+        name = f"{other}+refreshed"
+        with pytest.raises(ValueError, match=re.escape(f"{name!r} has no stage with responses to refresh")):
+            arm(name, profile)
+    vllm = profile.generation.model_copy(update={"engine": "vllm"})
+    with pytest.raises(ValueError, match="cannot have the student in training write by engine vllm"):
+        arm("refreshed", profile.model_copy(update={"generation": vllm}))
+
+
 def test_a_model_that_the_ladder_lacks_is_named(profile: Profile) -> None:
     with pytest.raises(ValueError, match="needs the model huge; profile smoke has student, mid, large"):
         arm("teachers=mid,huge", profile)
@@ -190,6 +215,9 @@ def test_a_model_that_the_ladder_lacks_is_named(profile: Profile) -> None:
         ("naive+replay", "has no stored responses of its student"),
         ("online+replay", "has no stored responses of its student"),
         ("replay+source=0:4", "has no stored responses of its student"),
+        ("refreshed+replay", "refreshes responses, which goes with no"),
+        ("refreshed+label_noise=0.2", "refreshes responses, which goes with no"),
+        ("refreshed+plateau", "refreshes responses, which goes with no"),
         ("plateau+base", "has no masked teacher, so there is no stage to end"),
         ("plateau+sft", "has no masked teacher, so there is no stage to end"),
         ("online+plateau", "has no masked teacher, so there is no stage to end"),

@@ -11,6 +11,7 @@ import small
 import torch
 from chat_server import ChatServer, serving
 
+from masters.mask_choice import MaskChoice
 from masters.masking import TeacherMask
 from masters.models import load
 from masters.questions import Questions
@@ -147,6 +148,18 @@ def test_a_server_that_breaks_loses_only_the_batch_under_way(
     responses(source, processor, asked, range(COUNT), 2, SAMPLING, 0, counts=counts, engine=engine(server))
     assert counts["reused"] >= 4
     assert len(server.requests) - before == counts["generated"] == 2 * COUNT - counts["reused"]
+
+
+def test_a_server_is_not_asked_for_another_mask_than_the_papers(server: ChatServer, folder: Path) -> None:
+    source = Source(folder / "large", 0.5, MaskChoice("random"))
+    _, processor = load(folder / "large")
+    with pytest.raises(
+        ValueError, match=r"large \(random\) at mask 0\.5: a server knows .* by its ratio alone"
+    ):
+        responses(
+            source, processor, Questions(folder / "questions"), [0], 1, SAMPLING, 0, engine=engine(server)
+        )
+    assert not server.requests
 
 
 def test_a_server_without_token_ids_has_its_text_tokenised(server: ChatServer, folder: Path) -> None:

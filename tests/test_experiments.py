@@ -2,6 +2,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,15 +13,18 @@ import pytest
 import small
 import torch
 
-from masters import plateau, runs, teachers, training
+from masters import plateau, refreshing, runs, teachers, training
 from masters.arms import RunSpec, arm
 from masters.curriculum import authors, scores
 from masters.curriculum import stages as stages_of
 from masters.experiments import Lab, Results
 from masters.files import hash_of
 from masters.ladder import epochs
+from masters.mask_choice import PAPERS
+from masters.masking import TeacherMask
 from masters.models import load, weights_hash
 from masters.one_run import memory
+from masters.packing import pack, response_logits
 from masters.settings import Distillation, Fit, Lora, ModelSpec, Profile, Sampling, Watch
 
 ARMS = ["base", "sft", "naive", "masked", "masters", "mid_then_large", "own_accuracy"]
@@ -276,6 +280,98 @@ def test_a_run_that_was_stopped_goes_on_and_ends_the_same(
     kept.rename(run)
 
 
+@pytest.fixture(scope="module")
+def refreshed_run(lab: Lab, results: Results) -> Path:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Lab, "parallel", here)
+        log = lab.results(["refreshed"]).log
+    plain = results.log[results.log["arm"] == "masters"].reset_index(drop=True)
+    assert list(log["mask_ratio"]) == list(plain["mask_ratio"])
+    assert np.array_equal(log["loss"][:2], plain["loss"][:2])  # the first stage is that of the base student
+    assert not np.isclose(log["loss"][2:], plain["loss"][2:]).any()
+    return lab.run_folder(arm("refreshed", lab.profile), 0)
+
+
+@pytest.mark.parametrize("killed", ["in a stage", "while it writes", "after it wrote"])
+def test_a_refreshed_run_that_was_stopped_ends_the_same(
+    refreshed_run: Path, lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed: str
+) -> None:
+    spec, steps = arm("refreshed", lab.profile), list[int]()
+    monkeypatch.setattr(runs, "Budget", partial(training.Budget, save_every=1))
+    compute, write = training.MastersTrainer.compute_loss, refreshing.write_atomic
+    last = 3 if killed == "in a stage" else 2
+
+    def stopping(self: Any, *args: Any, **options: Any) -> Any:
+        if len(steps) == last:
+            raise KeyboardInterrupt
+        steps.append(self.state.global_step)
+        return compute(self, *args, **options)
+
+    def full(*args: Any) -> None:
+        if killed == "while it writes":
+            raise KeyboardInterrupt
+        write(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training.MastersTrainer, "compute_loss", stopping)
+        patch.setattr(refreshing, "write_atomic", full)
+        with pytest.raises(KeyboardInterrupt):
+            runs.distil(lab, load(lab.folder("student"))[0], spec, 0, tmp_path / "run")
+    assert steps == list(range(last))
+    assert (tmp_path / "run" / "refreshed" / "1.parquet").exists() == (killed != "while it writes")
+    model, _ = load(lab.folder("student"))
+    log = runs.distil(lab, model, spec, 0, tmp_path / "run")
+    assert list(log["step"]) == list(range(1, 7)) and not (tmp_path / "run").exists()
+    assert weights_hash(model) == weights_hash(load(refreshed_run / "model")[0])
+
+
+def test_each_stage_learns_from_what_the_student_says_then(
+    lab: Lab, results: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The student in training wrote them, so at the first step of a stage its log-ratio is 0."""
+    spec = arm("clipped+refreshed+source=4:0", lab.profile)
+    writers: list[Any] = []
+    parts: list[Any] = []
+    answers, made = refreshing.answers, refreshing.refreshed
+
+    def watched(lab: Lab, student: Any, *rest: Any) -> pd.DataFrame:
+        writers.append(student)
+        return answers(lab, student, *rest)
+
+    def kept(*args: Any) -> Any:
+        part = made(*args)
+        teacher = [np.array(part.teacher[i]) for i in range(len(part.teacher))]  # the run's folder will go
+        parts.append(replace(part, teacher=teacher))
+        return part
+
+    monkeypatch.setattr(refreshing, "answers", watched)
+    monkeypatch.setattr(runs, "refreshed", kept)
+    model, _ = load(lab.folder("student"))
+    log = runs.distil(lab, model, spec, 0, tmp_path / "run").set_index("step")
+    assert len({weights_hash(one) for one in (*writers, model, load(lab.folder("student"))[0])}) == 4
+    assert all(abs(log["log_ratio"][step]) < 1e-4 for step in (1, 3, 5)) and abs(log["log_ratio"][6]) > 1e-4
+    questions, large = lab.questions("train"), load(lab.folder("large"))[0]
+    for stage, part, student in zip([(0, 0.1), (0, 0.0)], parts, writers, strict=True):
+        seen = refreshing.questions_of(spec, 0, len(lab.pool), stage)
+        assert list(part.rows) == seen and part.accuracy.shape == (len(part.tokens), 4) == (len(seen), 4)
+        row, index = part.row(seen[-1]), lab.pool[seen[-1]]
+        batch = pack([questions.prompt(index)], [part.tokens[row]], [questions.image_features([index])])
+        with torch.no_grad(), TeacherMask(large).apply(stage[1]):
+            own, said = (response_logits(m, batch)[0].log_softmax(-1) for m in (student, large))
+        for j, tokens in enumerate(part.tokens[row]):
+            taken = own[j].gather(1, batch.tokens[0, j][:, None])[: len(tokens), 0]
+            assert np.allclose(taken, part.behaviour[row][j], atol=1e-4)
+            assert np.allclose(said[j, : len(tokens)], part.teacher[row * part.n + j], atol=5e-3)
+
+
+def test_refreshed_responses_want_one_process(
+    lab: Lab, results: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("masters.distributed.world_size", lambda: 2)
+    with pytest.raises(ValueError, match="written by one process, but 2 train: start without torchrun"):
+        runs.distil(lab, None, arm("refreshed", lab.profile), 0, tmp_path / "run")
+
+
 @pytest.mark.usefixtures("inline")
 def test_a_run_is_there_as_a_whole_or_not_at_all(
     lab: Lab, results: Results, monkeypatch: pytest.MonkeyPatch
@@ -322,6 +418,31 @@ def test_stages_may_be_decided_while_a_run_trains(
         assert np.allclose(cached[column], along[column], atol=2e-3) and (cached[column] >= 0).all()
 
 
+@pytest.mark.parametrize("what", ["criterion=random", "criterion=activation", "masked=vision"])
+@pytest.mark.usefixtures("inline")
+def test_another_mask_is_the_same_for_all_who_read_the_teacher(
+    lab: Lab, results: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """Cached or beside the student, the teacher says the same, which differs from the paper's mask."""
+    spec, along = arm(f"masters+{what}", lab.profile), Lab(profile(cache_teacher=False))
+    assert lab.run_folder(spec, 0) != lab.run_folder(arm("masters", lab.profile), 0)
+    lab.prepare([spec])
+    with monkeypatch.context() as patch:  # nothing is missing then
+        patch.setattr("masters.responses._write_missing", None)
+        patch.setattr("masters.distributions._score", None)
+        patch.setattr("masters.mask_choice.input_norms", None)
+        cached = runs.distil(lab, load(lab.folder("student"))[0], spec, 0, tmp_path / "cached")
+    beside = runs.distil(along, load(lab.folder("student"))[0], spec, 0, tmp_path / "beside")
+    assert np.allclose(beside["divergence"], cached["divergence"], atol=2e-3)
+    assert np.allclose(beside["kl"], cached["kl"], atol=2e-3)
+    paper = results.log[results.log["arm"] == "masters"].reset_index(drop=True)
+    assert not np.allclose(cached["divergence"][:4], paper["divergence"][:4], atol=2e-3)
+    written = [set(map(tuple, lab.groups("large", 0.2, 2, choice=choice)["logprobs"]))
+               for choice in (PAPERS, spec.choice())]  # fmt: skip
+    assert not written[0] & written[1]
+    assert lab.groups("large", 0.0, 2, choice=spec.choice()).equals(lab.groups("large", 0.0, 2))
+
+
 def test_a_run_on_the_largest_log_probabilities_is_near_and_has_a_key_of_its_own(
     lab: Lab, results: Results, tmp_path: Path
 ) -> None:
@@ -349,10 +470,10 @@ class Fickle:
 def test_label_noise_judges_the_responses_of_some_questions_anew(lab: Lab, results: Results) -> None:
     noisy, judge = Lab(profile()), Fickle()
     noisy.judge = judge  # type: ignore[assignment]
-    plain = noisy.part(None, "student", ("rule", 0.0), "student", 0.0, 2)
+    plain = noisy.part(None, "student", ("rule", 0.0), PAPERS, "student", 0.0, 2)
     before, changes = judge.judged, []
     for noise in (0.3, 0.7, 1.0):
-        part = noisy.part(None, "student", ("rule", noise), "student", 0.0, 2)
+        part = noisy.part(None, "student", ("rule", noise), PAPERS, "student", 0.0, 2)
         labels = noisy.labels_with(noise)[0]["core"].iloc[noisy.pool]
         about = noisy.questions("train").table.iloc[noisy.pool]
         wrong = (labels != about["answer"]).to_numpy()
@@ -443,7 +564,7 @@ def test_each_way_of_masking_chooses_other_weights(lab: Lab) -> None:
     removed = {}
     for way in teachers.WAYS:
         model, _ = load(lab.folder("large"))
-        with teachers._mask(lab, model, way).apply(0.4) as mask:
+        with teachers._mask(lab, "large", model, way).apply(0.4) as mask:
             masked = [model.get_parameter(name) == 0 for name in mask.names]
         shares = [float(layer.float().mean()) for layer in masked]
         removed[way] = torch.cat([layer.flatten() for layer in masked])
@@ -503,6 +624,13 @@ def test_who_writes_what_a_stage_learns_from() -> None:
     assert authors(spec, (0, 0.2)) == [("mid", 0.2, 2), ("student", 0.0, 2)]
     assert authors(spec, (1, 0.0)) == [("large", 0.0, 2), ("student", 0.0, 2)]
     assert authors(arm("own_accuracy", profile()), (0, 0.2)) == [("student", 0.0, 8)]
+    anew = arm("refreshed", profile())
+    assert authors(anew, (0, 0.2)) == authors(arm("masters", profile()), (0, 0.2))
+    assert authors(anew, (0, 0.1)) == [("large", 0.1, 2), ("refreshed", 0.0, 2)]
+    assert {what[1:4] for what in scores(anew) if what[2] == "student"} == {
+        (0.2, "student", 0.0),
+        (0.0, "student", 0.0),
+    }
     assert authors(arm("naive", profile()), (0, 0.0)) == [("labels", 0.0, 1)]
 
 

@@ -38,8 +38,9 @@ def open_store(
             sampling=sampling,
             seed=seed,
             engine=engine.name,
+            choice=source.choice.key(),
         ),
-        source.name,
+        source.title,
         engine.promise,
     )
 
@@ -99,7 +100,7 @@ def responses(
             counts["reused"] = counts.get("reused", 0) + n * len(table) - total
         if total:
             with engine.writer(source, processor, questions, sampling, seed) as write:
-                what = f"responses of {source.name} at mask {source.ratio:g}"
+                what = f"responses of {source.title} at mask {source.ratio:g}"
                 told = progress or (lambda done, all_: report(what, done, all_))
                 _write_missing(store, write, questions.table.set_index("id"), list(wanted), missing, told)
         result = store.read(contents, n, judge).drop(columns=list(SHARED))

@@ -3,17 +3,18 @@
 from pathlib import Path
 
 from masters.files import write_folder
-from masters.masking import TeacherMask
+from masters.mask_choice import PAPERS, MaskChoice
 from masters.models import load
 
 
-def save_masked(model: Path, ratio: float, folder: Path) -> None:
+def save_masked(model: Path, ratio: float, folder: Path, choice: MaskChoice = PAPERS) -> None:
     """Save a model, masked, so that any program that reads hub models can load it.
 
     Args:
         model: the folder of the model.
         ratio: share of the weights that are removed; 0 saves a copy.
         folder: must not exist.
+        choice: of what is removed.
 
     Raises:
         ValueError: the ratio is not one, or the folder exists.
@@ -21,7 +22,7 @@ def save_masked(model: Path, ratio: float, folder: Path) -> None:
     if folder.exists():
         raise ValueError(f"{folder} exists; give the name of a folder that does not")
     loaded, processor = load(model)
-    TeacherMask(loaded).apply(ratio)
+    choice.mask(loaded).apply(ratio)
 
     def save(target: Path) -> None:
         loaded.save_pretrained(target)

@@ -23,6 +23,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import Field
 
 from masters.files import cache_dir, hash_of, write_atomic
 from masters.responses.engines import Response
@@ -78,6 +79,8 @@ class StoreSpec(Strict):
     sampling: Sampling
     seed: int | None
     engine: str = "transformers"
+    # Left out where it is the paper's, which is what stores hold that know nothing of it.
+    choice: dict[str, str] = Field(default_factory=dict, exclude_if=lambda choice: not choice)
     version: int = VERSION
 
 

@@ -19,6 +19,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
+from masters.mask_choice import PAPERS, MaskChoice
 from masters.questions import Questions
 from masters.settings import Generation, Sampling
 
@@ -50,15 +51,30 @@ class Response:
 
 @dataclass(frozen=True)
 class Source:
-    """Who writes: the saved model in a folder, masked at a ratio; 0 is the whole model."""
+    """Who writes: the saved model in a folder, masked at a ratio; 0 is the whole model.
+
+    Attributes:
+        folder: of the model.
+        ratio: share of the weights that are removed.
+        choice: of what is removed; the paper's at ratio 0.
+    """
 
     folder: Path
     ratio: float = 0.0
+    choice: MaskChoice = PAPERS
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "choice", self.choice.at(self.ratio))
 
     @property
     def name(self) -> str:
         """The model's name: what its folder is called, without a hash."""
         return self.folder.name.partition("-")[0]
+
+    @property
+    def title(self) -> str:
+        """The name, and how it is masked where that is not the paper's way."""
+        return self.choice.title(self.name)
 
     def weights(self) -> str:
         """16 hexadecimal digits of the SHA-256 over the model's safetensors files."""

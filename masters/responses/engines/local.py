@@ -13,7 +13,6 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
-from masters.masking import TeacherMask
 from masters.models import banned_tokens, load, prompt_positions
 from masters.questions import Questions
 from masters.responses.engines import Response, Source, Writer
@@ -37,7 +36,7 @@ class TransformersEngine:
         """See :class:`masters.responses.engines.Engine`; the mask is applied in memory."""
         model, _ = load(source.folder)
         if source.ratio:
-            TeacherMask(model).apply(source.ratio)
+            source.choice.mask(model).apply(source.ratio)
 
         def write(wanted: Sequence[int], indices: Sequence[int]) -> Iterator[list[Response]]:
             return generate(model, processor, questions, wanted, indices, sampling, seed)

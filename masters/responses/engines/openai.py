@@ -63,9 +63,15 @@ class OpenAIEngine:
         """See :class:`masters.responses.engines.Engine`.
 
         Raises:
-            ValueError: the server has no such model, or refused a request.
+            ValueError: the server has no such model, or refused a request; or the source is masked in another
+                way than the paper's, of which a server's name of a model says nothing.
             ConnectionError: the server is away, too slow or busy, also after all repetitions.
         """
+        if source.choice.key():
+            raise ValueError(
+                f"{source.title} at mask {source.ratio:g}: a server knows a masked model by its ratio alone, "
+                "and could have another mask; generate with engine transformers or vllm"
+            )
         served = self.served_as.format(model=source.name, ratio=source.ratio)
         server = Server(self.address, served, **self.options, called="generation server")
         if served not in (there := server.models()):

@@ -98,7 +98,7 @@ def _folder_of(source: Source) -> Iterator[Path]:
     with FileLock(f"{folder}.lock"):
         shutil.rmtree(folder, ignore_errors=True)  # what a killed process left behind
         try:
-            save_masked(source.folder, source.ratio, folder)
+            save_masked(source.folder, source.ratio, folder, source.choice)
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
