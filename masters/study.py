@@ -85,11 +85,15 @@ class Study:
     def key(self, setting: str, replicate: int, split: str = "test") -> str:
         """A hash of all that determines a run, models and responses by what they are made from."""
         of_profile = {
-            *("tasks", "train_questions", "wrong_labels", "ladder", "sampling", "generation", "distillation"),
+            *("tasks", "train_questions", "wrong_labels", "sampling", "generation", "distillation"),
             "test_questions" if split == "test" else "validation_questions",
         }
-        what = self.profile.model_dump(mode="json", include=of_profile)
-        return hash_of([VERSION, what, arm(setting, self.profile).determining(), replicate, split])
+        spec = arm(setting, self.profile)
+        ladder = {name: self.profile.ladder[name] for name in (spec.student, *spec.teachers)}  # type: ignore[index]
+        what = self.profile.model_copy(update={"ladder": ladder}).model_dump(
+            mode="json", include=of_profile | {"ladder"}
+        )
+        return hash_of([VERSION, what, spec.determining(), replicate, split])
 
     # --- what is there --------------------------------------------------------------------------------------
 

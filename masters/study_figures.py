@@ -10,7 +10,7 @@ answers, and how far the student goes from where it began.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import pandas as pd
@@ -27,21 +27,23 @@ AXES = {
     "gap": "weights of the teacher / of the student",
     "r_max": "first mask ratio r_max",
     "learning_rate": "learning rate",
+    "steps": "steps of training",
     "label_noise": "share of wrong labels",
     "teacher_temperature": "temperature of the teacher",
 }
-ALIKE = "student|learning_rate|label_noise|teacher_temperature"  # in the names of both arms of a pair
+ALIKE = "student|learning_rate|steps|label_noise|teacher_temperature"  # in the names of both arms of a pair
 NEUTRAL = {"label_noise": "0", "teacher_temperature": "1"}  # of arms whose name says nothing
 LINEAR = ("r_max", "label_noise")  # the other axes are logarithmic
 
 
-def effects(runs: pd.DataFrame, ladder: pd.DataFrame, r_max: float) -> pd.DataFrame:
+def effects(runs: pd.DataFrame, ladder: pd.DataFrame, r_max: float, steps: int) -> pd.DataFrame:
     """Both effects wherever the two arms of a pair were run.
 
     Args:
         runs: one row a run: arm, replicate, accuracy.
         ladder: one row a model of a replicate: model, parameters.
         r_max: of the arms whose name says nothing.
+        steps: of the same.
 
     Returns:
         One row an axis, place, effect and replicate: axis (of ``AXES``), value, effect, replicate, points.
@@ -51,14 +53,17 @@ def effects(runs: pd.DataFrame, ladder: pd.DataFrame, r_max: float) -> pd.DataFr
     of_arm = 100 * runs.pivot(index="replicate", columns="arm", values="accuracy").astype(float)
     size = ladder.drop_duplicates("model").set_index("model")["parameters"]
     rows = []
-    for effect, axis, value, treatment, control in _pairs(set(runs["arm"]), size, r_max):
+    neutral = NEUTRAL | {"steps": str(steps)}
+    for effect, axis, value, treatment, control in _pairs(set(runs["arm"]), size, r_max, neutral):
         # Replicates that have one arm only say nothing.
         points = (of_arm[treatment] - of_arm[control]).dropna()
         rows += [(axis, value, effect, replicate, of_replicate) for replicate, of_replicate in points.items()]
     return pd.DataFrame(rows, columns=["axis", "value", "effect", "replicate", "points"])
 
 
-def _pairs(arms: set[str], size: pd.Series, r_max: float) -> Iterator[tuple[str, str, float, str, str]]:
+def _pairs(
+    arms: set[str], size: pd.Series, r_max: float, neutral: Mapping[str, str]
+) -> Iterator[tuple[str, str, float, str, str]]:
     """(effect, axis, value, treatment, control) of all pairs among some arms."""
     for effect, (treatment, control) in PAIRS.items():
         found = [("gap", "student", treatment, control), ("r_max", str(r_max), treatment, control)]
@@ -72,7 +77,7 @@ def _pairs(arms: set[str], size: pd.Series, r_max: float) -> Iterator[tuple[str,
         found = [pair for pair in found if arms.issuperset(pair[2:])]
         # A place beside others only: alone it would be an axis with nothing along it.
         shown = {axis for axis, *_ in found if arms.issuperset((treatment, control))}
-        found += [(axis, at, treatment, control) for axis, at in NEUTRAL.items() if axis in shown]
+        found += [(axis, at, treatment, control) for axis, at in neutral.items() if axis in shown]
         for axis, value, first, second in found:
             if axis != "gap":
                 yield effect, axis, float(value), first, second
@@ -108,7 +113,7 @@ def effect_map(table: pd.DataFrame) -> Figure:
             panel.set_xscale("log")
             ticks = np.unique(table.loc[table["axis"] == axis, "value"])
             panel.set_xticks(ticks, minor=False)
-            panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.2g}"))
+            panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{float(f'{value:.2g}'):g}"))
             panel.xaxis.minorticks_off()
     axes[0].legend(title="effect of", frameon=False)
     return figure

@@ -141,7 +141,7 @@ def _beyond(runs: pd.DataFrame, ladder: pd.DataFrame, picture: Path) -> list[str
     """The pictures of what is no claim, as far as their arms were run."""
     parts = []
     _, profile = load_study()
-    map_of_effects = effects(runs, ladder, profile.distillation.r_max)
+    map_of_effects = effects(runs, ladder, profile.distillation.r_max, profile.distillation.steps)
     if len(map_of_effects):
         words = "The effect of masking and of the rewards along each axis, every replicate and the mean."
         parts += ["## Where the parts help", _picture(effect_map(map_of_effects), picture, "map", words)]

@@ -17,6 +17,8 @@ ACCURACY = {
     "masked+student=mid": 0.60,
     "masked+learning_rate=1e-04": 0.55,
     "masters+learning_rate=1e-04": 0.45,
+    "masters+steps=1200": 0.56,
+    "masked+steps=1200": 0.51,
     "label_noise=0.2": 0.48,
     "masked+label_noise=0.2": 0.52,
     "masters+teacher_temperature=2": 0.53,
@@ -37,7 +39,7 @@ def runs(replicates: int = 2) -> pd.DataFrame:
 
 
 def test_pairs_are_alike_but_for_the_part_that_is_switched_on() -> None:
-    table = effects(runs(1), LADDER, r_max=0.2).set_index(["axis", "value", "effect"])["points"]
+    table = effects(runs(1), LADDER, r_max=0.2, steps=300).set_index(["axis", "value", "effect"])["points"]
     assert dict(table.round(6)) == {
         ("gap", 6.0, "masking"): 2.0,
         ("gap", 30.0, "masking"): 1.0,
@@ -47,6 +49,8 @@ def test_pairs_are_alike_but_for_the_part_that_is_switched_on() -> None:
         ("r_max", 0.2, "rewards"): -1.0,
         ("r_max", 0.4, "rewards"): 1.0,
         ("learning_rate", 1e-4, "rewards"): -10.0,
+        ("steps", 300.0, "rewards"): -1.0,
+        ("steps", 1200.0, "rewards"): 5.0,
         ("label_noise", 0.0, "rewards"): -1.0,
         ("label_noise", 0.2, "rewards"): -4.0,
         ("teacher_temperature", 0.5, "masking"): 1.0,
@@ -58,20 +62,20 @@ def test_pairs_are_alike_but_for_the_part_that_is_switched_on() -> None:
 
 def test_arms_without_a_pair_make_no_axis() -> None:
     some = runs(1)[lambda table: table["arm"].isin(["masters", "masked", "label_noise=0.2"])]
-    assert set(effects(some, LADDER, r_max=0.2)["axis"]) == {"gap", "r_max"}
+    assert set(effects(some, LADDER, r_max=0.2, steps=300)["axis"]) == {"gap", "r_max"}
 
 
 def test_an_effect_is_taken_within_a_replicate() -> None:
     table = runs(3)
     lone = (table["arm"] == "naive_multi") & (table["replicate"] == 2)
-    found = effects(table[~lone], LADDER, r_max=0.2)
+    found = effects(table[~lone], LADDER, r_max=0.2, steps=300)
     masking = found[(found["effect"] == "masking") & (found["axis"] == "r_max") & (found["value"] == 0.2)]
     assert list(masking["replicate"]) == [0, 1] and masking["points"].tolist() == pytest.approx([2.0, 2.0])
     assert set(found["axis"]) == set(AXES)
 
 
 def test_the_picture_has_a_panel_an_axis_and_a_line_an_effect() -> None:
-    figure = effect_map(effects(runs(), LADDER, r_max=0.2))
+    figure = effect_map(effects(runs(), LADDER, r_max=0.2, steps=300))
     assert [axis.get_xlabel() for axis in figure.axes] == list(AXES.values())
     labels = figure.axes[0].get_legend_handles_labels()[1]
     assert labels == ["masking", "rewards"]
@@ -83,7 +87,7 @@ def test_the_picture_has_a_panel_an_axis_and_a_line_an_effect() -> None:
 
 
 def test_nothing_to_draw_says_what_to_do() -> None:
-    empty = effects(runs()[:0], LADDER, r_max=0.2)
+    empty = effects(runs()[:0], LADDER, r_max=0.2, steps=300)
     assert empty.empty
     with pytest.raises(ValueError, match="run more of the study"):
         effect_map(empty)
