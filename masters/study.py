@@ -27,7 +27,7 @@ from masters.experiments import VERSION, Lab, Results
 from masters.files import STUDY, cache_dir, hash_of, write_atomic
 from masters.provenance import machine
 from masters.settings import load_study
-from masters.verdicts import judge_claims
+from masters.verdicts import judge_claims, judge_comparisons
 
 # Arms of the claims about cost.
 COMPARED_BY_COST = {
@@ -242,9 +242,11 @@ class Study:
                     self._add("ladder.csv", lab.ladder().assign(replicate=replicate), ["replicate", "model"])
 
     def judge(self, resamples: int = 2000) -> pd.DataFrame:
-        """Write what follows from the runs: the claims, the mean accuracies by task and register."""
-        frame = judge_claims(self.predictions(), resamples, costs=self.costs)
+        """Write what follows from the runs: the claims, and every comparison that they are made of."""
+        predictions, costs = self.predictions(), self.costs
+        frame = judge_claims(predictions, resamples, costs=costs)
         self._write("claims.csv", frame)
+        self._write("comparisons.csv", judge_comparisons(predictions, resamples, costs=costs))
         return frame
 
     def _keep(self, results: Results, names: dict[str, str], replicate: int) -> None:

@@ -22,9 +22,23 @@ from masters.markup import Html, code, escaped, folded, link, table
 from masters.settings import load_study
 from masters.study_figures import effect_map, effects, sweep
 
-TABLES = ("claims.csv", "runs.csv", "ladder.csv", "trials.csv", "tasks.csv", "registers.csv")
-FILES = (*TABLES, "machine.json")
+FILES = (
+    *("claims.csv", "comparisons.csv", "runs.csv", "ladder.csv", "costs.csv", "trials.csv", "tasks.csv"),
+    *("registers.csv", "machine.json"),
+)
+# Columns of costs.csv: what stands above the mean, decimals.
+COSTS = {
+    "steps": ("Steps", 0),
+    "responses": ("Responses made", 0),
+    "tokens": ("Tokens made", 0),
+    "generation": ("Generation, s", 0),
+    "judging": ("Judging, s", 1),
+    "scoring": ("Scoring, s", 1),
+    "training": ("Training, s", 0),
+    "total": ("In all, s", 0),
+}
 
+TRIAL = ("arm", "learning_rate", "policy_weight", "accuracy", "sampled_accuracy", "chosen")
 # Columns of runs.csv: what stands above the mean, what it is multiplied by, decimals.
 MEASURES = {
     "accuracy": ("Greedy accuracy, %", 100, 1),
@@ -60,21 +74,32 @@ def study_page(folder: Path, profile: str, own: pd.DataFrame, picture: Path) -> 
         runs = _read(folder / "runs.csv", "arm", "replicate", "key", *MEASURES)
     if "claims.csv" not in missing:
         parts += _claims(read_frame(folder / "claims.csv", "study"), runs, profile, own, picture)
+    if "comparisons.csv" not in missing:
+        parts.append(folded("Every comparison of these claims", _comparisons(folder / "comparisons.csv")))
     if len(runs):
         parts += [
             "## The arms",
             "Means over the replicates, and the standard deviation between them.",
+            _gains(runs),
             _arms(runs),
         ]
     if len(runs) and "ladder.csv" not in missing:
         parts += _beyond(runs, pd.read_csv(folder / "ladder.csv"), picture)
+    if "costs.csv" not in missing:
+        words = "Seconds of one process, with what the responses took if they serve this run alone (C14)."
+        parts += [
+            "## What responses cost, made beforehand and meanwhile",
+            words,
+            _costs(folder / "costs.csv"),
+        ]
     if "tasks.csv" not in missing:
         parts.append(folded("By task", _tasks(folder / "tasks.csv")))
     if "registers.csv" not in missing:
         parts.append(folded("By register of the answer", _registers(folder / "registers.csv")))
     if "trials.csv" not in missing:
+        trials = _read(folder / "trials.csv", *TRIAL)
         parts += ["## The trials", "Accuracies on the validation split, of which no verdict knows."]
-        parts.append(folded("All trials", _trials(folder / "trials.csv")))
+        parts += [_edges(trials), folded("All trials", _trials(trials))]
     if "machine.json" not in missing:
         parts += ["## Where it ran", _machine(folder / "machine.json")]
     return "\n\n".join(parts) + "\n"
@@ -163,6 +188,47 @@ def _behind(row: Mapping[Any, Any], arms: set[str]) -> Html | None:
     return Html(f"Rows: {', '.join(links)}, in {link('study/runs.csv', 'runs.csv')}.") if links else None
 
 
+def _comparisons(path: Path) -> Html:
+    numbers = ["effect", "effect_low", "effect_high"]
+    frame = _read(path, "id", "treatment", "control", "unit", *numbers, "seeds", "verdict")
+    rows = []
+    for row in frame.to_dict("records"):
+        effect, low, high = (_number(row[name], 1) for name in numbers)
+        pair = Html(f"{code(row['treatment'])} against {code(row['control'])}")
+        shown = Html(f"{effect} {escaped(row['unit'])}<br>{low} to {high}")
+        rows.append([row["id"], pair, shown, str(row["seeds"]), row["verdict"]])
+    return table(["", "Arms", Html("Effect<br>95 % interval"), "Seeds", "Verdict if it were alone"], rows)
+
+
+def _gains(runs: pd.DataFrame) -> str:
+    """How many arms are better than the student that they began with, in the mean of shared replicates."""
+    wide = runs.pivot(index="replicate", columns="arm", values="accuracy").astype(float)
+    if "base" not in wide:
+        return ""
+    trained = [name for name in map(str, wide) if "student=" not in name]
+    of_arms = wide[trained].drop(columns=["base", "mid", "large"], errors="ignore")
+    gains = 100 * of_arms.sub(wide["base"], axis=0).mean()
+    worst, best = gains.idxmin(), gains.idxmax()
+    return (
+        f"Of {len(gains)} arms that train the student, {int((gains > 0).sum())} have a mean above that of the "
+        f"student before training (`base`): from {gains[worst]:+.1f} points (`{worst}`) to {gains[best]:+.1f} "
+        f"(`{best}`)."
+    )
+
+
+def _costs(path: Path) -> Html:
+    frame = _read(path, "arm", "accuracy", *COSTS)
+    rows = [
+        [
+            Html(code(str(arm))),
+            *(_spread(rows[name], digits) for name, (_, digits) in COSTS.items()),
+            _spread(100 * rows["accuracy"], 1),
+        ]
+        for arm, rows in frame.groupby("arm", sort=False)
+    ]
+    return table(["Arm", *(words for words, _ in COSTS.values()), "Accuracy, %"], rows)
+
+
 def _arms(runs: pd.DataFrame) -> Html:
     rows = []
     for arm, of_arm in runs.groupby("arm", sort=False):
@@ -202,8 +268,15 @@ def _registers(path: Path) -> Html:
     return table(["Arm", "Answers", "Register", "Share, %", "Right, %", "Tokens"], rows)
 
 
-def _trials(path: Path) -> Html:
-    names = ["arm", "learning_rate", "policy_weight", "accuracy", "sampled_accuracy", "chosen"]
+def _edges(trials: pd.DataFrame) -> str:
+    """How many arms chose an end of the learning rates that were tried: beyond it may be a better one."""
+    rates, chosen = trials["learning_rate"], trials[trials["chosen"]]["learning_rate"]
+    ends = [f"the {words} ({end:g})" for words, end in (("smallest", rates.min()), ("largest", rates.max()))]
+    low, high = (int((chosen == end).sum()) for end in (rates.min(), rates.max()))
+    return f"Of {len(chosen)} tuned arms {low} chose {ends[0]} learning rate tried and {high} {ends[1]}."
+
+
+def _trials(trials: pd.DataFrame) -> Html:
     rows = [
         [
             str(arm),
@@ -212,7 +285,7 @@ def _trials(path: Path) -> Html:
             _percent(sampled),
             "chosen" if chosen else "",
         ]
-        for arm, rate, weight, greedy, sampled, chosen in _read(path, *names)[names].itertuples(index=False)
+        for arm, rate, weight, greedy, sampled, chosen in trials[[*TRIAL]].itertuples(index=False)
     ]
     header = ["Arm", "Learning rate", "Policy weight", "Greedy accuracy, %", "Sampled accuracy, %", ""]
     return table(header, rows)

@@ -46,6 +46,13 @@ def study(tmp_path: Path) -> Path:
     pd.DataFrame(ladder, columns=["model", "parameters", "replicate"]).to_csv(
         folder / "ladder.csv", index=False
     )
+    compared = [("C3", "masters", "<i>", "points", 0.44, -0.2, 1.0, 3, "undecided")]
+    names = ["id", "treatment", "control", "unit", "effect", "effect_low", "effect_high", "seeds", "verdict"]
+    pd.DataFrame(compared, columns=names).to_csv(folder / "comparisons.csv", index=False)
+    costs = [("online", 60.0, 90.0), ("online", 64.0, 94.0), ("own_accuracy", 10.0, 20.0)]
+    pd.DataFrame(costs, columns=["arm", "training", "total"]).assign(
+        steps=300, responses=1000, tokens=4000, generation=3.2, judging=0.25, scoring=0.1, accuracy=0.5
+    ).to_csv(folder / "costs.csv", index=False)
     machine = {"commit": "c0ffee", "cores": 2, "processor": "<x86>", "packages": {"torch": "2"}}
     (folder / "machine.json").write_text(json.dumps(machine))
     return folder
@@ -67,8 +74,26 @@ def test_the_page_says_what_the_files_say(study: Path, own: pd.DataFrame) -> Non
     assert "<td>50.0</td><td>25.0</td>" in text, "one run has no spread"
     assert "<td>masters</td><td>3e-05</td><td></td><td>62.5</td><td>50.0</td><td>chosen</td>" in text
     assert "<td>masters</td><td>greedy</td><td>bare</td><td>25.0</td><td>87.5</td><td>2.0</td>" in text
+    assert "Of 1 tuned arms 1 chose the smallest (3e-05)" in text
+    assert (
+        "<td><code>masters</code> against <code>&lt;i&gt;</code></td><td>0.4 points<br>-0.2 to 1.0</td>"
+        "<td>3</td><td>undecided</td>"
+    ) in text
+    assert "<td>62 ± 3</td><td>92 ± 3</td><td>50.0 ± 0.0</td>" in text
     assert "<td>c0ffee</td>" in text and "<td>torch 2</td>" in text
     assert (study / "study.svg").is_file()
+
+
+def test_the_page_says_whether_training_helped(study: Path, own: pd.DataFrame) -> None:
+    assert "above that of the student" not in page(study, own), "nothing to compare with"
+    runs = pd.read_csv(study / "runs.csv")
+    base = runs[runs["arm"] == "masters"].assign(arm="base", accuracy=[0.71, 0.71, 0.71])
+    other = base.assign(arm="masters+student=tiny", accuracy=0.9)
+    pd.concat([runs, base, other]).to_csv(study / "runs.csv", index=False)
+    assert (
+        "Of 2 arms that train the student, 1 have a mean above that of the student before training (`base`): "
+        "from -21.0 points (`r_max=0.4`) to +1.0 (`masters`)."
+    ) in page(study, own)
 
 
 def test_a_verdict_leads_to_its_rows_and_commands(study: Path, own: pd.DataFrame) -> None:
