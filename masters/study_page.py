@@ -208,11 +208,11 @@ def _gains(runs: pd.DataFrame) -> str:
     trained = [name for name in map(str, wide) if "student=" not in name]
     of_arms = wide[trained].drop(columns=["base", "mid", "large"], errors="ignore")
     gains = 100 * of_arms.sub(wide["base"], axis=0).mean()
-    worst, best = gains.idxmin(), gains.idxmax()
+    ends = gains.sort_values().iloc[[0, -1]]
+    worst, best = (f"{gain:+.1f} points (`{name}`)" for name, gain in ends.items())
     return (
         f"Of {len(gains)} arms that train the student, {int((gains > 0).sum())} have a mean above that of the "
-        f"student before training (`base`): from {gains[worst]:+.1f} points (`{worst}`) to {gains[best]:+.1f} "
-        f"(`{best}`)."
+        f"student before training (`base`): from {worst} to {best}."
     )
 
 

@@ -92,7 +92,7 @@ def test_the_page_says_whether_training_helped(study: Path, own: pd.DataFrame) -
     pd.concat([runs, base, other]).to_csv(study / "runs.csv", index=False)
     assert (
         "Of 2 arms that train the student, 1 have a mean above that of the student before training (`base`): "
-        "from -21.0 points (`r_max=0.4`) to +1.0 (`masters`)."
+        "from -21.0 points (`r_max=0.4`) to +1.0 points (`masters`)."
     ) in page(study, own)
 
 
