@@ -211,8 +211,8 @@ def _gains(runs: pd.DataFrame) -> str:
     ends = gains.sort_values().iloc[[0, -1]]
     worst, best = (f"{gain:+.1f} points (`{name}`)" for name, gain in ends.items())
     return (
-        f"Of {len(gains)} arms that train the student, {int((gains > 0).sum())} have a mean above that of the "
-        f"student before training (`base`): from {worst} to {best}."
+        f"Of {len(gains)} arms that train the student, {int((gains > 0).sum())} have a mean above that of "
+        f"the student before training (`base`): from {worst} to {best}."
     )
 
 
