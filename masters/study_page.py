@@ -139,15 +139,16 @@ def _claims(
     header += [Html("Smallest<br>detectable"), "Seeds", "Paper", f"Your run ({profile})"]
     return [
         f"Of the paper's {len(frame)} claims the study tested {counts(frame)}.",
-        _seeds(frame["seeds"].dropna()),
+        _seeds(frame["seeds"]),
         drawn(frame, picture),
         table(header, rows),
         f"The table as {link('study/claims.csv', 'a file')}.",
     ]
 
 
-def _seeds(done: pd.Series) -> str:
-    """How many seeds there are, and whether that is all."""
+def _seeds(seeds: pd.Series) -> str:
+    """How many seeds the tested claims have, and whether that is all."""
+    done = seeds[seeds > 0]
     if done.empty:
         return "No claim has a seed yet."
     fewest, most = int(done.min()), int(done.max())
