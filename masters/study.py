@@ -27,7 +27,7 @@ from masters.experiments import VERSION, Lab, Results
 from masters.files import STUDY, cache_dir, hash_of, write_atomic
 from masters.provenance import machine
 from masters.settings import load_study
-from masters.verdicts import judge_claims, judge_comparisons
+from masters.verdicts import judge_claims, judge_comparisons, measure_claims
 
 # Arms of the claims about cost.
 COMPARED_BY_COST = {
@@ -166,7 +166,7 @@ class Study:
         return [setting for head in heads for setting in self.trials(head) if setting not in there]
 
     def predictions(self) -> pd.DataFrame:
-        """The greedy answers of the runs that count, as ``judge_claims`` takes them; seeds are replicates."""
+        """Greedy answers of the runs that count, as ``measure_claims`` takes them; seeds are replicates."""
         frames = []
         for replicate, kept in self.runs.groupby("replicate")["arm"]:
             frame = pd.read_parquet(self._answers(int(str(replicate))))
@@ -243,10 +243,10 @@ class Study:
 
     def judge(self, resamples: int = 2000) -> pd.DataFrame:
         """Write what follows from the runs: the claims, and every comparison that they are made of."""
-        predictions, costs = self.predictions(), self.costs
-        frame = judge_claims(predictions, resamples, costs=costs)
+        effects = measure_claims(self.predictions(), resamples, costs=self.costs)
+        frame = judge_claims(effects)
         self._write("claims.csv", frame)
-        self._write("comparisons.csv", judge_comparisons(predictions, resamples, costs=costs))
+        self._write("comparisons.csv", judge_comparisons(effects))
         return frame
 
     def _keep(self, results: Results, names: dict[str, str], replicate: int) -> None:

@@ -46,6 +46,8 @@ from masters.statistics import (
 )
 
 ALPHA = 0.05
+# By claim: its comparisons whose arms were run, each with effect and number of seeds.
+Effects = dict[str, list[tuple[Comparison, Interval, int]]]
 # From the least favourable verdict to the most.
 SEVERITY = ("reversed", "not supported", "undecided", "supported")
 
@@ -87,38 +89,84 @@ def _p_value(effect: Interval, claim: Claim) -> float:
     return p_value(effect, claim.margin, "less") if claim.kind == "at most" else p_value(effect)
 
 
-def judge_claims(
+def measure_claims(
     predictions: pd.DataFrame,
     resamples: int,
     seed: int = 0,
     claims: Sequence[Claim] = CLAIMS,
     costs: pd.DataFrame | None = None,
-) -> pd.DataFrame:
-    """Every claim with the paper's effect, ours and the verdict.
+) -> Effects:
+    """The effect of every comparison of the claims whose arms were run, with its interval and its seeds.
 
     Args:
         predictions: of all arms, see ``paired_scores``.
         resamples: bootstrap resamples of each interval.
         seed: of the bootstrap.
-        claims: the claims to judge.
+        claims: to measure.
         costs: of the runs, see ``measured_with_seeds``; claims about cost are not tested without.
+
+    Raises:
+        ValueError: as ``measured``.
+    """
+    found: Effects = {}
+    for claim in claims:
+        each_and_effect = (
+            (each, measured_with_seeds(predictions, each, resamples, seed, costs))
+            for each in claim.comparisons
+        )
+        found[claim.id] = [(each, *of) for each, of in each_and_effect if of is not None]
+    return found
+
+
+def judge_claims(effects: Effects, claims: Sequence[Claim] = CLAIMS) -> pd.DataFrame:
+    """Every claim with the paper's effect, ours and the verdict.
+
+    Args:
+        effects: as ``measure_claims`` returns them.
+        claims: that were measured.
 
     Returns:
         One row a claim: the columns of :class:`masters.claim_rows.ClaimRow` as text, then ``paper_effect``,
         ``effect``, ``effect_low``, ``effect_high`` and ``smallest`` (the effect this design would have found
         with a power of 0.8) as numbers in ``unit`` (NaN where there is none), ``p`` and ``p_holm``,
         ``seeds`` (that the two arms share), ``margin``, ``kind``, ``treatment``, ``control``, ``limits``.
-
-    Raises:
-        ValueError: as ``measured``.
     """
-    frame = pd.DataFrame([_judged(claim, predictions, resamples, seed, costs) for claim in claims])
+    frame = pd.DataFrame([_judged(claim, effects[claim.id]) for claim in claims])
     tested = frame["p"].notna()
     if tested.any():
         frame.loc[tested, "p_holm"] = holm(frame.loc[tested, "p"])
     chance = frame["verdict"].isin(["supported", "reversed"]) & (frame["p_holm"] >= ALPHA)
     frame.loc[chance, "verdict"] = "undecided"
     return frame
+
+
+def judge_comparisons(effects: Effects, claims: Sequence[Claim] = CLAIMS) -> pd.DataFrame:
+    """Every comparison that was measured, and what it would say if it were the only one.
+
+    Args:
+        effects: as ``measure_claims`` returns them.
+        claims: that were measured.
+
+    Returns:
+        One row a comparison: id (of the claim), treatment, control, unit, effect, effect_low, effect_high,
+        seeds, and its verdict, without regard to the other claims.
+    """
+    rows = [
+        {
+            "id": claim.id,
+            "treatment": each.treatment,
+            "control": each.control,
+            "unit": claim.unit,
+            "effect": effect.estimate,
+            "effect_low": effect.low,
+            "effect_high": effect.high,
+            "seeds": seeds,
+            "verdict": verdict(effect, claim.margin, claim.kind),
+        }
+        for claim in claims
+        for each, effect, seeds in effects[claim.id]
+    ]
+    return pd.DataFrame(rows)
 
 
 def write_claims(frame: pd.DataFrame, path: Path | str) -> None:
@@ -133,57 +181,7 @@ def write_claims(frame: pd.DataFrame, path: Path | str) -> None:
     write_atomic(path, frame.to_csv(index=False, lineterminator="\n"))
 
 
-def judge_comparisons(
-    predictions: pd.DataFrame,
-    resamples: int,
-    seed: int = 0,
-    claims: Sequence[Claim] = CLAIMS,
-    costs: pd.DataFrame | None = None,
-) -> pd.DataFrame:
-    """Every comparison of the claims whose arms were run: what each would say if it were the only one.
-
-    Args:
-        predictions: as for ``judge_claims``.
-        resamples: as for ``judge_claims``.
-        seed: as for ``judge_claims``.
-        claims: as for ``judge_claims``.
-        costs: as for ``judge_claims``.
-
-    Returns:
-        One row a comparison: id (of the claim), treatment, control, unit, effect, effect_low, effect_high,
-        seeds, and its verdict, without regard to the other claims.
-    """
-    rows = [
-        (
-            claim.id,
-            each.treatment,
-            each.control,
-            claim.unit,
-            *of,
-            seeds,
-            verdict(of, claim.margin, claim.kind),
-        )
-        for claim in claims
-        for each, of, seeds in _run(claim, predictions, resamples, seed, costs)
-    ]
-    names = ["id", "treatment", "control", "unit", "effect", "effect_low", "effect_high", "seeds", "verdict"]
-    return pd.DataFrame(rows, columns=names)
-
-
-def _run(
-    claim: Claim, predictions: pd.DataFrame, resamples: int, seed: int, costs: pd.DataFrame | None
-) -> list[tuple[Comparison, Interval, int]]:
-    """The comparisons of a claim whose arms were run, with effect and seeds."""
-    found = (
-        (each, measured_with_seeds(predictions, each, resamples, seed, costs)) for each in claim.comparisons
-    )
-    return [(each, *of) for each, of in found if of is not None]
-
-
-def _judged(
-    claim: Claim, predictions: pd.DataFrame, resamples: int, seed: int, costs: pd.DataFrame | None
-) -> dict[str, object]:
-    known = _run(claim, predictions, resamples, seed, costs)
+def _judged(claim: Claim, known: list[tuple[Comparison, Interval, int]]) -> dict[str, object]:
     run = [each for each, *_ in known]
     whole = all(each in run or each.where_run for each in claim.comparisons)
     shown = next(iter(claim.comparisons), None)

@@ -22,7 +22,7 @@ from masters.departures import departures_page, paragraphs
 from masters.files import ROOT
 from masters.provenance import record_provenance
 from masters.settings import NOTEBOOKS
-from masters.verdicts import judge_claims, write_claims
+from masters.verdicts import judge_claims, measure_claims, write_claims
 
 LOADING = ("src", "srcset", "href", "data", "poster")  # no srcset here has more than one address
 
@@ -142,7 +142,7 @@ def test_claims_file_is_checked(tmp_path: Path) -> None:
 
 
 def test_frame_is_what_was_judged(tmp_path: Path) -> None:
-    judged = judge_claims(pd.DataFrame(columns=["arm", "mode"]), 10)
+    judged = judge_claims(measure_claims(pd.DataFrame(columns=["arm", "mode"]), 10))
     write_claims(judged, tmp_path / "claims.csv")
     read = claim_rows.read_frame(tmp_path / "claims.csv")
     pd.testing.assert_frame_equal(read[list(judged)], judged, check_dtype=False)

@@ -1,6 +1,7 @@
 """The claims: the rule, the paper's effects from its tables, and synthetic runs that force each verdict."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,16 +10,22 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from masters import claim_rows
-from masters.claims import CLAIMS
+from masters import claim_rows, verdicts
+from masters.claims import CLAIMS, Claim
 from masters.comparisons import Comparison, paired_scores
 from masters.evidence import Evidence
 from masters.files import paper_table
 from masters.settings import NOTEBOOKS
 from masters.statistics import Interval
-from masters.verdicts import SEVERITY, judge_claims, verdict, write_claims
+from masters.verdicts import SEVERITY, judge_comparisons, measure_claims, verdict, write_claims
 
 C = {claim.id: claim for claim in CLAIMS}
+
+
+def judge_claims(
+    table: pd.DataFrame, resamples: int, claims: Sequence[Claim] = CLAIMS, costs: pd.DataFrame | None = None
+) -> pd.DataFrame:
+    return verdicts.judge_claims(measure_claims(table, resamples, claims=claims, costs=costs), claims)
 
 
 def predictions(
@@ -188,6 +195,19 @@ def test_a_comparison_that_is_not_always_run_counts_where_it_was() -> None:
     assert (row["verdict"], row["treatment"]) == ("reversed", "teachers=small,mid,large")
     assert judged("C4", {"masters": 0.5, "mid_then_large": 0.5} | {"base": 0.1})["verdict"] == "undecided"
     assert judged("C4", {"mid_then_large": 0.5, "teachers=small,mid,large": 0.6})["verdict"] == "not tested"
+
+
+def test_every_comparison_is_judged_alone_too() -> None:
+    arms = {"masters": 0.6, "accuracy_only": 0.4, "distillation_only": 0.8, "masked": 0.6}
+    effects = measure_claims(predictions(arms), 300, claims=[C["C3"], C["C6"], C["C9"]])
+    table = judge_comparisons(effects, [C["C3"], C["C6"], C["C9"]]).set_index("control")
+    assert dict(table["verdict"]) == {
+        "masked": "undecided", "accuracy_only": "supported", "distillation_only": "reversed",
+    }  # fmt: skip
+    assert list(table["id"]) == ["C3", "C6", "C6"] and set(table["seeds"]) == {3}
+    worst = verdicts.judge_claims(effects, [C["C6"], C["C3"]]).iloc[0]
+    same = ["effect", "effect_low", "effect_high"]
+    assert list(table.loc["distillation_only", same]) == list(worst[same])
 
 
 def test_no_worse_and_at_most() -> None:

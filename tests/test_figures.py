@@ -21,7 +21,7 @@ from masters import claims_figure, figures
 from masters.drawing import WIDTH
 from masters.files import paper_table
 from masters.schedule import MaskSchedule
-from masters.verdicts import judge_claims
+from masters.verdicts import judge_claims, measure_claims
 
 
 @pytest.fixture(autouse=True)
@@ -210,7 +210,7 @@ def test_claims_have_ours_and_the_papers(narrow: bool) -> None:
     ]
     seconds = [("online", 0, 60), ("online", 1, 64), ("own_accuracy", 0, 10), ("own_accuracy", 1, 10)]
     costs = pd.DataFrame(seconds, columns=["arm", "seed", "total"])
-    frame = judge_claims(pd.DataFrame(rows), 50, costs=costs)
+    frame = judge_claims(measure_claims(pd.DataFrame(rows), 50, costs=costs))
     figure = claims_figure.claims(frame, narrow)
     points, times, percent = figure.axes
     words = [text.get_text() for text in points.texts]
@@ -233,7 +233,7 @@ def test_claims_have_ours_and_the_papers(narrow: bool) -> None:
 
 
 def test_a_large_effect_is_an_arrow_and_the_others_stay_apart() -> None:
-    frame = judge_claims(pd.DataFrame(columns=["arm", "mode"]), 10).head(12)
+    frame = judge_claims(measure_claims(pd.DataFrame(columns=["arm", "mode"]), 10)).head(12)
     small = {
         "effect": 0.2,
         "effect_low": -0.3,
