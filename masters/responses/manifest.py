@@ -45,7 +45,13 @@ class Line:
 
 def content_number(content: Sequence[str]) -> np.ndarray:
     """Content hashes (16 hexadecimal digits) as unsigned 64-bit numbers."""
-    return np.array([int(text, 16) for text in content], dtype=np.uint64)
+    return np.frombuffer(bytes.fromhex("".join(content)), ">u8").astype(np.uint64)
+
+
+def distinct(numbers: np.ndarray) -> np.ndarray:
+    """Each number once, ascending; a sort, as NumPy's own ``unique`` takes many times longer for millions."""
+    ordered = np.sort(numbers)
+    return ordered[np.r_[True, ordered[1:] != ordered[:-1]]] if len(ordered) else ordered
 
 
 def entries_of(content: Sequence[str], index: Sequence[int]) -> np.ndarray:
@@ -152,7 +158,7 @@ class Held:
         """How many of the first ``n`` responses of some questions are there.
 
         Args:
-            content: distinct questions as numbers, see :func:`content_number`.
+            content: questions as numbers, see :func:`content_number`; each counts once.
             n: responses a question.
         """
         block = self._entries["block"].astype(np.int64)

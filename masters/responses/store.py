@@ -27,7 +27,7 @@ from pydantic import Field
 
 from masters.files import cache_dir, hash_of, write_atomic
 from masters.responses.engines import Response
-from masters.responses.manifest import Held, Line, append, content_number, entries_of, read
+from masters.responses.manifest import Held, Line, append, content_number, distinct, entries_of, read
 from masters.settings import Sampling, Strict
 
 VERSION = 3
@@ -230,7 +230,7 @@ class ResponseStore:
             n: responses a question.
         """
         held = self.held()
-        numbers = np.unique(content_number(content))
+        numbers = distinct(content_number(content))
         there = held.count(numbers, n)
         missing = n * len(numbers) - there
         size = sum(line.size for line in held.lines)
