@@ -7,6 +7,7 @@
 PROFILE ?= mini
 PYTHON ?= python3
 ROWS ?= 1000000
+STUDY ?= study
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -24,7 +25,7 @@ NOTEBOOKS := 1_tasks_and_models 2_masking_ablations 3_response_caching 4_reward_
 EXECUTED := $(NOTEBOOKS:%=$(OUT)/%.ipynb)
 PACKAGE := $(shell find masters -name '*.py')
 PAGES := $(shell find book -name '*.md' -not -path 'book/_build/*' -not -path 'book/generated/*') \
-	$(wildcard book/*.yml book/_static/* data/results/study/*)
+	$(wildcard book/*.yml book/_static/* data/results/*/*) $(wildcard notebooks/params/*.yaml)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -44,8 +45,8 @@ reproduce: $(INSTALLED) ## train, generate, distil, evaluate, build the book (PR
 	@$(BIN)/masters claims $(PROFILE)
 	@echo "The book: $(CURDIR)/$(HTML)"
 
-study: $(INSTALLED) ## all claims at many replicates, as far as you let it (REPLICATES=0-4 PROCESSES=2); hours in all
-	@$(BIN)/masters study $(if $(REPLICATES),--replicates $(REPLICATES)) $(if $(PROCESSES),--processes $(PROCESSES))
+study: $(INSTALLED) ## all claims at many replicates, as far as you let it (STUDY=plateau REPLICATES=0-4 PROCESSES=2); hours in all
+	@$(BIN)/masters study $(STUDY) $(if $(REPLICATES),--replicates $(REPLICATES)) $(if $(PROCESSES),--processes $(PROCESSES))
 
 test: $(INSTALLED) ## unit tests, notebooks against their committed outputs, book, links, browser
 	$(BIN)/python -m pytest

@@ -52,6 +52,7 @@ class RunSpec(Strict):
     steps: Count = 1
     batch: Count = 1
     learning_rate: Positive = 1e-4
+    lr_schedule: Literal["constant", "linear"] = "constant"
 
     def objective(self) -> dict[str, Any] | None:
         """Arguments of :func:`masters.objective.masters_loss`; None means cross-entropy."""

@@ -1,9 +1,9 @@
 """The book: executed notebooks and what is read from the run's files, put together and built offline.
 
 No number in the prose is typed: the headline comes from ``build/<profile>/claims.csv``, the page on how it
-was made from ``build/<profile>/provenance.json``, both written by the run, and the page of the study from
-``data/results/study``. What is made here lies in ``book/notebooks`` and ``book/generated``, which git does
-not track. MathJax comes from a package, so that no page loads from another host.
+was made from ``build/<profile>/provenance.json``, both written by the run, and the pages of the studies from
+their tables in ``data/results``. What is made here lies in ``book/notebooks`` and ``book/generated``, which
+git does not track. MathJax comes from a package, so that no page loads from another host.
 """
 
 import json
@@ -21,8 +21,8 @@ from masters.claims_page import headline
 from masters.departures import departures_page
 from masters.files import ROOT, STUDY, write_atomic
 from masters.markup import table
-from masters.settings import NOTEBOOKS, load_profile, profiles
-from masters.study_page import study_page, study_sentence
+from masters.settings import NOTEBOOKS, load_profile, load_study, profiles, studies
+from masters.study_page import judged, study_page, study_sentences
 
 
 def build(profile: str) -> Path:
@@ -60,9 +60,15 @@ def assemble(profile: str, book: Path, run: Path) -> None:
     generated = book / "generated"
     # Copied as it is into the folder of the first page, so that a page can show and link to what is in it.
     extra = generated / "extra"
+    folders = {name: STUDY.with_name(name) for name in studies()}
+    found = judged(folders)
+    beside = {load_study(name)[0].title: frame for name, frame in found.items()}
     pages = {
-        "headline": study_sentence(STUDY) + headline(profile, claims, extra / "claims.svg"),
-        "study": study_page(STUDY, profile, claims, extra / "study.svg"),
+        "headline": study_sentences(found) + headline(profile, claims, extra / "claims.svg", beside),
+        **{
+            name: study_page(name, folder, profile, claims, extra / f"{name}.svg")
+            for name, folder in folders.items()
+        },
         "departures": departures_page(book / "api.md", ROOT),
         "provenance": provenance_page(profile, entries),
         "profiles": profiles_table(),
@@ -70,8 +76,9 @@ def assemble(profile: str, book: Path, run: Path) -> None:
     for name, page in pages.items():
         write_atomic(generated / f"{name}.md", page)
     write_atomic(extra / "claims.csv", (run / "claims.csv").read_bytes())
-    for source in sorted(STUDY.glob("*.csv")):
-        write_atomic(extra / "study" / source.name, source.read_bytes())
+    for name, folder in folders.items():
+        for source in sorted(folder.glob("*.csv")):
+            write_atomic(extra / name / source.name, source.read_bytes())
     _copy_mathjax(extra / "_static" / "mathjax.js")
 
 

@@ -22,15 +22,19 @@ from masters.settings import load_profile
 RESULTS = "our-numbers-beside-the-paper-s"
 
 
-def headline(profile: str, frame: pd.DataFrame, picture: Path) -> str:
+def headline(
+    profile: str, frame: pd.DataFrame, picture: Path, studies: Mapping[str, pd.DataFrame] | None = None
+) -> str:
     """What came out at a profile, as MyST.
 
     Args:
         profile: its name.
         frame: the claims, of :func:`masters.claim_rows.read_frame`.
         picture: where the picture is written, see :func:`drawn`.
+        studies: the claims of longer runs, whose verdicts stand beside, by what stands above them.
     """
     settings = load_profile(profile)
+    beside = {title: brief(of_study) for title, of_study in (studies or {}).items()}
     rows = [
         [
             row["id"],
@@ -38,10 +42,11 @@ def headline(profile: str, frame: pd.DataFrame, picture: Path) -> str:
             Html(escaped(row["statement"]) + how(row, commands(profile, row, settings.seeds))),
             effect(row),
             with_unit(row["paper"], row["unit"]),
+            *(verdicts.get(row["id"], "") for verdicts in beside.values()),
         ]
         for row in frame.to_dict("records")
     ]
-    header = ["", "Verdict", "The paper says", Html("Ours<br>95 % interval"), "Paper"]
+    header = ["", "Verdict", "The paper says", Html("Ours<br>95 % interval"), "Paper", *beside]
     parts = [
         f"This copy of the book was built at profile `{profile}`: {plain(settings.description)}",
         f"Of the paper's {len(frame)} claims this profile tested {counts(frame)}.",
@@ -52,6 +57,11 @@ def headline(profile: str, frame: pd.DataFrame, picture: Path) -> str:
         f"The table as {link('claims.csv', 'a file')} has the margin of each claim too, and what limits it.",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def brief(frame: pd.DataFrame) -> dict[str, str]:
+    """Verdict and effect of each claim in a few words, by its id."""
+    return {row["id"]: f"{row['verdict']} {row['ours']}".strip() for row in frame.to_dict("records")}
 
 
 def counts(frame: pd.DataFrame) -> str:

@@ -49,7 +49,14 @@ def train_rung(
         seed = (int(hash_of(name), 16) + replicate) % 2**31
         model, _ = build(spec, _words(processor), seed)
         examples = _examples(spec, processor, questions, labels, seed)
-        budget = Budget(spec.steps, spec.batch, spec.learning_rate, seed=seed, log_every=min(20, spec.steps))
+        budget = Budget(
+            spec.steps,
+            spec.batch,
+            spec.learning_rate,
+            seed=seed,
+            log_every=min(20, spec.steps),
+            weight_decay=0.01,
+        )
         start = time.perf_counter()
         log = train(model, questions, examples, Objective(), budget, Path(f"{folder}.run"), name)
         seconds = time.perf_counter() - start

@@ -124,14 +124,23 @@ def distil(lab: "Lab", model: Any, spec: RunSpec, seed: int, folder: Path) -> pd
     parts = {first: parts_of(lab, spec, first)}
     examples = curriculum(spec, seed, lab.pool, parts)
 
+    budget = Budget(
+        spec.steps,
+        spec.batch,
+        spec.learning_rate,
+        spec.lr_schedule,
+        seed,
+        log_every=max(1, spec.steps // 40),
+        planned=spec.steps,
+    )
+
     def learn(student: Any, steps: int) -> pd.DataFrame:
-        often = max(1, spec.steps // 40)
         return train(
             student,
             lab.questions("train"),
             Examples(steps * spec.batch, examples.make, examples.plateau),
             objective,
-            Budget(steps, spec.batch, spec.learning_rate, "constant", seed, log_every=often),
+            replace(budget, steps=steps),
             folder,
             "a run",
             fit=lab.profile.distillation.fit,

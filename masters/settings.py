@@ -126,8 +126,9 @@ class Distillation(Strict):
     questions: Count = Field(description="size of the question pool; paper: 1.5 million")
     steps: Count = Field(description="optimiser steps; paper: not given")
     batch: Count = Field(description="questions a step; paper: not given")
-    learning_rate: Positive = Field(
-        description="constant; paper: 1e-6 for students of 2 to 8 billion weights"
+    learning_rate: Positive = Field(description="paper: 1e-6 for students of 2 to 8 billion weights")
+    lr_schedule: Literal["constant", "linear"] = Field(
+        "constant", description="linear decays to zero after a warm-up of 2 % of the steps; paper: constant"
     )
     cache_teacher: bool = Field(
         True, description="keep the teachers' log-probabilities on disk instead of running the teachers along"
@@ -283,15 +284,18 @@ class StudyMinutes(Strict):
 
 
 class StudyPlan(Strict):
-    """The study: which arms run how often, and how they are tuned; see :mod:`masters.study`."""
+    """A study: which arms run how often, and how they are tuned; see :mod:`masters.study`."""
 
+    title: str = Field(description="of its page in the book")
+    about: str = Field(description="under which conditions it asks, a sentence or two for the book")
     profile: str = Field(description="whose tasks, ladder, sampling and distillation it takes")
     seeds: Count = Field(description="replicates of the main arms; paper: 1")
     few_seeds: Count = Field(description="replicates of all other arms; paper: 1")
     validation_questions: Count = Field(description="validation questions a task, for tuning")
     test_questions: Count = Field(description="test questions a task")
     minutes: StudyMinutes
-    ladder: dict[Rung, ModelSpec] = Field({}, description="models beside those of the profile")
+    ladder: dict[Rung, ModelSpec] = Field({}, description="models beside or in the place of the profile's")
+    distillation: dict[str, Any] = Field({}, description="settings in the place of the profile's")
     trials: Trials
     main: tuple[str, ...] = Field(description="arms at all seeds: those of the first claims")
     tuned: dict[str, tuple[str, ...]] = Field(
@@ -357,6 +361,11 @@ def notebook_parameters(profile: str, notebook: str) -> NotebookParameters:
     return _validated(NOTEBOOKS[notebook], _read(path) | {"profile": profile}, path)
 
 
+def studies() -> list[str]:
+    """The plans of studies that exist, the main one first."""
+    return sorted((path.stem for path in PARAMS.glob("*.yaml")), key=lambda name: (name != "study", name))
+
+
 def load_study(name: str = "study") -> tuple[StudyPlan, Profile]:
     """A plan of a study and the profile that its runs have.
 
@@ -365,14 +374,16 @@ def load_study(name: str = "study") -> tuple[StudyPlan, Profile]:
     """
     path = PARAMS / f"{name}.yaml"
     if not path.is_file():
-        known = ", ".join(sorted(found.stem for found in PARAMS.glob("*.yaml")))
-        raise ValueError(f"there is no study {name!r}; there are: {known}")
+        raise ValueError(f"there is no study {name!r}; there are: {', '.join(studies())}")
     plan = _validated(StudyPlan, _read(path), path)
     profile = load_profile(plan.profile)
     changed = {
         "validation_questions": plan.validation_questions,
         "test_questions": plan.test_questions,
         "ladder": profile.ladder | plan.ladder,
+        "distillation": _validated(
+            Distillation, profile.distillation.model_dump() | plan.distillation, path, "distillation"
+        ),
     }
     return plan, profile.model_copy(update=changed)
 
@@ -389,13 +400,13 @@ def _read(path: Path) -> dict[str, Any]:
     return content
 
 
-def _validated(model: type[Model], values: dict[str, Any], path: Path) -> Model:
+def _validated(model: type[Model], values: dict[str, Any], path: Path, part: str = "") -> Model:
     try:
         return model.model_validate(values)
     except ValidationError as error:
         problems = []
         for item in error.errors():
-            place = ".".join(str(part) for part in item["loc"]) or "file"
+            place = ".".join(filter(None, (part, *map(str, item["loc"])))) or "file"
             known = f" (known: {', '.join(model.model_fields)})" if item["type"] == "extra_forbidden" else ""
             problems.append(f"{place}: {item['msg'].removeprefix('Value error, ')}{known}")
         raise ValueError(f"{_shown(path)}: {'; '.join(problems)}") from None

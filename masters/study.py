@@ -16,6 +16,7 @@ import json
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from filelock import FileLock
@@ -83,15 +84,22 @@ class Study:
         ]
 
     def key(self, setting: str, replicate: int, split: str = "test") -> str:
-        """A hash of all that determines a run, models and responses by what they are made from."""
-        of_profile = {
-            *("tasks", "train_questions", "wrong_labels", "sampling", "generation", "distillation"),
-            "test_questions" if split == "test" else "validation_questions",
-        }
+        """A hash of all that determines a run, models and responses by what they are made from.
+
+        Of settings only what differs from a default, so that the keys outlive a new field.
+        """
+        of_profile: dict[str, Any] = dict.fromkeys(
+            (
+                *("tasks", "train_questions", "wrong_labels", "sampling", "generation", "ladder"),
+                "test_questions" if split == "test" else "validation_questions",
+            ),
+            True,
+        )
+        of_profile["distillation"] = {"top_k_logprobs", "fit"}  # the rest is in the arm
         spec = arm(setting, self.profile)
         ladder = {name: self.profile.ladder[name] for name in (spec.student, *spec.teachers)}  # type: ignore[index]
         what = self.profile.model_copy(update={"ladder": ladder}).model_dump(
-            mode="json", include=of_profile | {"ladder"}
+            mode="json", include=of_profile, exclude_defaults=True
         )
         return hash_of([VERSION, what, spec.determining(), replicate, split])
 
@@ -199,14 +207,17 @@ class Study:
     # --- what is done ---------------------------------------------------------------------------------------
 
     def lab(self, replicate: int) -> Lab:
-        """The models, responses and runs of a replicate."""
-        return Lab(self.profile.model_copy(update={"replicate": replicate}))
+        """The models that the arms of a replicate need, its responses and its runs."""
+        specs = [arm(name, self.profile) for name in self.plan.arms() if replicate in self.replicates(name)]
+        needed = {model for spec in specs for model in (spec.student, *spec.teachers)}
+        ladder = {name: spec for name, spec in self.profile.ladder.items() if name in needed}
+        return Lab(self.profile.model_copy(update={"replicate": replicate, "ladder": ladder}))
 
     def _is_trained(self, replicate: int) -> bool:
         if not (cache_dir() / "models").is_dir():  # a fresh clone, where asking would make the question sets
             return False
         lab = self.lab(replicate)
-        return all(lab.is_trained(model) for model in self.profile.ladder)
+        return all(lab.is_trained(model) for model in lab.profile.ladder)
 
     def tune(self, arms: Iterable[str] | None = None) -> None:
         """Run the trials that are missing, of all arms or before some of them can run."""

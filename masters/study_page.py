@@ -1,6 +1,6 @@
-"""The page of the study: what the tracked files of the long run say, the claims first, then what is behind.
+"""The page of a study: what the tracked files of the long run say, the claims first, then what is behind.
 
-``masters.study`` writes the files into ``data/results/study``. This module reads them and computes nothing
+``masters.study`` writes the files into ``data/results/NAME``. This module reads them and computes nothing
 but means over seeds. What is not there yet is named, so that a study half done reads as one.
 """
 
@@ -16,10 +16,10 @@ from matplotlib.figure import Figure
 
 from masters.arms import CHANGES
 from masters.claim_rows import read_frame
-from masters.claims_page import counts, drawn, effect, how, with_unit
+from masters.claims_page import brief, counts, drawn, effect, how, with_unit
 from masters.drawing import write_svg
 from masters.markup import Html, code, escaped, folded, link, table
-from masters.settings import load_study
+from masters.settings import Distillation, load_study
 from masters.study_figures import effect_map, effects, sweep
 
 FILES = (
@@ -49,10 +49,11 @@ MEASURES = {
 }
 
 
-def study_page(folder: Path, profile: str, own: pd.DataFrame, picture: Path) -> str:
-    """The study's claims beside those of the reader's own run, its arms, its tuning and its machine, as MyST.
+def study_page(name: str, folder: Path, profile: str, own: pd.DataFrame, picture: Path) -> str:
+    """A study's claims beside those of the reader's own run, its arms, its tuning and its machine, as MyST.
 
     Args:
+        name: of its plan.
         folder: with those of ``FILES`` that are there.
         profile: that the reader ran.
         own: its claims, of :func:`masters.claim_rows.read_frame`.
@@ -61,19 +62,20 @@ def study_page(folder: Path, profile: str, own: pd.DataFrame, picture: Path) -> 
     Raises:
         ValueError: a file lacks a column.
     """
-    missing = [name for name in FILES if not (folder / name).is_file()]
+    plan, of_runs = load_study(name)
+    make = command(name)
+    missing = [file for file in FILES if not (folder / file).is_file()]
     if len(missing) == len(FILES):
-        return "**There is no study in this copy:** `data/results/study` is empty. `make study` runs it.\n"
-    parts = []
+        return f"{plan.about}\n\n**Nothing of it is in this copy** yet: `{make}` runs it.\n"
+    parts = [plan.about]
     if missing:
-        parts.append(
-            f"**The study is not finished.** Not there yet: {', '.join(missing)}. `make study` goes on."
-        )
+        parts.append(f"**The study is not finished.** Not there yet: {', '.join(missing)}. `{make}` goes on.")
     runs = pd.DataFrame(columns=["arm"])
     if "runs.csv" not in missing:
         runs = _read(folder / "runs.csv", "arm", "replicate", "key", *MEASURES)
     if "claims.csv" not in missing:
-        parts += _claims(read_frame(folder / "claims.csv", "study"), runs, profile, own, picture)
+        frame = read_frame(folder / "claims.csv", make.removeprefix("make "))
+        parts += _claims(name, frame, runs, profile, own, picture)
     if "comparisons.csv" not in missing:
         parts.append(folded("Every comparison of these claims", _comparisons(folder / "comparisons.csv")))
     if len(runs):
@@ -84,7 +86,7 @@ def study_page(folder: Path, profile: str, own: pd.DataFrame, picture: Path) -> 
             _arms(runs),
         ]
     if len(runs) and "ladder.csv" not in missing:
-        parts += _beyond(runs, pd.read_csv(folder / "ladder.csv"), picture)
+        parts += _beyond(runs, pd.read_csv(folder / "ladder.csv"), of_runs.distillation, picture)
     if "costs.csv" not in missing:
         words = "Seconds of one process, with what the responses took if they serve this run alone (C14)."
         parts += [
@@ -105,19 +107,39 @@ def study_page(folder: Path, profile: str, own: pd.DataFrame, picture: Path) -> 
     return "\n\n".join(parts) + "\n"
 
 
-def study_sentence(folder: Path) -> str:
-    """What the study found, for the first page; nothing where there is none."""
-    if not (folder / "claims.csv").is_file():
-        return ""
-    frame = read_frame(folder / "claims.csv", "study")
-    words = f"Of the paper's {len(frame)} claims [the study](study.md), a longer run, tested {counts(frame)}."
-    return f"{words} {_seeds(frame['seeds'].dropna())}\n\n"
+def command(name: str) -> str:
+    """What makes the rows of a study."""
+    return "make study" if name == "study" else f"make study STUDY={name}"
+
+
+def study_sentences(frames: Mapping[str, pd.DataFrame]) -> str:
+    """What the studies found, for the first page, as MyST; nothing where there is none.
+
+    Args:
+        frames: as :func:`judged` returns them.
+    """
+    found = [
+        f"- [{load_study(name)[0].title}]({name}.md) tested {counts(frame)}. "
+        + _seeds(name, frame["seeds"].dropna())
+        for name, frame in frames.items()
+    ]
+    words = "Longer runs, with tuned arms and new models and responses for each seed, test the same claims:"
+    return "\n".join([words, "", *found, "", ""]) if found else ""
+
+
+def judged(folders: Mapping[str, Path]) -> dict[str, pd.DataFrame]:
+    """The claims of those studies that have some, by the name of the plan."""
+    return {
+        name: read_frame(folder / "claims.csv", command(name).removeprefix("make "))
+        for name, folder in folders.items()
+        if (folder / "claims.csv").is_file()
+    }
 
 
 def _claims(
-    frame: pd.DataFrame, runs: pd.DataFrame, profile: str, own: pd.DataFrame, picture: Path
+    name: str, frame: pd.DataFrame, runs: pd.DataFrame, profile: str, own: pd.DataFrame, picture: Path
 ) -> list[str]:
-    verdicts = {row["id"]: f"{row['verdict']} {row['ours']}".strip() for row in own.to_dict("records")}
+    verdicts = brief(own)
     rows = []
     for row in frame.to_dict("records"):
         unit = row["unit"]
@@ -126,7 +148,10 @@ def _claims(
             [
                 row["id"],
                 row["verdict"],
-                Html(escaped(row["statement"]) + how(row, ["make study"], _behind(row, set(runs["arm"])))),
+                Html(
+                    escaped(row["statement"])
+                    + how(row, [command(name)], _behind(name, row, set(runs["arm"])))
+                ),
                 effect(row),
                 _p_value(row["p_holm"]),
                 with_unit(_number(row["smallest"], 1), unit),
@@ -139,21 +164,21 @@ def _claims(
     header += [Html("Smallest<br>detectable"), "Seeds", "Paper", f"Your run ({profile})"]
     return [
         f"Of the paper's {len(frame)} claims the study tested {counts(frame)}.",
-        _seeds(frame["seeds"]),
+        _seeds(name, frame["seeds"]),
         drawn(frame, picture),
         table(header, rows),
-        f"The table as {link('study/claims.csv', 'a file')}.",
+        f"The table as {link(f'{name}/claims.csv', 'a file')}.",
     ]
 
 
-def _seeds(seeds: pd.Series) -> str:
+def _seeds(name: str, seeds: pd.Series) -> str:
     """How many seeds the tested claims have, and whether that is all."""
     done = seeds[seeds > 0]
     if done.empty:
         return "No claim has a seed yet."
     fewest, most = int(done.min()), int(done.max())
     words = f"Seeds of each arm: {fewest}." if fewest == most else f"Seeds of an arm: {fewest} to {most}."
-    plan, _ = load_study()
+    plan, _ = load_study(name)
     if fewest < plan.few_seeds or most < plan.seeds:
         words += (
             f" **The study is not finished:** {plan.seeds} are planned for the main arms, {plan.few_seeds} "
@@ -163,11 +188,10 @@ def _seeds(seeds: pd.Series) -> str:
     return words
 
 
-def _beyond(runs: pd.DataFrame, ladder: pd.DataFrame, picture: Path) -> list[str]:
+def _beyond(runs: pd.DataFrame, ladder: pd.DataFrame, usual: Distillation, picture: Path) -> list[str]:
     """The pictures of what is no claim, as far as their arms were run."""
     parts = []
-    _, profile = load_study()
-    map_of_effects = effects(runs, ladder, profile.distillation.r_max, profile.distillation.steps)
+    map_of_effects = effects(runs, ladder, usual.r_max, usual.steps)
     if len(map_of_effects):
         words = "The effect of masking and of the rewards along each axis, every replicate and the mean."
         parts += ["## Where the parts help", _picture(effect_map(map_of_effects), picture, "map", words)]
@@ -183,10 +207,10 @@ def _picture(figure: Figure, beside: Path, name: str, words: str) -> Html:
     return Html(f'<div class="claims"><img src="{path.name}" alt="{escaped(words)}"></div>')
 
 
-def _behind(row: Mapping[Any, Any], arms: set[str]) -> Html | None:
+def _behind(name: str, row: Mapping[Any, Any], arms: set[str]) -> Html | None:
     """Links to the runs of a claim's arms, as far as they are there."""
     links = [link(f"#{_anchor(arm)}", arm) for arm in (row["treatment"], row["control"]) if arm in arms]
-    return Html(f"Rows: {', '.join(links)}, in {link('study/runs.csv', 'runs.csv')}.") if links else None
+    return Html(f"Rows: {', '.join(links)}, in {link(f'{name}/runs.csv', 'runs.csv')}.") if links else None
 
 
 def _comparisons(path: Path) -> Html:
@@ -306,7 +330,7 @@ def _words(value: Any) -> str:
 def _read(path: Path, *columns: str) -> pd.DataFrame:
     frame = pd.read_csv(path)
     if lacking := sorted(set(columns) - set(frame)):
-        raise ValueError(f"{path} has no column {', '.join(lacking)}: delete it and run `make study`")
+        raise ValueError(f"{path} has no column {', '.join(lacking)}: restore it with git, or delete it")
     return frame
 
 

@@ -39,12 +39,18 @@ class MastersTrainer(Trainer):
         objective: "Objective",
         watch: Watch | None = None,
         plateau: PlateauStages | None = None,
+        planned: int | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self.objective, self.watch, self.plateau = objective, watch or Watch(), plateau
+        self._planned = planned
         self._parts: list[dict[str, float]] = []
         self._norms: dict[str, float] = {}
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """That of the whole run, of which this may be the beginning."""
+        return super().create_scheduler(self._planned or num_training_steps, optimizer)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
         chosen: Any = self.train_dataset if train_dataset is None else train_dataset

@@ -47,6 +47,8 @@ class Budget:
         log_every: steps between log rows.
         share_rows: several questions in one row where they fit (:mod:`masters.packing`): the same losses up
             to rounding, faster where prompts are of very different lengths.
+        weight_decay: of AdamW.
+        planned: steps of the schedule, where this is the beginning of a longer run; None: those of this one.
     """
 
     steps: int
@@ -57,6 +59,8 @@ class Budget:
     save_every: int = 500
     log_every: int = 20
     share_rows: bool = False
+    weight_decay: float = 0.0
+    planned: int | None = None
 
 
 @dataclass
@@ -142,7 +146,7 @@ def train(
     """
     if len(examples) != budget.steps * budget.batch:
         raise ValueError(f"{name}: {len(examples)} examples for {budget.steps} steps of {budget.batch}")
-    fit, watch = fit or Fit(), watch or Watch()
+    fit, watch, planned = fit or Fit(), watch or Watch(), budget.planned or budget.steps
     sharded = distributed.asked_for()
     parts = distributed.world_size() * fit.accumulate
     if budget.batch % parts:
@@ -158,8 +162,8 @@ def train(
         per_device_train_batch_size=budget.batch // parts,
         learning_rate=budget.learning_rate,
         lr_scheduler_type=budget.schedule,
-        warmup_steps=max(1, budget.steps // 50) if budget.schedule == "linear" else 0,
-        weight_decay=0.01 if budget.schedule == "linear" else 0.0,
+        warmup_steps=max(1, planned // 50) if budget.schedule == "linear" else 0,
+        weight_decay=budget.weight_decay,
         adam_beta2=0.98,
         optim="adamw_torch_fused",
         max_grad_norm=1.0,
@@ -190,6 +194,7 @@ def train(
         objective=objective,
         watch=watch,
         plateau=examples.plateau,
+        planned=planned,
         callbacks=[_Progress(name)],
     )
     if examples.plateau is not None:

@@ -1,6 +1,7 @@
 """The study on a tiny profile: what is planned, tuned, kept and resumed, and which rows count no longer."""
 
 import json
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from masters.settings import Profile, StudyPlan, load_study
 from masters.study import Study
 
 PLAN: dict[str, Any] = {
+    "title": "tiny",
+    "about": "nothing",
     "profile": "tiny",
     "seeds": 2,
     "few_seeds": 1,
@@ -102,12 +105,13 @@ def test_the_tables_hold_what_the_runs_gave(finished: Study) -> None:
 
 def test_a_replicate_is_everything_anew(finished: Study) -> None:
     labs = finished.lab(0), finished.lab(1)
-    for model in ("student", "mid", "large"):
+    for model in ("student", "large"):
         assert labs[0].source(model).weights() != labs[1].source(model).weights()
     assert labs[0].store("student", 0.0).folder != labs[1].store("student", 0.0).folder
     # The first is the ladder of the profile itself: who has it, has a replicate.
     assert Lab(profile()).folder("student") == labs[0].folder("student")
-    assert len(pd.read_csv(finished.folder / "ladder.csv")) == 6
+    # Nobody asks for the mid teacher, so none is trained.
+    assert list(pd.read_csv(finished.folder / "ladder.csv")["model"]) == ["large", "student"] * 2
 
 
 def test_the_claims_follow_from_the_tables_alone(
@@ -162,6 +166,8 @@ def test_rows_that_would_come_out_otherwise_count_no_longer(
     assert longer.runs.empty and longer.tried.empty and len(longer.untried()) == 4
     same = with_profile(profile().model_copy(update={"description": "other words", "processes": 7}))
     assert not same.missing()
+    top_k = profile().distillation.model_copy(update={"top_k_logprobs": 4})
+    assert with_profile(profile().model_copy(update={"distillation": top_k})).runs.empty
     monkeypatch.setattr(study, "VERSION", -1)
     assert with_profile(profile()).runs.empty
 
@@ -233,14 +239,35 @@ def test_a_plan_that_contradicts_itself_is_refused(change: dict[str, Any], words
         StudyPlan(**(PLAN | change))
 
 
-def test_the_plan_of_the_project() -> None:
-    plan, of_runs = load_study()
-    assert plan.seeds >= 10 and plan.few_seeds >= 5
+@pytest.mark.parametrize("name", settings.studies())
+def test_the_plans_of_the_project(name: str) -> None:
+    plan, of_runs = load_study(name)
     assert {"naive", "base", "masked", "naive_multi", "masters", "mid_then_large"} <= set(plan.main)
     assert plan.test_questions * len(of_runs.tasks) >= 10_000
-    for name in plan.arms():
-        arm(name, of_runs)
-    with pytest.raises(ValueError, match="there is no study 'no'; there are: study"):
+    for each in plan.arms():
+        arm(each, of_runs)
+    # The teachers are those of the profile: they serve both.
+    ladder = settings.load_profile(plan.profile).ladder
+    assert all(of_runs.ladder[model] == ladder[model] for model in ("mid", "large"))  # type: ignore[index]
+
+
+def test_the_main_plan_has_power() -> None:
+    plan, _ = load_study()
+    assert settings.studies()[0] == "study" and plan.seeds >= 10 and plan.few_seeds >= 5
+    with pytest.raises(ValueError, match="there is no study 'no'; there are: study, "):
         load_study("no")
-    # With the ladder of the profile: its models serve both.
-    assert settings.load_profile(plan.profile).ladder.items() <= of_runs.ladder.items()
+
+
+def test_settings_of_a_plan_stand_in_the_place_of_the_profile_s(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = (settings.PARAMS / "plateau.yaml").read_text()
+    shutil.copytree(settings.PARAMS / "mini", tmp_path / "mini")
+    monkeypatch.setattr(settings, "PARAMS", tmp_path)
+    (tmp_path / "other.yaml").write_text(source + "distillation: {steps: 7, lr_schedule: linear}\n")
+    _, of_runs = load_study("other")
+    usual = settings.load_profile("mini").distillation
+    assert of_runs.distillation == usual.model_copy(update={"steps": 7, "lr_schedule": "linear"})
+    (tmp_path / "other.yaml").write_text(source + "distillation: {steps: 0}\n")
+    with pytest.raises(ValueError, match=r"other.yaml: distillation.steps: Input should be greater"):
+        load_study("other")

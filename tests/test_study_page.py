@@ -59,7 +59,7 @@ def study(tmp_path: Path) -> Path:
 
 
 def page(study: Path, own: pd.DataFrame) -> str:
-    return study_page.study_page(study, "mini", own, study / "study.svg")
+    return study_page.study_page("study", study, "mini", own, study / "study.svg")
 
 
 def test_the_page_says_what_the_files_say(study: Path, own: pd.DataFrame) -> None:
@@ -110,8 +110,18 @@ def test_what_the_files_hold_is_text(study: Path, own: pd.DataFrame) -> None:
 
 
 def test_nothing_there(tmp_path: Path, own: pd.DataFrame) -> None:
-    assert "There is no study in this copy" in page(tmp_path / "nowhere", own)
-    assert study_page.study_sentence(tmp_path) == ""
+    assert "Nothing of it is in this copy** yet: `make study` runs it" in page(tmp_path / "nowhere", own)
+    assert study_page.study_sentences(study_page.judged({"study": tmp_path})) == ""
+
+
+def test_each_study_has_its_page_and_command(study: Path, own: pd.DataFrame) -> None:
+    text = study_page.study_page("plateau", study, "mini", own, study / "plateau.svg")
+    assert load_study("plateau")[0].about in text and "<code>make study STUDY=plateau</code>" in text
+    assert 'href="plateau/claims.csv"' in text
+    told = study_page.study_sentences(study_page.judged({"study": study / "nowhere", "plateau": study}))
+    title = load_study("plateau")[0].title
+    assert f"- [{title}](plateau.md) tested 4: **1 supported**, **1 not supported**" in told
+    assert "study.md" not in told
 
 
 @pytest.mark.parametrize("name", study_page.FILES)
@@ -124,9 +134,9 @@ def test_a_file_that_is_not_there_is_named(study: Path, own: pd.DataFrame, name:
 def test_fewer_seeds_than_planned(study: Path, own: pd.DataFrame, monkeypatch: pytest.MonkeyPatch) -> None:
     plan, profile = load_study()
     assert f"**The study is not finished:** {plan.seeds} are planned" in page(study, own)
-    assert f"{plan.seeds} are planned" in study_page.study_sentence(study)
+    assert f"{plan.seeds} are planned" in study_page.study_sentences(study_page.judged({"study": study}))
     enough = plan.model_copy(update={"seeds": 3, "few_seeds": 3})
-    monkeypatch.setattr(study_page, "load_study", lambda: (enough, profile))
+    monkeypatch.setattr(study_page, "load_study", lambda name: (enough, profile))
     assert "not finished" not in page(study, own)
 
 

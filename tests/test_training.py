@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -84,6 +85,19 @@ def test_the_same_seed_gives_the_same_weights_bit_for_bit(asked: Questions, tmp_
     other, _ = supervised(asked, tmp_path / "c", Budget(steps=8, batch=2, learning_rate=2e-2, log_every=1))
     assert first == again != other
     pd.testing.assert_frame_equal(log[["step", "loss"]], same_log[["step", "loss"]])
+
+
+def test_a_run_in_two_parts_has_the_learning_rates_of_the_whole(asked: Questions, tmp_path: Path) -> None:
+    budget = Budget(steps=8, batch=2, learning_rate=1e-2, log_every=1, planned=8)
+    whole, log = supervised(asked, tmp_path / "whole", budget)
+    assert log["learning_rate"][1:].is_monotonic_decreasing and log["learning_rate"].iloc[-1] < 2e-3
+    examples = small.labelled(asked, budget)
+    for steps in (5, 8):
+        model, _ = small.build()
+        part = replace(budget, steps=steps)
+        read = Examples(steps * 2, examples.make)
+        train(model, asked, read, Objective(), part, tmp_path / "run", "test", "cpu", goes_on=steps < 8)
+    assert weights_hash(model) == whole
 
 
 def test_a_killed_training_goes_on_and_ends_bit_for_bit_as_if_undisturbed(
