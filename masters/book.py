@@ -23,6 +23,7 @@ from masters.files import ROOT, STUDY, write_atomic
 from masters.markup import table
 from masters.settings import NOTEBOOKS, load_profile, load_study, profiles, studies
 from masters.study_page import judged, study_page, study_sentences
+from masters.verdicts import write_claims
 
 
 def build(profile: str) -> Path:
@@ -79,6 +80,8 @@ def assemble(profile: str, book: Path, run: Path) -> None:
     for name, folder in folders.items():
         for source in sorted(folder.glob("*.csv")):
             write_atomic(extra / name / source.name, source.read_bytes())
+    for name, frame in found.items():
+        write_claims(frame, extra / name / "claims.csv")  # as the pages have them
     _copy_mathjax(extra / "_static" / "mathjax.js")
 
 

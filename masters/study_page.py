@@ -1,7 +1,7 @@
 """The page of a study: what the tracked files of the long run say, the claims first, then what is behind.
 
 ``masters.study`` writes the files into ``data/results/NAME``. This module reads them and computes nothing
-but means over seeds. What is not there yet is named, so that a study half done reads as one.
+but means over seeds, and the verdicts, so that these follow the margins and the rule of today. What is not there yet is named, so that a study half done reads as one.
 """
 
 import json
@@ -15,16 +15,16 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from masters.arms import CHANGES
-from masters.claim_rows import read_frame
 from masters.claims_page import brief, counts, drawn, effect, how, with_unit
 from masters.drawing import write_svg
 from masters.markup import Html, code, escaped, folded, link, table
 from masters.settings import Distillation, load_study
 from masters.study_figures import effect_map, effects, sweep
+from masters.verdicts import judge_claims, read_effects
 
 FILES = (
-    *("claims.csv", "comparisons.csv", "runs.csv", "ladder.csv", "costs.csv", "trials.csv", "tasks.csv"),
-    *("registers.csv", "machine.json"),
+    *("comparisons.csv", "runs.csv", "ladder.csv", "costs.csv", "trials.csv", "tasks.csv", "registers.csv"),
+    "machine.json",
 )
 # Columns of costs.csv: what stands above the mean, decimals.
 COSTS = {
@@ -73,10 +73,9 @@ def study_page(name: str, folder: Path, profile: str, own: pd.DataFrame, picture
     runs = pd.DataFrame(columns=["arm"])
     if "runs.csv" not in missing:
         runs = _read(folder / "runs.csv", "arm", "replicate", "key", *MEASURES)
-    if "claims.csv" not in missing:
-        frame = read_frame(folder / "claims.csv", make.removeprefix("make "))
-        parts += _claims(name, frame, runs, profile, own, picture)
     if "comparisons.csv" not in missing:
+        frame = judge_claims(read_effects(folder / "comparisons.csv"))
+        parts += _claims(name, frame, runs, profile, own, picture)
         parts.append(folded("Every comparison of these claims", _comparisons(folder / "comparisons.csv")))
     if len(runs):
         parts += [
@@ -128,11 +127,11 @@ def study_sentences(frames: Mapping[str, pd.DataFrame]) -> str:
 
 
 def judged(folders: Mapping[str, Path]) -> dict[str, pd.DataFrame]:
-    """The claims of those studies that have some, by the name of the plan."""
+    """The claims of those studies that measured some, by the name of the plan, judged as the page has them."""
     return {
-        name: read_frame(folder / "claims.csv", command(name).removeprefix("make "))
+        name: judge_claims(read_effects(folder / "comparisons.csv"))
         for name, folder in folders.items()
-        if (folder / "claims.csv").is_file()
+        if (folder / "comparisons.csv").is_file()
     }
 
 

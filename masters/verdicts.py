@@ -169,6 +169,34 @@ def judge_comparisons(effects: Effects, claims: Sequence[Claim] = CLAIMS) -> pd.
     return pd.DataFrame(rows)
 
 
+def read_effects(path: Path, claims: Sequence[Claim] = CLAIMS) -> Effects:
+    """What was measured, of a file that holds what ``judge_comparisons`` returned.
+
+    So a verdict can be given anew, by the margins and the rule of today, without the answers behind it.
+
+    Args:
+        path: of the file; its own verdicts are not read.
+        claims: whose comparisons are wanted; what the file has beside them is left.
+
+    Raises:
+        ValueError: the file lacks a column.
+    """
+    table = pd.read_csv(path)
+    values = ["effect", "effect_low", "effect_high"]
+    if lacking := sorted({"id", "treatment", "control", *values, "seeds"} - set(table)):
+        raise ValueError(f"{path} has no column {', '.join(lacking)}: restore it with git, or delete it")
+    rows = table.set_index(["id", "treatment", "control"])
+    found: Effects = {}
+    for claim in claims:
+        names = ((each, (claim.id, each.treatment, each.control)) for each in claim.comparisons)
+        found[claim.id] = [
+            (each, Interval(*rows.loc[name, values].astype(float)), int(rows.loc[name, "seeds"]))
+            for each, name in names
+            if name in rows.index
+        ]
+    return found
+
+
 def write_claims(frame: pd.DataFrame, path: Path | str) -> None:
     """Write what ``judge_claims`` returned as CSV, whole or not at all.
 

@@ -17,7 +17,7 @@ from masters.evidence import Evidence
 from masters.files import paper_table
 from masters.settings import NOTEBOOKS
 from masters.statistics import Interval
-from masters.verdicts import SEVERITY, judge_comparisons, measure_claims, verdict, write_claims
+from masters.verdicts import SEVERITY, judge_comparisons, measure_claims, read_effects, verdict, write_claims
 
 C = {claim.id: claim for claim in CLAIMS}
 
@@ -142,6 +142,21 @@ def test_each_verdict() -> None:
     absent = judged("C3", {"masters": 0.7})
     assert (absent["verdict"], absent["ours"], absent["low"]) == ("not tested", "", "")
     assert absent["paper"] == up["paper"] != ""
+
+
+def test_a_verdict_can_be_given_again_from_what_was_measured(tmp_path: Path) -> None:
+    arms = {"masters": 0.7, "masked": 0.5, "source=0:8": 0.6, "source=8:0": 0.65}
+    effects = measure_claims(predictions(arms), 50)
+    path = tmp_path / "comparisons.csv"
+    frame = judge_comparisons(effects)
+    stranger = frame.iloc[:1].assign(id="C99")
+    pd.concat([frame, stranger]).to_csv(path, index=False)
+    again = read_effects(path)
+    assert [len(found) for found in again.values()] == [len(found) for found in effects.values()]
+    pd.testing.assert_frame_equal(verdicts.judge_claims(again), verdicts.judge_claims(effects))
+    frame.drop(columns="seeds").to_csv(path, index=False)
+    with pytest.raises(ValueError, match=r"comparisons.csv has no column seeds: restore it with git"):
+        read_effects(path)
 
 
 def test_the_margin_decides() -> None:

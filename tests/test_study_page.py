@@ -1,14 +1,16 @@
 """The page of the study: what its files say, whichever of them are there."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from claim_lines import HOSTILE, claim_line, write_lines
+from claim_lines import claim_line, write_lines
 
-from masters import study_page
-from masters.claim_rows import VERDICTS, read_frame
+from masters import study_page, verdicts
+from masters.claim_rows import read_frame
+from masters.claims import CLAIMS
 from masters.settings import load_study
 
 
@@ -23,9 +25,6 @@ def own(tmp_path: Path) -> pd.DataFrame:
 def study(tmp_path: Path) -> Path:
     folder = tmp_path / "study"
     folder.mkdir()
-    lines = [claim_line(number, verdict) for number, verdict in enumerate(VERDICTS, 1)]
-    lines[1]["p_holm"] = "0.0004"
-    write_lines(folder / "claims.csv", lines)
     runs = [("masters", 0, 0.70), ("masters", 1, 0.72), ("masters", 2, 0.74), ("r_max=0.4", 0, 0.5)]
     pd.DataFrame(runs, columns=["arm", "replicate", "accuracy"]).assign(
         key="<k>", sampled_accuracy=0.25, tokens=4.0, kl=float("nan"), seconds=60.4, commit="c0ffee"
@@ -46,7 +45,13 @@ def study(tmp_path: Path) -> Path:
     pd.DataFrame(ladder, columns=["model", "parameters", "replicate"]).to_csv(
         folder / "ladder.csv", index=False
     )
-    compared = [("C3", "masters", "<i>", "points", 0.44, -0.2, 1.0, 3, "undecided")]
+    compared = [
+        ("C1", "naive", "base", "points", 2.0, 1.5, 2.5, 3, "supported"),
+        ("C2", "masked", "naive_multi", "points", 0.44, -0.2, 1.0, 3, "undecided"),
+        ("C3", "masters", "masked", "points", -2.0, -2.5, -1.5, 3, "reversed"),
+        ("C3", "masters", "<i>", "points", 0.44, -0.2, 1.0, 3, "undecided"),
+        ("C10", "masters", "responses=2", "points", 0.1, -0.1, 0.3, 2, "not supported"),
+    ]
     names = ["id", "treatment", "control", "unit", "effect", "effect_low", "effect_high", "seeds", "verdict"]
     pd.DataFrame(compared, columns=names).to_csv(folder / "comparisons.csv", index=False)
     costs = [("online", 60.0, 90.0), ("online", 64.0, 94.0), ("own_accuracy", 10.0, 20.0)]
@@ -64,12 +69,12 @@ def page(study: Path, own: pd.DataFrame) -> str:
 
 def test_the_page_says_what_the_files_say(study: Path, own: pd.DataFrame) -> None:
     text = page(study, own)
-    assert "Of the paper's 5 claims the study tested 4: **1 supported**, **1 not supported**" in text
-    assert "Seeds of each arm: 3." in text
+    assert "Of the paper's 15 claims the study tested 4: **1 supported**, **1 not supported**" in text
+    assert "Seeds of an arm: 2 to 3." in text and load_study()[0].about in text
     # Effect, interval, adjusted p, smallest detectable effect, seeds, paper, the reader's own run.
-    cells = ["+0.4 points<br>-0.2 to +1.0", "0.040", "0.7 points", "3", "+1.3 points", "reversed -2.5"]
+    cells = ["+2.0 points<br>+1.5 to +2.5", "under 0.001", "0.7 points", "3", "+0.7 points", "reversed -2.5"]
     assert "".join(f"<td>{cell}</td>" for cell in cells) in text and "<th>Your run (mini)</th>" in text
-    assert "<td>under 0.001</td>" in text
+    assert "<td>+0.4 points<br>-0.2 to +1.0</td><td>0.3" in text, "a p-value as a number"
     assert "<td>72.0 ± 2.0</td><td>25.0 ± 0.0</td><td>4.0 ± 0.0</td><td></td><td>60 ± 0</td>" in text
     assert "<td>50.0</td><td>25.0</td>" in text, "one run has no spread"
     assert "<td>masters</td><td>3e-05</td><td></td><td>62.5</td><td>50.0</td><td>chosen</td>" in text
@@ -98,15 +103,25 @@ def test_the_page_says_whether_training_helped(study: Path, own: pd.DataFrame) -
 
 def test_a_verdict_leads_to_its_rows_and_commands(study: Path, own: pd.DataFrame) -> None:
     text = page(study, own)
-    for anchor in ("arm-masters", "arm-r-max-0-4"):
-        assert f'id="{anchor}"' in text and f'href="#{anchor}"' in text
+    assert 'id="arm-masters"' in text and 'href="#arm-masters"' in text and 'id="arm-r-max-0-4"' in text
     assert "<code>make study</code>" in text
+
+
+def test_another_margin_is_another_verdict(
+    study: Path, own: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "**1 supported**" in page(study, own)
+    claims = [replace(claim, margin=3.0 if claim.id == "C1" else claim.margin) for claim in CLAIMS]
+    monkeypatch.setattr(verdicts, "CLAIMS", claims)
+    for function in (verdicts.judge_claims, verdicts.read_effects):
+        monkeypatch.setattr(function, "__defaults__", (claims,))
+    assert "**0 supported**, **2 not supported**" in page(study, own)
 
 
 def test_what_the_files_hold_is_text(study: Path, own: pd.DataFrame) -> None:
     text = page(study, own)
     assert "&lt;x86&gt;" in text and "&lt;k&gt;" in text and "&lt;b&gt;charts" in text
-    assert "<b>" not in text and HOSTILE not in text
+    assert "<b>" not in text and "<i>" not in text
 
 
 def test_nothing_there(tmp_path: Path, own: pd.DataFrame) -> None:
@@ -135,7 +150,7 @@ def test_fewer_seeds_than_planned(study: Path, own: pd.DataFrame, monkeypatch: p
     plan, profile = load_study()
     assert f"**The study is not finished:** {plan.seeds} are planned" in page(study, own)
     assert f"{plan.seeds} are planned" in study_page.study_sentences(study_page.judged({"study": study}))
-    enough = plan.model_copy(update={"seeds": 3, "few_seeds": 3})
+    enough = plan.model_copy(update={"seeds": 3, "few_seeds": 2})
     monkeypatch.setattr(study_page, "load_study", lambda name: (enough, profile))
     assert "not finished" not in page(study, own)
 
