@@ -182,6 +182,14 @@ def test_a_server_without_log_probabilities_leaves_them_out(server: ChatServer, 
     assert frame["text"].str.len().gt(0).any()
 
 
+def test_transformers_serve_writes_the_greedy_responses(server: ChatServer, folder: Path) -> None:
+    server.transformers = True
+    near, far = ask(folder, None), ask(folder, engine(server))
+    assert near["text"].tolist() == far["text"].tolist()
+    assert [tokens.tolist() for tokens in near["tokens"]] == [tokens.tolist() for tokens in far["tokens"]]
+    assert far["logprobs"].isna().all()
+
+
 def test_the_store_says_which_engine_and_what_it_promises(server: ChatServer, folder: Path) -> None:
     ask(folder, engine(server), seed=0)
     _, processor = load(folder / "large")
@@ -197,7 +205,15 @@ def test_a_model_that_the_server_lacks_is_one_clear_line(server: ChatServer, fol
     with pytest.raises(ValueError, match=r"has no model 'large-0.3', it has large-0.0, large-0.5") as error:
         ask(folder, engine(server), ratio=0.3, seed=0)
     assert "\n" not in str(error.value)
-    assert not server.requests
+    assert len(server.requests) == 1  # whether it has one that it does not list
+
+
+def test_a_model_that_transformers_serve_lacks_is_asked_for_once(server: ChatServer, folder: Path) -> None:
+    server.transformers = True  # which answers 500, as a busy server would
+    with pytest.raises(ValueError, match=r"has no model 'large-0.3'"):
+        ask(folder, engine(server), ratio=0.3, seed=0)
+    (request,) = server.requests
+    assert request["max_tokens"] == 1
 
 
 def test_the_key_of_the_server_comes_from_the_environment(

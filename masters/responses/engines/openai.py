@@ -74,7 +74,7 @@ class OpenAIEngine:
             )
         served = self.served_as.format(model=source.name, ratio=source.ratio)
         server = Server(self.address, served, **self.options, called="generation server")
-        if served not in (there := server.models()):
+        if served not in (there := server.models()) and not self._answers(served):
             raise ValueError(
                 f"the server at {self.address} has no model {served!r}, it has "
                 f"{', '.join(sorted(there)) or 'none'}; save it with `masters export` and serve it under "
@@ -98,6 +98,16 @@ class OpenAIEngine:
 
             yield write
 
+    def _answers(self, served: str) -> bool:
+        """Whether it has the model all the same: ``transformers serve`` does not list those in folders."""
+        server = Server(self.address, served, **self.options | {"retries": 0})
+        messages = [{"role": "user", "content": [{"type": "text", "text": "?"}]}]
+        try:
+            server.complete(messages, max_tokens=1, temperature=0)
+        except (Refused, ConnectionError):
+            return False
+        return True
+
 
 class _Asker:
     """Turns a question into a request, and the reply into a response."""
@@ -115,7 +125,8 @@ class _Asker:
         self.tokenizer = processor.tokenizer
         self.options: dict[str, Any] = {"max_tokens": sampling.max_new_tokens, "logprobs": True}
         self.extra: dict[str, Any] = {"return_token_ids": True}
-        self.options["logit_bias"] = {str(token): -100 for token in banned}
+        if banned:  # ``transformers serve`` breaks on none, and on whole numbers
+            self.options["logit_bias"] = {str(token): -100.0 for token in banned}
         if seed is None:
             self.options["temperature"] = 0
         else:
