@@ -32,6 +32,8 @@ class ChatServer:
         trouble: called before each answer with the number of the request; a status other than None is sent.
         token_ids: whether it knows ``return_token_ids``; one that does not refuses it.
         logprobs: whether it gives log-probabilities.
+        refused: fields that it refuses, as a hosted server does.
+        transformers: whether it behaves as ``transformers serve`` does, as seen in transformers 5.23.
         top: most requests it had at work at once.
     """
 
@@ -41,6 +43,8 @@ class ChatServer:
     trouble: Callable[[int], int | None] = lambda number: None
     token_ids: bool = True
     logprobs: bool = True
+    refused: frozenset[str] = frozenset()
+    transformers: bool = False
     busy: int = 0
     top: int = 0
 
@@ -53,7 +57,8 @@ def serving(models: dict[str, Path]) -> Iterator[ChatServer]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            send(self, 200, {"object": "list", "data": [{"id": name} for name in loaded]})
+            listed = [] if state.transformers else loaded  # models in folders are served, not listed
+            send(self, 200, {"object": "list", "data": [{"id": name} for name in listed]})
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["content-length"])))
@@ -68,9 +73,20 @@ def serving(models: dict[str, Path]) -> Iterator[ChatServer]:
                 status = trouble
             elif "return_token_ids" in body and not state.token_ids:
                 status, answer = 400, {"error": "unknown field return_token_ids"}
+            elif wrong := state.refused & body.keys():
+                status, answer = 400, {"error": f"unknown fields {', '.join(sorted(wrong))}"}
+            elif state.transformers and (found := _transformers_refuses(body, loaded)):
+                status, answer = found
+            elif body["model"] not in loaded:
+                status, answer = 404, {"error": f"no model {body['model']}"}
             else:
+                if state.transformers and not json.loads(body.get("generation_config", "{}")).get(
+                    "do_sample"
+                ):
+                    body = body | {"temperature": 0}  # as the model's own settings have it, whatever is asked
                 with working:  # one forward pass at a time
-                    answer = _answer(*loaded[body["model"]], body, state.logprobs)
+                    tell = state.logprobs and not state.transformers
+                    answer = _answer(*loaded[body["model"]], body, tell)
             with lock:
                 state.busy -= 1
             send(self, status, answer)
@@ -107,6 +123,18 @@ def send(request: BaseHTTPRequestHandler, status: int, answer: Any) -> None:
     request.wfile.write(raw)
 
 
+TRANSFORMERS_KNOWS = {"generation_config", "logit_bias", "logprobs", "max_tokens", "messages", "model"}
+TRANSFORMERS_KNOWS |= {"seed", "temperature", "top_p"}
+
+
+def _transformers_refuses(body: dict[str, Any], loaded: dict[str, Any]) -> tuple[int, dict[str, Any]] | None:
+    if unknown := body.keys() - TRANSFORMERS_KNOWS:
+        return 422, {"detail": f"Unexpected fields in the request: {unknown}"}
+    biases = body.get("logit_bias")
+    breaks = biases == {} or any(not isinstance(bias, float) for bias in (biases or {}).values())
+    return (500, {}) if breaks or body["model"] not in loaded else None
+
+
 @torch.inference_mode()
 def _answer(model: Any, processor: Any, body: dict[str, Any], tell: bool) -> dict[str, Any]:
     content, pictures = [], []
@@ -119,7 +147,7 @@ def _answer(model: Any, processor: Any, body: dict[str, Any], tell: bool) -> dic
         else:
             content.append(part)
     text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-    inputs = processor(text=[text], images=pictures, return_tensors="pt")
+    inputs = processor(text=[text], images=pictures or None, return_tensors="pt")
     ids = inputs.pop("input_ids")
     start = ids.shape[1]
     inputs.pop("attention_mask")

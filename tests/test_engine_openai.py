@@ -182,6 +182,75 @@ def test_a_server_without_log_probabilities_leaves_them_out(server: ChatServer, 
     assert frame["text"].str.len().gt(0).any()
 
 
+def test_transformers_serve_writes_the_greedy_responses(server: ChatServer, folder: Path) -> None:
+    server.transformers = True
+    near, far = ask(folder, None), ask(folder, engine(server))
+    assert near["text"].tolist() == far["text"].tolist()
+    assert [tokens.tolist() for tokens in near["tokens"]] == [tokens.tolist() for tokens in far["tokens"]]
+    assert far["logprobs"].isna().all()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [SAMPLING, Sampling(temperature=0.7, top_p=0.9, top_k=5, repetition_penalty=1.05, max_new_tokens=8)],
+)
+def test_transformers_serve_is_told_to_sample_and_how(
+    server: ChatServer, folder: Path, settings: Sampling
+) -> None:
+    server.transformers = True
+    _, processor = load(folder / "large")
+    asked = Questions(folder / "questions")
+    with engine(server).writer(Source(folder / "large"), processor, asked, settings, 0) as write:
+        texts = [answer.text for batch in write([0], range(8)) for answer in batch]
+    assert len(set(texts)) > 1  # greedy would say the same each time
+    last = server.requests[-1]
+    assert json.loads(last["generation_config"]) == {
+        "do_sample": True,
+        "top_k": settings.top_k,
+        "repetition_penalty": settings.repetition_penalty,
+    }
+    assert (last["temperature"], last["top_p"]) == (settings.temperature, settings.top_p)
+    assert (
+        len(server.requests) <= 1 + 8 + 3 * 2
+    )  # a model unlisted, the responses, and three that found the way
+
+
+def test_settings_that_a_server_refuses_are_one_clear_line(server: ChatServer, folder: Path) -> None:
+    server.refused = frozenset({"return_token_ids", "generation_config", "top_k", "repetition_penalty"})
+    assert len(ask(folder, engine(server), n=2, seed=0)) == 2 * COUNT  # they are off
+    _, processor = load(folder / "large")
+    asked = Questions(folder / "questions")
+    settings = Sampling(top_k=5, repetition_penalty=1.05)
+    with (
+        engine(server).writer(Source(folder / "large"), processor, asked, settings, 0) as write,
+        pytest.raises(ValueError, match=r"refuses top_k and repetition_penalty, and answers") as error,
+    ):
+        list(write([0], [0]))
+    assert "\n" not in str(error.value)
+    assert "set sampling.top_k: 0, sampling.repetition_penalty: 1," in str(error.value)
+
+
+def test_a_server_that_does_not_know_generation_config_is_not_trusted_with_it(
+    server: ChatServer, folder: Path
+) -> None:
+    server.refused = frozenset({"top_k"})  # and what else it does not know, it ignores
+    _, processor = load(folder / "large")
+    asked = Questions(folder / "questions")
+    settings = Sampling(top_k=5, repetition_penalty=1.0)
+    with (
+        engine(server).writer(Source(folder / "large"), processor, asked, settings, 0) as write,
+        pytest.raises(ValueError, match=r"refuses top_k, and answers without; set sampling\.top_k: 0, or"),
+    ):
+        list(write([0], [0]))
+
+
+def test_a_refusal_of_one_request_stays_one(server: ChatServer, folder: Path) -> None:
+    server.trouble = lambda number: 413 if number == 3 else None
+    with pytest.raises(ValueError, match="status 413"):
+        ask(folder, engine(server, concurrency=1), seed=0)
+    assert all(request["return_token_ids"] for request in server.requests)
+
+
 def test_the_store_says_which_engine_and_what_it_promises(server: ChatServer, folder: Path) -> None:
     ask(folder, engine(server), seed=0)
     _, processor = load(folder / "large")
@@ -197,7 +266,15 @@ def test_a_model_that_the_server_lacks_is_one_clear_line(server: ChatServer, fol
     with pytest.raises(ValueError, match=r"has no model 'large-0.3', it has large-0.0, large-0.5") as error:
         ask(folder, engine(server), ratio=0.3, seed=0)
     assert "\n" not in str(error.value)
-    assert not server.requests
+    assert len(server.requests) == 1  # whether it has one that it does not list
+
+
+def test_a_model_that_transformers_serve_lacks_is_asked_for_once(server: ChatServer, folder: Path) -> None:
+    server.transformers = True  # which answers 500, as a busy server would
+    with pytest.raises(ValueError, match=r"has no model 'large-0.3'"):
+        ask(folder, engine(server), ratio=0.3, seed=0)
+    (request,) = server.requests
+    assert request["max_tokens"] == 1
 
 
 def test_the_key_of_the_server_comes_from_the_environment(

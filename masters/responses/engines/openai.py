@@ -4,13 +4,15 @@ One request asks for one response with a seed of its own, because some servers r
 asked, and because a seed for a whole group would tie a response to those asked with it. Servers that keep the
 prefixes they have read, as vLLM and SGLang do, read a prompt and its picture once all the same.
 
-Top-k, the repetition penalty and the ids of the tokens are not part of the protocol. They are sent where the
-settings ask for them; a server that refuses is told of in one line. A server that gives no token ids has its
-text tokenised here; one that gives no log-probabilities leaves them out of the responses, and then the
-variants of the objective that need them say so.
+Top-k, the repetition penalty and the ids of the tokens are not part of the protocol. There are several ways
+to ask for them; the first that the server takes is kept, and none leaves out a setting: a server that refuses
+one is told of in one line. A server that gives no token ids has its text tokenised here; one
+that gives no log-probabilities leaves them out of the responses, and then the variants of the objective that
+need them say so.
 """
 
 import base64
+import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -26,6 +28,8 @@ from masters.server import Refused, Server
 from masters.settings import Sampling
 
 WINDOW = 8  # requests waiting for each one in flight
+# What ``transformers serve`` says of fields that it does not know.
+STRICT = "Unexpected fields in the request"
 
 
 class OpenAIEngine:
@@ -74,7 +78,7 @@ class OpenAIEngine:
             )
         served = self.served_as.format(model=source.name, ratio=source.ratio)
         server = Server(self.address, served, **self.options, called="generation server")
-        if served not in (there := server.models()):
+        if served not in (there := server.models()) and not self._answers(served):
             raise ValueError(
                 f"the server at {self.address} has no model {served!r}, it has "
                 f"{', '.join(sorted(there)) or 'none'}; save it with `masters export` and serve it under "
@@ -98,6 +102,16 @@ class OpenAIEngine:
 
             yield write
 
+    def _answers(self, served: str) -> bool:
+        """Whether it has the model all the same: ``transformers serve`` does not list those in folders."""
+        server = Server(self.address, served, **self.options | {"retries": 0})
+        messages = [{"role": "user", "content": [{"type": "text", "text": "?"}]}]
+        try:
+            server.complete(messages, max_tokens=1, temperature=0)
+        except (Refused, ConnectionError):
+            return False
+        return True
+
 
 class _Asker:
     """Turns a question into a request, and the reply into a response."""
@@ -114,16 +128,21 @@ class _Asker:
         self.server, self.questions, self.seed = server, questions, seed
         self.tokenizer = processor.tokenizer
         self.options: dict[str, Any] = {"max_tokens": sampling.max_new_tokens, "logprobs": True}
-        self.extra: dict[str, Any] = {"return_token_ids": True}
-        self.options["logit_bias"] = {str(token): -100 for token in banned}
-        if seed is None:
-            self.options["temperature"] = 0
-        else:
-            self.options |= {"temperature": sampling.temperature, "top_p": sampling.top_p}
-            if sampling.top_k:
-                self.options["top_k"] = sampling.top_k
-            if sampling.repetition_penalty != 1:
-                self.options["repetition_penalty"] = sampling.repetition_penalty
+        if banned:  # ``transformers serve`` breaks on none, and on whole numbers
+            self.options["logit_bias"] = {str(token): -100.0 for token in banned}
+        greedy = seed is None
+        top_k, penalty = (0, 1.0) if greedy else (sampling.top_k, sampling.repetition_penalty)
+        self.options["temperature"] = 0 if greedy else sampling.temperature
+        if not greedy:
+            self.options["top_p"] = sampling.top_p
+        self.beyond: dict[str, Any] = {"top_k": top_k} if top_k else {}
+        if penalty != 1:
+            self.beyond["repetition_penalty"] = penalty
+        # ``transformers serve`` takes what is not said in this field from the model's own settings, and where
+        # these do not ask for sampling it gives the greedy response n times, and no error.
+        config = {"do_sample": not greedy, "top_k": top_k, "repetition_penalty": penalty}
+        theirs = {"generation_config": json.dumps(config)}
+        self.ways = [{"return_token_ids": True} | self.beyond, theirs | self.beyond, theirs, self.beyond]
 
     def ask(self, index: int, j: int) -> Response:
         """One response to one question."""
@@ -136,14 +155,38 @@ class _Asker:
         ]
         own = {} if self.seed is None else {"seed": response_seed(self.seed, row["id"], j)}
         messages = [{"role": "user", "content": content}]
+        return self._response(row["id"], j, self._complete(messages, own))
+
+    def _complete(self, messages: list[dict[str, Any]], own: dict[str, Any]) -> dict[str, Any]:
+        ways, refusal = self.ways, None
+        for way in ways:
+            # Another server might ignore the field, and top-k with it.
+            if refusal and way.keys() == {"generation_config"} and STRICT not in str(refusal):
+                continue
+            try:
+                choice = self.server.complete(messages, **self.options, **way, **own)
+            except Refused as error:
+                refusal = error
+            else:
+                self.ways = [way]
+                return choice
+        assert refusal is not None  # there is always a way
+        if len(ways) > 1 and self.beyond:
+            self._explain(messages)
+        raise refusal
+
+    def _explain(self, messages: list[dict[str, Any]]) -> None:
+        """Say so if what was refused is a setting of the sampling, and nothing else."""
         try:
-            choice = self.server.complete(messages, **self.options, **self.extra, **own)
+            self.server.complete(messages, **self.options)
         except Refused:
-            if not self.extra:
-                raise
-            choice = self.server.complete(messages, **self.options, **own)
-            self.extra = {}  # it answers without, so that was it
-        return self._response(row["id"], j, choice)
+            return
+        off = {"top_k": 0, "repetition_penalty": 1}
+        raise ValueError(
+            f"the generation server refuses {' and '.join(self.beyond)}, and answers without; set "
+            f"{', '.join(f'sampling.{name}: {off[name]}' for name in self.beyond)}, "
+            "or generate with engine transformers or vllm"
+        )
 
     def _response(self, name: str, j: int, choice: dict[str, Any]) -> Response:
         text = choice["message"]["content"].strip()
