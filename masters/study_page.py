@@ -1,7 +1,8 @@
 """The page of a study: what the tracked files of the long run say, the claims first, then what is behind.
 
 ``masters.study`` writes the files into ``data/results/NAME``. This module reads them and computes nothing
-but means over seeds, and the verdicts, so that these follow the margins and the rule of today. What is not there yet is named, so that a study half done reads as one.
+but means over seeds, and the verdicts, so that these follow the margins and the rule of today. What is not
+there yet is named, so that a study half done reads as one.
 """
 
 import json
@@ -127,7 +128,7 @@ def study_sentences(frames: Mapping[str, pd.DataFrame]) -> str:
 
 
 def judged(folders: Mapping[str, Path]) -> dict[str, pd.DataFrame]:
-    """The claims of those studies that measured some, by the name of the plan, judged as the page has them."""
+    """The claims of those studies that measured some, by the name of the plan, as their pages have them."""
     return {
         name: judge_claims(read_effects(folder / "comparisons.csv"))
         for name, folder in folders.items()
