@@ -185,14 +185,14 @@ def read_effects(path: Path, claims: Sequence[Claim] = CLAIMS) -> Effects:
     values = ["effect", "effect_low", "effect_high"]
     if lacking := sorted({"id", "treatment", "control", *values, "seeds"} - set(table)):
         raise ValueError(f"{path} has no column {', '.join(lacking)}: restore it with git, or delete it")
-    rows = table.set_index(["id", "treatment", "control"])
+    rows = {(row["id"], row["treatment"], row["control"]): row for row in table.to_dict("records")}
     found: Effects = {}
     for claim in claims:
-        names = ((each, (claim.id, each.treatment, each.control)) for each in claim.comparisons)
+        pairs = ((each, rows.get((claim.id, each.treatment, each.control))) for each in claim.comparisons)
         found[claim.id] = [
-            (each, Interval(*rows.loc[name, values].astype(float)), int(rows.loc[name, "seeds"]))
-            for each, name in names
-            if name in rows.index
+            (each, Interval(*(float(row[value]) for value in values)), int(row["seeds"]))
+            for each, row in pairs
+            if row is not None
         ]
     return found
 
