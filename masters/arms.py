@@ -28,7 +28,7 @@ class RunSpec(Strict):
     schedule: Literal["equal", "plateau"] = Field("equal", description="when a stage ends")
     criterion: Name = Field("magnitude", description="by what the teacher's weights are masked")
     masked: Part = Field("all", description="which part of the teacher is masked")
-    learn_from: Literal["nothing", "labels", "responses", "online"] = "responses"
+    learn_from: Literal["nothing", "labels", "rationales", "responses", "online"] = "responses"
     cross_entropy: bool = Field(False, description="on the labels, without a teacher")
     teacher_responses: int = Field(4, ge=0)
     student_responses: int = Field(4, ge=0)
@@ -72,6 +72,8 @@ class RunSpec(Strict):
         return self.model_dump(mode="json", exclude_defaults=True)
 
 
+LABELS = ("labels", "rationales")  # in all registers, or in the one that reasons before it answers
+
 # Of a spec, what masters_loss takes.
 OPTIONS = (
     *("rewards", "normalise", "beta", "policy_weight", "ratio", "advantages", "flat", "distillation_on"),
@@ -96,6 +98,10 @@ CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
     "sft": (
         "supervised on labels",
         {"learn_from": "labels", "cross_entropy": True, "teachers": (), **PLAIN, **UNMASKED},
+    ),
+    "reasoning": (
+        "supervised to give a reason first",
+        {"learn_from": "rationales", "cross_entropy": True, "teachers": (), **PLAIN, **UNMASKED},
     ),
     "naive": ("naive distillation, one label", {"learn_from": "labels", **PLAIN, **UNMASKED}),
     "naive_multi": ("naive distillation, responses", {**PLAIN, **UNMASKED}),
@@ -197,7 +203,7 @@ def _idle(spec: RunSpec, profile: Profile) -> str:
             f"needs the teacher's whole distribution, and the profile keeps the {top_k} largest entries: "
             "leave out teacher_temperature, or top_k_logprobs of the profile"
         )
-    if spec.label_noise and spec.learn_from not in ("labels", "responses"):
+    if spec.label_noise and spec.learn_from not in (*LABELS, "responses"):
         return "neither learns from stored labels nor has responses judged by them: leave out label_noise"
     if spec.replay and not (spec.learn_from == "responses" and spec.student_responses):
         return "has no stored responses of its student to say what is hard: leave out replay"

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from masters.arms import RunSpec
+from masters.arms import LABELS, RunSpec
 from masters.batches import Example, Examples
 from masters.ladder import epochs
 from masters.plateau import PlateauStages, Stage, held_out
@@ -79,13 +79,13 @@ def all_stages(spec: RunSpec) -> list[Stage]:
 
 
 def authors(spec: RunSpec, stage: Stage) -> list[tuple[str, float, int]]:
-    """Who wrote the responses of a stage: (model, ``labels`` or ``refreshed``, mask ratio, responses a
+    """Who wrote the responses of a stage: (model, one of ``LABELS`` or ``refreshed``, mask ratio, responses a
     question); ``refreshed`` is the student as it is when the stage begins.
 
     Labels have no mask ratio; in its place is the share of them that is wrong.
     """
-    if spec.learn_from == "labels":
-        return [("labels", spec.label_noise, 1)]
+    if spec.learn_from in LABELS:
+        return [(spec.learn_from, spec.label_noise, 1)]
     teacher = (spec.teachers[stage[0]], stage[1], spec.teacher_responses)
     anew = spec.refreshed and stage != stages(spec)(0)
     student = ("refreshed" if anew else spec.student, 0.0, spec.student_responses)

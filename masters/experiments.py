@@ -23,7 +23,7 @@ import torch
 from huggingface_hub import snapshot_download
 
 from masters import runs, workers
-from masters.arms import RunSpec, arm
+from masters.arms import LABELS, RunSpec, arm
 from masters.curriculum import Part, all_stages, authors, scores
 from masters.distributions import distributions
 from masters.divergence import jsd
@@ -38,7 +38,7 @@ from masters.responses import Judge, ResponseStore, Source, open_store, response
 from masters.responses.engines import engine_of
 from masters.runs import grouped
 from masters.settings import Profile, load_profile
-from masters.tasks import vocabulary
+from masters.tasks import REGISTERS, vocabulary
 from masters.topk import Packed, TopK
 
 VERSION = 2
@@ -72,7 +72,7 @@ class Lab:
         self.judge = RuleJudge()
         self.engine = engine_of(self.profile.generation)
         self._questions: dict[str, Questions] = {}
-        self._labels: dict[float, tuple[pd.DataFrame, list[np.ndarray]]] = {}
+        self._labels: dict[tuple[float, tuple[str, ...]], tuple[pd.DataFrame, list[np.ndarray]]] = {}
         self._counts: dict[tuple[str, float, MaskChoice], dict[str, float]] = {}
 
     # --- questions and models -------------------------------------------------------------------------------
@@ -111,17 +111,26 @@ class Lab:
         """Training labels in several registers, as text and as token ids with their end token."""
         return self.labels_with(self.profile.wrong_labels)
 
-    def labels_with(self, wrong_share: float) -> tuple[pd.DataFrame, list[np.ndarray]]:
+    def labels_with(
+        self, wrong_share: float, registers: tuple[str, ...] = REGISTERS
+    ) -> tuple[pd.DataFrame, list[np.ndarray]]:
         """The same with that share of wrong ones; those that are wrong at a share are so at a larger one."""
-        if wrong_share not in self._labels:
+        key = wrong_share, registers
+        if key not in self._labels:
             tasks, limit = self.profile.tasks, self.profile.train_questions
-            frame = training_labels(self.questions("train"), tasks, limit, wrong_share, seed=0)
-            self._labels[wrong_share] = frame, end_tokens(self.processor, list(frame["label"]))
-        return self._labels[wrong_share]
+            frame = training_labels(self.questions("train"), tasks, limit, wrong_share, 0, registers)
+            self._labels[key] = frame, end_tokens(self.processor, list(frame["label"]))
+        return self._labels[key]
 
-    def labels_of_pool(self, noise: float) -> list[list[np.ndarray]]:
-        """Token ids of the pool's labels, of which at least a share ``noise`` is wrong, as groups of one."""
-        _, tokens = self.labels_with(max(noise, self.profile.wrong_labels))
+    def labels_of_pool(self, noise: float, kind: str = "labels") -> list[list[np.ndarray]]:
+        """Token ids of the pool's labels, of which at least a share ``noise`` is wrong, as groups of one.
+
+        Args:
+            noise: that share.
+            kind: ``labels`` in all registers, or ``rationales`` that end in the answer.
+        """
+        registers = REGISTERS if kind == "labels" else ("rationale",)
+        _, tokens = self.labels_with(max(noise, self.profile.wrong_labels), registers)
         return [[tokens[index]] for index in self.pool]
 
     def folder(self, model: str) -> Path:
@@ -247,8 +256,8 @@ class Lab:
         self, scorer: Source, author: str, ratio: float, n: int, choice: MaskChoice = PAPERS
     ) -> Ragged | TopK:
         """What a model would have said at each token of the pool's responses, or of its labels."""
-        if author == "labels":
-            return self.scores(scorer, self.labels_of_pool(ratio))
+        if author in LABELS:
+            return self.scores(scorer, self.labels_of_pool(ratio, author))
         return self.scores(scorer, grouped(self.groups(author, ratio, n, choice=choice)["tokens"], n))
 
     def scores(self, scorer: Source, texts: Sequence[Sequence[np.ndarray]]) -> Ragged | TopK:
@@ -374,7 +383,7 @@ class Lab:
                 continue
             for stage in all_stages(spec):
                 for author, at, n in authors(spec, stage):
-                    if author not in ("labels", "refreshed"):
+                    if author not in (*LABELS, "refreshed"):
                         what = author, at, spec.judge, spec.choice().at(at)
                         writing[what] = max(n, writing.get(what, 0))
             if self.profile.distillation.cache_teacher:

@@ -23,7 +23,7 @@ from filelock import FileLock
 from PIL import Image
 
 from masters.files import cache_dir, hash_of
-from masters.tasks import load_task, task_hash, with_labels
+from masters.tasks import REGISTERS, load_task, task_hash, with_labels
 
 VERSION = 3
 CHUNK = 256
@@ -42,7 +42,8 @@ class Ragged:
 
     def __init__(self, folder: Path, name: str) -> None:
         self.folder = folder
-        self.values = np.load(folder / f"{name}.npy", mmap_mode="r")
+        # A plain array over the map: slicing a memmap costs several times as much.
+        self.values = np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r"))
         self.offsets = np.load(folder / f"{name}.offsets.npy")
         shapes = folder / f"{name}.shapes.npy"
         self._shapes = np.load(shapes) if shapes.is_file() else None
@@ -202,16 +203,19 @@ def load_questions(tasks: Sequence[str], split: str, limit: int | None, processo
 
 
 def training_labels(
-    questions: Questions, tasks: Sequence[str], limit: int | None, wrong_share: float, seed: int
+    questions: Questions,
+    tasks: Sequence[str],
+    limit: int | None,
+    wrong_share: float,
+    seed: int,
+    registers: tuple[str, ...] = REGISTERS,
 ) -> pd.DataFrame:
-    """Training labels in several registers for encoded training questions, in the same order.
+    """Training labels in one or more registers for encoded training questions, in the same order.
 
     Returns:
         Columns ``label``, ``register`` and ``core``, the answer that the label gives.
     """
-    parts = [
-        with_labels(load_task(task, "train", limit), wrong_share=wrong_share, seed=seed) for task in tasks
-    ]
+    parts = [with_labels(load_task(task, "train", limit), registers, wrong_share, seed) for task in tasks]
     frame = pd.concat(
         [part.select_columns(["id", "label", "register", "core"]).to_pandas() for part in parts]
     )

@@ -22,7 +22,7 @@ import pandas as pd
 from filelock import FileLock
 
 from masters import distributed
-from masters.arms import RunSpec
+from masters.arms import LABELS, RunSpec
 from masters.batches import Examples
 from masters.curriculum import Part, Stage, all_stages, authors, curriculum, order
 from masters.evaluation import evaluate
@@ -195,12 +195,12 @@ def part(
         student: the reference.
         judge: who says what is right, and for which share of the questions by a wrong label.
         choice: of what is masked of an author.
-        author: who wrote the responses, or ``labels``.
+        author: who wrote the responses, or one of ``LABELS``.
         at: the author's mask ratio, or the share of wrong labels.
         n: responses a question.
     """
-    if author == "labels":
-        made = Part(1, lab.labels_of_pool(at))
+    if author in LABELS:
+        made = Part(1, lab.labels_of_pool(at, author))
     else:
         frame = lab.groups(author, at, n, judge[0], choice)
         made = Part(

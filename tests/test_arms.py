@@ -107,6 +107,7 @@ def test_those_without_responses(profile: Profile) -> None:
     assert sft.objective() is None and sft.teachers == () and sft.learn_from == "labels"
     assert naive.learn_from == "labels" and naive.teachers == ("large",)
     assert naive.r_max == 0 and naive.rewards == () and naive.objective() is not None
+    assert difference(arm("reasoning", profile), sft) == {"learn_from"}
 
 
 def test_own_accuracy_learns_from_eight_responses_of_its_own(profile: Profile) -> None:

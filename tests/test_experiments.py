@@ -491,6 +491,18 @@ def test_label_noise_judges_the_responses_of_some_questions_anew(lab: Lab, resul
     assert changes[0] < changes[1] < changes[2] == set(range(6))
 
 
+def test_a_student_that_reasons_first_learns_the_same_answers_behind_their_facts(
+    lab: Lab, results: Results
+) -> None:
+    parts = [runs.parts_of(lab, arm(name, lab.profile), (0, 0.0)) for name in ("sft", "reasoning")]
+    said, reasoned = (
+        [lab.processor.tokenizer.decode(group[0], skip_special_tokens=True) for group in part.tokens]
+        for (part,) in parts
+    )
+    table = lab.questions("train").table.iloc[lab.pool]
+    assert reasoned == list(table["facts"] + " so the answer is " + table["answer"] + " .") != said
+
+
 def test_a_run_that_learns_from_labels_learns_the_wrong_ones(lab: Lab, results: Results) -> None:
     spec = arm("naive+label_noise=1", lab.profile)
     assert {key[2:] for key in scores(spec)} == {("labels", 1.0, 1)}  # what is scored before the runs begin
