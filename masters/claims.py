@@ -53,8 +53,8 @@ CLAIMS: tuple[Claim, ...] = (
         "Distilling from the large teacher on one label a question improves the base student.",
         (Comparison("naive", "base", variants("+large_teacher", "base")),),
         "5_offline_rl",
-        f"{_TINY} In a profile's own run the base student is one checkpoint, so that the distilled runs alone "
-        "vary by seed; in the studies each seed has one of its own.",
+        f"{_TINY} In a profile's own run the base student is one checkpoint, so that the distilled runs "
+        "alone vary by seed; in the studies each seed has one of its own.",
     ),
     Claim(
         "C2",
