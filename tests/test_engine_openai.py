@@ -116,6 +116,13 @@ def test_the_settings_are_sent(server: ChatServer, folder: Path) -> None:
     assert rows <= set(request["logit_bias"])
 
 
+@pytest.mark.parametrize("seed", [0, None])
+def test_what_is_off_is_said_too(server: ChatServer, folder: Path, seed: int | None) -> None:
+    ask(folder, engine(server), n=1, seed=seed)
+    # Unsaid, they would be those of the model's own generation_config.json.
+    assert {(request["top_k"], request["repetition_penalty"]) for request in server.requests} == {(-1, 1.0)}
+
+
 def test_a_busy_server_is_asked_again(server: ChatServer, folder: Path) -> None:
     whole = ask(folder, engine(server), n=2, seed=5)["text"].tolist()
     server.requests.clear()

@@ -142,7 +142,9 @@ class _Asker:
         # these do not ask for sampling it gives the greedy response n times, and no error.
         config = {"do_sample": not greedy, "top_k": top_k, "repetition_penalty": penalty}
         theirs = {"generation_config": json.dumps(config)}
-        self.ways = [{"return_token_ids": True} | self.beyond, theirs | self.beyond, theirs, self.beyond]
+        # vLLM too takes from the model's own settings what is not said, so what is off is said as well.
+        said = {"return_token_ids": True, "top_k": top_k or -1, "repetition_penalty": penalty}
+        self.ways = [said, theirs | self.beyond, theirs, self.beyond]
 
     def ask(self, index: int, j: int) -> Response:
         """One response to one question."""
