@@ -119,6 +119,12 @@ def effect_map(table: pd.DataFrame) -> Figure:
     return figure
 
 
+def swept(runs: pd.DataFrame) -> pd.DataFrame:
+    """The runs of arms whose names end in a learning rate, the parts of these in ``form`` and ``rate``."""
+    named = runs["arm"].astype(str).str.extract(r"^([^+]+)\+learning_rate=([^+]+)$")
+    return runs.assign(form=named[0], rate=named[1].astype(float)).dropna(subset="form")
+
+
 def sweep(runs: pd.DataFrame) -> Figure:
     """The arms whose names end in a learning rate: what became of them at each, mean and single replicates.
 
@@ -128,8 +134,7 @@ def sweep(runs: pd.DataFrame) -> Figure:
     Raises:
         ValueError: no arm of these runs has a learning rate in its name.
     """
-    named = runs["arm"].astype(str).str.extract(r"^([^+]+)\+learning_rate=([^+]+)$")
-    table = runs.assign(form=named[0], rate=named[1].astype(float)).dropna(subset="form")
+    table = swept(runs)
     if table.empty:
         raise ValueError("there is no arm at several learning rates to draw: run more of the study")
     table["accuracy"] = 100 * table["accuracy"].astype(float)
@@ -139,7 +144,7 @@ def sweep(runs: pd.DataFrame) -> Figure:
             colour, marker = COLOURS[place], MARKERS[place]
             means = rows.groupby("rate")[quantity].mean()
             panel.plot(rows["rate"], rows[quantity], marker, color=colour, alpha=0.35, ms=5)
-            panel.plot(means.index, means, f"{DASHES[place]}{marker}", color=colour, label=title(str(form)))
+            panel.plot(means.index, means, f"{DASHES[place % len(DASHES)]}{marker}", color=colour, label=title(str(form)))
         panel.set(xscale="log", ylabel=label)
     axes[-1].set(xlabel=AXES["learning_rate"])
     axes[-1].set_yscale("symlog", linthresh=1e-3)

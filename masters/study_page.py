@@ -20,7 +20,7 @@ from masters.claims_page import brief, counts, drawn, effect, how, with_unit
 from masters.drawing import write_svg
 from masters.markup import Html, code, escaped, folded, link, table
 from masters.settings import Distillation, load_study
-from masters.study_figures import effect_map, effects, sweep
+from masters.study_figures import effect_map, effects, sweep, swept
 from masters.verdicts import judge_claims, read_effects
 
 FILES = (
@@ -198,7 +198,21 @@ def _beyond(runs: pd.DataFrame, ladder: pd.DataFrame, usual: Distillation, pictu
     if runs["arm"].str.contains(r"\+learning_rate=").any():
         words = "Accuracy, length of the answers and KL to the student before training at each learning rate."
         parts += ["## Decades of the learning rate", _picture(sweep(runs), picture, "sweep", words)]
+        parts.append(_forms(runs))
     return parts
+
+
+def _forms(runs: pd.DataFrame) -> str:
+    """What became of the forms of the objective at the largest learning rate that all of them have."""
+    measured = ["accuracy", "tokens", "kl"]
+    means = swept(runs).groupby(["rate", "form"], sort=False)[measured].mean()
+    of_rate = means.groupby("rate").size()
+    rate = of_rate.index[of_rate == of_rate.max()].max()
+    said = [
+        f"`{form}` {100 * accuracy:.1f} % right, {tokens:.1f} tokens an answer, KL {kl:.3f}"
+        for form, accuracy, tokens, kl in means.loc[rate].itertuples()
+    ]
+    return f"At a learning rate of {rate:g}, the largest that all of them have: {'; '.join(said)}."
 
 
 def _picture(figure: Figure, beside: Path, name: str, words: str) -> Html:
