@@ -144,7 +144,8 @@ def sweep(runs: pd.DataFrame) -> Figure:
             colour, marker = COLOURS[place], MARKERS[place]
             means = rows.groupby("rate")[quantity].mean()
             panel.plot(rows["rate"], rows[quantity], marker, color=colour, alpha=0.35, ms=5)
-            panel.plot(means.index, means, f"{DASHES[place % len(DASHES)]}{marker}", color=colour, label=title(str(form)))
+            style = f"{DASHES[place % len(DASHES)]}{marker}"
+            panel.plot(means.index, means, style, color=colour, label=title(str(form)))
         panel.set(xscale="log", ylabel=label)
     axes[-1].set(xlabel=AXES["learning_rate"])
     axes[-1].set_yscale("symlog", linthresh=1e-3)
