@@ -7,7 +7,8 @@ cut at any moment: the next start goes on from there.
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import active_children, current_process, get_context
+from multiprocessing import active_children, current_process, get_context, parent_process
+from threading import Thread
 from typing import Any
 
 import torch
@@ -59,6 +60,15 @@ def _begin() -> None:
     torch.set_num_threads(1)
     if torch.cuda.is_available():  # workers are numbered from 1
         torch.cuda.set_device(current_process()._identity[0] % torch.cuda.device_count())
+    Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A parent that is killed tells nobody, and its jobs would go on beside those of the next start."""
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _do(
