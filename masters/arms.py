@@ -203,8 +203,9 @@ def _idle(spec: RunSpec, profile: Profile) -> str:
             f"needs the teacher's whole distribution, and the profile keeps the {top_k} largest entries: "
             "leave out teacher_temperature, or top_k_logprobs of the profile"
         )
-    if spec.label_noise and spec.learn_from not in (*LABELS, "responses"):
-        return "neither learns from stored labels nor has responses judged by them: leave out label_noise"
+    judged = spec.learn_from == "responses" and ("accuracy" in spec.rewards or spec.replay)
+    if spec.label_noise and not (judged or spec.learn_from in LABELS):
+        return "neither learns from stored labels nor from responses judged by them: leave out label_noise"
     if spec.replay and not (spec.learn_from == "responses" and spec.student_responses):
         return "has no stored responses of its student to say what is hard: leave out replay"
     if spec.schedule == "plateau" and not (spec.objective() and spec.teachers and spec.r_max):

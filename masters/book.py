@@ -22,6 +22,7 @@ from masters.departures import departures_page
 from masters.files import ROOT, STUDY, write_atomic
 from masters.markup import table
 from masters.settings import NOTEBOOKS, load_profile, load_study, profiles, studies
+from masters.study import Study
 from masters.study_page import judged, study_page, study_sentences
 from masters.verdicts import write_claims
 
@@ -61,13 +62,14 @@ def assemble(profile: str, book: Path, run: Path) -> None:
     generated = book / "generated"
     # Copied as it is into the folder of the first page, so that a page can show and link to what is in it.
     extra = generated / "extra"
-    folders = {name: STUDY.with_name(name) for name in studies()}
+    pages_of_studies = [name for name in studies() if (book / f"{name}.md").is_file()]
+    folders = {name: STUDY.with_name(name) for name in pages_of_studies}
     found = judged(folders)
     beside = {load_study(name)[0].title: frame for name, frame in found.items()}
     pages = {
         "headline": study_sentences(found) + headline(profile, claims, extra / "claims.svg", beside),
         **{
-            name: study_page(name, folder, profile, claims, extra / f"{name}.svg")
+            name: study_page(Study(name, folder), profile, claims, extra / f"{name}.svg")
             for name, folder in folders.items()
         },
         "departures": departures_page(book / "api.md", ROOT),

@@ -186,9 +186,9 @@ CLAIMS: tuple[Claim, ...] = (
         ),
         "6_benchmark_evaluation",
         "At mini the mid model has 3 times the student's weights, the large one 6 times them and twice those "
-        "of mid, the student of the study's third comparison. The paper's figure is students of 7 and 8 "
-        "billion weights against models of 32 to 78 billion. Matching means not worse by more than the "
-        "margin.",
+        "of mid, which is the student of one more comparison in the studies. The paper's figure is students "
+        "of 7 and 8 billion weights against models of 32 to 78 billion. Matching means not worse by more "
+        "than the margin.",
         kind="no worse",
     ),
     Claim(

@@ -117,7 +117,7 @@ def study(
     processes: Annotated[int | None, typer.Option(min=1, help="Side by side.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what is missing, and do nothing.")] = False,
 ) -> None:
-    """Do what is missing of the study, as far as you let it; what is done stays in data/results/study."""
+    """Do what is missing of the study, as far as you let it; what is done stays in data/results/NAME."""
     from masters import progress
     from masters.files import STUDY
     from masters.study import Study

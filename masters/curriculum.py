@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from masters.arms import LABELS, RunSpec
 from masters.batches import Example, Examples
@@ -196,3 +197,9 @@ def _example(question: int, place: int, stage: Stage, parts: Sequence[Part]) -> 
         teacher=by_response("teacher"),
         reference=by_response("reference"),
     )
+
+
+def grouped(column: pd.Series, n: int) -> list[list[np.ndarray]]:
+    """A column of all responses as a list of those to each question, ``n`` side by side."""
+    values = list(column)
+    return [values[start : start + n] for start in range(0, len(values), n)]

@@ -24,7 +24,7 @@ from huggingface_hub import snapshot_download
 
 from masters import runs, workers
 from masters.arms import LABELS, RunSpec, arm
-from masters.curriculum import Part, all_stages, authors, scores
+from masters.curriculum import Part, all_stages, authors, grouped, scores
 from masters.distributions import distributions
 from masters.divergence import jsd
 from masters.evaluation import latency
@@ -36,7 +36,6 @@ from masters.models import build_processor, check_same_tokens, load, parameter_c
 from masters.questions import Questions, Ragged, load_questions, training_labels
 from masters.responses import Judge, ResponseStore, Source, open_store, responses
 from masters.responses.engines import engine_of
-from masters.runs import grouped
 from masters.settings import Profile, load_profile
 from masters.tasks import REGISTERS, vocabulary
 from masters.topk import Packed, TopK

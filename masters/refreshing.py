@@ -19,6 +19,7 @@ Choices where the paper is silent:
 
 import io
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,7 +29,7 @@ from transformers import PreTrainedModel
 
 from masters import distributed
 from masters.arms import RunSpec
-from masters.curriculum import Part, Stage, all_stages, order, stages
+from masters.curriculum import Part, Stage, all_stages, grouped, order, stages
 from masters.distributions import distributions
 from masters.files import hash_of, write_atomic
 from masters.progress import report
@@ -85,10 +86,7 @@ def refreshed(
     # From disk even if they were just written, so that nothing depends on it.
     frame, n = pd.read_parquet(path), spec.student_responses
     tokens, behaviour = (
-        [
-            [np.asarray(row, kind) for row in frame[name][start : start + n]]
-            for start in range(0, len(frame), n)
-        ]
+        grouped(frame[name].map(partial(np.asarray, dtype=kind)), n)
         for name, kind in (("tokens", np.int32), ("logprobs", np.float32))
     )
     teacher = reference = None

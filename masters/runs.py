@@ -14,6 +14,7 @@ import json
 import time
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,7 @@ from filelock import FileLock
 from masters import distributed
 from masters.arms import LABELS, RunSpec
 from masters.batches import Examples
-from masters.curriculum import Part, Stage, all_stages, authors, curriculum, order
+from masters.curriculum import Part, Stage, all_stages, authors, curriculum, grouped, order
 from masters.evaluation import evaluate
 from masters.files import write_folder
 from masters.mask_choice import MaskChoice
@@ -61,6 +62,8 @@ def run(lab: "Lab", spec: RunSpec, seed: int, folder: Path, split: str = "test")
         if spec.learn_from != "nothing":
             log = distil(lab, model, spec, seed, Path(f"{folder}.run"))
         trained = time.perf_counter() - start
+        # Of a run that was stopped and went on, the log has the seconds of all sittings.
+        earlier = max(0.0, float(log["seconds"].sum()) - trained) if len(log) else 0.0
         if not alone:
             distributed.wait()
             return
@@ -77,7 +80,7 @@ def run(lab: "Lab", spec: RunSpec, seed: int, folder: Path, split: str = "test")
             "sampled_accuracy": by_mode.loc["sampled", "correct"],
             "tokens": by_mode.loc["greedy", "tokens"],
             "kl": float(tail),
-            "seconds": trained,
+            "seconds": trained + earlier,
             "evaluation_seconds": evaluated,
         }
 
@@ -105,7 +108,7 @@ def distil(lab: "Lab", model: Any, spec: RunSpec, seed: int, folder: Path) -> pd
             lab.processor,
             lab.questions("train"),
             [lab.pool[place] for place in order(spec, seed, len(lab.pool))],
-            lab.judge,
+            lab.judge_of(spec.judge),
             lab.profile.sampling,
             spec,
             seed,
@@ -148,14 +151,15 @@ def distil(lab: "Lab", model: Any, spec: RunSpec, seed: int, folder: Path) -> pd
             goes_on=steps < spec.steps,
         )
 
+    def as_before(stage: Stage) -> Any:
+        before, _ = load(lab.folder(spec.student))
+        learn(before, first_step(spec, stage))
+        return before
+
     for stage in later:
-
-        def student(start: int = first_step(spec, stage)) -> Any:
-            before, _ = load(lab.folder(spec.student))
-            learn(before, start)
-            return before
-
-        own = refreshed(lab, spec, seed, stage, folder, student) if spec.refreshed else None
+        own = None
+        if spec.refreshed:
+            own = refreshed(lab, spec, seed, stage, folder, partial(as_before, stage))
         parts[stage] = parts_of(lab, spec, stage, own)
     return learn(model, spec.steps)
 
@@ -236,9 +240,3 @@ def accuracy_reward(lab: "Lab", frame: pd.DataFrame, judge: str, noise: float) -
         anew = lab.judge_of(judge).score_many(list(asked), list(labels[wrong]), list(text))
         right[wrong] = [verdict == 1 for verdict in anew]
     return right
-
-
-def grouped(column: pd.Series, n: int) -> list[list[np.ndarray]]:
-    """A column of all responses as a list of those to each question."""
-    values = list(column)
-    return [values[start : start + n] for start in range(0, len(values), n)]

@@ -7,7 +7,7 @@ otherwise. Within a replicate all arms share these, and are compared pairwise.
 Before the test questions are seen, every arm with a learning rate of its own is tuned on the validation
 questions of replicate 0, with the same number of trials; its variants take over what was chosen.
 
-What a finished run leaves are rows of a few small tables in ``data/results/study/``, which git tracks. They
+What a finished run leaves are rows of a few small tables in ``data/results/NAME/``, which git tracks. They
 carry a key over all that determines a run, so that a row counts only as long as it would come out again;
 the checkpoints and responses behind it may be gone. What is missing is all that another sitting has to do.
 """
@@ -59,6 +59,7 @@ class Study:
     """
 
     def __init__(self, name: str = "study", folder: Path = STUDY, processes: int | None = None) -> None:
+        self.name = name
         self.plan, profile = load_study(name)
         self.profile = profile.model_copy(update={"processes": processes or profile.processes})
         self.folder = folder
@@ -108,8 +109,11 @@ class Study:
     @property
     def tried(self) -> pd.DataFrame:
         """The trials that count, in the order of the plan, and which are ``chosen`` of arms that have all."""
+        return self._tried(self._read("trials.csv", TRIAL))
+
+    def _tried(self, table: pd.DataFrame) -> pd.DataFrame:
         wanted = [setting for name in self.plan.tuned for setting in self.trials(name)]
-        table = self._read("trials.csv", TRIAL).set_index("setting", drop=False).rename_axis(None)
+        table = table.set_index("setting", drop=False).rename_axis(None)
         kept = [s for s in wanted if s in table.index and table.at[s, "key"] == self.key(s, 0, "validation")]
         table = table.loc[kept].reset_index(drop=True)
         best = table.groupby("arm")["accuracy"].transform("max")
@@ -227,9 +231,11 @@ class Study:
                 arm=[name.split("+learning_rate=")[0] for name in settings],
                 key=[self.key(setting, 0, "validation") for setting in settings],
             )
-            self._add("trials.csv", rows[list(TRIAL)], ["setting"])
             with self._lock:
-                self._write("trials.csv", self.tried)
+                table = self._with("trials.csv", rows[list(TRIAL)], ["setting"])
+                tried = self._tried(table)
+                chosen = tried.loc[tried["chosen"], "setting"]
+                self._write("trials.csv", table.assign(chosen=table["setting"].isin(chosen)))
 
     def run(self, replicates: Iterable[int] | None = None) -> None:
         """Run what is missing and keep it in the tables every few runs.
@@ -242,8 +248,14 @@ class Study:
                 replicate: [name for name in names if (name in main) == is_main]
                 for replicate, names in missing.items()
             }
-            self.tune({name for names in todo.values() for name in names})
+            asked = {name for names in todo.values() for name in names}
+            self.tune(asked)
             settings = self.settings()
+            if lacking := sorted(asked - set(settings)):
+                raise ValueError(
+                    f"trials of {', '.join(lacking)} were taken out of {self.folder / 'trials.csv'} "
+                    "meanwhile: start the same command again"
+                )
             for replicate, names in todo.items():
                 lab = self.lab(replicate)
                 for some in _chunks(names):
@@ -312,16 +324,18 @@ class Study:
 
     @cached_property
     def _lock(self) -> FileLock:
-        cache_dir().mkdir(parents=True, exist_ok=True)
-        return FileLock(cache_dir() / f"study-{hash_of(str(self.folder))}.lock")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return FileLock(self.folder / ".lock")  # beside the tables, whichever cache a process has
 
     def _add(self, name: str, rows: pd.DataFrame, identity: Sequence[str]) -> None:
-        """Put rows into a table, in the place of those that are the same but for their values."""
         with self._lock:
-            path = self.folder / name
-            old = [pd.read_csv(path, dtype={"key": str})] if path.is_file() else []
-            table = pd.concat([*old, rows], ignore_index=True).drop_duplicates(list(identity), keep="last")
-            self._write(name, table.sort_values(list(identity)))
+            self._write(name, self._with(name, rows, identity).sort_values(list(identity)))
+
+    def _with(self, name: str, rows: pd.DataFrame, identity: Sequence[str]) -> pd.DataFrame:
+        """A table with more rows, in the place of those that are the same but for their values."""
+        path = self.folder / name
+        old = [pd.read_csv(path, dtype={"key": str})] if path.is_file() else []
+        return pd.concat([*old, rows], ignore_index=True).drop_duplicates(list(identity), keep="last")
 
     def _write(self, name: str, table: pd.DataFrame) -> None:
         write_atomic(self.folder / name, table.to_csv(index=False, float_format="%.6g", lineterminator="\n"))

@@ -69,7 +69,10 @@ def _pairs(
         found = [("gap", "student", treatment, control), ("r_max", str(r_max), treatment, control)]
         for name in arms:
             alike = control + name.removeprefix(treatment)
-            if match := re.fullmatch(rf"{treatment}\+({ALIKE})=([^+]+)", name):
+            if match := re.fullmatch(rf"{treatment}\+label_noise=([^+]+)", name):
+                # Wrong labels reach the rewards alone: without, all is the same whatever their share.
+                found.append(("label_noise", match[1], name, control))
+            elif match := re.fullmatch(rf"{treatment}\+({ALIKE})=([^+]+)", name):
                 found.append(("gap" if match[1] == "student" else match[1], match[2], name, alike))
             elif match := re.fullmatch(rf"{treatment}\+r_max=([^+]+)", name):
                 # An unmasked control is the same whatever the ratio would be.

@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -22,6 +22,9 @@ from masters.markup import Html, code, escaped, folded, link, table
 from masters.settings import Distillation, load_study
 from masters.study_figures import effect_map, effects, sweep, swept
 from masters.verdicts import judge_claims, read_effects
+
+if TYPE_CHECKING:
+    from masters.study import Study
 
 FILES = (
     *("comparisons.csv", "runs.csv", "ladder.csv", "costs.csv", "trials.csv", "tasks.csv", "registers.csv"),
@@ -50,12 +53,11 @@ MEASURES = {
 }
 
 
-def study_page(name: str, folder: Path, profile: str, own: pd.DataFrame, picture: Path) -> str:
+def study_page(study: "Study", profile: str, own: pd.DataFrame, picture: Path) -> str:
     """A study's claims beside those of the reader's own run, its arms, its tuning and its machine, as MyST.
 
     Args:
-        name: of its plan.
-        folder: with those of ``FILES`` that are there.
+        study: with those of ``FILES`` that are there; of their rows those that count are shown.
         profile: that the reader ran.
         own: its claims, of :func:`masters.claim_rows.read_frame`.
         picture: where the picture is written, see :func:`masters.claims_page.drawn`.
@@ -63,17 +65,15 @@ def study_page(name: str, folder: Path, profile: str, own: pd.DataFrame, picture
     Raises:
         ValueError: a file lacks a column.
     """
-    plan, of_runs = load_study(name)
+    name, folder, about = study.name, study.folder, study.plan.about
     make = command(name)
     missing = [file for file in FILES if not (folder / file).is_file()]
     if len(missing) == len(FILES):
-        return f"{plan.about}\n\n**Nothing of it is in this copy** yet: `{make}` runs it.\n"
-    parts = [plan.about]
+        return f"{about}\n\n**Nothing of it is in this copy** yet: `{make}` runs it.\n"
+    parts = [about]
     if missing:
         parts.append(f"**The study is not finished.** Not there yet: {', '.join(missing)}. `{make}` goes on.")
-    runs = pd.DataFrame(columns=["arm"])
-    if "runs.csv" not in missing:
-        runs = _read(folder / "runs.csv", "arm", "replicate", "key", *MEASURES)
+    runs = study.runs
     if "comparisons.csv" not in missing:
         frame = judge_claims(read_effects(folder / "comparisons.csv"))
         parts += _claims(name, frame, runs, profile, own, picture)
@@ -86,20 +86,20 @@ def study_page(name: str, folder: Path, profile: str, own: pd.DataFrame, picture
             _arms(runs),
         ]
     if len(runs) and "ladder.csv" not in missing:
-        parts += _beyond(runs, pd.read_csv(folder / "ladder.csv"), of_runs.distillation, picture)
+        parts += _beyond(runs, pd.read_csv(folder / "ladder.csv"), study.profile.distillation, picture)
     if "costs.csv" not in missing:
         words = "Seconds of one process, with what the responses took if they serve this run alone (C14)."
         parts += [
             "## What responses cost, made beforehand and meanwhile",
             words,
-            _costs(folder / "costs.csv"),
+            _costs(study.costs),
         ]
     if "tasks.csv" not in missing:
-        parts.append(folded("By task", _tasks(folder / "tasks.csv")))
+        parts.append(folded("By task", _tasks(folder / "tasks.csv", runs)))
     if "registers.csv" not in missing:
-        parts.append(folded("By register of the answer", _registers(folder / "registers.csv")))
+        parts.append(folded("By register of the answer", _registers(folder / "registers.csv", runs)))
     if "trials.csv" not in missing:
-        trials = _read(folder / "trials.csv", *TRIAL)
+        trials = study.tried
         parts += ["## The trials", "Accuracies on the validation split, of which no verdict knows."]
         parts += [_edges(trials), folded("All trials", _trials(trials))]
     if "machine.json" not in missing:
@@ -255,8 +255,7 @@ def _gains(runs: pd.DataFrame) -> str:
     )
 
 
-def _costs(path: Path) -> Html:
-    frame = _read(path, "arm", "accuracy", *COSTS)
+def _costs(frame: pd.DataFrame) -> Html:
     rows = [
         [
             Html(code(str(arm))),
@@ -287,8 +286,8 @@ def _arms(runs: pd.DataFrame) -> Html:
     return table(["Arm", *(words for words, *_ in MEASURES.values()), "Runs"], rows)
 
 
-def _tasks(path: Path) -> Html:
-    frame = _read(path, "arm", "mode", "task", "correct")
+def _tasks(path: Path, runs: pd.DataFrame) -> Html:
+    frame = _of(runs, _read(path, "replicate", "arm", "mode", "task", "correct"))
     wide = frame.pivot_table(index=["arm", "mode"], columns="task", values="correct", sort=False)
     rows = [
         [*map(str, names), *map(_percent, values)]
@@ -297,9 +296,10 @@ def _tasks(path: Path) -> Html:
     return table(["Arm", "Answers", *(f"{task}, %" for task in wide.columns)], rows)
 
 
-def _registers(path: Path) -> Html:
+def _registers(path: Path, runs: pd.DataFrame) -> Html:
     names, values = ["arm", "mode", "register"], ["share", "correct", "tokens"]
-    means = _read(path, *names, *values).groupby(names, sort=False)[values].mean().reset_index()
+    frame = _of(runs, _read(path, "replicate", *names, *values))
+    means = frame.groupby(names, sort=False)[values].mean().reset_index()
     rows = [
         [str(arm), str(mode), str(register), _percent(share), _percent(correct), _number(tokens, 1)]
         for arm, mode, register, share, correct, tokens in means.itertuples(index=False)
@@ -346,6 +346,11 @@ def _read(path: Path, *columns: str) -> pd.DataFrame:
     if lacking := sorted(set(columns) - set(frame)):
         raise ValueError(f"{path} has no column {', '.join(lacking)}: restore it with git, or delete it")
     return frame
+
+
+def _of(runs: pd.DataFrame, frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows of a table that belong to some runs."""
+    return frame.merge(runs[["replicate", "arm"]].astype({"replicate": frame["replicate"].dtype}))
 
 
 def _anchor(arm: str) -> str:

@@ -5,6 +5,7 @@ mask ratio, from the cache or run along. Every part of it is logged.
 """
 
 import math
+import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +46,7 @@ class MastersTrainer(Trainer):
         super().__init__(*args, **kwargs)
         self.objective, self.watch, self.plateau = objective, watch or Watch(), plateau
         self._planned = planned
+        self._since = time.perf_counter()
         self._parts: list[dict[str, float]] = []
         self._norms: dict[str, float] = {}
 
@@ -221,8 +223,10 @@ class MastersTrainer(Trainer):
             self._parts, self._norms = [], {}
             if self.plateau is not None:
                 logs |= self.plateau.logged(self.state.global_step - 1)
+            now = time.perf_counter()
+            logs["seconds"], self._since = now - self._since, now
             losses = [row["loss"] for row in self.state.log_history if "loss" in row] + [logs["loss"]]
-            rows = self.state.max_steps // int(self.args.logging_steps)
+            rows = (self._planned or self.state.max_steps) // int(self.args.logging_steps)
             kl = logs.get("kl", float("nan"))
             if reason := reason_to_stop(losses, rows, kl, self.watch.kl, self.watch.growth):
                 raise Diverged(

@@ -22,7 +22,8 @@ undecided, supported) and shows the comparison that earned it; of several, the o
 end. Asking for all of them needs no correction: the p-value of a supported claim is the largest of its
 comparisons. It is of d = 0, for the other kinds of d = -m or of d = m, one-sided.
 
-Beside each verdict stands the smallest effect that the design would have found four times out of five.
+Beside each verdict stands the smallest effect that the design would have found four times out of five; for
+"at most" it is the largest.
 
 Departures from the paper: it reports single runs without interval or rule.
 """
@@ -46,6 +47,7 @@ from masters.statistics import (
 )
 
 ALPHA = 0.05
+COMPARED = ["id", "treatment", "control", "unit", "effect", "effect_low", "effect_high", "seeds", "verdict"]
 # By claim: its comparisons whose arms were run, each with effect and number of seeds.
 Effects = dict[str, list[tuple[Comparison, Interval, int]]]
 # From the least favourable verdict to the most.
@@ -79,6 +81,14 @@ def verdict(effect: Interval, margin: float, kind: Kind = "gain") -> str:
     if kind == "at least":
         return "supported" if low > margin else "not supported" if high < margin else "undecided"
     return "supported" if high < margin else "not supported" if low > margin else "undecided"
+
+
+def _smallest(effect: Interval, claim: Claim) -> float:
+    """The true effect that would be found four times out of five, so far from what the p-value is of."""
+    away = minimum_detectable_effect(standard_error(effect))
+    if claim.kind == "at most":
+        return claim.margin - away
+    return {"gain": 0.0, "no worse": -claim.margin, "at least": claim.margin}[claim.kind] + away
 
 
 def _p_value(effect: Interval, claim: Claim) -> float:
@@ -166,7 +176,7 @@ def judge_comparisons(effects: Effects, claims: Sequence[Claim] = CLAIMS) -> pd.
         for claim in claims
         for each, effect, seeds in effects[claim.id]
     ]
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=COMPARED)
 
 
 def read_effects(path: Path, claims: Sequence[Claim] = CLAIMS) -> Effects:
@@ -224,7 +234,7 @@ def _judged(claim: Claim, known: list[tuple[Comparison, Interval, int]]) -> dict
         evidence = shown.paper
         behind = [of for _, of, _ in known] if outcome == "supported" else [effect]
         p = max(_p_value(each, claim) for each in behind)
-        smallest = minimum_detectable_effect(standard_error(effect))
+        smallest = _smallest(effect, claim)
     paper = evidence.effect() if evidence else float("nan")
     shown_as = _plain if claim.unit == "times" else _signed
     row = ClaimRow(

@@ -33,6 +33,7 @@ class ChatServer:
         token_ids: whether it knows ``return_token_ids``; one that does not refuses it.
         logprobs: whether it gives log-probabilities.
         refused: fields that it refuses, as a hosted server does.
+        any_name: whether it answers with its first model whatever it is asked for, as SGLang does.
         transformers: whether it behaves as ``transformers serve`` does, as seen in transformers 5.23.
         top: most requests it had at work at once.
     """
@@ -44,6 +45,7 @@ class ChatServer:
     token_ids: bool = True
     logprobs: bool = True
     refused: frozenset[str] = frozenset()
+    any_name: bool = False
     transformers: bool = False
     busy: int = 0
     top: int = 0
@@ -68,6 +70,8 @@ def serving(models: dict[str, Path]) -> Iterator[ChatServer]:
                 state.keys.append(self.headers.get("authorization"))
                 state.busy += 1
                 state.top = max(state.top, state.busy)
+            if state.any_name:
+                body["model"] = next(iter(loaded))
             status, answer = 200, {}
             if (trouble := state.trouble(number)) is not None:
                 status = trouble

@@ -212,6 +212,8 @@ def test_a_model_that_the_ladder_lacks_is_named(profile: Profile) -> None:
         ("sft+teacher_temperature=2", "has no teacher whose distribution could be tempered"),
         ("online+teacher_temperature=0.5", "has no teacher whose distribution could be tempered"),
         ("base+label_noise=0.2", "neither learns from stored labels nor"),
+        ("masked+label_noise=0.2", "neither learns from stored labels nor"),
+        ("distillation_only+label_noise=0.2", "neither learns from stored labels nor"),
         ("online+label_noise=0.2", "neither learns from stored labels nor"),
         ("naive+replay", "has no stored responses of its student"),
         ("online+replay", "has no stored responses of its student"),

@@ -16,7 +16,7 @@ from masters.comparisons import Comparison, paired_scores
 from masters.evidence import Evidence
 from masters.files import paper_table
 from masters.settings import NOTEBOOKS
-from masters.statistics import Interval
+from masters.statistics import Interval, minimum_detectable_effect, standard_error
 from masters.verdicts import SEVERITY, judge_comparisons, measure_claims, read_effects, verdict, write_claims
 
 C = {claim.id: claim for claim in CLAIMS}
@@ -154,6 +154,8 @@ def test_a_verdict_can_be_given_again_from_what_was_measured(tmp_path: Path) -> 
     again = read_effects(path)
     assert [len(found) for found in again.values()] == [len(found) for found in effects.values()]
     pd.testing.assert_frame_equal(verdicts.judge_claims(again), verdicts.judge_claims(effects))
+    judge_comparisons({claim.id: [] for claim in CLAIMS}).to_csv(path, index=False)
+    assert not any(read_effects(path).values())
     frame.drop(columns="seeds").to_csv(path, index=False)
     with pytest.raises(ValueError, match=r"comparisons.csv has no column seeds: restore it with git"):
         read_effects(path)
@@ -193,6 +195,12 @@ def test_what_the_design_could_have_seen_and_how_sure_it_is() -> None:
     far = judged("C13", {"masters": 0.7, "mid": 0.6}), judged("C15", {"masters": 0.5, "base": 0.5})
     assert far[0]["p"] < 0.001 and far[1]["p"] <= 1
     assert judged("C13", {"masters": 0.4, "mid": 0.6})["p"] > 0.999
+    # So what could have been seen is as far from the margin: -0.5 points, 10 percent.
+    error = standard_error(Interval(*far[0][["effect", "effect_low", "effect_high"]]))
+    assert far[0]["smallest"] == pytest.approx(-0.5 + minimum_detectable_effect(error))
+    noisy = judged("C15", {"masters": 0.5, "base": 0.5}, tokens={"masters": 4.1})
+    error = standard_error(Interval(*noisy[["effect", "effect_low", "effect_high"]]))
+    assert noisy["smallest"] == pytest.approx(10 - minimum_detectable_effect(error))
 
 
 def test_several_comparisons_give_the_least_favourable_verdict() -> None:

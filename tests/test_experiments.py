@@ -252,6 +252,7 @@ def test_a_run_that_was_stopped_goes_on_and_ends_the_same(
         if len(steps) == 5:
             raise KeyboardInterrupt
         steps.append(self.state.global_step)
+        time.sleep(0.2)
         return compute(self, *args, **options)
 
     with monkeypatch.context() as patch:
@@ -270,6 +271,8 @@ def test_a_run_that_was_stopped_goes_on_and_ends_the_same(
         patch.setattr(training.MastersTrainer, "compute_loss", counting)
         again = lab.results(["masters"])
     assert later == [4, 5]  # from the checkpoint after four steps
+    # What it took is what all sittings took.
+    assert (again.log["seconds"][:4] > 0.2).all() and again.runs["seconds"][0] >= again.log["seconds"].sum()
     assert weights_hash(load(run / "model")[0]) == undisturbed
     first = results.predictions[results.predictions["arm"] == "masters"].reset_index(drop=True)
     pd.testing.assert_frame_equal(again.predictions, first)
@@ -290,6 +293,11 @@ def refreshed_run(lab: Lab, results: Results) -> Path:
     assert np.array_equal(log["loss"][:2], plain["loss"][:2])  # the first stage is that of the base student
     assert not np.isclose(log["loss"][2:], plain["loss"][2:]).any()
     return lab.run_folder(arm("refreshed", lab.profile), 0)
+
+
+@pytest.mark.usefixtures("inline")
+def test_a_plateau_run_may_be_shorter_than_its_stages(lab: Lab, results: Results) -> None:
+    assert list(lab.results(["plateau+steps=2"]).log["step"]) == [1, 2]
 
 
 @pytest.mark.parametrize("killed", ["in a stage", "while it writes", "after it wrote"])

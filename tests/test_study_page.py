@@ -14,6 +14,22 @@ from masters.claims import CLAIMS
 from masters.settings import load_study
 
 
+class Kept:
+    """A study of which every row counts."""
+
+    def __init__(self, folder: Path, name: str = "study") -> None:
+        self.name, self.folder = name, folder
+        self.plan, self.profile = load_study(name)
+
+    def read(self, name: str) -> pd.DataFrame:
+        path = self.folder / name
+        return pd.read_csv(path) if path.is_file() else pd.DataFrame(columns=["replicate", "arm"])
+
+    runs = property(lambda self: self.read("runs.csv"))
+    costs = property(lambda self: self.read("costs.csv"))
+    tried = property(lambda self: self.read("trials.csv"))
+
+
 @pytest.fixture
 def own(tmp_path: Path) -> pd.DataFrame:
     path = tmp_path / "own.csv"
@@ -36,11 +52,13 @@ def study(tmp_path: Path) -> Path:
     tasks = [
         ("masters", mode, task, 0.5) for mode in ("greedy", "sampled") for task in ("digits", "<b>charts")
     ]
-    pd.DataFrame(tasks, columns=["arm", "mode", "task", "correct"]).to_csv(folder / "tasks.csv", index=False)
+    names = ["arm", "mode", "task", "correct"]
+    pd.DataFrame(tasks, columns=names).assign(replicate=0).to_csv(folder / "tasks.csv", index=False)
     registers = [("masters", "greedy", "bare", share, 0.875, 2.0) for share in (0.2, 0.3)]
-    pd.DataFrame(registers, columns=["arm", "mode", "register", "share", "correct", "tokens"]).to_csv(
-        folder / "registers.csv", index=False
-    )
+    names = ["arm", "mode", "register", "share", "correct", "tokens"]
+    frame = pd.DataFrame(registers, columns=names).assign(replicate=[0, 1])
+    gone = frame.assign(arm="taken out of the plan")
+    pd.concat([frame, gone]).to_csv(folder / "registers.csv", index=False)
     ladder = [(model, size, 0) for model, size in (("student", 10), ("large", 60))]
     pd.DataFrame(ladder, columns=["model", "parameters", "replicate"]).to_csv(
         folder / "ladder.csv", index=False
@@ -64,7 +82,7 @@ def study(tmp_path: Path) -> Path:
 
 
 def page(study: Path, own: pd.DataFrame) -> str:
-    return study_page.study_page("study", study, "mini", own, study / "study.svg")
+    return study_page.study_page(Kept(study), "mini", own, study / "study.svg")  # type: ignore[arg-type]
 
 
 def test_the_page_says_what_the_files_say(study: Path, own: pd.DataFrame) -> None:
@@ -79,6 +97,7 @@ def test_the_page_says_what_the_files_say(study: Path, own: pd.DataFrame) -> Non
     assert "<td>50.0</td><td>25.0</td>" in text, "one run has no spread"
     assert "<td>masters</td><td>3e-05</td><td></td><td>62.5</td><td>50.0</td><td>chosen</td>" in text
     assert "<td>masters</td><td>greedy</td><td>bare</td><td>25.0</td><td>87.5</td><td>2.0</td>" in text
+    assert "taken out of the plan" not in text
     assert "Of 1 tuned arms 1 chose the smallest (3e-05)" in text
     assert (
         "<td><code>masters</code> against <code>&lt;i&gt;</code></td><td>0.4 points<br>-0.2 to 1.0</td>"
@@ -130,7 +149,7 @@ def test_nothing_there(tmp_path: Path, own: pd.DataFrame) -> None:
 
 
 def test_each_study_has_its_page_and_command(study: Path, own: pd.DataFrame) -> None:
-    text = study_page.study_page("plateau", study, "mini", own, study / "plateau.svg")
+    text = study_page.study_page(Kept(study, "plateau"), "mini", own, study / "plateau.svg")  # type: ignore[arg-type]
     assert load_study("plateau")[0].about in text and "<code>make study STUDY=plateau</code>" in text
     assert 'href="plateau/claims.csv"' in text
     told = study_page.study_sentences(study_page.judged({"study": study / "nowhere", "plateau": study}))
@@ -173,6 +192,6 @@ def test_the_pictures_of_what_is_no_claim(study: Path, own: pd.DataFrame) -> Non
 
 
 def test_a_file_of_another_shape(study: Path, own: pd.DataFrame) -> None:
-    (study / "trials.csv").write_text("arm,accuracy\n")
-    with pytest.raises(ValueError, match="no column chosen, learning_rate, policy_weight, sampled_accuracy"):
+    (study / "tasks.csv").write_text("arm,correct\n")
+    with pytest.raises(ValueError, match=r"tasks.csv has no column mode, replicate, task: restore"):
         page(study, own)

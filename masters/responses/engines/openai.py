@@ -78,7 +78,7 @@ class OpenAIEngine:
             )
         served = self.served_as.format(model=source.name, ratio=source.ratio)
         server = Server(self.address, served, **self.options, called="generation server")
-        if served not in (there := server.models()) and not self._answers(served):
+        if served not in (there := server.models()) and not self._knows(served):
             raise ValueError(
                 f"the server at {self.address} has no model {served!r}, it has "
                 f"{', '.join(sorted(there)) or 'none'}; save it with `masters export` and serve it under "
@@ -102,8 +102,14 @@ class OpenAIEngine:
 
             yield write
 
+    def _knows(self, served: str) -> bool:
+        """Whether it has the model all the same: ``transformers serve`` does not list those in folders.
+
+        A server that answers to any name, as SGLang does, knows none.
+        """
+        return self._answers(served) and not self._answers(f"{served}-absent")
+
     def _answers(self, served: str) -> bool:
-        """Whether it has the model all the same: ``transformers serve`` does not list those in folders."""
         server = Server(self.address, served, **self.options | {"retries": 0})
         messages = [{"role": "user", "content": [{"type": "text", "text": "?"}]}]
         try:
