@@ -6,6 +6,7 @@ where the runs are shown and the commands that make them.
 
 import html
 import shlex
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,14 +40,15 @@ def headline(
         [
             row["id"],
             row["verdict"],
+            *(verdicts.get(row["id"], "") for verdicts in beside.values()),
             Html(escaped(row["statement"]) + how(row, commands(profile, row, settings.seeds))),
             effect(row),
             with_unit(row["paper"], row["unit"]),
-            *(verdicts.get(row["id"], "") for verdicts in beside.values()),
         ]
         for row in frame.to_dict("records")
     ]
-    header = ["", "Verdict", "The paper says", Html("Ours<br>95 % interval"), "Paper", *beside]
+    # Verdicts before all else: what a narrow page cuts off is in the picture too.
+    header = ["", "Verdict", *map(_wrapped, beside), "The paper says", Html("Ours<br>95 % interval"), "Paper"]
     parts = [
         f"This copy of the book was built at profile `{profile}`: {plain(settings.description)}",
         f"Of the paper's {len(frame)} claims this profile tested {counts(frame)}.",
@@ -59,9 +61,16 @@ def headline(
     return "\n\n".join(parts) + "\n"
 
 
-def brief(frame: pd.DataFrame) -> dict[str, str]:
+def brief(frame: pd.DataFrame) -> dict[str, Html]:
     """Verdict and effect of each claim in a few words, by its id."""
-    return {row["id"]: f"{row['verdict']} {row['ours']}".strip() for row in frame.to_dict("records")}
+    return {
+        row["id"]: Html("<br>".join(escaped(row[name]) for name in ("verdict", "ours") if row[name]))
+        for row in frame.to_dict("records")
+    }
+
+
+def _wrapped(title: str) -> Html:
+    return Html("<br>".join(map(escaped, textwrap.wrap(title, 14))))
 
 
 def counts(frame: pd.DataFrame) -> str:

@@ -72,7 +72,7 @@ def study_page(study: "Study", profile: str, own: pd.DataFrame, picture: Path) -
         return f"{about}\n\n**Nothing of it is in this copy** yet: `{make}` runs it.\n"
     parts = [about]
     if missing:
-        parts.append(f"**The study is not finished.** Not there yet: {', '.join(missing)}. `{make}` goes on.")
+        parts.append(f"Not there yet: {', '.join(missing)}. `{make}` goes on.")
     runs = study.runs
     if "comparisons.csv" not in missing:
         frame = judge_claims(read_effects(folder / "comparisons.csv"))
@@ -182,9 +182,10 @@ def _seeds(name: str, seeds: pd.Series) -> str:
     if fewest < plan.few_seeds or most < plan.seeds:
         words += (
             f" **The study is not finished:** {plan.seeds} are planned for the main arms, {plan.few_seeds} "
-            "for the others, and a verdict may still change. With one seed an interval speaks about other "
-            "questions only, with two it is too narrow."
+            "for the others, and a verdict may still change."
         )
+    if fewest < 3:
+        words += " With one seed an interval speaks about other questions only, with two it is too narrow."
     return words
 
 

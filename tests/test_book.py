@@ -157,9 +157,10 @@ def test_first_page_says_what_the_file_says(example_claims: Path, tmp_path: Path
     assert f'href="notebooks/5_offline_rl.html#{RESULTS}"' in page
     # A longer run stands beside, claim by claim; one that it does not have stays empty.
     other = frame[frame["id"] != "C1"].assign(verdict="reversed", ours="-9.5")
-    page = headline("smoke", frame, tmp_path / "claims.svg", {"A <longer> run": other})
-    assert "<th>A &lt;longer&gt; run</th>" in page
-    assert page.count("<td>reversed -9.5</td></tr>") == len(frame) - 1 and page.count("<td></td></tr>") == 1
+    page = headline("smoke", frame, tmp_path / "claims.svg", {"A <longer> other run": other})
+    assert "<th>Verdict</th><th>A &lt;longer&gt;<br>other run</th>" in page
+    assert page.count("<td>reversed<br>-9.5</td>") == len(frame) - 1
+    assert "<td>C1</td><td>supported</td><td></td>" in page
 
 
 def test_picture_has_the_same_bytes_for_the_same_claims(example_claims: Path, tmp_path: Path) -> None:
