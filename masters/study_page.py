@@ -193,6 +193,9 @@ def _beyond(runs: pd.DataFrame, ladder: pd.DataFrame, usual: Distillation, pictu
     """The pictures of what is no claim, as far as their arms were run."""
     parts = []
     map_of_effects = effects(runs, ladder, usual.r_max, usual.steps)
+    # One place is no axis.
+    places = map_of_effects.groupby("axis")["value"].transform("nunique")
+    map_of_effects = map_of_effects[places > 1]
     if len(map_of_effects):
         words = "The effect of masking and of the rewards along each axis, every replicate and the mean."
         parts += ["## Where the parts help", _picture(effect_map(map_of_effects), picture, "map", words)]
