@@ -81,7 +81,8 @@ def study_page(study: "Study", profile: str, own: pd.DataFrame, picture: Path) -
     if len(runs):
         parts += [
             "## The arms",
-            "Means over the replicates, and the standard deviation between them.",
+            "Means over the replicates that an arm has, and the standard deviation between them. What an arm "
+            "is above `base` is taken within each replicate, so that arms with other replicates compare.",
             _gains(runs),
             _arms(runs),
         ]
@@ -245,18 +246,24 @@ def _comparisons(path: Path) -> Html:
 
 def _gains(runs: pd.DataFrame) -> str:
     """How many arms are better than the student that they began with, in the mean of shared replicates."""
-    wide = runs.pivot(index="replicate", columns="arm", values="accuracy").astype(float)
-    if "base" not in wide:
+    above = _above_base(runs).drop(columns=["base", "mid", "large"], errors="ignore")
+    if above.empty:
         return ""
-    trained = [name for name in map(str, wide) if "student=" not in name]
-    of_arms = wide[trained].drop(columns=["base", "mid", "large"], errors="ignore")
-    gains = 100 * of_arms.sub(wide["base"], axis=0).mean()
+    gains = above.mean()
     ends = gains.sort_values().iloc[[0, -1]]
     worst, best = (f"{gain:+.1f} points (`{name}`)" for name, gain in ends.items())
     return (
         f"Of {len(gains)} arms that train the student, {int((gains > 0).sum())} have a mean above that of "
         f"the student before training (`base`): from {worst} to {best}."
     )
+
+
+def _above_base(runs: pd.DataFrame) -> pd.DataFrame:
+    """Points above the student that an arm began with, ``(replicates, arms)``; not of another student."""
+    wide = 100 * runs.pivot(index="replicate", columns="arm", values="accuracy").astype(float)
+    if "base" not in wide:
+        return pd.DataFrame()
+    return wide[[name for name in map(str, wide) if "student=" not in name]].sub(wide["base"], axis=0)
 
 
 def _costs(frame: pd.DataFrame) -> Html:
@@ -272,7 +279,7 @@ def _costs(frame: pd.DataFrame) -> Html:
 
 
 def _arms(runs: pd.DataFrame) -> Html:
-    rows = []
+    rows, above = [], _above_base(runs)
     for arm, of_arm in runs.groupby("arm", sort=False):
         name = str(arm)
         words = CHANGES[name][0] if name in CHANGES else ""
@@ -283,11 +290,13 @@ def _arms(runs: pd.DataFrame) -> Html:
         rows.append(
             [
                 Html(f'<span id="{_anchor(name)}">{code(name)}</span> {escaped(words)}'),
+                _spread(above.get(name, pd.Series(dtype=float)), 1),
                 *(_spread(scale * of_arm[column], digits) for column, (_, scale, digits) in MEASURES.items()),
                 folded(str(len(of_arm)), Html(each)),
             ]
         )
-    return table(["Arm", *(words for words, *_ in MEASURES.values()), "Runs"], rows)
+    above_base = Html("Above base,<br>points")
+    return table(["Arm", above_base, *(words for words, *_ in MEASURES.values()), "Runs"], rows)
 
 
 def _tasks(path: Path, runs: pd.DataFrame) -> Html:

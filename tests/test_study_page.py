@@ -181,6 +181,22 @@ def test_fewer_seeds_than_planned(study: Path, own: pd.DataFrame, monkeypatch: p
     assert "not finished" not in page(study, own)
 
 
+def test_what_an_arm_is_above_base_is_taken_within_a_replicate() -> None:
+    rows = [
+        (0, "base", 0.4),
+        (1, "base", 0.6),
+        (0, "masked", 0.42),
+        (1, "masked", 0.61),
+        (1, "masters", 0.63),
+    ]
+    runs = pd.DataFrame(rows, columns=["replicate", "arm", "accuracy"])
+    runs = runs.assign(sampled_accuracy=0.5, tokens=5.0, kl=0.1, seconds=60.0, key="0123")
+    page = study_page._arms(runs)
+    assert "<th>Above base,<br>points</th>" in page
+    assert "<td>1.5 ± 0.7</td><td>51.5 ± 13.4</td>" in page
+    assert "<td>3.0</td><td>63.0</td>" in page, "of the replicate that it has"
+
+
 def test_the_pictures_of_what_is_no_claim(study: Path, own: pd.DataFrame) -> None:
     assert "Where the parts help" not in page(study, own)
     runs = pd.read_csv(study / "runs.csv")
