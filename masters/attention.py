@@ -84,11 +84,12 @@ def is_flex(model: PreTrainedModel) -> bool:
 
 
 @contextmanager
-def flex_attention(models: Sequence[PreTrainedModel]) -> Iterator[None]:
-    """FlexAttention in the text models; in the end each has its own attention again.
+def attending(models: Sequence[PreTrainedModel], implementation: str) -> Iterator[None]:
+    """Another attention in the text models; in the end each has its own again.
 
     Args:
         models: changed in place.
+        implementation: as ``transformers`` names it, such as :data:`FLEX` or ``eager``.
 
     Raises:
         ValueError: a model is not written for it.
@@ -96,11 +97,11 @@ def flex_attention(models: Sequence[PreTrainedModel]) -> Iterator[None]:
     own = [model.config.get_text_config()._attn_implementation for model in models]
     try:
         for model in models:
-            model.set_attn_implementation({"text_config": FLEX})
+            model.set_attn_implementation({"text_config": implementation})
         yield
     finally:
-        for model, implementation in zip(models, own, strict=True):
-            model.set_attn_implementation({"text_config": implementation})
+        for model, before in zip(models, own, strict=True):
+            model.set_attn_implementation({"text_config": before})
 
 
 def may_flex(model: PreTrainedModel) -> bool:
@@ -110,7 +111,7 @@ def may_flex(model: PreTrainedModel) -> bool:
     if not has_backward(model.device) or getattr(text, "attention_dropout", None):
         return False
     try:
-        with flex_attention([model]):
+        with attending([model], FLEX):
             return is_flex(model)
     except ValueError:
         return False

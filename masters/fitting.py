@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from masters.attention import FLEX, flex_attention, may_flex
+from masters.attention import FLEX, attending, may_flex
 from masters.packing import PackedBatch, pack, response_logits
 from masters.questions import Questions
 
@@ -210,7 +210,7 @@ def _with_flex(model: PreTrainedModel, packed: PackedBatch) -> torch.Tensor:
     model.requires_grad_(False)
     layer.requires_grad_()
     try:
-        with flex_attention([model]):
+        with attending([model], FLEX):
             logits = response_logits(model, packed)
             torch.autograd.grad(logits.sum(), [p for p in layer.parameters() if p.ndim == 1])
     finally:

@@ -21,7 +21,7 @@ import pandas as pd
 from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, TrainingArguments
 
 from masters import adapters, distributed, fitting, memory
-from masters.attention import flex_attention
+from masters.attention import FLEX, attending
 from masters.batches import Collator, Examples
 from masters.checkpoints import Completer, last_checkpoint
 from masters.mask_choice import PAPERS, MaskChoice
@@ -211,7 +211,8 @@ def train(
     level = _quiet.level
     _quiet.setLevel(logging.ERROR)
     try:
-        with flex_attention([adapters.whole(trained), *objective.beside]) if readable.flex else nullcontext():
+        models = [adapters.whole(trained), *objective.beside]
+        with attending(models, FLEX) if readable.flex else nullcontext():
             trainer.train(resume_from_checkpoint=checkpoint)
     except RuntimeError as error:
         if not memory.is_full(error):

@@ -17,7 +17,7 @@ from transformers.integrations import flex_attention as transformers_flex
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLPreTrainedModel
 
 from masters import attention, fitting, training
-from masters.attention import flex_attention, is_flex, may_flex
+from masters.attention import FLEX, attending, is_flex, may_flex
 from masters.batches import Example, Examples
 from masters.fitting import fit
 from masters.objective import cross_entropy
@@ -101,7 +101,7 @@ def test_masks_are_made_once_and_not_before_they_are_needed(reference: list[Any]
         response_logits(here.model, batch)
         assert "matrix" in vars(batch) and "blocks" not in vars(batch)
         assert not {"matrix", "blocks"} & vars(batch.to("cpu")).keys(), "they belong to a device"
-        with flex_attention([here.model]):
+        with attending([here.model], FLEX):
             moved = batch.to("cpu")
             for _ in range(2):
                 response_logits(here.model, moved)
@@ -126,7 +126,7 @@ def test_logits_and_gradients_are_those_of_sdpa(
     batch = here.pack([0, 1, 2], **layout)
     logits, expected = gradients(here.model, batch)
     assert not reference and expected
-    with flex_attention([here.model]):
+    with attending([here.model], FLEX):
         found, ours = gradients(here.model, batch)
     assert len(reference) == 2 and all(mask is batch.blocks for mask in reference), "the layers of the text"
     torch.testing.assert_close(found, logits, atol=1e-5, rtol=1e-5)
@@ -149,10 +149,10 @@ def test_the_text_model_alone_changes_and_only_for_a_while(family: str) -> None:
     own = model.config._attn_implementation, model.config.vision_config._attn_implementation
     if not may_flex_but_for_the_device(model):
         assert "qwen" in family, "transformers says so"
-        with pytest.raises(ValueError, match="does not support"), flex_attention([model]):
+        with pytest.raises(ValueError, match="does not support"), attending([model], FLEX):
             pass
     else:
-        with pytest.raises(KeyboardInterrupt), flex_attention([model]):
+        with pytest.raises(KeyboardInterrupt), attending([model], FLEX):
             assert is_flex(model)
             assert own == (
                 model.config._attn_implementation,

@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -129,6 +130,39 @@ def test_responses_do_not_depend_on_how_the_cache_grows(
     for a, b in zip(in_blocks, at_once, strict=True):
         assert (a.question, a.index, a.tokens) == (b.question, b.index, b.tokens)
         assert a.logprobs == pytest.approx(b.logprobs, abs=1e-4)
+
+
+def test_plain_attention_writes_what_the_fused_one_does(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = setting.write(range(3))
+    monkeypatch.setattr(engines, "_plain_attention", lambda model: nullcontext())
+    fused = setting.write(range(3))
+    for a, b in zip(plain, fused, strict=True):
+        assert (a.question, a.index, a.tokens) == (b.question, b.index, b.tokens)
+        assert a.logprobs == pytest.approx(b.logprobs, abs=1e-5)
+
+
+def test_only_the_tokens_written_are_attended_to_plainly(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = setting.model.config.get_text_config()
+    seen = []
+    forward = setting.model.model.forward
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        seen.append((kwargs["input_ids"].shape[1], text._attn_implementation))
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(setting.model.model, "forward", watched)
+    with pytest.raises(KeyboardInterrupt):
+        setting.write()
+    prompt, *written = seen
+    assert prompt[0] > 1 and prompt[1] == "sdpa"
+    assert written == [(1, "eager"), (1, "eager")]
+    assert text._attn_implementation == "sdpa"
 
 
 def test_later_responses_do_not_depend_on_earlier_ones(setting: Setting) -> None:

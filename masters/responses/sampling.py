@@ -114,7 +114,7 @@ def draw(log_probabilities: Tensor, uniform: Tensor) -> Tensor:
     Returns:
         ``(rows,)`` token ids, never an excluded one.
     """
-    cumulative = log_probabilities.double().exp().cumsum(-1)
+    cumulative = log_probabilities.exp().cumsum(-1, dtype=torch.float64)
     target = uniform.double() * cumulative[:, -1]
     # Strictly above the target, so a token of probability 0 is never met.
     return (cumulative <= target[:, None]).sum(-1).clamp(max=log_probabilities.shape[-1] - 1)

@@ -5,7 +5,7 @@ all responses are written token by token together; those that ended leave the ba
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
+from masters.attention import attending
 from masters.models import banned_tokens, load, prompt_positions
 from masters.questions import Questions
 from masters.responses.engines import Response, Source, Writer
@@ -116,6 +117,12 @@ def generate(
         )
 
 
+def _plain_attention(model: PreTrainedModel) -> AbstractContextManager[None]:
+    """For one token at a time, on a CPU: there its fused kernel is slower than plain products."""
+    fused = model.config.get_text_config()._attn_implementation == "sdpa"
+    return attending([model], "eager") if fused and model.device.type == "cpu" else nullcontext()
+
+
 @torch.inference_mode()
 def _generate_batch(
     model: PreTrainedModel,
@@ -156,8 +163,11 @@ def _generate_batch(
     position = position.repeat_interleave(n, 0)
     history = torch.zeros(rows, longest + limit, dtype=torch.long, device=device)
     history[:, :longest] = input_ids.repeat_interleave(n, 0)
-    visible = torch.zeros(rows, longest + limit + BLOCK, dtype=torch.bool, device=device)
-    visible[:, :longest] = attention.repeat_interleave(n, 0).bool()
+    # Added to the scores, as every attention takes it.
+    unseen = torch.full(
+        (rows, longest + limit + BLOCK), torch.finfo(model.dtype).min, dtype=model.dtype, device=device
+    )
+    unseen[:, :longest] *= 1 - attention.repeat_interleave(n, 0)
     reserved: list[_Reserved] = []
     if all(type(layer) is DynamicLayer for layer in cache.layers):
         reserved = [_Reserved(layer, n) for layer in cache.layers]
@@ -170,47 +180,48 @@ def _generate_batch(
     lengths = torch.full((rows,), limit, dtype=torch.long, device=device)
     alive = torch.arange(rows, device=device)
     going = torch.ones(rows, dtype=torch.bool, device=device)
-    for step in range(limit):
-        whole = logits.log_softmax(-1)
-        if seed is None:
-            logits[:, banned] = -torch.inf
-            allowed = logits.log_softmax(-1)
-            token = logits.argmax(-1)
-        else:
-            allowed = warp(history[:, : longest + step], logits).log_softmax(-1)  # type: ignore[arg-type]
-            token = draw(allowed, noise[alive, step])
-        tokens[alive, step] = token
-        logprobs[alive, step] = whole.gather(1, token[:, None])[:, 0]
-        support[alive, step] = allowed.gather(1, token[:, None])[:, 0]
-        lengths[alive[going & (token == end)]] = step + 1
-        going = going & (token != end)
-        if step + 1 == limit or not going.any():
-            break
-        # Dropping rows copies the cache, so ended rows run on, unread, until they are a quarter.
-        if 4 * int(going.sum()) <= 3 * len(going):
-            keep = going.nonzero()[:, 0]
-            going = going[keep]
-            alive, token, position = alive[keep], token[keep], position[keep]
-            history, visible = history[keep], visible[keep]
-            cache.batch_select_indices(keep)
-        history[:, longest + step] = token
-        visible[:, longest + step] = True
-        if reserved:
-            if step and step % BLOCK == 0:
-                for layer in reserved:
-                    layer.reserve()
-            # As the layers want it, so that they make nothing of it.
-            mask = visible[:, None, None, : longest + BLOCK * (step // BLOCK + 1)]
-        else:
-            mask = visible[:, : longest + step + 1]
-        hidden = model.model(
-            input_ids=token[:, None],
-            attention_mask=mask,
-            position_ids=position[:, None].expand(*positions.shape[:-2], -1, 1),
-            past_key_values=cache,
-        ).last_hidden_state[:, -1]
-        position = position + 1
-        logits = model.get_output_embeddings()(hidden).float()
+    with _plain_attention(model):
+        for step in range(limit):
+            whole = logits.log_softmax(-1)
+            if seed is None:
+                logits[:, banned] = -torch.inf
+                allowed = logits.log_softmax(-1)
+                token = logits.argmax(-1)
+            else:
+                allowed = warp(history[:, : longest + step], logits).log_softmax(-1)  # type: ignore[arg-type]
+                token = draw(allowed, noise[alive, step])
+            tokens[alive, step] = token
+            logprobs[alive, step] = whole.gather(1, token[:, None])[:, 0]
+            support[alive, step] = allowed.gather(1, token[:, None])[:, 0]
+            lengths[alive[going & (token == end)]] = step + 1
+            going = going & (token != end)
+            if step + 1 == limit or not going.any():
+                break
+            # Dropping rows copies the cache, so ended rows run on, unread, until they are a quarter.
+            if 4 * int(going.sum()) <= 3 * len(going):
+                keep = going.nonzero()[:, 0]
+                going = going[keep]
+                alive, token, position = alive[keep], token[keep], position[keep]
+                history, unseen = history[keep], unseen[keep]
+                cache.batch_select_indices(keep)
+            history[:, longest + step] = token
+            unseen[:, longest + step] = 0
+            if reserved:
+                if step and step % BLOCK == 0:
+                    for layer in reserved:
+                        layer.reserve()
+                # As the layers want it, so that they make nothing of it.
+                mask = unseen[:, None, None, : longest + BLOCK * (step // BLOCK + 1)]
+            else:
+                mask = unseen[:, : longest + step + 1] == 0
+            hidden = model.model(
+                input_ids=token[:, None],
+                attention_mask=mask,
+                position_ids=position[:, None].expand(*positions.shape[:-2], -1, 1),
+                past_key_values=cache,
+            ).last_hidden_state[:, -1]
+            position = position + 1
+            logits = model.get_output_embeddings()(hidden).float()
 
     texts = processor.tokenizer.batch_decode(
         [row[:length] for row, length in zip(tokens.tolist(), lengths.tolist(), strict=True)],
