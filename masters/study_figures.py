@@ -37,7 +37,7 @@ LINEAR = ("r_max", "label_noise")  # the other axes are logarithmic
 
 
 def effects(runs: pd.DataFrame, ladder: pd.DataFrame, r_max: float, steps: int) -> pd.DataFrame:
-    """Both effects wherever the two arms of a pair were run.
+    """Both effects wherever the two arms of a pair were run, along axes with more than one place.
 
     Args:
         runs: one row a run: arm, replicate, accuracy.
@@ -58,7 +58,9 @@ def effects(runs: pd.DataFrame, ladder: pd.DataFrame, r_max: float, steps: int) 
         # Replicates that have one arm only say nothing.
         points = (of_arm[treatment] - of_arm[control]).dropna()
         rows += [(axis, value, effect, replicate, of_replicate) for replicate, of_replicate in points.items()]
-    return pd.DataFrame(rows, columns=["axis", "value", "effect", "replicate", "points"])
+    table = pd.DataFrame(rows, columns=["axis", "value", "effect", "replicate", "points"])
+    # One place is no axis: what nothing else was changed from would stand on all of them.
+    return table[table.groupby(["axis", "effect"])["value"].transform("nunique") > 1].reset_index(drop=True)
 
 
 def _pairs(
@@ -66,7 +68,8 @@ def _pairs(
 ) -> Iterator[tuple[str, str, float, str, str]]:
     """(effect, axis, value, treatment, control) of all pairs among some arms."""
     for effect, (treatment, control) in PAIRS.items():
-        found = [("gap", "student", treatment, control), ("r_max", str(r_max), treatment, control)]
+        usual = {"gap": "student", "r_max": str(r_max), **neutral}
+        found = [(axis, at, treatment, control) for axis, at in usual.items()]
         for name in arms:
             alike = control + name.removeprefix(treatment)
             if match := re.fullmatch(rf"{treatment}\+label_noise=([^+]+)", name):
@@ -77,11 +80,9 @@ def _pairs(
             elif match := re.fullmatch(rf"{treatment}\+r_max=([^+]+)", name):
                 # An unmasked control is the same whatever the ratio would be.
                 found.append(("r_max", match[1], name, alike if control == "masked" else control))
-        found = [pair for pair in found if arms.issuperset(pair[2:])]
-        # A place beside others only: alone it would be an axis with nothing along it.
-        shown = {axis for axis, *_ in found if arms.issuperset((treatment, control))}
-        found += [(axis, at, treatment, control) for axis, at in neutral.items() if axis in shown]
         for axis, value, first, second in found:
+            if not arms.issuperset((first, second)):
+                continue
             if axis != "gap":
                 yield effect, axis, float(value), first, second
             elif {"large", value} <= set(size.index):

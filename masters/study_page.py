@@ -79,12 +79,13 @@ def study_page(study: "Study", profile: str, own: pd.DataFrame, picture: Path) -
         parts += _claims(name, frame, runs, profile, own, picture)
         parts.append(folded("Every comparison of these claims", _comparisons(folder / "comparisons.csv")))
     if len(runs):
+        above = _above_base(runs)
         parts += [
             "## The arms",
             "Means over the replicates that an arm has, and the standard deviation between them. What an arm "
             "is above `base` is taken within each replicate, so that arms with other replicates compare.",
-            _gains(runs),
-            _arms(runs),
+            _gains(above),
+            _arms(runs, above),
         ]
     if len(runs) and "ladder.csv" not in missing:
         parts += _beyond(runs, pd.read_csv(folder / "ladder.csv"), study.profile.distillation, picture)
@@ -194,9 +195,6 @@ def _beyond(runs: pd.DataFrame, ladder: pd.DataFrame, usual: Distillation, pictu
     """The pictures of what is no claim, as far as their arms were run."""
     parts = []
     map_of_effects = effects(runs, ladder, usual.r_max, usual.steps)
-    # One place is no axis.
-    places = map_of_effects.groupby("axis")["value"].transform("nunique")
-    map_of_effects = map_of_effects[places > 1]
     if len(map_of_effects):
         words = "The effect of masking and of the rewards along each axis, every replicate and the mean."
         parts += ["## Where the parts help", _picture(effect_map(map_of_effects), picture, "map", words)]
@@ -244,9 +242,9 @@ def _comparisons(path: Path) -> Html:
     return table(["", "Arms", Html("Effect<br>95 % interval"), "Seeds", "Verdict if it were alone"], rows)
 
 
-def _gains(runs: pd.DataFrame) -> str:
+def _gains(above: pd.DataFrame) -> str:
     """How many arms are better than the student that they began with, in the mean of shared replicates."""
-    above = _above_base(runs).drop(columns=["base", "mid", "large"], errors="ignore")
+    above = above.drop(columns=["base", "mid", "large"], errors="ignore")
     if above.empty:
         return ""
     gains = above.mean()
@@ -278,8 +276,8 @@ def _costs(frame: pd.DataFrame) -> Html:
     return table(["Arm", *(words for words, _ in COSTS.values()), "Accuracy, %"], rows)
 
 
-def _arms(runs: pd.DataFrame) -> Html:
-    rows, above = [], _above_base(runs)
+def _arms(runs: pd.DataFrame, above: pd.DataFrame) -> Html:
+    rows = []
     for arm, of_arm in runs.groupby("arm", sort=False):
         name = str(arm)
         words = CHANGES[name][0] if name in CHANGES else ""

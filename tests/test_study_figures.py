@@ -15,8 +15,11 @@ ACCURACY = {
     "naive_multi+student=tiny": 0.20,
     "masked+student=tiny": 0.21,
     "masked+student=mid": 0.60,
+    "masters+student=mid": 0.62,
     "masked+learning_rate=1e-04": 0.55,
     "masters+learning_rate=1e-04": 0.45,
+    "masked+learning_rate=1e-03": 0.50,
+    "masters+learning_rate=1e-03": 0.54,
     "masters+steps=1200": 0.56,
     "masked+steps=1200": 0.51,
     "label_noise=0.2": 0.48,
@@ -44,10 +47,12 @@ def test_pairs_are_alike_but_for_the_part_that_is_switched_on() -> None:
         ("gap", 30.0, "masking"): 1.0,
         ("r_max", 0.2, "masking"): 2.0,
         ("r_max", 0.4, "masking"): -1.0,
+        ("gap", 3.0, "rewards"): 2.0,
         ("gap", 6.0, "rewards"): -1.0,
         ("r_max", 0.2, "rewards"): -1.0,
         ("r_max", 0.4, "rewards"): 1.0,
         ("learning_rate", 1e-4, "rewards"): -10.0,
+        ("learning_rate", 1e-3, "rewards"): 4.0,
         ("steps", 300.0, "rewards"): -1.0,
         ("steps", 1200.0, "rewards"): 5.0,
         ("label_noise", 0.0, "rewards"): -1.0,
@@ -59,9 +64,16 @@ def test_pairs_are_alike_but_for_the_part_that_is_switched_on() -> None:
     }
 
 
-def test_arms_without_a_pair_make_no_axis() -> None:
-    some = runs(1)[lambda table: table["arm"].isin(["masters", "masked", "masters+steps=1200"])]
-    assert set(effects(some, LADDER, r_max=0.2, steps=300)["axis"]) == {"gap", "r_max"}
+def test_one_place_is_no_axis() -> None:
+    lone = ["masters", "masked", "masters+steps=1200"]
+    assert effects(runs(1)[lambda table: table["arm"].isin(lone)], LADDER, r_max=0.2, steps=300).empty
+    pair = [*lone, "masked+steps=1200", "naive_multi"]
+    table = effects(runs(1)[lambda table: table["arm"].isin(pair)], LADDER, r_max=0.2, steps=300)
+    # Of masking there is one place of the steps, of rewards there are two.
+    assert list(zip(table["axis"], table["effect"], table["value"], strict=True)) == [
+        ("steps", "rewards", 300.0),
+        ("steps", "rewards", 1200.0),
+    ]
 
 
 def test_an_effect_is_taken_within_a_replicate() -> None:

@@ -191,7 +191,7 @@ def test_what_an_arm_is_above_base_is_taken_within_a_replicate() -> None:
     ]
     runs = pd.DataFrame(rows, columns=["replicate", "arm", "accuracy"])
     runs = runs.assign(sampled_accuracy=0.5, tokens=5.0, kl=0.1, seconds=60.0, key="0123")
-    page = study_page._arms(runs)
+    page = study_page._arms(runs, study_page._above_base(runs))
     assert "<th>Above base,<br>points</th>" in page
     assert "<td>1.5 ± 0.7</td><td>51.5 ± 13.4</td>" in page
     assert "<td>3.0</td><td>63.0</td>" in page, "of the replicate that it has"
