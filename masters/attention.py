@@ -9,7 +9,8 @@ belong to the same question, and k lies in the prompt or in q's own response. It
 
 FlexAttention has its backward pass on GPUs only, and not every text model is written for it; where it will
 not do (:mod:`masters.fitting` finds out) it is SDPA, with the same numbers. Vision towers keep their own
-attention, and so does generation: it hands over matrices, which FlexAttention would add to its scores.
+attention. Generation hands over rows of a matrix, which FlexAttention would add to its scores: it does
+without, and on a CPU without SDPA as well (:mod:`masters.responses.engines.local`).
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -103,6 +103,14 @@ def same(one: pd.DataFrame, other: pd.DataFrame) -> bool:
 # --- the engine ---
 
 
+def alike(some: list[Response], others: list[Response], tolerance: float = 1e-4) -> None:
+    """The same tokens of the same responses, their log-probabilities within a tolerance."""
+    for a, b in zip(some, others, strict=True):
+        assert (a.question, a.index, a.tokens) == (b.question, b.index, b.tokens)
+        assert a.logprobs == pytest.approx(b.logprobs, abs=tolerance)
+        assert a.support_logprobs == pytest.approx(b.support_logprobs, abs=tolerance)
+
+
 @pytest.mark.parametrize("seed", [0, None])
 def test_responses_do_not_depend_on_the_batch(
     setting: Setting, monkeypatch: pytest.MonkeyPatch, seed: int | None
@@ -112,12 +120,7 @@ def test_responses_do_not_depend_on_the_batch(
     for rows in (1, 7):
         monkeypatch.setattr(engines, "ROWS", rows)
         pieces = setting.write(n, seed)
-        assert [(a.question, a.index, a.tokens) for a in pieces] == [
-            (a.question, a.index, a.tokens) for a in whole
-        ]
-        for a, b in zip(pieces, whole, strict=True):
-            assert a.logprobs == pytest.approx(b.logprobs, abs=1e-4)
-            assert a.support_logprobs == pytest.approx(b.support_logprobs, abs=1e-4)
+        alike(pieces, whole)
 
 
 def test_responses_do_not_depend_on_how_the_cache_grows(
@@ -127,9 +130,7 @@ def test_responses_do_not_depend_on_how_the_cache_grows(
     assert SAMPLING.max_new_tokens < engines.BLOCK
     monkeypatch.setattr(engines, "BLOCK", 3)
     in_blocks = setting.write(range(3))
-    for a, b in zip(in_blocks, at_once, strict=True):
-        assert (a.question, a.index, a.tokens) == (b.question, b.index, b.tokens)
-        assert a.logprobs == pytest.approx(b.logprobs, abs=1e-4)
+    alike(in_blocks, at_once)
 
 
 def test_plain_attention_writes_what_the_fused_one_does(
@@ -138,9 +139,7 @@ def test_plain_attention_writes_what_the_fused_one_does(
     plain = setting.write(range(3))
     monkeypatch.setattr(engines, "_plain_attention", lambda model: nullcontext())
     fused = setting.write(range(3))
-    for a, b in zip(plain, fused, strict=True):
-        assert (a.question, a.index, a.tokens) == (b.question, b.index, b.tokens)
-        assert a.logprobs == pytest.approx(b.logprobs, abs=1e-5)
+    alike(plain, fused, 1e-5)
 
 
 def test_only_the_tokens_written_are_attended_to_plainly(
