@@ -21,9 +21,10 @@ from masters.claims_page import headline
 from masters.departures import departures_page
 from masters.files import ROOT, STUDY, write_atomic
 from masters.markup import table
-from masters.settings import NOTEBOOKS, load_profile, load_study, profiles, studies
+from masters.settings import NOTEBOOKS, load_profile, profiles
 from masters.study import Study
 from masters.study_page import judged, study_page, study_sentences
+from masters.study_plan import load_study, studies
 from masters.verdicts import write_claims
 
 

@@ -27,7 +27,7 @@ from masters.costs import measured
 from masters.experiments import VERSION, Lab, Results
 from masters.files import STUDY, cache_dir, hash_of, write_atomic
 from masters.provenance import machine
-from masters.settings import load_study
+from masters.study_plan import load_study
 from masters.verdicts import judge_claims, judge_comparisons, measure_claims
 
 # Arms of the claims about cost.

@@ -19,8 +19,9 @@ from masters.arms import CHANGES
 from masters.claims_page import brief, counts, drawn, effect, how, with_unit
 from masters.drawing import write_svg
 from masters.markup import Html, code, escaped, folded, link, table
-from masters.settings import Distillation, load_study
+from masters.settings import Distillation
 from masters.study_figures import effect_map, effects, sweep, swept
+from masters.study_plan import load_study
 from masters.verdicts import judge_claims, read_effects
 
 if TYPE_CHECKING:

@@ -13,12 +13,13 @@ from pydantic import ValidationError
 from test_experiments import here, profile
 from typer.testing import CliRunner
 
-from masters import cli, files, settings, study
+from masters import cli, files, settings, study, study_plan
 from masters.arms import arm
 from masters.costs import measured
 from masters.experiments import Lab
-from masters.settings import Profile, StudyPlan, load_study
+from masters.settings import Profile
 from masters.study import Study
+from masters.study_plan import StudyPlan, load_study
 
 PLAN: dict[str, Any] = {
     "title": "tiny",
@@ -239,7 +240,7 @@ def test_a_plan_that_contradicts_itself_is_refused(change: dict[str, Any], words
         StudyPlan(**(PLAN | change))
 
 
-@pytest.mark.parametrize("name", settings.studies())
+@pytest.mark.parametrize("name", study_plan.studies())
 def test_the_plans_of_the_project(name: str) -> None:
     plan, of_runs = load_study(name)
     assert {"naive", "base", "masked", "naive_multi", "masters", "mid_then_large"} <= set(plan.main)
@@ -253,7 +254,7 @@ def test_the_plans_of_the_project(name: str) -> None:
 
 def test_the_main_plan_has_power() -> None:
     plan, _ = load_study()
-    assert settings.studies()[0] == "study" and plan.seeds >= 10 and plan.few_seeds >= 5
+    assert study_plan.studies()[0] == "study" and plan.seeds >= 10 and plan.few_seeds >= 5
     with pytest.raises(ValueError, match="there is no study 'no'; there are: study, "):
         load_study("no")
 
@@ -263,7 +264,8 @@ def test_settings_of_a_plan_stand_in_the_place_of_the_profile_s(
 ) -> None:
     source = (settings.PARAMS / "plateau.yaml").read_text()
     shutil.copytree(settings.PARAMS / "mini", tmp_path / "mini")
-    monkeypatch.setattr(settings, "PARAMS", tmp_path)
+    for module in (settings, study_plan):
+        monkeypatch.setattr(module, "PARAMS", tmp_path)
     (tmp_path / "other.yaml").write_text(source + "distillation: {steps: 7, lr_schedule: linear}\n")
     _, of_runs = load_study("other")
     usual = settings.load_profile("mini").distillation

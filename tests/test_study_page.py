@@ -11,7 +11,7 @@ from claim_lines import claim_line, write_lines
 from masters import study_page, verdicts
 from masters.claim_rows import read_frame
 from masters.claims import CLAIMS
-from masters.settings import load_study
+from masters.study_plan import load_study
 
 
 class Kept:
