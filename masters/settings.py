@@ -6,7 +6,7 @@ defaults that change a result, and a parameter that nobody knows is refused.
 """
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -15,7 +15,6 @@ from masters.files import ROOT
 from masters.schedule import MaskSchedule
 
 PARAMS = ROOT / "notebooks" / "params"
-Model = TypeVar("Model", bound=BaseModel)
 
 Ratio = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
@@ -27,6 +26,30 @@ class Strict(BaseModel):
     """A frozen model that refuses unknown fields."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @classmethod
+    def checked(cls, values: dict[str, Any], path: Path, part: str = "") -> Self:
+        """Parameters as this model has them.
+
+        Args:
+            values: by name.
+            path: of the file they are from, for the message.
+            part: of that file.
+
+        Raises:
+            ValueError: one is unknown, missing or out of range; one line says which.
+        """
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            problems = []
+            for item in error.errors():
+                place = ".".join(filter(None, (part, *map(str, item["loc"])))) or "file"
+                known = (
+                    f" (known: {', '.join(cls.model_fields)})" if item["type"] == "extra_forbidden" else ""
+                )
+                problems.append(f"{place}: {item['msg'].removeprefix('Value error, ')}{known}")
+            raise ValueError(f"{_shown(path)}: {'; '.join(problems)}") from None
 
 
 class ModelSpec(Strict):
@@ -283,7 +306,7 @@ def load_profile(name: str) -> Profile:
     if name not in profiles():
         raise ValueError(f"there is no profile {name!r}; there are: {', '.join(profiles())}")
     path = PARAMS / name / "profile.yaml"
-    return validated(Profile, read(path) | {"name": name}, path)
+    return Profile.checked(read(path) | {"name": name}, path)
 
 
 def notebook_parameters(profile: str, notebook: str) -> NotebookParameters:
@@ -296,7 +319,7 @@ def notebook_parameters(profile: str, notebook: str) -> NotebookParameters:
     if notebook not in NOTEBOOKS:
         raise ValueError(f"there is no notebook {notebook!r}; there are: {', '.join(NOTEBOOKS)}")
     path = PARAMS / profile / f"{notebook}.yaml"
-    return validated(NOTEBOOKS[notebook], read(path) | {"profile": profile}, path)
+    return NOTEBOOKS[notebook].checked(read(path) | {"profile": profile}, path)
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -314,29 +337,6 @@ def read(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{_shown(path)} must hold 'name: value' lines, and holds {type(content).__name__}")
     return content
-
-
-def validated(model: type[Model], values: dict[str, Any], path: Path, part: str = "") -> Model:
-    """Parameters as a model has them, checked.
-
-    Args:
-        model: of pydantic.
-        values: by name.
-        path: of the file they are from, for the message.
-        part: of that file.
-
-    Raises:
-        ValueError: one is unknown, missing or out of range; one line says which.
-    """
-    try:
-        return model.model_validate(values)
-    except ValidationError as error:
-        problems = []
-        for item in error.errors():
-            place = ".".join(filter(None, (part, *map(str, item["loc"])))) or "file"
-            known = f" (known: {', '.join(model.model_fields)})" if item["type"] == "extra_forbidden" else ""
-            problems.append(f"{place}: {item['msg'].removeprefix('Value error, ')}{known}")
-        raise ValueError(f"{_shown(path)}: {'; '.join(problems)}") from None
 
 
 def _shown(path: Path) -> str:

@@ -19,7 +19,6 @@ from masters.settings import (
     Strict,
     load_profile,
     read,
-    validated,
 )
 
 
@@ -99,14 +98,14 @@ def load_study(name: str = "study") -> tuple[StudyPlan, Profile]:
     path = PARAMS / f"{name}.yaml"
     if not path.is_file():
         raise ValueError(f"there is no study {name!r}; there are: {', '.join(studies())}")
-    plan = validated(StudyPlan, read(path), path)
+    plan = StudyPlan.checked(read(path), path)
     profile = load_profile(plan.profile)
     changed = {
         "validation_questions": plan.validation_questions,
         "test_questions": plan.test_questions,
         "ladder": profile.ladder | plan.ladder,
-        "distillation": validated(
-            Distillation, profile.distillation.model_dump() | plan.distillation, path, "distillation"
+        "distillation": Distillation.checked(
+            profile.distillation.model_dump() | plan.distillation, path, "distillation"
         ),
     }
     return plan, profile.model_copy(update=changed)
