@@ -40,7 +40,7 @@ def paired_scores(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Greedy scores of two arms on the seeds and questions both have.
 
-    An arm with a single run, such as a model of the ladder, stands beside every seed of the other.
+    A seed of a study is a replicate with models of its own, so no run stands in for that of another seed.
 
     Args:
         predictions: one row a run, question and mode, see ``masters.experiments``.
@@ -67,12 +67,6 @@ def paired_scores(
     wide = [table.sort_index(axis=0).sort_index(axis=1) for table in wide]
     first, second = wide
     columns = first.columns.intersection(second.columns)
-    if len(first) == 1 < len(second):
-        first = first.loc[first.index.repeat(len(second))].set_axis(second.index)
-    elif len(second) == 1 < len(first):
-        second = second.loc[second.index.repeat(len(first))].set_axis(first.index)
-    elif len(first) == len(second) == 1:
-        second = second.set_axis(first.index)
     seeds = first.index.intersection(second.index)
     if columns.empty or seeds.empty:
         raise ValueError(f"arms {treatment!r} and {control!r} share no seed or no question: run both alike")
@@ -83,7 +77,7 @@ def paired_scores(
 def measured(
     predictions: pd.DataFrame, comparison: Comparison, resamples: int, seed: int = 0
 ) -> Interval | None:
-    """The effect of one comparison with its 95 % interval; None if an arm is absent.
+    """The effect of one comparison with its 95 % interval; None if no seed has both arms.
 
     Raises:
         ValueError: as ``paired_scores``.
@@ -112,19 +106,23 @@ def measured_with_seeds(
         costs: one row a run: arm, seed, total (seconds, its responses included).
 
     Returns:
-        None if an arm is absent, or costs that fewer than two seeds have.
+        None if no seed has both arms, or fewer than two have their costs.
 
     Raises:
         ValueError: as ``paired_scores``.
     """
     if comparison.metric == "cost":
         return None if costs is None else _times(costs, comparison)
-    present = set(predictions.loc[predictions["mode"] == "greedy", "arm"])
+    greedy = predictions[predictions["mode"] == "greedy"]
+    present = set(greedy["arm"])
     names = [
         next((name for name in (arm, *SAME_RUN.get(arm, ())) if name in present), None)
         for arm in (comparison.treatment, comparison.control)
     ]
     if names[0] is None or names[1] is None:
+        return None
+    first, second = (set(greedy.loc[greedy["arm"] == name, "seed"]) for name in names)
+    if first.isdisjoint(second):
         return None
     a, b, tasks = paired_scores(predictions, names[0], names[1], comparison.metric)
     scale = 100.0 / float(b.mean()) if comparison.metric == "tokens" else 100.0

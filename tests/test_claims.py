@@ -12,7 +12,7 @@ from scipy import stats
 
 from masters import claim_rows, verdicts
 from masters.claims import CLAIMS, Claim
-from masters.comparisons import Comparison, paired_scores
+from masters.comparisons import Comparison, measured_with_seeds, paired_scores
 from masters.evidence import Evidence
 from masters.files import paper_table
 from masters.settings import NOTEBOOKS
@@ -38,7 +38,7 @@ def predictions(
     """Runs of a known accuracy: the first questions are right, a block of ``swap`` turns with the seed."""
     rows = []
     for arm, value in accuracy.items():
-        for seed in range(1 if arm == "base" else seeds):
+        for seed in range(seeds):
             right = np.arange(questions) < round(value * questions)
             if swap:
                 right = np.roll(right, seed * swap)
@@ -283,8 +283,18 @@ def test_pairs_keep_shared_seeds_and_questions() -> None:
     # Shuffled rows change nothing.
     again = paired_scores(table.sample(frac=1, random_state=1), "a", "b")
     assert np.array_equal(again[0], paired_scores(table, "a", "b")[0])
-    # The base student has one run and is set beside every seed.
-    assert paired_scores(table, "a", "base")[1].shape == (3, 8)
+
+
+def test_a_run_stands_in_for_no_other_seed() -> None:
+    """In a study another seed has other models: what one of them gains says nothing about the next."""
+    table = predictions({"a": 0.5, "b": 0.25}, questions=8)
+    first = (table["arm"] == "b") & (table["seed"] > 0)
+    found = measured_with_seeds(table[~first], Comparison("a", "b"), 50)
+    assert found is not None and found[1] == 1
+    elsewhere = table[~first & ((table["arm"] == "b") | (table["seed"] > 0))]
+    assert measured_with_seeds(elsewhere, Comparison("a", "b"), 50) is None
+    with pytest.raises(ValueError, match="share no seed or no question"):
+        paired_scores(elsewhere, "a", "b")
 
 
 def test_bad_predictions_say_what_is_wrong() -> None:
