@@ -9,8 +9,7 @@ belong to the same question, and k lies in the prompt or in q's own response. It
 
 FlexAttention has its backward pass on GPUs only, and not every text model is written for it; where it will
 not do (:mod:`masters.fitting` finds out) it is SDPA, with the same numbers. Vision towers keep their own
-attention. Generation hands over rows of a matrix, which FlexAttention would add to its scores: it does
-without, and on a CPU without SDPA as well (:mod:`masters.responses.engines.local`).
+attention. Generation has an attention of its own (:mod:`masters.responses.engines.shared_prompt`).
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -90,7 +89,7 @@ def attending(models: Sequence[PreTrainedModel], implementation: str) -> Iterato
 
     Args:
         models: changed in place.
-        implementation: as ``transformers`` names it, such as :data:`FLEX` or ``eager``.
+        implementation: as ``transformers`` names it, such as :data:`FLEX`.
 
     Raises:
         ValueError: a model is not written for it.

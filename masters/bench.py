@@ -8,14 +8,16 @@ tables are kept in ``data/results/`` with the machine and the commit, and the bo
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 
 import numpy as np
 import pandas as pd
 import torch
 
 from masters import bench_growth
-from masters.bench_training import Head, Step, Way, small_vocabulary
+from masters.bench_training import Head, Step, small_vocabulary
 from masters.files import ROOT, write_atomic
 from masters.masking import TeacherMask
 from masters.memory import Peak
@@ -29,29 +31,20 @@ from masters.tasks import vocabulary
 RESULTS = ROOT / "data" / "results"
 REPETITIONS = 5
 GROUP = 8
-ASKED = 64  # of a batch of generation
+ASKED, LONG = 64, 300  # questions of a batch of generation; tokens of a long prompt
 MASKED = 2**27  # weights
-Pair = tuple[str, Way, Way]
+Line = tuple[str, list[float]]
 
 
 def main() -> None:
     """Time each pair, print it, and keep the table for the book."""
     torch.set_num_threads(1)
     print(f"how many times less, one thread: median of {REPETITIONS} repetitions, smallest and largest")
-    rows: list[dict[str, str | float]] = []
-
-    def keep(name: str, ratios: list[float]) -> None:
-        median, smallest, largest = float(np.median(ratios)), min(ratios), max(ratios)
-        rows.append({"what": name, "ratio": median, "smallest": smallest, "largest": largest})
-        print(f"{median:5.1f}  ({smallest:.1f} to {largest:.1f})  {name}", flush=True)
-
-    for make in (_packed, _steps, _heads, _engines):
-        for name, fast, plain in make():
-            keep(name, _ratios(fast, plain))
-    keep("memory: JSD over 151,936 entries, chunks against whole logits", _memory())
-    for dtype in (torch.bfloat16, torch.float32):
-        kind = str(dtype).removeprefix("torch.")
-        keep(f"mask set-up at r = 0.2 in copies of the weights, {kind}", mask_ratios(dtype, MASKED))
+    # Each in a process of its own: how costly new memory is depends on what a process freed before.
+    context = get_context("spawn")
+    with ProcessPoolExecutor(1, context, torch.set_num_threads, (1,), max_tasks_per_child=1) as pool:
+        parts = pool.map(_measured, (_packed, _steps, _heads, _engines, _memory, _masks))
+        rows = [row for part in parts for row in part]
     growth = bench_growth.measure()
     for line in bench_growth.powers(growth):
         print(line)
@@ -61,48 +54,58 @@ def main() -> None:
     write_atomic(RESULTS / "machine.json", json.dumps(machine(), indent=1) + "\n")
 
 
-def _packed() -> list[Pair]:
-    made: list[Pair] = []
+def _measured(lines: Callable[[], Iterator[Line]]) -> list[dict[str, str | float]]:
+    rows: list[dict[str, str | float]] = []
+    for name, ratios in lines():
+        median, smallest, largest = float(np.median(ratios)), min(ratios), max(ratios)
+        rows.append({"what": name, "ratio": median, "smallest": smallest, "largest": largest})
+        print(f"{median:5.1f}  ({smallest:.1f} to {largest:.1f})  {name}", flush=True)
+    return rows
+
+
+def _packed() -> Iterator[Line]:
     for prompt in (40, 300):
         for responses in (2, 4, 8, 16):
             step = Step(prompt=prompt, responses=responses)
             name = f"packed group against a row a response: prompt of {prompt}, {responses} responses of 32"
-            made.append((name, step.backward(), step.backward(together=False)))
-    return made
+            yield name, _ratios(step.backward(), step.backward(together=False))
 
 
-def _steps() -> list[Pair]:
+def _steps() -> Iterator[Line]:
     step = Step(prompt=300, width=256)
     name = "Masters step, rewards and reference included, against TRL's DistillationTrainer (JSD alone)"
-    return [
-        (name, step.masters(), step.trl()),
-        (
-            "the same step with the 64 largest entries of the teacher cached, against live",
-            step.masters(64),
-            step.masters(),
-        ),
-    ]
+    yield name, _ratios(step.masters(), step.trl())
+    name = "the same step with the 64 largest entries of the teacher cached, against live"
+    yield name, _ratios(step.masters(64), step.masters())
 
 
-def _heads() -> list[Pair]:
+def _heads() -> Iterator[Line]:
     head = Head()
-    return [
-        ("JSD over 151,936 entries, 1,024 tokens: chunks against whole logits", head.chunked, head.whole),
-        ("JSD over 512 entries: closed-form gradient against autograd", *small_vocabulary()),
-    ]
+    name = "JSD over 151,936 entries, 1,024 tokens: chunks against whole logits"
+    yield name, _ratios(head.chunked, head.whole)
+    name = "JSD over 512 entries: closed-form gradient against autograd"
+    yield name, _ratios(*small_vocabulary())
 
 
-def _engines() -> list[Pair]:
+class _Long(Questions):
+    """The same questions with prompts as long as those of pictures in many patches."""
+
+    def prompt(self, index: int) -> np.ndarray:
+        prompt = super().prompt(index)
+        return np.pad(prompt, (LONG - len(prompt), 0), mode="edge")
+
+
+def _engines() -> Iterator[Line]:
     words = vocabulary(("charts",))
     processor = build_processor(words)
-    questions = load_questions(("charts",), "validation", 64, processor)
+    questions = load_questions(("charts",), "validation", ASKED, processor)
     model, _ = build(ModelSpec(width=64, layers=2, vision_layers=1), words, 0)
-    return [
-        ("own engine against generate(num_return_sequences=8)", *_generation(model, processor, questions))
-    ]
+    name = "own engine against generate(num_return_sequences=8)"
+    yield name, _ratios(*_generation(model, processor, questions))
+    yield f"{name}: prompt of {LONG}", _ratios(*_generation(model, processor, _Long(questions.folder)))
 
 
-def _memory() -> list[float]:
+def _memory() -> Iterator[Line]:
     """How many times more memory whole logits take than chunks, beyond weights and hidden states."""
     peaks = []
     for way in (Head.whole, Head.chunked):
@@ -110,7 +113,13 @@ def _memory() -> list[float]:
         with Peak() as counted:
             way(head)
         peaks.append(counted.peak)
-    return [peaks[0] / peaks[1]]
+    yield "memory: JSD over 151,936 entries, chunks against whole logits", [peaks[0] / peaks[1]]
+
+
+def _masks() -> Iterator[Line]:
+    for dtype in (torch.bfloat16, torch.float32):
+        kind = str(dtype).removeprefix("torch.")
+        yield f"mask set-up at r = 0.2 in copies of the weights, {kind}", mask_ratios(dtype, MASKED)
 
 
 def mask_ratios(dtype: torch.dtype, weights: int) -> list[float]:

@@ -4,7 +4,6 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -121,47 +120,6 @@ def test_responses_do_not_depend_on_the_batch(
         monkeypatch.setattr(engines, "ROWS", rows)
         pieces = setting.write(n, seed)
         alike(pieces, whole)
-
-
-def test_responses_do_not_depend_on_how_the_cache_grows(
-    setting: Setting, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    at_once = setting.write(range(3))
-    assert SAMPLING.max_new_tokens < engines.BLOCK
-    monkeypatch.setattr(engines, "BLOCK", 3)
-    in_blocks = setting.write(range(3))
-    alike(in_blocks, at_once)
-
-
-def test_plain_attention_writes_what_the_fused_one_does(
-    setting: Setting, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    plain = setting.write(range(3))
-    monkeypatch.setattr(engines, "_plain_attention", lambda model: nullcontext())
-    fused = setting.write(range(3))
-    alike(plain, fused, 1e-5)
-
-
-def test_only_the_tokens_written_are_attended_to_plainly(
-    setting: Setting, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    text = setting.model.config.get_text_config()
-    seen = []
-    forward = setting.model.model.forward
-
-    def watched(*args: Any, **kwargs: Any) -> Any:
-        seen.append((kwargs["input_ids"].shape[1], text._attn_implementation))
-        if len(seen) == 3:
-            raise KeyboardInterrupt
-        return forward(*args, **kwargs)
-
-    monkeypatch.setattr(setting.model.model, "forward", watched)
-    with pytest.raises(KeyboardInterrupt):
-        setting.write()
-    prompt, *written = seen
-    assert prompt[0] > 1 and prompt[1] == "sdpa"
-    assert written == [(1, "eager"), (1, "eager")]
-    assert text._attn_implementation == "sdpa"
 
 
 def test_later_responses_do_not_depend_on_earlier_ones(setting: Setting) -> None:

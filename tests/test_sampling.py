@@ -79,16 +79,17 @@ def test_the_order_of_the_numbers_is_the_order_of_the_tokens() -> None:
 
 
 def test_random_numbers_depend_on_seed_question_and_index_alone() -> None:
-    first = uniforms(0, "charts-1", 0, 8)
+    (first,) = uniforms(0, [("charts-1", 0)], 8)
     assert first.shape == (8,) and (first >= 0).all() and (first < 1).all()
-    assert (first == uniforms(0, "charts-1", 0, 8)).all()
-    assert (first == uniforms(0, "charts-1", 0, 20)[:8]).all()  # a longer limit changes no earlier token
-    for other in ((1, "charts-1", 0), (0, "charts-2", 0), (0, "charts-1", 1), (0, "charts-11", 0)):
-        assert not np.isclose(first, uniforms(*other, 8)).any()
+    among = uniforms(0, [("charts-2", 0), ("charts-1", 1), ("charts-1", 0), ("charts-11", 0)], 8)
+    assert (first == among[2]).all()
+    assert (first == uniforms(0, [("charts-1", 0)], 20)[0, :8]).all()  # a longer limit changes no earlier
+    for other in (*among[[0, 1, 3]], *uniforms(1, [("charts-1", 0)], 8)):
+        assert not np.isclose(first, other).any()
 
 
 def test_random_numbers_are_uniform_and_free_of_correlation() -> None:
-    table = np.array([uniforms(0, f"q{i}", j, 4) for i in range(500) for j in range(4)])
+    table = uniforms(0, [(f"q{i}", j) for i in range(500) for j in range(4)], 4)
     assert kstest(table.ravel(), "uniform").pvalue > 0.01
     correlation = np.corrcoef(table.reshape(500, 16), rowvar=False) - np.eye(16)
     assert np.abs(correlation).max() < 0.2
@@ -121,7 +122,9 @@ def test_processors_are_those_of_generate(sampling: Sampling, tmp_path: Path) ->
     ours, size = processors(sampling, banned), prompt["input_ids"].shape[1]
     assert len(out.scores) >= 2
     for step, (theirs, raw) in enumerate(zip(out.scores, out.logits, strict=True)):
-        scores = ours(out.sequences[:, : size + step], raw.float().clone())
+        scores: Any = raw.float().clone()
+        for process in ours:
+            scores = process(out.sequences[:, : size + step], scores)
         assert torch.equal(torch.isfinite(scores), torch.isfinite(theirs))
         finite = torch.isfinite(theirs)
         assert torch.allclose(scores[finite], theirs[finite], atol=1e-5)

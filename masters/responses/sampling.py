@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 from transformers import (
     LogitsProcessor,
-    LogitsProcessorList,
     RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
@@ -25,14 +24,14 @@ from masters.settings import Sampling
 SHORT = 1024  # entries of a row, up to which sorting all of it is faster than seeking the largest
 
 
-def processors(sampling: Sampling, banned: Sequence[int]) -> LogitsProcessorList:
+def processors(sampling: Sampling, banned: Sequence[int]) -> list[LogitsProcessor]:
     """The warpers of ``transformers``, or equals of them, in the order in which ``generate`` applies them.
 
     Args:
         sampling: temperature, top-p, top-k and repetition penalty.
         banned: token ids that must never be drawn.
     """
-    chain = LogitsProcessorList([Never(banned)])
+    chain: list[LogitsProcessor] = [Never(banned)]
     if sampling.repetition_penalty != 1:
         chain.append(RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty))
     if sampling.temperature != 1:
@@ -88,9 +87,19 @@ def _largest(scores: Tensor, k: int) -> Tensor:
     return scores.topk(k).values.flip(-1)
 
 
-def uniforms(seed: int, question: str, index: int, count: int) -> np.ndarray:
-    """The random numbers of one response: ``(count,)`` in [0, 1), a function of the arguments alone."""
-    bits = np.frombuffer(_digest(seed, question, index, 8 * count), dtype="<u8")
+def uniforms(seed: int, responses: Sequence[tuple[str, int]], count: int) -> np.ndarray:
+    """The random numbers of some responses, each row a function of the seed and its response alone.
+
+    Args:
+        seed: of all.
+        responses: question ids and indices.
+        count: how many numbers each gets; more change no earlier ones.
+
+    Returns:
+        ``(responses, count)`` in [0, 1).
+    """
+    digests = b"".join(_digest(seed, question, index, 8 * count) for question, index in responses)
+    bits = np.frombuffer(digests, dtype="<u8").reshape(len(responses), count)
     return (bits >> np.uint64(11)) * 2.0**-53  # as many bits as a float64 keeps
 
 
@@ -114,7 +123,9 @@ def draw(log_probabilities: Tensor, uniform: Tensor) -> Tensor:
     Returns:
         ``(rows,)`` token ids, never an excluded one.
     """
-    cumulative = log_probabilities.exp().cumsum(-1, dtype=torch.float64)
+    # What is normalised already stays so; on a CPU exp is slow where it meets minus infinity.
+    cumulative = log_probabilities.softmax(-1).cumsum(-1, dtype=torch.float64)
     target = uniform.double() * cumulative[:, -1]
     # Strictly above the target, so a token of probability 0 is never met.
-    return (cumulative <= target[:, None]).sum(-1).clamp(max=log_probabilities.shape[-1] - 1)
+    drawn = torch.searchsorted(cumulative, target[:, None], right=True)[:, 0]
+    return drawn.clamp(max=log_probabilities.shape[-1] - 1)

@@ -1,27 +1,27 @@
 """Who generates: a batched engine on ``transformers`` that reads each prompt once for all its responses.
 
-The prompts of a batch are read in one forward pass, the key-value cache is repeated once a response, and
-all responses are written token by token together; those that ended leave the batch a quarter at a time.
+The prompts of a batch are read in one forward pass, their keys and values are shared by all responses
+(:mod:`masters.responses.engines.shared_prompt`), and all responses are written token by token together; those
+that ended leave the batch a quarter at a time.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 from transformers import DynamicCache, PreTrainedModel
-from transformers.cache_utils import DynamicLayer
 
-from masters.attention import attending
 from masters.models import banned_tokens, load, prompt_positions
 from masters.questions import Questions
 from masters.responses.engines import Response, Source, Writer
+from masters.responses.engines.shared_prompt import held_once
 from masters.responses.sampling import draw, processors, uniforms
 from masters.settings import Sampling
 
 ROWS = 1024
-BLOCK = 16  # places that the cache grows by
 
 
 class TransformersEngine:
@@ -43,47 +43,6 @@ class TransformersEngine:
             return generate(model, processor, questions, wanted, indices, sampling, seed)
 
         yield write
-
-
-class _Reserved(DynamicLayer):
-    """One layer's keys and values, ``(rows, heads, places, size)``, with free places for tokens to come.
-
-    A dynamic layer copies everything it holds for every new token; this one writes the new token only. It
-    hands out its free places too, which the mask hides: memory with gaps is read at half the speed.
-    """
-
-    def __init__(self, layer: Any, repeats: int) -> None:
-        super().__init__()
-        self.lazy_initialization(layer.keys, layer.values)
-        self.length = layer.keys.shape[-2]
-        self.keys, self.values = layer.keys, layer.values
-        self.reserve(repeats)
-
-    def reserve(self, repeats: int = 1) -> None:
-        """Repeat each row and add :data:`BLOCK` places, of zeros: what the mask hides must be finite."""
-        self.keys, self.values = (self._reserve(states, repeats) for states in (self.keys, self.values))
-
-    @staticmethod
-    def _reserve(states: Any, repeats: int) -> torch.Tensor:
-        rows, heads, places, size = states.shape
-        made = states.new_empty(rows, repeats, heads, places + BLOCK, size)
-        made[:, :, :, :places] = states[:, None]
-        made[:, :, :, places:] = 0
-        return made.flatten(0, 1)
-
-    def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write keys and values ``(rows, heads, 1, size)`` of one token; returns those of all places."""
-        assert self.keys is not None and self.values is not None
-        self.keys[:, :, self.length] = key_states[:, :, 0]
-        self.values[:, :, self.length] = value_states[:, :, 0]
-        self.length += 1
-        return self.keys, self.values
-
-    def get_seq_length(self) -> int:
-        """How many places are taken."""
-        return self.length
 
 
 def generate(
@@ -117,12 +76,6 @@ def generate(
         )
 
 
-def _plain_attention(model: PreTrainedModel) -> AbstractContextManager[None]:
-    """For one token at a time, on a CPU: there its fused kernel is slower than plain products."""
-    fused = model.config.get_text_config()._attn_implementation == "sdpa"
-    return attending([model], "eager") if fused and model.device.type == "cpu" else nullcontext()
-
-
 @torch.inference_mode()
 def _generate_batch(
     model: PreTrainedModel,
@@ -146,41 +99,32 @@ def _generate_batch(
     images = {name: tensor.to(device) for name, tensor in questions.image_features(wanted).items()}
     banned = banned_tokens(processor, model.get_output_embeddings().weight.shape[0])
     warp = processors(sampling, banned)
-    names = questions.table["id"].iloc[list(wanted)].tolist()
+    identity = [(name, j) for name in questions.table["id"].iloc[list(wanted)] for j in responses]
     if seed is not None:
-        noise = torch.from_numpy(
-            np.stack([uniforms(seed, name, j, limit) for name in names for j in responses])
-        )
-        noise = noise.to(device)
+        noise = torch.from_numpy(uniforms(seed, identity, limit)).to(device)
 
-    cache = DynamicCache(config=model.config.get_text_config())
+    prompt_cache = DynamicCache(config=model.config.get_text_config())
     positions, position = prompt_positions(model, input_ids, attention, images)
     hidden = model.model(
-        input_ids=input_ids, attention_mask=attention, position_ids=positions, past_key_values=cache, **images
+        input_ids=input_ids,
+        attention_mask=attention,
+        position_ids=positions,
+        past_key_values=prompt_cache,
+        **images,
     ).last_hidden_state[:, -1]
     logits = model.get_output_embeddings()(hidden).float().repeat_interleave(n, 0)
     rows = len(prompts) * n
     position = position.repeat_interleave(n, 0)
     history = torch.zeros(rows, longest + limit, dtype=torch.long, device=device)
     history[:, :longest] = input_ids.repeat_interleave(n, 0)
-    # Added to the scores, as every attention takes it.
-    unseen = torch.full(
-        (rows, longest + limit + BLOCK), torch.finfo(model.dtype).min, dtype=model.dtype, device=device
-    )
-    unseen[:, :longest] *= 1 - attention.repeat_interleave(n, 0)
-    reserved: list[_Reserved] = []
-    if all(type(layer) is DynamicLayer for layer in cache.layers):
-        reserved = [_Reserved(layer, n) for layer in cache.layers]
-        cache.layers = list(reserved)
-    else:  # a sliding window forgets, so such a model keeps its own way
-        cache.batch_repeat_interleave(n)
+    seen = nn.functional.pad(attention.repeat_interleave(n, 0), (0, limit), value=1)
     tokens = torch.full((rows, limit), end, dtype=torch.long, device=device)
     logprobs = torch.zeros(rows, limit, device=device)
     support = torch.zeros(rows, limit, device=device)
     lengths = torch.full((rows,), limit, dtype=torch.long, device=device)
     alive = torch.arange(rows, device=device)
     going = torch.ones(rows, dtype=torch.bool, device=device)
-    with _plain_attention(model):
+    with held_once(model, prompt_cache, attention, n) as cache:
         for step in range(limit):
             whole = logits.log_softmax(-1)
             if seed is None:
@@ -188,7 +132,9 @@ def _generate_batch(
                 allowed = logits.log_softmax(-1)
                 token = logits.argmax(-1)
             else:
-                allowed = warp(history[:, : longest + step], logits).log_softmax(-1)  # type: ignore[arg-type]
+                for process in warp:
+                    logits = process(history[:, : longest + step], logits)
+                allowed = logits.log_softmax(-1)
                 token = draw(allowed, noise[alive, step])
             tokens[alive, step] = token
             logprobs[alive, step] = whole.gather(1, token[:, None])[:, 0]
@@ -197,26 +143,17 @@ def _generate_batch(
             going = going & (token != end)
             if step + 1 == limit or not going.any():
                 break
-            # Dropping rows copies the cache, so ended rows run on, unread, until they are a quarter.
+            # Dropping rows copies their cache, so ended rows run on, unread, until they are a quarter.
             if 4 * int(going.sum()) <= 3 * len(going):
                 keep = going.nonzero()[:, 0]
                 going = going[keep]
                 alive, token, position = alive[keep], token[keep], position[keep]
-                history, unseen = history[keep], unseen[keep]
+                history, seen = history[keep], seen[keep]
                 cache.batch_select_indices(keep)
             history[:, longest + step] = token
-            unseen[:, longest + step] = 0
-            if reserved:
-                if step and step % BLOCK == 0:
-                    for layer in reserved:
-                        layer.reserve()
-                # As the layers want it, so that they make nothing of it.
-                mask = unseen[:, None, None, : longest + BLOCK * (step // BLOCK + 1)]
-            else:
-                mask = unseen[:, : longest + step + 1] == 0
             hidden = model.model(
                 input_ids=token[:, None],
-                attention_mask=mask,
+                attention_mask=seen[:, : longest + step + 1],
                 position_ids=position[:, None].expand(*positions.shape[:-2], -1, 1),
                 past_key_values=cache,
             ).last_hidden_state[:, -1]
@@ -228,7 +165,6 @@ def _generate_batch(
         skip_special_tokens=True,
     )
     columns = zip(tokens.tolist(), logprobs.tolist(), support.tolist(), lengths.tolist(), texts, strict=True)
-    identity = [(name, j) for name in names for j in responses]
     return [
         Response(
             question=name,
