@@ -26,8 +26,21 @@ from torch import Tensor, nn
 
 from masters.criteria import Activation, Criterion, Magnitude, Scope
 from masters.layers import Layer, linear_layers, reshard
-from masters.selection import Cut, RowCut, blocks, cuts, equal_to, has_nan, magnitude_keys, one_thread, places
+from masters.selection import (
+    Cut,
+    RowCut,
+    blocks,
+    cut_near,
+    cuts,
+    equal_to,
+    has_nan,
+    magnitude_keys,
+    one_thread,
+    places,
+    sample,
+)
 
+MANY = 1 << 20  # weights of a layer, from which on a sample of them costs little beside a pass
 _DAMAGED = "cannot mask a weight that contains NaN: is the checkpoint damaged?"
 _RAW = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -172,7 +185,10 @@ class TeacherMask:
             damaged = {layer.name for layer in layers if old == 0 and _has_nan(layer.local().reshape(-1))}
         elif new > old:
             keys = [partial(self._kept_keys, layer, damaged if old == 0 else None) for layer in layers]
-            chosen = cuts(keys, new, layers[0].group)
+            if old == 0 and len(layers) == 1 and layers[0].group is None and total > MANY:
+                chosen = [cut_near(keys[0], new, total, self._sampled_keys(layers[0]))]
+            else:
+                chosen = cuts(keys, new, layers[0].group)
         else:
             chosen = cuts([partial(self._removed_keys, layer) for layer in layers], new, layers[0].group)
         if old == 0:
@@ -249,6 +265,11 @@ class TeacherMask:
             if damaged is not None and has_nan(flat[start:end]):
                 damaged.add(layer.name)
             yield self._growing(layer, flat[start:end], start)
+
+    def _sampled_keys(self, layer: Layer) -> Tensor:
+        flat = layer.local().reshape(-1)
+        at = sample(len(flat)).to(flat.device)
+        return self._keys(layer, flat.index_select(0, at), 0, at)
 
     def _removed_keys(self, layer: Layer) -> Iterator[Tensor]:
         flat = layer.local().reshape(-1)

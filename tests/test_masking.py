@@ -322,6 +322,35 @@ def raw_of_fresh(model: nn.Module, way: tuple[Criterion, Scope | None], ratio: f
         return raw(model)
 
 
+@pytest.mark.parametrize("way", WAYS, ids=[f"{type(judge).__name__}-{scope}" for judge, scope in WAYS])
+@pytest.mark.parametrize("spoil", [spoil_nothing, spoil_mostly_zeros, spoil_equal])
+def test_a_large_layer_is_masked_as_a_small_one(
+    way: tuple[Criterion, Scope | None], spoil: Callable[[Tensor], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = toy()
+    with torch.no_grad():
+        for name in TeacherMask(model).names:
+            spoil(model.get_parameter(name))
+    monkeypatch.setattr(selection, "_CPU_BLOCK", 25)
+    for ratio in (0.05, 0.2, 1.0):
+        small = raw_of_fresh(model, way, ratio)
+        with monkeypatch.context() as patch:
+            patch.setattr(masking, "MANY", 0)
+            large = raw_of_fresh(model, way, ratio)
+        assert all(torch.equal(large[name], small[name]) for name in small)
+
+
+def test_a_damaged_large_layer_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(masking, "MANY", 0)
+    layer = nn.Linear(10, 10)
+    with torch.no_grad():
+        layer.weight[9, 9] = math.nan
+    before = raw(layer)
+    with pytest.raises(ValueError, match="weight: cannot mask a weight that contains NaN"):
+        TeacherMask(layer).apply(0.2)
+    assert all(torch.equal(before[name], value) for name, value in raw(layer).items())
+
+
 def test_a_smaller_ratio_looks_at_the_removed_weights_only(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     keys = Magnitude.keys

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from masters import selection
-from masters.selection import RowCut, blocks, cuts, has_nan, magnitude_keys, places
+from masters.selection import RowCut, blocks, cut_near, cuts, has_nan, magnitude_keys, places, sample
 
 INTEGERS = [torch.int16, torch.int32, torch.int64]
 
@@ -46,6 +46,43 @@ def test_cuts_take_what_a_stable_sort_puts_first(kind: str, dtype: torch.dtype, 
         chosen = cuts([partial(pieces, part, size) for part in parts], count)
         taken = [cut.taken(b) for cut, part in zip(chosen, parts, strict=True) for b in pieces(part, size)]
         assert torch.cat(taken).tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("dtype", INTEGERS)
+@pytest.mark.parametrize("kind", ["spread", "few", "equal", "near"])
+@pytest.mark.parametrize("drawn", ["fair", "smallest", "largest", "one"])
+def test_a_sample_never_changes_what_is_taken(kind: str, dtype: torch.dtype, drawn: str) -> None:
+    total, size = 20_000, 3000
+    keys = some_keys(kind, dtype, total)
+    ordered = keys.sort(stable=True)
+    samples = {
+        "fair": keys[sample(total)],
+        "smallest": ordered.values[:500],
+        "largest": ordered.values[-500:],
+        "one": keys[:1],
+    }
+    for count in (1, 2, total // 5, total - 1, total):
+        expected = torch.zeros(total, dtype=torch.bool)
+        expected[ordered.indices[:count]] = True
+        cut = cut_near(partial(pieces, keys, size), count, total, samples[drawn])
+        assert torch.equal(torch.cat([cut.taken(block) for block in pieces(keys, size)]), expected)
+
+
+def test_with_a_fair_sample_one_pass_is_enough() -> None:
+    total = 1 << 20
+    keys = magnitude_keys(torch.randn(total, generator=torch.Generator().manual_seed(1)))
+    passes = []
+
+    def counted() -> Iterator[Tensor]:
+        passes.append(0)
+        return pieces(keys, 1 << 17)
+
+    for ratio in (0.05, 0.2, 0.5, 0.99):
+        cut = cut_near(counted, int(ratio * total), total, keys[sample(total)])
+        assert int((keys < cut.threshold).sum()) + cut.ties == int(ratio * total)
+    assert len(passes) == 4
+    misled = cut_near(counted, total // 2, total, keys.sort().values[:100])
+    assert len(passes) > 5 and misled.threshold == int(keys.kthvalue(total // 2).values)
 
 
 @pytest.mark.parametrize("dtype", INTEGERS)
