@@ -212,8 +212,7 @@ class TeacherMask:
                     held, _, before = self._held(layer, block, start)
                     values.index_copy_(0, places(held.index_select(0, at)), _raw(before))
                 self._keep(layer, start, values.view(block.dtype), taken if zeros_stay else None)
-                # Faster than to write zeros at the indices.
-                _raw(block).bitwise_and_(taken.to(values.dtype) - 1)
+                _raw(block).mul_(~taken)  # faster than to write zeros at the indices
 
     def _shrink(self, layer: Layer, cut: Cut | RowCut) -> None:
         """Give back what a cut does not take of the removed weights."""

@@ -6,18 +6,20 @@ format one histogram is the answer, for 32 bits a second one is taken of the ent
 digit that was found. A pass reads the weights once, in blocks whose temporaries stay in a core's cache, on
 the device where they are; histograms of shards add up to that of the whole.
 
-Most entries are far from the k-th. Of wide formats a sample tells which: then one pass counts those that are
-smaller for certain and picks out the few that are near, among which the histograms decide. Should the sample
-have misled, which the counts show, the histograms are taken of all.
+Most entries are far from the k-th. A sample tells which: then one pass counts those that are smaller for
+certain and picks out the few that are near, among which the histograms decide. Should the sample have misled,
+which the counts show, the histograms are taken of all.
 
 An integer that is as ordered as a weight's score is called its key here; keys are never negative.
 """
 
 import math
+import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -76,7 +78,10 @@ def magnitude_keys(values: Tensor) -> Tensor:
     if values.element_size() == 1:
         values = values.to(torch.bfloat16)  # holds every value of every 8-bit format
     integers = _INTEGERS[values.element_size()]
-    return values.view(integers) & torch.iinfo(integers).max
+    raw, unsigned = values.view(integers), torch.iinfo(integers).max
+    if raw.device.type == "cpu":  # by NumPy, as in places
+        return torch.from_numpy(raw.numpy() & unsigned)
+    return raw & unsigned
 
 
 def has_nan(values: Tensor) -> bool:
@@ -108,7 +113,7 @@ class Cut:
 
     def taken(self, keys: Tensor) -> Tensor:
         """Which keys of the next block are among the smallest; the blocks are given once, in their order."""
-        taken = _compare(torch.le, keys, self.threshold if self.ties else self.threshold - 1)
+        taken = _compare(operator.le, keys, self.threshold if self.ties else self.threshold - 1)
         if self.ties == 0:
             return taken
         equal = equal_to(keys, self.threshold)
@@ -156,10 +161,6 @@ def cut_near(keys: Keys, count: int, total: int, sampled: Tensor) -> Cut:
         total: the number of keys.
         sampled: some of them, such as those at :func:`sample`; whatever they are, the result is the same.
     """
-    if (
-        sampled.element_size() == 2
-    ):  # one histogram is the answer, and costs no more than to look for the near
-        return cuts([keys], count)[0]
     share, size = count / total, len(sampled)
     slack = math.ceil(_DEVIATIONS * math.sqrt(share * (1 - share) * size)) + 1
     ordered = sampled.sort().values
@@ -169,9 +170,9 @@ def cut_near(keys: Keys, count: int, total: int, sampled: Tensor) -> Cut:
     below, room = 0, int(_FEW * total)
     near: list[Tensor] = []
     for block in keys():
-        reached = _compare(torch.ge, block, low)
+        reached = _compare(operator.ge, block, low)
         below += len(block) - _count(reached)
-        near.append(block.index_select(0, places(reached & _compare(torch.le, block, high))))
+        near.append(block.index_select(0, places(reached & _compare(operator.le, block, high))))
         room -= len(near[-1])
         if room < 0:
             break
@@ -243,7 +244,7 @@ def _share(parts: Sequence[Keys], threshold: int, ties: int, group: dist.Process
 
 def equal_to(keys: Tensor, value: int) -> Tensor:
     """Which keys equal a value."""
-    return _compare(torch.eq, keys, value)
+    return _compare(operator.eq, keys, value)
 
 
 def _count(mask: Tensor) -> int:
@@ -252,6 +253,8 @@ def _count(mask: Tensor) -> int:
     return int(mask.count_nonzero())
 
 
-def _compare(operation: Callable[..., Tensor], keys: Tensor, value: int) -> Tensor:
-    # Comparisons that write integers and then make them bool are vectorised, those that write bool are not.
-    return operation(keys, value, out=torch.empty_like(keys)).bool()
+def _compare(operation: Callable[[Any, int], Any], keys: Tensor, value: int) -> Tensor:
+    if keys.device.type == "cpu":  # by NumPy, as in places
+        return torch.from_numpy(operation(keys.numpy(), value))
+    compared: Tensor = operation(keys, value)
+    return compared
