@@ -1,4 +1,5 @@
 import warnings
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -152,7 +153,7 @@ def test_a_family_that_cannot_be_packed_gets_a_row_a_response(tmp_path: Path) ->
 
 def test_attention_that_does_not_take_the_mask_gets_a_row_a_response(tmp_path: Path) -> None:
     here = families.setting("qwen2_5_vl")
-    model = families.build(here.model.config)
+    model = families.build(deepcopy(here.model.config))  # the model's own, which it would change
     model.set_attn_implementation("eager")
     with pytest.warns(UserWarning, match="'eager' and only 'sdpa'"):
         assert not reads_packed(model, here.questions(tmp_path / "questions"))
