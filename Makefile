@@ -19,6 +19,8 @@ OUT := build/$(PROFILE)
 BOOK := book/_build/.profile-$(PROFILE)
 HTML := book/_build/html/index.html
 UV_VERSION := 0.13.9
+# Tests by file on several processes of one thread, which use the cores best; more would cost memory.
+AT_ONCE := --numprocesses auto --maxprocesses 4 --dist loadfile
 
 NOTEBOOKS := 1_tasks_and_models 2_masking_ablations 3_response_caching 4_reward_design 5_offline_rl \
 	6_benchmark_evaluation 7_claims
@@ -49,7 +51,7 @@ study: $(INSTALLED) ## all claims at many replicates, as far as you let it (STUD
 	@$(BIN)/masters study $(STUDY) $(if $(REPLICATES),--replicates $(REPLICATES)) $(if $(PROCESSES),--processes $(PROCESSES))
 
 test: $(INSTALLED) ## unit tests, notebooks against their committed outputs, book, links, browser
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(AT_ONCE)
 	$(BIN)/python -m pytest --nbval --nbval-sanitize-with notebooks/nbval_sanitize.cfg \
 		--nbval-kernel-name python3 $(NOTEBOOKS:%=notebooks/%.ipynb)
 
