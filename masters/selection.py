@@ -30,8 +30,8 @@ from torch import Tensor
 # little beside them; on an accelerator enough to fill it.
 _CPU_BLOCK, _LARGE_BLOCK = 1 << 19, 1 << 24
 _DIGIT = 16  # bits of a key that one histogram looks at
-_SAMPLE = 1 << 14  # entries of a sample
-_DEVIATIONS = 5  # of the sample's share from the true one, by which "near" reaches to either side
+_SAMPLE = 1 << 16  # entries of a sample
+_DEVIATIONS = 3  # of the sample's share from the true one, by which "near" reaches to either side
 _FEW = 1 / 8  # share of the entries up to which they are few enough to be picked out
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
