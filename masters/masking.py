@@ -26,23 +26,24 @@ from torch import Tensor, nn
 
 from masters.criteria import Activation, Criterion, Magnitude, Scope
 from masters.layers import Layer, linear_layers, reshard
+from masters.removed import Removed
 from masters.selection import (
     Cut,
     RowCut,
     blocks,
-    cut_near,
+    bracket,
     cuts,
-    equal_to,
     has_nan,
     magnitude_keys,
     one_thread,
     places,
     sample,
+    up_to,
 )
 
 MANY = 1 << 20  # weights of a layer, from which on a sample of them costs little beside a pass
+_FEW = 1 / 8  # share of the weights that may be unsure after a look at a sample
 _DAMAGED = "cannot mask a weight that contains NaN: is the checkpoint damaged?"
-_RAW = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 @one_thread()
@@ -82,9 +83,8 @@ def magnitude_mask(weight: Tensor, ratio: float) -> Tensor:
 class TeacherMask:
     """Masks a model's linear layers in place, at one ratio after the other, and gives everything back.
 
-    Outside the model it keeps the removed values only, ``floor(ratio * n)`` of each weight. Where they belong
-    needs no record as long as they are the only zeros, which holds for magnitudes: weights that were 0 before
-    go first. Where zeros may stay, one bit a weight tells.
+    Outside the model it keeps the removed values only, ``floor(ratio * n)`` of each weight; and one bit a
+    weight where zeros may stay (:mod:`masters.removed`). By magnitude none do: what was 0 before goes first.
 
     From one ratio to the next it changes only the weights between them, with the result of a fresh mask.
 
@@ -139,10 +139,7 @@ class TeacherMask:
             for layer in self._layers
         }
         self._common = reduce(torch.promote_types, dtypes)
-        # By layer and block: a block and what is held of it change together, so that an interruption at any
-        # block leaves something that can be restored.
-        self._removed: dict[tuple[str, int], Tensor] = {}
-        self._bits: dict[tuple[str, int], Tensor] = {}
+        self._removed = Removed()
         self.ratio = 0.0
 
     @property
@@ -178,6 +175,8 @@ class TeacherMask:
             return
         for layer in layers:
             _check_type(layer.weight, f"{layer.name}: ")
+        if old == 0 and len(layers) == 1 and self._scope != "row" and self._grow_at_once(layers[0], new):
+            return
         damaged: set[str] = set()
         chosen: Sequence[Cut | RowCut]
         if self._scope == "row":
@@ -185,10 +184,7 @@ class TeacherMask:
             damaged = {layer.name for layer in layers if old == 0 and _has_nan(layer.local().reshape(-1))}
         elif new > old:
             keys = [partial(self._kept_keys, layer, damaged if old == 0 else None) for layer in layers]
-            if old == 0 and len(layers) == 1 and layers[0].group is None and total > MANY:
-                chosen = [cut_near(keys[0], new, total, self._sampled_keys(layers[0]))]
-            else:
-                chosen = cuts(keys, new, layers[0].group)
+            chosen = cuts(keys, new, layers[0].group)
         else:
             chosen = cuts([partial(self._removed_keys, layer) for layer in layers], new, layers[0].group)
         if old == 0:
@@ -201,18 +197,54 @@ class TeacherMask:
 
     def _grow(self, layer: Layer, cut: Cut | RowCut) -> None:
         """Remove what a cut takes of all weights, among it all that is removed already."""
-        zeros_stay = self._zeros_stay(cut, 1 if (layer.name, 0) in self._bits else 0)
+        with layer.flat() as flat:
+            zeros_stay = self._zeros_stay(cut, int(self._removed.zeros_stay(layer)))
+            for start, end in blocks(flat, layer.width):
+                taken = cut.taken(self._growing(layer, flat[start:end], start))
+                self._removed.take(layer, flat[start:end], start, taken, zeros_stay)
+
+    def _grow_at_once(self, layer: Layer, count: int) -> bool:
+        """Remove so many weights of an untouched layer in one pass, by magnitude, if a sample tells how.
+
+        By a threshold that is a little too high for certain: those near it are remembered, and given back
+        as soon as their ranks are known. False where this is not possible; then the layer is as it was.
+        """
+        if layer.group is not None or layer.size <= MANY or not isinstance(self._criterion, Magnitude):
+            return False
+        flat = layer.local().reshape(-1)
+        at = sample(len(flat)).to(flat.device)
+        low, high = bracket(self._keys(layer, flat.index_select(0, at), 0, at), count / layer.size)
+        if low == 0:  # zeros may stay
+            return False
+        sure, room = 0, int(_FEW * layer.size)
+        unsure: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
         with layer.flat() as flat:
             for start, end in blocks(flat, layer.width):
                 block = flat[start:end]
-                taken = cut.taken(self._growing(layer, block, start))
-                at = places(taken)
-                values = _raw(block).index_select(0, at)
-                if (layer.name, start) in self._removed:
-                    held, _, before = self._held(layer, block, start)
-                    values.index_copy_(0, places(held.index_select(0, at)), _raw(before))
-                self._keep(layer, start, values.view(block.dtype), taken if zeros_stay else None)
-                _raw(block).mul_(~taken)  # faster than to write zeros at the indices
+                if has_nan(block):
+                    raise ValueError(f"{layer.name}: {_DAMAGED}")
+                taken = up_to(self._keys(layer, block, start, None), high)
+                at = self._removed.take(layer, block, start, taken, zeros_stay=False)
+                keys = self._keys(layer, self._removed.values(layer, start), start, at)
+                near = places(~up_to(keys, low - 1))
+                unsure[start] = near, at.index_select(0, near), keys.index_select(0, near)
+                sure, room = sure + len(at) - len(near), room - len(near)
+                if room < 0:
+                    break
+        keys = torch.cat([keys for *_, keys in unsure.values()])
+        if room < 0 or not sure < count <= sure + len(keys):
+            self._removed.restore(layer)
+            return False
+        (cut,) = cuts([partial(iter, [keys])], count - sure)
+        with layer.flat() as flat:
+            for start, end in blocks(flat, layer.width):
+                near, at, keys = unsure[start]
+                stays = cut.taken(keys)
+                stay = torch.ones_like(self._removed.values(layer, start), dtype=torch.bool)
+                stay.index_copy_(0, near, stays)
+                at = at.index_select(0, places(~stays))
+                self._removed.give_back(layer, flat[start:end], start, stay, at)
+        return True
 
     def _shrink(self, layer: Layer, cut: Cut | RowCut) -> None:
         """Give back what a cut does not take of the removed weights."""
@@ -220,13 +252,11 @@ class TeacherMask:
         with layer.flat() as flat:
             for start, end in blocks(flat, layer.width):
                 block = flat[start:end]
-                held, at, values = self._held(layer, block, start)
+                which, at, values = self._removed.find(layer, block, start)
                 stay = cut.taken(self._keys(layer, values, start, at))
-                values, back = _raw(values), places(~stay)
-                at = at.index_select(0, back)
-                _raw(block).index_copy_(0, at, values.index_select(0, back))
-                values = values.index_select(0, places(stay)).view(block.dtype)
-                self._keep(layer, start, values, held.index_fill_(0, at, False) if zeros_stay else None)
+                at = at.index_select(0, places(~stay))
+                taken = which.index_fill_(0, at, False) if zeros_stay else None
+                self._removed.give_back(layer, block, start, stay, at, taken)
 
     @torch.no_grad()
     @one_thread()
@@ -238,14 +268,7 @@ class TeacherMask:
         """
         reshard(self._model)
         for layer in self._layers:
-            with layer.flat() as flat:
-                for start, end in blocks(flat, layer.width):
-                    if (layer.name, start) not in self._removed:
-                        continue  # an interrupted apply had not come to this block
-                    _, at, values = self._held(layer, flat[start:end], start)
-                    _raw(flat[start:end]).index_copy_(0, at, _raw(values))
-                    del self._removed[layer.name, start]
-                    self._bits.pop((layer.name, start), None)
+            self._removed.restore(layer)
         self.ratio = 0.0
 
     def extra_bytes(self) -> int:
@@ -254,7 +277,7 @@ class TeacherMask:
         At ratio r at most r times the bytes of the masked weights; and one bit a weight where zeros may stay:
         with another criterion than magnitude, in scope "row", or with more zeros than weights to remove.
         """
-        return sum(held.nbytes for group in (self._removed, self._bits) for held in group.values())
+        return self._removed.nbytes()
 
     def _kept_keys(self, layer: Layer, damaged: set[str] | None) -> Iterator[Tensor]:
         """Keys of a layer's weights, from which more are to be removed; notes the layer if one is NaN."""
@@ -265,17 +288,12 @@ class TeacherMask:
                 damaged.add(layer.name)
             yield self._growing(layer, flat[start:end], start)
 
-    def _sampled_keys(self, layer: Layer) -> Tensor:
-        flat = layer.local().reshape(-1)
-        at = sample(len(flat)).to(flat.device)
-        return self._keys(layer, flat.index_select(0, at), 0, at)
-
     def _removed_keys(self, layer: Layer) -> Iterator[Tensor]:
         flat = layer.local().reshape(-1)
         for start, end in blocks(flat, layer.width):
-            values, at = self._removed[layer.name, start], None
+            values, at = self._removed.values(layer, start), None
             if self._criterion.positional:
-                _, at, values = self._held(layer, flat[start:end], start)
+                _, at, values = self._removed.find(layer, flat[start:end], start)
             yield self._keys(layer, values, start, at)
 
     @staticmethod
@@ -297,9 +315,9 @@ class TeacherMask:
     def _growing(self, layer: Layer, block: Tensor, start: int) -> Tensor:
         """Keys of a block in which what is removed already comes first."""
         keys = self._keys(layer, block, start, None)
-        bits = self._bits.get((layer.name, start))
-        if bits is not None:  # without bits what is removed, and nothing else, is zero, which comes first
-            keys = (keys + 1).masked_fill_(_unpack(bits.to(block.device), len(block)), 0)
+        marked = self._removed.marked(layer, block, start)
+        if marked is not None:  # else what is removed, and nothing else, is zero, which comes first
+            keys = (keys + 1).masked_fill_(marked, 0)
         return keys
 
     def _zeros_stay(self, cut: Cut | RowCut, lowest: int) -> bool:
@@ -307,29 +325,6 @@ class TeacherMask:
         return not (
             isinstance(self._criterion, Magnitude) and isinstance(cut, Cut) and cut.threshold > lowest
         )
-
-    def _keep(self, layer: Layer, start: int, values: Tensor, mask: Tensor | None) -> None:
-        self._removed[layer.name, start] = values
-        if mask is not None:
-            self._bits[layer.name, start] = _pack(mask)
-        else:
-            self._bits.pop((layer.name, start), None)
-
-    def _held(self, layer: Layer, block: Tensor, start: int) -> tuple[Tensor, Tensor, Tensor]:
-        """What was removed from a block: where, as a bool a weight and as indices, and the values."""
-        values, bits = self._removed[layer.name, start], self._bits.get((layer.name, start))
-        fits = block.dtype == values.dtype
-        if fits:
-            held = zero = equal_to(_raw(block), 0)  # what was removed is +0
-            if bits is not None:
-                held = _unpack(bits.to(block.device), len(block))
-            at = places(held)
-            fits = len(at) == len(values) and (bits is None or not (held & ~zero).any())
-        if not fits:
-            raise ValueError(
-                f"{layer.name} changed while it was masked and cannot be restored: reload the teacher"
-            )
-        return held, at, values.to(block.device)
 
     def __enter__(self) -> Self:
         return self
@@ -352,19 +347,3 @@ def _check_type(weight: Tensor, where: str = "") -> None:
 
 def _has_nan(flat: Tensor) -> bool:
     return any(has_nan(flat[start:end]) for start, end in blocks(flat))
-
-
-def _raw(values: Tensor) -> Tensor:
-    # As integers, which every operation takes, in a type for each width: some have none for 8-bit floats.
-    return values.view(_RAW[values.element_size()])
-
-
-def _pack(mask: Tensor) -> Tensor:
-    """Eight bools a byte, the last byte filled up."""
-    octets = nn.functional.pad(mask.to(torch.uint8), (0, -len(mask) % 8)).view(-1, 8)
-    return (octets << torch.arange(8, dtype=torch.uint8, device=mask.device)).sum(1, dtype=torch.uint8)
-
-
-def _unpack(bits: Tensor, length: int) -> Tensor:
-    octets = bits.unsqueeze(1) >> torch.arange(8, dtype=torch.uint8, device=bits.device) & 1
-    return octets.bool().flatten()[:length]

@@ -6,9 +6,8 @@ format one histogram is the answer, for 32 bits a second one is taken of the ent
 digit that was found. A pass reads the weights once, in blocks whose temporaries stay in a core's cache, on
 the device where they are; histograms of shards add up to that of the whole.
 
-Most entries are far from the k-th. A sample tells which: then one pass counts those that are smaller for
-certain and picks out the few that are near, among which the histograms decide. Should the sample have misled,
-which the counts show, the histograms are taken of all.
+Most entries are far from the k-th, and a sample tells which: see :func:`bracket`. Then the histograms have to
+decide among the few that are near only.
 
 An integer that is as ordered as a weight's score is called its key here; keys are never negative.
 """
@@ -18,7 +17,6 @@ import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -31,8 +29,7 @@ from torch import Tensor
 _CPU_BLOCK, _LARGE_BLOCK = 1 << 19, 1 << 24
 _DIGIT = 16  # bits of a key that one histogram looks at
 _SAMPLE = 1 << 16  # entries of a sample
-_DEVIATIONS = 3  # of the sample's share from the true one, by which "near" reaches to either side
-_FEW = 1 / 8  # share of the entries up to which they are few enough to be picked out
+_DEVIATIONS = 3  # of a sample's share from the true one, by which a bracket reaches to either side
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 Keys = Callable[[], Iterable[Tensor]]
@@ -113,7 +110,7 @@ class Cut:
 
     def taken(self, keys: Tensor) -> Tensor:
         """Which keys of the next block are among the smallest; the blocks are given once, in their order."""
-        taken = _compare(operator.le, keys, self.threshold if self.ties else self.threshold - 1)
+        taken = up_to(keys, self.threshold if self.ties else self.threshold - 1)
         if self.ties == 0:
             return taken
         equal = equal_to(keys, self.threshold)
@@ -152,33 +149,18 @@ def sample(total: int) -> Tensor:
     return torch.randint(total, (_SAMPLE,), generator=torch.Generator().manual_seed(0))
 
 
-def cut_near(keys: Keys, count: int, total: int, sampled: Tensor) -> Cut:
-    """The ``count`` smallest keys, as :func:`cuts` finds them, faster where a sample tells where to look.
+def bracket(sampled: Tensor, share: float) -> tuple[int, int]:
+    """Two keys with, most likely, the last of those between them that a share of all keys takes.
 
     Args:
-        keys: gives the blocks of keys anew at every call.
-        count: how many, from 1 to the number of keys.
-        total: the number of keys.
-        sampled: some of them, such as those at :func:`sample`; whatever they are, the result is the same.
+        sampled: keys drawn from all of them, such as those at :func:`sample`.
+        share: of the keys, those that are smallest; in [0, 1].
     """
-    share, size = count / total, len(sampled)
+    size = len(sampled)
     slack = math.ceil(_DEVIATIONS * math.sqrt(share * (1 - share) * size)) + 1
-    ordered = sampled.sort().values
-    low, high = (
-        int(ordered[min(max(math.floor(share * size) + shift, 0), size - 1)]) for shift in (-slack, slack)
-    )
-    below, room = 0, int(_FEW * total)
-    near: list[Tensor] = []
-    for block in keys():
-        reached = _compare(operator.ge, block, low)
-        below += len(block) - _count(reached)
-        near.append(block.index_select(0, places(reached & _compare(operator.le, block, high))))
-        room -= len(near[-1])
-        if room < 0:
-            break
-    if room >= 0 and below < count <= below + sum(map(len, near)):
-        keys, count = partial(iter, [torch.cat(near)]), count - below
-    return cuts([keys], count)[0]
+    ordered, middle = sampled.sort().values, math.floor(share * size)
+    low, high = (int(ordered[min(max(middle + shift, 0), size - 1)]) for shift in (-slack, slack))
+    return low, high
 
 
 def cuts(parts: Sequence[Keys], count: int, group: dist.ProcessGroup | None = None) -> list[Cut]:
@@ -240,6 +222,11 @@ def _share(parts: Sequence[Keys], threshold: int, ties: int, group: dist.Process
     before = (table.flatten().cumsum(0) - table.flatten()).view_as(table)
     shares = (ties - before).clamp(min=0).minimum(table)
     return shares[:, 0 if group is None else group.rank()].tolist()
+
+
+def up_to(keys: Tensor, value: int) -> Tensor:
+    """Which keys are at most a value."""
+    return _compare(operator.le, keys, value)
 
 
 def equal_to(keys: Tensor, value: int) -> Tensor:

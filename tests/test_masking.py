@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from masters import masking, selection
+from masters import masking, removed, selection
 from masters.criteria import Activation, Criterion, Magnitude, Random, Scope
 from masters.masking import TeacherMask, magnitude_mask
 
@@ -214,7 +214,7 @@ def test_memory_stays_below_the_ratio_of_the_masked_bytes(dtype: torch.dtype, ra
     own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     held = {
         value.untyped_storage().data_ptr(): value.untyped_storage().nbytes()
-        for group in vars(mask).values()
+        for group in vars(mask._removed).values()
         if isinstance(group, dict)
         for value in group.values()
     }
@@ -340,6 +340,45 @@ def test_a_large_layer_is_masked_as_a_small_one(
         assert all(torch.equal(large[name], small[name]) for name in small)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("drawn", ["fair", "smallest", "largest"])
+def test_a_sample_never_changes_what_is_removed(
+    dtype: torch.dtype, drawn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer = nn.Linear(400, 300, bias=False, dtype=dtype)
+    order = layer.weight.detach().flatten().abs().argsort(stable=True)
+    samples = {"fair": selection.sample(len(order)), "smallest": order[:500], "largest": order[-500:]}
+    monkeypatch.setattr(masking, "MANY", 0)
+    monkeypatch.setattr(masking, "sample", lambda total: samples[drawn])
+    before = layer.weight.detach().clone()
+    for ratio in (1e-5, 0.01, 0.2, 0.9, 0.99999, 1.0):
+        keep = magnitude_mask(before, ratio)
+        with TeacherMask(layer).apply(ratio) as mask:
+            assert torch.equal(layer.weight, before * keep)
+            assert mask.extra_bytes() == int((~keep).sum()) * dtype.itemsize
+        assert torch.equal(layer.weight, before)
+
+
+def test_with_a_fair_sample_one_pass_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    keys = Magnitude.keys
+
+    def count(self: Magnitude, name: str, values: Tensor, *rest: object) -> Tensor:
+        seen.append(len(values))
+        return keys(self, name, values, *rest)
+
+    monkeypatch.setattr(masking, "MANY", 0)
+    monkeypatch.setattr(Magnitude, "keys", count)
+    layer = nn.Linear(1000, 1000, bias=False)
+    for ratio in (0.05, 0.2, 0.5):
+        seen.clear()
+        mask = TeacherMask(layer).apply(ratio)
+        # Every weight once, the removed ones once more, and the sample.
+        assert sum(seen) < (1.02 + ratio) * 1_000_000 + selection._SAMPLE
+        assert mask.extra_bytes() == ratio * 4_000_000
+        mask.restore()
+
+
 def test_a_damaged_large_layer_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(masking, "MANY", 0)
     layer = nn.Linear(10, 10)
@@ -371,8 +410,12 @@ def test_a_smaller_ratio_looks_at_the_removed_weights_only(monkeypatch: pytest.M
 
 @pytest.mark.parametrize("way", [WAYS[0], WAYS[2], WAYS[6]], ids=["magnitude", "global", "activation"])
 @pytest.mark.parametrize("steps", [(0.3,), (0.3, 0.6), (0.6, 0.3)])
+@pytest.mark.parametrize("many", [0, masking.MANY], ids=["large", "small"])
 def test_an_interruption_anywhere_leaves_the_teacher_as_it_was(
-    way: tuple[Criterion, Scope | None], steps: tuple[float, ...], monkeypatch: pytest.MonkeyPatch
+    way: tuple[Criterion, Scope | None],
+    steps: tuple[float, ...],
+    many: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(selection, "_CPU_BLOCK", 25)
     model = toy()
@@ -386,8 +429,10 @@ def test_an_interruption_anywhere_leaves_the_teacher_as_it_was(
             raise KeyboardInterrupt
         return selection.places(values)
 
+    monkeypatch.setattr(masking, "MANY", many)
     monkeypatch.setattr(masking, "places", interrupted)
-    for calls_left in (1, 2, 5, 11, 20):
+    monkeypatch.setattr(removed, "places", interrupted)
+    for calls_left in (1, 2, 5, 11, 20, 50):
         mask = TeacherMask(model, criterion=way[0], scope=way[1])
         calls = 0
         for ratio in steps[:-1]:
@@ -484,7 +529,7 @@ def test_masking_uses_one_thread_and_gives_the_others_back(monkeypatch: pytest.M
         seen.append(torch.get_num_threads())
         return selection.places(mask)
 
-    monkeypatch.setattr(masking, "places", watched)
+    monkeypatch.setattr(removed, "places", watched)
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:

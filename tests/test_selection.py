@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from masters import selection
-from masters.selection import RowCut, blocks, cut_near, cuts, has_nan, magnitude_keys, places, sample
+from masters.selection import RowCut, blocks, bracket, cuts, has_nan, magnitude_keys, places, sample
 
 INTEGERS = [torch.int16, torch.int32, torch.int64]
 
@@ -48,41 +48,15 @@ def test_cuts_take_what_a_stable_sort_puts_first(kind: str, dtype: torch.dtype, 
         assert torch.cat(taken).tolist() == expected.tolist()
 
 
-@pytest.mark.parametrize("dtype", INTEGERS)
-@pytest.mark.parametrize("kind", ["spread", "few", "equal", "near"])
-@pytest.mark.parametrize("drawn", ["fair", "smallest", "largest", "one"])
-def test_a_sample_never_changes_what_is_taken(kind: str, dtype: torch.dtype, drawn: str) -> None:
-    total, size = 20_000, 3000
-    keys = some_keys(kind, dtype, total)
-    ordered = keys.sort(stable=True)
-    samples = {
-        "fair": keys[sample(total)],
-        "smallest": ordered.values[:500],
-        "largest": ordered.values[-500:],
-        "one": keys[:1],
-    }
-    for count in (1, 2, total // 5, total - 1, total):
-        expected = torch.zeros(total, dtype=torch.bool)
-        expected[ordered.indices[:count]] = True
-        cut = cut_near(partial(pieces, keys, size), count, total, samples[drawn])
-        assert torch.equal(torch.cat([cut.taken(block) for block in pieces(keys, size)]), expected)
-
-
-def test_with_a_fair_sample_one_pass_is_enough() -> None:
+def test_a_bracket_holds_the_last_key_of_a_share_and_few_others() -> None:
     total = 1 << 20
     keys = magnitude_keys(torch.randn(total, generator=torch.Generator().manual_seed(1)))
-    passes = []
-
-    def counted() -> Iterator[Tensor]:
-        passes.append(0)
-        return pieces(keys, 1 << 17)
-
-    for ratio in (0.05, 0.2, 0.5, 0.99):
-        cut = cut_near(counted, int(ratio * total), total, keys[sample(total)])
-        assert int((keys < cut.threshold).sum()) + cut.ties == int(ratio * total)
-    assert len(passes) == 4
-    misled = cut_near(counted, total // 2, total, keys.sort().values[:100])
-    assert len(passes) > 5 and misled.threshold == int(keys.kthvalue(total // 2).values)
+    for share in (0.0, 0.001, 0.05, 0.2, 0.5, 0.99, 1.0):
+        low, high = bracket(keys[sample(total)], share)
+        last = int(keys.kthvalue(max(1, int(share * total))).values)
+        assert low <= last <= high or share in (0, 1)  # a sample may miss the extremes
+        assert int(((keys >= low) & (keys <= high)).sum()) < 0.02 * total
+    assert bracket(torch.tensor([5]), 0.3) == (5, 5)
 
 
 @pytest.mark.parametrize("dtype", INTEGERS)
