@@ -239,11 +239,9 @@ class TeacherMask:
         with layer.flat() as flat:
             for start, end in blocks(flat, layer.width):
                 near, at, keys = unsure[start]
-                stays = cut.taken(keys)
-                stay = torch.ones_like(self._removed.values(layer, start), dtype=torch.bool)
-                stay.index_copy_(0, near, stays)
-                at = at.index_select(0, places(~stays))
-                self._removed.give_back(layer, flat[start:end], start, stay, at)
+                back = places(~cut.taken(keys))
+                near, at = near.index_select(0, back), at.index_select(0, back)
+                self._removed.give_back(layer, flat[start:end], start, near, at)
         return True
 
     def _shrink(self, layer: Layer, cut: Cut | RowCut) -> None:
@@ -253,10 +251,10 @@ class TeacherMask:
             for start, end in blocks(flat, layer.width):
                 block = flat[start:end]
                 which, at, values = self._removed.find(layer, block, start)
-                stay = cut.taken(self._keys(layer, values, start, at))
-                at = at.index_select(0, places(~stay))
+                back = places(~cut.taken(self._keys(layer, values, start, at)))
+                at = at.index_select(0, back)
                 taken = which.index_fill_(0, at, False) if zeros_stay else None
-                self._removed.give_back(layer, block, start, stay, at, taken)
+                self._removed.give_back(layer, block, start, back, at, taken)
 
     @torch.no_grad()
     @one_thread()

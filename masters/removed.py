@@ -86,7 +86,7 @@ class Removed:
         return at
 
     def give_back(
-        self, layer: Layer, block: Tensor, start: int, stay: Tensor, at: Tensor, taken: Tensor | None = None
+        self, layer: Layer, block: Tensor, start: int, back: Tensor, at: Tensor, taken: Tensor | None = None
     ) -> None:
         """Write some of the removed values of a block to where they belong.
 
@@ -94,14 +94,15 @@ class Removed:
             layer: whose block it is.
             block: its weights, which are changed.
             start: where it begins in the layer.
-            stay: a bool for each removed value, False for those that go back.
+            back: the indices of those that go back among the removed values.
             at: the indices in the block where these belong.
             taken: a bool a weight, which are removed afterwards, if a weight that is not may be zero.
         """
         values = _raw(self._values[layer.name, start].to(block.device))
-        back, values = values.index_select(0, places(~stay)), values.index_select(0, places(stay))
-        _raw(block).index_copy_(0, at, back)
-        self._hold(layer, start, values.view(block.dtype), taken)
+        stay = torch.ones_like(values, dtype=torch.bool).index_fill_(0, back, False)
+        kept = values.index_select(0, places(stay)).view(block.dtype)
+        _raw(block).index_copy_(0, at, values.index_select(0, back))
+        self._hold(layer, start, kept, taken)
 
     def restore(self, layer: Layer) -> None:
         """Give everything back that was removed from a layer.
