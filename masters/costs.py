@@ -42,11 +42,12 @@ from pydantic import Field
 from masters.arms import arm
 from masters.curriculum import scores
 from masters.distributions import seconds
-from masters.experiments import Lab, Results
+from masters.experiments import Lab
 from masters.files import paper_table
 from masters.generation import Wanted, wanted
 from masters.online import MEASURED, TIMED
 from masters.responses.manifest import read
+from masters.runs import Results
 from masters.schedule import MaskSchedule
 from masters.settings import Count, Positive, Strict
 

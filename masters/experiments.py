@@ -12,7 +12,7 @@ teachers share the steps equally.
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -36,27 +36,12 @@ from masters.models import build_processor, check_same_tokens, load, parameter_c
 from masters.questions import Questions, Ragged, load_questions, training_labels
 from masters.responses import Judge, ResponseStore, Source, open_store, responses
 from masters.responses.engines import engine_of
+from masters.runs import Results
 from masters.settings import Profile, load_profile
 from masters.tasks import REGISTERS, vocabulary
 from masters.topk import Packed, TopK
 
 VERSION = 2
-
-
-@dataclass(frozen=True)
-class Results:
-    """What the runs of some arms gave.
-
-    Attributes:
-        runs: one row a run: the spec, accuracy, sampled_accuracy, tokens, kl, seconds (of training),
-            evaluation_seconds.
-        predictions: one row a run, question and mode: correct, tokens, register.
-        log: one row a logged step: the loss and its parts.
-    """
-
-    runs: pd.DataFrame
-    predictions: pd.DataFrame
-    log: pd.DataFrame
 
 
 class Lab:
@@ -316,21 +301,8 @@ class Lab:
         }
         self.prepare([spec for spec, *_ in missing.values()])
         self.parallel([(Lab.run, run) for run in missing.values()], "runs")
-        runs, predictions, logs = [], [], []
-        for name, seed in pairs:
-            folder = self.run_folder(specs[name], seed, split)
-            about = {"arm": name, "seed": seed, "key": folder.name}
-            runs.append(about | json.loads((folder / "result.json").read_text()))
-            predictions.append(pd.read_parquet(folder / "predictions.parquet").assign(arm=name, seed=seed))
-            if (folder / "log.parquet").is_file():
-                logs.append(pd.read_parquet(folder / "log.parquet").assign(arm=name, seed=seed))
-        return Results(
-            pd.DataFrame(runs),
-            pd.concat(predictions, ignore_index=True),
-            pd.concat(logs, ignore_index=True)
-            if logs
-            else pd.DataFrame(columns=["arm", "seed", "step", "loss"]),
-        )
+        folders = [(name, seed, self.run_folder(specs[name], seed, split)) for name, seed in pairs]
+        return runs.read(folders)
 
     def run_folder(self, spec: RunSpec, seed: int, split: str = "test") -> Path:
         """Where the result of a run is kept: a key over all that determines it."""

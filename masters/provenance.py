@@ -67,7 +67,7 @@ def machine() -> dict[str, Any]:
 
 
 def _commit() -> dict[str, Any]:
-    """The commit the code stood at and whether files had changed since; None outside a git clone."""
+    """The commit and whether files other than results had changed since; None outside a git clone."""
 
     def git(*words: str) -> str | None:
         try:
@@ -76,7 +76,8 @@ def _commit() -> dict[str, Any]:
             return None
         return done.stdout.strip()
 
-    status = git("status", "--porcelain", "--untracked-files=no")
+    # The study and the bench change tracked results while they run, which is not a change of the code.
+    status = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)data/results")
     return {"commit": git("rev-parse", "HEAD"), "dirty": None if status is None else bool(status)}
 
 

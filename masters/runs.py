@@ -12,8 +12,9 @@ Departures from the paper:
 
 import json
 import time
+from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,6 +38,43 @@ from masters.training import Budget, Objective, train
 
 if TYPE_CHECKING:
     from masters.experiments import Lab
+
+
+@dataclass(frozen=True)
+class Results:
+    """What the runs of some arms gave.
+
+    Attributes:
+        runs: one row a run: the spec, accuracy, sampled_accuracy, tokens, kl, seconds (of training),
+            evaluation_seconds.
+        predictions: one row a run, question and mode: correct, tokens, register.
+        log: one row a logged step: the loss and its parts.
+    """
+
+    runs: pd.DataFrame
+    predictions: pd.DataFrame
+    log: pd.DataFrame
+
+
+def read(runs: Sequence[tuple[str, int, Path]]) -> Results:
+    """Read what runs kept.
+
+    Args:
+        runs: of each the name of its arm, its seed and its folder.
+    """
+    rows, predictions, logs = [], [], []
+    for name, seed, folder in runs:
+        row = json.loads((folder / "result.json").read_text())
+        rows.append({"arm": name, "seed": seed, "key": folder.name} | row)
+        predictions.append(pd.read_parquet(folder / "predictions.parquet").assign(arm=name, seed=seed))
+        if (folder / "log.parquet").is_file():
+            logs.append(pd.read_parquet(folder / "log.parquet").assign(arm=name, seed=seed))
+    nothing = pd.DataFrame(columns=["arm", "seed", "step", "loss"])
+    return Results(
+        pd.DataFrame(rows),
+        pd.concat(predictions, ignore_index=True),
+        pd.concat(logs, ignore_index=True) if logs else nothing,
+    )
 
 
 def run(lab: "Lab", spec: RunSpec, seed: int, folder: Path, split: str = "test") -> None:

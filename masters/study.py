@@ -24,9 +24,10 @@ from filelock import FileLock
 from masters.arms import arm
 from masters.claims import CLAIMS
 from masters.costs import measured
-from masters.experiments import VERSION, Lab, Results
+from masters.experiments import VERSION, Lab
 from masters.files import STUDY, cache_dir, hash_of, write_atomic
 from masters.provenance import machine
+from masters.runs import Results
 from masters.study_plan import load_study
 from masters.verdicts import judge_claims, judge_comparisons, measure_claims
 

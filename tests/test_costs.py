@@ -27,8 +27,9 @@ from masters.costs import (
     slowdown_for,
 )
 from masters.curriculum import all_stages, authors
-from masters.experiments import Lab, Results
+from masters.experiments import Lab
 from masters.files import cache_dir
+from masters.runs import Results
 
 OFFLINE = Cost(8, 2, 20, 5, ("generation", "judging", "scoring"))
 ONLINE = Cost(60, 3, 0, 12)

@@ -17,7 +17,7 @@ from masters import plateau, refreshing, runs, teachers, training
 from masters.arms import RunSpec, arm
 from masters.curriculum import authors, scores
 from masters.curriculum import stages as stages_of
-from masters.experiments import Lab, Results
+from masters.experiments import Lab
 from masters.files import hash_of
 from masters.ladder import epochs
 from masters.mask_choice import PAPERS
@@ -25,6 +25,7 @@ from masters.masking import TeacherMask
 from masters.models import load, weights_hash
 from masters.one_run import memory
 from masters.packing import pack, response_logits
+from masters.runs import Results
 from masters.settings import Distillation, Fit, Lora, ModelSpec, Profile, Sampling, Watch
 
 ARMS = ["base", "sft", "naive", "masked", "masters", "mid_then_large", "own_accuracy"]

@@ -19,7 +19,7 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from masters import reproduce
+from masters import provenance, reproduce
 from masters.files import ROOT
 from masters.provenance import record_provenance
 from masters.settings import NOTEBOOKS, profiles
@@ -85,6 +85,15 @@ def test_a_cell_that_raises_is_named_and_the_old_output_stays(tmp_path: Path, ou
     assert _visible(output.parent) == ["toy.failed.ipynb", "toy.ipynb"]
     reproduce.execute(_write(source, "1 + 1"), output, {"width": 7})
     assert _visible(output.parent) == ["toy.ipynb"]
+
+
+def test_what_a_killed_run_left_goes_and_what_another_writes_stays(tmp_path: Path, output: Path) -> None:
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    for pid in (dead.pid, os.getppid()):
+        (output.parent / f".toy.{pid}.ipynb").write_text("half")
+    reproduce.execute(_write(tmp_path / "toy.ipynb", "1 + 1"), output, {"width": 7})
+    assert _visible(output.parent) == [f".toy.{os.getppid()}.ipynb", "toy.ipynb"]
 
 
 def test_a_dead_kernel_is_told_from_a_hang(tmp_path: Path, output: Path) -> None:
@@ -215,6 +224,24 @@ def test_provenance_keeps_other_notebooks_and_the_longest_run(tmp_path: Path) ->
     # Other parameters are other work: the longest run starts anew.
     record_provenance(path, "a", {"seeds": 3}, 1.8e9, 0.5, {})
     assert json.loads(path.read_text())["a"]["minutes_longest"] == 0.5
+
+
+def test_results_that_are_written_do_not_make_the_code_dirty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(provenance, "ROOT", tmp_path)
+    assert provenance.machine()["dirty"] is None
+    code, result = tmp_path / "masters" / "a.py", tmp_path / "data" / "results" / "study" / "runs.csv"
+    for path in (code, result):
+        path.parent.mkdir(parents=True)
+        path.write_text("1")
+    as_someone = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+    for words in (["init", "-q"], ["add", "."], [*as_someone, "commit", "-q", "-m", "first"]):
+        subprocess.run(["git", *words], cwd=tmp_path, check=True)
+    result.write_text("2")
+    assert provenance.machine()["dirty"] is False
+    code.write_text("2")
+    assert provenance.machine()["dirty"] is True
 
 
 # --- the command line ---------------------------------------------------------------------------------------
