@@ -129,6 +129,20 @@ def swept(runs: pd.DataFrame) -> pd.DataFrame:
     return runs.assign(form=named[0], rate=named[1].astype(float)).dropna(subset="form")
 
 
+def worst(runs: pd.DataFrame) -> tuple[pd.DataFrame, tuple[float, float]]:
+    """Each form of the objective at the worst of the learning rates that all forms have, means of replicates.
+
+    Returns:
+        One row a form, the least accurate first: rate, form, accuracy, tokens, kl; and the ends of the rates.
+    """
+    means = swept(runs).groupby(["rate", "form"], sort=False)[["accuracy", "tokens", "kl"]].mean()
+    forms = means.groupby("rate").size()
+    shared = forms.index[forms == forms.max()]
+    means = means.loc[shared].reset_index()
+    table = means.loc[means.groupby("form")["accuracy"].idxmin()].sort_values("accuracy")
+    return table, (float(shared.min()), float(shared.max()))
+
+
 def sweep(runs: pd.DataFrame) -> Figure:
     """The arms whose names end in a learning rate: what became of them at each, mean and single replicates.
 

@@ -20,7 +20,7 @@ from masters.claims_page import brief, counts, drawn, effect, how, with_unit
 from masters.drawing import write_svg
 from masters.markup import Html, code, escaped, folded, link, table
 from masters.settings import Distillation
-from masters.study_figures import effect_map, effects, sweep, swept
+from masters.study_figures import effect_map, effects, sweep, swept, worst
 from masters.study_plan import load_study
 from masters.verdicts import judge_claims, read_effects
 
@@ -115,17 +115,21 @@ def command(name: str) -> str:
     return "make study" if name == "study" else f"make study STUDY={name}"
 
 
-def study_sentences(frames: Mapping[str, pd.DataFrame]) -> str:
+def study_sentences(frames: Mapping[str, pd.DataFrame], runs: Mapping[str, pd.DataFrame]) -> str:
     """What the studies found, for the first page, as MyST; nothing where there is none.
 
     Args:
         frames: as :func:`judged` returns them.
+        runs: of the studies, those that count.
     """
-    found = [
-        f"- [{load_study(name)[0].title}]({name}.md) tested {counts(frame)}. "
-        + _seeds(name, frame["seeds"].dropna())
-        for name, frame in frames.items()
-    ]
+    found = []
+    for name, frame in frames.items():
+        title = load_study(name)[0].title
+        found.append(
+            f"- [{title}]({name}.md) tested {counts(frame)}. {_seeds(name, frame['seeds'].dropna())}"
+        )
+        if len(swept(runs[name])):
+            found[-1] += f" {_forms(runs[name], briefly=True)}"
     words = "Longer runs, with tuned arms and new models and responses for each seed, test the same claims:"
     return "\n".join([words, "", *found, "", ""]) if found else ""
 
@@ -206,17 +210,19 @@ def _beyond(runs: pd.DataFrame, ladder: pd.DataFrame, usual: Distillation, pictu
     return parts
 
 
-def _forms(runs: pd.DataFrame) -> str:
-    """What became of the forms of the objective at the largest learning rate that all of them have."""
-    measured = ["accuracy", "tokens", "kl"]
-    means = swept(runs).groupby(["rate", "form"], sort=False)[measured].mean()
-    of_rate = means.groupby("rate").size()
-    rate = of_rate.index[of_rate == of_rate.max()].max()
+def _forms(runs: pd.DataFrame, briefly: bool = False) -> str:
+    """Each form of the objective at its worst learning rate."""
+    table, (low, high) = worst(runs)
     said = [
-        f"`{form}` {100 * accuracy:.1f} % right, {tokens:.1f} tokens an answer, KL {kl:.3f}"
-        for form, accuracy, tokens, kl in means.loc[rate].itertuples()
+        f"`{form}` {100 * accuracy:.1f} %"
+        + ("" if briefly else f" (at {rate:g}; {tokens:.1f} tokens an answer, KL {kl:.3f})")
+        for rate, form, accuracy, tokens, kl in table.itertuples(index=False)
     ]
-    return f"At a learning rate of {rate:g}, the largest that all of them have: {'; '.join(said)}."
+    base = runs.loc[(runs["arm"] == "base") & runs["replicate"].isin(swept(runs)["replicate"]), "accuracy"]
+    if len(base):
+        said.append(f"the student before training {100 * base.mean():.1f} %")
+    rates = f"the worst of the learning rates from {low:g} to {high:g}"
+    return f"Greedy accuracy at {rates}: {', '.join(said)}."
 
 
 def _picture(figure: Figure, beside: Path, name: str, words: str) -> Html:

@@ -152,14 +152,15 @@ def test_what_the_files_hold_is_text(study: Path, own: pd.DataFrame) -> None:
 
 def test_nothing_there(tmp_path: Path, own: pd.DataFrame) -> None:
     assert "Nothing of it is in this copy** yet: `make study` runs it" in page(tmp_path / "nowhere", own)
-    assert study_page.study_sentences(study_page.judged({"study": tmp_path})) == ""
+    assert study_page.study_sentences(study_page.judged({"study": tmp_path}), {}) == ""
 
 
 def test_each_study_has_its_page_and_command(study: Path, own: pd.DataFrame) -> None:
     text = study_page.study_page(Kept(study, "plateau"), "mini", own, study / "plateau.svg")  # type: ignore[arg-type]
     assert load_study("plateau")[0].about in text and "<code>make study STUDY=plateau</code>" in text
     assert 'href="plateau/claims.csv"' in text
-    told = study_page.study_sentences(study_page.judged({"study": study / "nowhere", "plateau": study}))
+    found = study_page.judged({"study": study / "nowhere", "plateau": study})
+    told = study_page.study_sentences(found, {"plateau": Kept(study, "plateau").runs})
     title = load_study("plateau")[0].title
     assert f"- [{title}](plateau.md) tested 4: **1 supported**, **1 not supported**" in told
     assert "study.md" not in told
@@ -175,7 +176,8 @@ def test_a_file_that_is_not_there_is_named(study: Path, own: pd.DataFrame, name:
 def test_fewer_seeds_than_planned(study: Path, own: pd.DataFrame, monkeypatch: pytest.MonkeyPatch) -> None:
     plan, profile = load_study()
     assert f"**The study is not finished:** {plan.seeds} are planned" in page(study, own)
-    assert f"{plan.seeds} are planned" in study_page.study_sentences(study_page.judged({"study": study}))
+    told = study_page.study_sentences(study_page.judged({"study": study}), {"study": Kept(study).runs})
+    assert f"{plan.seeds} are planned" in told
     enough = plan.model_copy(update={"seeds": 3, "few_seeds": 2})
     monkeypatch.setattr(study_page, "load_study", lambda name: (enough, profile))
     assert "not finished" not in page(study, own)
@@ -205,17 +207,30 @@ def test_the_pictures_of_what_is_no_claim(study: Path, own: pd.DataFrame) -> Non
     runs.to_csv(study / "runs.csv", index=False)
     assert "Where the parts help" not in page(study, own), "one place is no axis"
     more = [
-        runs.assign(arm=name, kl=0.5)
-        for name in ("masked+r_max=0.4", "masters+learning_rate=1e-04", "masked+learning_rate=1e-04")
+        runs.assign(arm=name, kl=0.5, accuracy=accuracy)
+        for name, accuracy in (
+            ("masked+r_max=0.4", 0.7),
+            ("masters+learning_rate=1e-04", 0.3),
+            ("masters+learning_rate=1e-05", 0.7),
+            ("masked+learning_rate=1e-04", 0.72),
+            ("masked+learning_rate=1e-05", 0.71),
+            ("masters+learning_rate=1e-03", 0.1),
+            ("base", 0.6),
+        )
     ]
     pd.concat([runs, *more]).drop_duplicates(["arm", "replicate"]).to_csv(study / "runs.csv", index=False)
     text = page(study, own)
     for name, heading in (("map", "Where the parts help"), ("sweep", "Decades of the learning rate")):
         assert f"## {heading}" in text and f'<img src="study-{name}.svg" alt="' in text
         assert (study / f"study-{name}.svg").is_file()
-    words = "At a learning rate of 0.0001, the largest that all of them have: "
-    of_form = "72.0 % right, 4.0 tokens an answer, KL 0.500"
-    assert f"{words}`masters` {of_form}; `masked` {of_form}." in text
+    words = "Greedy accuracy at the worst of the learning rates from 1e-05 to 0.0001: "
+    more_of_it = "; 4.0 tokens an answer, KL 0.500)"
+    assert (
+        f"{words}`masters` 30.0 % (at 0.0001{more_of_it}, `masked` 71.0 % (at 1e-05{more_of_it}, "
+        "the student before training 60.0 %."
+    ) in text
+    told = study_page.study_sentences(study_page.judged({"study": study}), {"study": Kept(study).runs})
+    assert f" {words}`masters` 30.0 %, `masked` 71.0 %, the student before training 60.0 %." in told
 
 
 def test_a_file_of_another_shape(study: Path, own: pd.DataFrame) -> None:
