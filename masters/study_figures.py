@@ -129,6 +129,12 @@ def swept(runs: pd.DataFrame) -> pd.DataFrame:
     return runs.assign(form=named[0], rate=named[1].astype(float)).dropna(subset="form")
 
 
+def whole(runs: pd.DataFrame) -> pd.DataFrame:
+    """The runs of those replicates in which the most arms have a learning rate in their name."""
+    arms = swept(runs).groupby("replicate").size()
+    return runs[runs["replicate"].isin(arms.index[arms == arms.max()])]
+
+
 def worst(runs: pd.DataFrame) -> tuple[pd.DataFrame, tuple[float, float]]:
     """Each form of the objective at the worst of the learning rates that all forms have, means of replicates.
 

@@ -20,7 +20,7 @@ from masters.claims_page import brief, counts, drawn, effect, how, with_unit
 from masters.drawing import write_svg
 from masters.markup import Html, code, escaped, folded, link, table
 from masters.settings import Distillation
-from masters.study_figures import effect_map, effects, sweep, swept, worst
+from masters.study_figures import effect_map, effects, sweep, swept, whole, worst
 from masters.study_plan import load_study
 from masters.verdicts import judge_claims, read_effects
 
@@ -211,18 +211,21 @@ def _beyond(runs: pd.DataFrame, ladder: pd.DataFrame, usual: Distillation, pictu
 
 
 def _forms(runs: pd.DataFrame, briefly: bool = False) -> str:
-    """Each form of the objective at its worst learning rate."""
+    """Each form of the objective at its worst learning rate, in replicates that have all forms."""
+    runs = whole(runs)
     table, (low, high) = worst(runs)
     said = [
         f"`{form}` {100 * accuracy:.1f} %"
         + ("" if briefly else f" (at {rate:g}; {tokens:.1f} tokens an answer, KL {kl:.3f})")
         for rate, form, accuracy, tokens, kl in table.itertuples(index=False)
     ]
-    base = runs.loc[(runs["arm"] == "base") & runs["replicate"].isin(swept(runs)["replicate"]), "accuracy"]
+    base = runs.loc[runs["arm"] == "base", "accuracy"]
     if len(base):
         said.append(f"the student before training {100 * base.mean():.1f} %")
     rates = f"the worst of the learning rates from {low:g} to {high:g}"
-    return f"Greedy accuracy at {rates}: {', '.join(said)}."
+    replicates = runs["replicate"].nunique()
+    mean = "of one replicate" if replicates == 1 else f"mean of {replicates} replicates"
+    return f"Greedy accuracy, {mean}, at {rates}: {', '.join(said)}."
 
 
 def _picture(figure: Figure, beside: Path, name: str, words: str) -> Html:
