@@ -65,13 +65,13 @@ def assemble(profile: str, book: Path, run: Path) -> None:
     extra = generated / "extra"
     pages_of_studies = [name for name in studies() if (book / f"{name}.md").is_file()]
     folders = {name: STUDY.with_name(name) for name in pages_of_studies}
-    plans = {name: Study(name, folder) for name, folder in folders.items()}
+    kept = {name: Study(name, folder) for name, folder in folders.items()}
     found = judged(folders)
     beside = {load_study(name)[0].title: frame for name, frame in found.items()}
     pages = {
-        "headline": study_sentences(found, {name: study.runs for name, study in plans.items()})
+        "headline": study_sentences(found, {name: study.runs for name, study in kept.items()})
         + headline(profile, claims, extra / "claims.svg", beside),
-        **{name: study_page(study, profile, claims, extra / f"{name}.svg") for name, study in plans.items()},
+        **{name: study_page(study, profile, claims, extra / f"{name}.svg") for name, study in kept.items()},
         "departures": departures_page(book / "api.md", ROOT),
         "provenance": provenance_page(profile, entries),
         "profiles": profiles_table(),

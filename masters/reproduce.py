@@ -138,7 +138,8 @@ def execute(source: Path, output: Path, parameters: dict[str, Any]) -> None:
     partial = output.with_name(f".{output.stem}.{os.getpid()}.ipynb")
     failed = output.with_name(f"{output.stem}.failed.ipynb")
     for left in output.parent.glob(f".{output.stem}.*.ipynb"):
-        if not psutil.pid_exists(int(left.name.split(".")[-2])):  # was killed
+        pid = left.name.split(".")[-2]
+        if pid.isdigit() and not psutil.pid_exists(int(pid)):  # was killed
             left.unlink(missing_ok=True)
     try:
         _papermill(source, partial, parameters)

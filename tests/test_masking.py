@@ -340,13 +340,13 @@ def test_a_large_layer_is_masked_as_a_small_one(
         assert all(torch.equal(large[name], small[name]) for name in small)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("drawn", ["fair", "smallest", "largest"])
 def test_a_sample_never_changes_what_is_removed(
     dtype: torch.dtype, drawn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    layer = nn.Linear(400, 300, bias=False, dtype=dtype)
-    order = layer.weight.detach().flatten().abs().argsort(stable=True)
+    layer = nn.Linear(400, 300, bias=False).to(dtype)
+    order = layer.weight.detach().double().flatten().abs().argsort(stable=True)
     samples = {"fair": selection.sample(len(order)), "smallest": order[:500], "largest": order[-500:]}
     monkeypatch.setattr(masking, "MANY", 0)
     monkeypatch.setattr(masking, "sample", lambda total: samples[drawn])
@@ -354,9 +354,11 @@ def test_a_sample_never_changes_what_is_removed(
     for ratio in (1e-5, 0.01, 0.2, 0.9, 0.99999, 1.0):
         keep = magnitude_mask(before, ratio)
         with TeacherMask(layer).apply(ratio) as mask:
-            assert torch.equal(layer.weight, before * keep)
-            assert mask.extra_bytes() == int((~keep).sum()) * dtype.itemsize
-        assert torch.equal(layer.weight, before)
+            assert torch.equal(layer.weight.double(), before.double() * keep)
+            gone, zeros = int((~keep).sum()), int((before == 0).sum())
+            zeros_stay = 0 < gone <= zeros  # there are many among 8-bit floats
+            assert mask.extra_bytes() == gone * dtype.itemsize + zeros_stay * before.numel() // 8
+        assert torch.equal(layer.weight.view(torch.uint8), before.view(torch.uint8))
 
 
 def test_with_a_fair_sample_one_pass_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:

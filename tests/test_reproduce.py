@@ -90,10 +90,10 @@ def test_a_cell_that_raises_is_named_and_the_old_output_stays(tmp_path: Path, ou
 def test_what_a_killed_run_left_goes_and_what_another_writes_stays(tmp_path: Path, output: Path) -> None:
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    for pid in (dead.pid, os.getppid()):
-        (output.parent / f".toy.{pid}.ipynb").write_text("half")
+    for name in (dead.pid, os.getppid(), "mine"):
+        (output.parent / f".toy.{name}.ipynb").write_text("half")
     reproduce.execute(_write(tmp_path / "toy.ipynb", "1 + 1"), output, {"width": 7})
-    assert _visible(output.parent) == [f".toy.{os.getppid()}.ipynb", "toy.ipynb"]
+    assert _visible(output.parent) == [f".toy.{os.getppid()}.ipynb", ".toy.mine.ipynb", "toy.ipynb"]
 
 
 def test_a_dead_kernel_is_told_from_a_hang(tmp_path: Path, output: Path) -> None:
