@@ -15,6 +15,8 @@ from masters.mask_choice import PAPERS, MaskChoice, Name, Part
 from masters.objective import Averaging
 from masters.settings import Count, Positive, Profile, Ratio, Strict
 
+Judge = Literal["rule", "embedding", "llm"]
+
 
 class RunSpec(Strict):
     """A distillation run as data; with a seed it determines the result."""
@@ -34,7 +36,9 @@ class RunSpec(Strict):
     student_responses: int = Field(4, ge=0)
     refreshed: bool = Field(False, description="each stage has responses of the student as it is then")
     rewards: tuple[Literal["accuracy", "distillation"], ...] = ()
-    judge: Literal["rule", "embedding"] = Field("rule", description="whose verdicts are the accuracy reward")
+    judge: Judge = Field(
+        "rule", description="whose verdicts are the accuracy reward; paper: a language model's"
+    )
     normalise: bool = True
     beta: float = Field(0.1, ge=0)
     ratio: Literal["one", "clipped"] = "one"
@@ -153,7 +157,8 @@ def arm(name: str, profile: Profile) -> RunSpec:
         name: one or several of these, joined by ``+``, the later ones having the last word: a name of
             ``CHANGES``, ``r_max=0.4``, ``responses=2`` (half of each model), ``source=6:2``
             (student to teacher responses), ``teachers=mid,large`` (one after the other),
-            ``student=mid``, ``learning_rate=1e-4``, ``policy_weight=0.1``, ``judge=embedding``,
+            ``student=mid``, ``learning_rate=1e-4``, ``policy_weight=0.1``, ``judge=embedding``
+            or ``judge=llm`` (the language model that the profile names),
             ``label_noise=0.2`` (that share of wrong labels), ``teacher_temperature=2`` (above 1 softer),
             ``alone=skewed_kl`` (a divergence without masks and rewards), ``masters=skewed_kl`` (Masters with
             it in the place of the JSD), ``steps=60``, and ``criterion=random`` or ``masked=vision`` (other
@@ -206,6 +211,13 @@ def _idle(spec: RunSpec, profile: Profile) -> str:
     judged = spec.learn_from == "responses" and ("accuracy" in spec.rewards or spec.replay)
     if spec.label_noise and not (judged or spec.learn_from in LABELS):
         return "neither learns from stored labels nor from responses judged by them: leave out label_noise"
+    if spec.judge != "rule" and not judged and spec.learn_from != "online":
+        return "is rewarded for no verdict: leave out judge"
+    if spec.judge == "llm" and profile.judge is None:
+        return (
+            f"asks a language model, and profile {profile.name} names none: say judge: {{server: ADDRESS, "
+            "model: NAME}} there"
+        )
     if spec.replay and not (spec.learn_from == "responses" and spec.student_responses):
         return "has no stored responses of its student to say what is hard: leave out replay"
     if spec.schedule == "plateau" and not (spec.objective() and spec.teachers and spec.r_max):
@@ -267,9 +279,7 @@ def _change(part: str, name: str) -> dict[str, Any]:
         return {"student": value}
     if family == "steps" and re.fullmatch(r"[1-9]\d*", value):
         return {"steps": int(value)}
-    if family == "judge" and value in ("rule", "embedding"):
-        return {"judge": value}
-    if value in get_args({"criterion": Name, "masked": Part}.get(family)):
+    if value in get_args({"criterion": Name, "masked": Part, "judge": Judge}.get(family)):
         return {family: value}
     if family in ("learning_rate", "policy_weight") and re.fullmatch(r"\d+(\.\d+)?(e-\d+)?", value):
         return {family: float(value)}

@@ -108,7 +108,7 @@ def how(row: Mapping[Any, Any], made_by: Sequence[str], rows: Html | None = None
     """Where a verdict comes from: the notebook that shows its runs, and the commands that make them.
 
     Args:
-        row: of the claims; those without arms are never tested here.
+        row: of the claims.
         made_by: the commands.
         rows: a link to the rows, where there is one.
     """
@@ -116,7 +116,7 @@ def how(row: Mapping[Any, Any], made_by: Sequence[str], rows: Html | None = None
     lines = ["Shown in " + link(f"notebooks/{shown}.html#{RESULTS}", shown.replace("_", " ")) + "."]
     if rows:
         lines.append(rows)
-    lines += map(code, made_by) if row["treatment"] else ["No arm of this project tests it."]
+    lines += map(code, made_by)
     return folded("rows and commands", Html("<br>".join(map(str, lines))))
 
 

@@ -3,7 +3,6 @@
 They take the same profiles as the notebooks and leave what the notebooks read.
 """
 
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -60,24 +59,26 @@ def judge(
     arm: ArmName = "masters",
     shard_index: ShardIndex = 0,
     num_shards: NumShards = 1,
-    server: Annotated[str | None, typer.Option(help="An OpenAI-compatible server; else the rules.")] = None,
+    server: Annotated[
+        str | None, typer.Option(help="An OpenAI-compatible server; else the profile's, else the rules.")
+    ] = None,
     model: Annotated[str, typer.Option(help="The judge's name on that server.")] = "",
     dry_run: DryRun = False,
 ) -> None:
     """Judge the responses of an arm, by rules or by a language model, generating what is missing first."""
     from masters import generation
     from masters.experiments import Lab
-    from masters.files import cache_dir
-    from masters.judges import LLMJudge, RuleJudge
+    from masters.judges import LLMJudge
+    from masters.settings import LanguageJudge
 
     if server and not model:
         raise ValueError("--server needs --model, the judge's name on that server")
     lab = Lab(profile)
     pool, wanted = generation.share(lab.pool, shard_index, num_shards), generation.wanted(lab, arm)
-    chosen: LLMJudge | RuleJudge = RuleJudge()
     if server:
-        key = os.environ.get("OPENAI_API_KEY")
-        chosen = LLMJudge(server, model, key, memory=cache_dir() / "verdicts")
+        asked = LanguageJudge(server=server, model=model)
+        lab = Lab(lab.profile.model_copy(update={"judge": asked}))
+    chosen = lab.judge_of("llm" if lab.profile.judge else "rule")
     if dry_run:
         _show_status(lab, wanted, pool)
         return

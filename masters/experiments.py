@@ -10,6 +10,7 @@ teachers share the steps equally.
 """
 
 import json
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -29,7 +30,7 @@ from masters.distributions import distributions
 from masters.divergence import jsd
 from masters.evaluation import latency
 from masters.files import cache_dir, hash_of
-from masters.judges import EmbeddingJudge, RuleJudge, corpus
+from masters.judges import EmbeddingJudge, LLMJudge, RuleJudge, corpus
 from masters.ladder import end_tokens, train_rung
 from masters.mask_choice import PAPERS, MaskChoice, calibrated
 from masters.models import build_processor, check_same_tokens, load, parameter_count
@@ -204,7 +205,7 @@ class Lab:
     def groups(
         self, model: str, ratio: float, n: int, judge: str = "rule", choice: MaskChoice = PAPERS
     ) -> pd.DataFrame:
-        """The first ``n`` responses of a model to every question of the pool, judged by rule or embedding."""
+        """The first ``n`` responses of a model to every question of the pool, judged."""
         zero = {"generated": 0, "reused": 0, "seconds": 0.0}
         counts = self._counts.setdefault((model, ratio, choice.at(ratio)), zero)
         start = time.perf_counter()
@@ -224,12 +225,26 @@ class Lab:
         return frame
 
     def judge_of(self, name: str) -> Judge:
-        """The judge of a run, ``rule`` or ``embedding``."""
+        """The judge of a run: ``rule``, ``embedding`` or ``llm``, which the profile names.
+
+        Raises:
+            ValueError: the profile names no language model, or its address is none.
+        """
+        if name == "llm":
+            return self._language_judge
         return self.judge if name == "rule" else self._embedding_judge
 
     @cached_property
     def _embedding_judge(self) -> EmbeddingJudge:
         return EmbeddingJudge.calibrated(corpus.cases()[0])
+
+    @cached_property
+    def _language_judge(self) -> LLMJudge:
+        asked = self.profile.judge
+        if asked is None:
+            raise ValueError(f"profile {self.profile.name} names no language model: judge: {{server, model}}")
+        key = os.environ.get("OPENAI_API_KEY")
+        return LLMJudge(asked.server, asked.model, key, memory=cache_dir() / "verdicts")
 
     def store(self, model: str, ratio: float, choice: MaskChoice = PAPERS) -> ResponseStore:
         """Where the responses of a model at a mask ratio are kept."""

@@ -106,6 +106,13 @@ class Generation(Strict):
         return self
 
 
+class LanguageJudge(Strict):
+    """A language model as judge; see :class:`masters.judges.LLMJudge`."""
+
+    server: str = Field(description="address of an OpenAI-compatible server; it gets OPENAI_API_KEY if set")
+    model: str = Field(min_length=1, description="the model's name on that server; paper: the teacher")
+
+
 class Lora(Strict):
     """Low-rank adapters, arXiv 2106.09685, in every linear layer but the output head."""
 
@@ -208,6 +215,9 @@ class Profile(Strict):
     ladder: dict[Rung, ModelSpec]
     sampling: Sampling = Sampling()
     generation: Generation = Generation()
+    judge: LanguageJudge | None = Field(
+        None, description="who judges for the arms with judge=llm, and the corpus of notebook 4"
+    )
     distillation: Distillation
 
 
@@ -247,10 +257,6 @@ class RewardDesign(NotebookParameters):
     """Notebook 4."""
 
     arms: tuple[str, ...] = Field(description="names of masters.arms compared here, table 5e")
-    judge_server: str | None = Field(
-        None, description="an OpenAI-compatible server whose model judges the corpus too; paper: the teacher"
-    )
-    judge_model: str = Field("", description="the name of that model on the server")
 
 
 class OfflineRL(NotebookParameters):

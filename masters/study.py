@@ -99,6 +99,8 @@ class Study:
         )
         of_profile["distillation"] = {"top_k_logprobs", "fit"}  # the rest is in the arm
         spec = arm(setting, self.profile)
+        if spec.judge == "llm":
+            of_profile["judge"] = {"model"}
         ladder = {name: self.profile.ladder[name] for name in (spec.student, *spec.teachers)}  # type: ignore[index]
         what = self.profile.model_copy(update={"ladder": ladder}).model_dump(
             mode="json", include=of_profile, exclude_defaults=True

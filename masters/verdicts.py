@@ -222,8 +222,7 @@ def write_claims(frame: pd.DataFrame, path: Path | str) -> None:
 def _judged(claim: Claim, known: list[tuple[Comparison, Interval, int]]) -> dict[str, object]:
     run = [each for each, *_ in known]
     whole = all(each in run or each.where_run for each in claim.comparisons)
-    shown = next(iter(claim.comparisons), None)
-    evidence = shown.paper if shown else claim.paper
+    shown = claim.comparisons[0]
     outcome, seeds, p, smallest = "not tested", 0, float("nan"), float("nan")
     effect = Interval(p, p, p)
     if known and whole:
@@ -231,11 +230,10 @@ def _judged(claim: Claim, known: list[tuple[Comparison, Interval, int]]) -> dict
         ranks = [(SEVERITY.index(each), of.low) for each, (_, of, _) in zip(outcomes, known, strict=True)]
         worst = ranks.index(min(ranks))
         outcome, (shown, effect, seeds) = outcomes[worst], known[worst]
-        evidence = shown.paper
         behind = [of for _, of, _ in known] if outcome == "supported" else [effect]
         p = max(_p_value(each, claim) for each in behind)
         smallest = _smallest(effect, claim)
-    paper = evidence.effect() if evidence else float("nan")
+    paper = shown.paper.effect() if shown.paper else float("nan")
     shown_as = _plain if claim.unit == "times" else _signed
     row = ClaimRow(
         id=claim.id,
@@ -260,8 +258,8 @@ def _judged(claim: Claim, known: list[tuple[Comparison, Interval, int]]) -> dict
         "seeds": seeds,
         "margin": claim.margin,
         "kind": claim.kind,
-        "treatment": shown.treatment if shown else "",
-        "control": shown.control if shown else "",
+        "treatment": shown.treatment,
+        "control": shown.control,
         "limits": claim.limits,
     }
 

@@ -4,7 +4,7 @@ import pytest
 from pydantic import ValidationError
 
 from masters.arms import CHANGES, RunSpec, arm, title
-from masters.settings import Profile, load_profile
+from masters.settings import LanguageJudge, Profile, load_profile
 
 
 @pytest.fixture(scope="module")
@@ -226,6 +226,8 @@ def test_a_model_that_the_ladder_lacks_is_named(profile: Profile) -> None:
         ("online+plateau", "has no masked teacher, so there is no stage to end"),
         ("r_max=0+plateau", "has no masked teacher, so there is no stage to end"),
         ("naive+plateau", "has no masked teacher, so there is no stage to end"),
+        ("masked+judge=embedding", "is rewarded for no verdict"),
+        ("distillation_only+judge=llm", "is rewarded for no verdict"),
     ],
 )
 def test_a_part_that_has_nothing_to_change_is_refused(name: str, reason: str, profile: Profile) -> None:
@@ -244,6 +246,15 @@ def test_what_the_profile_does_not_allow_is_refused(profile: Profile) -> None:
     assert arm("teacher_temperature=1", of(top_k_logprobs=8)) == arm("masters", profile)
     with pytest.raises(ValueError, match="replays half of each batch, and a batch is one question"):
         arm("replay", of(batch=1))
+
+
+def test_a_language_model_judges_where_the_profile_names_one(profile: Profile) -> None:
+    with pytest.raises(ValueError, match=r"'judge=llm' asks .* profile smoke names none: say judge: {server"):
+        arm("judge=llm", profile)
+    judge = LanguageJudge(server="http://127.0.0.1:1", model="grader")
+    named = profile.model_copy(update={"judge": judge})
+    assert difference(arm("judge=llm", named), arm("masters", named)) == {"judge"}
+    assert arm("online+judge=llm", named).judge == "llm"
 
 
 def test_titles_of_the_parts_of_a_name() -> None:

@@ -170,6 +170,14 @@ def test_the_margin_decides() -> None:
     assert verdicts == ["supported", "undecided", "not supported"]
 
 
+def test_a_language_model_as_judge_is_tested_where_it_judged() -> None:
+    row = judged("C8", {"accuracy_only+judge=llm": 0.6, "accuracy_only": 0.4})
+    assert (row["verdict"], row["control"]) == ("supported", "accuracy_only")
+    rewards = paper_table("table5e_rewards").set_index("reward").mean(axis=1)
+    assert row["paper_effect"] == pytest.approx(rewards["acc"] - rewards["acc_rule_based"])
+    assert judged("C8", {"masters": 0.6, "accuracy_only": 0.4})["verdict"] == "not tested"
+
+
 def test_what_may_be_chance_among_all_claims_is_undecided() -> None:
     others = ("naive_multi", "masters", "unnormalised", "responses=2", "naive")
     table = predictions({"masked": 0.5125} | dict.fromkeys(others, 0.5))

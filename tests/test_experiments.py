@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import small
 import torch
+from judge_server import Reply, block, explains, said, serving, verdict
 
 from masters import plateau, refreshing, runs, teachers, training
 from masters.arms import RunSpec, arm
@@ -26,7 +27,7 @@ from masters.models import load, weights_hash
 from masters.one_run import memory
 from masters.packing import pack, response_logits
 from masters.runs import Results
-from masters.settings import Distillation, Fit, Lora, ModelSpec, Profile, Sampling, Watch
+from masters.settings import Distillation, Fit, LanguageJudge, Lora, ModelSpec, Profile, Sampling, Watch
 
 ARMS = ["base", "sft", "naive", "masked", "masters", "mid_then_large", "own_accuracy"]
 RUN_COLUMNS = {
@@ -498,6 +499,39 @@ def test_label_noise_judges_the_responses_of_some_questions_anew(lab: Lab, resul
             assert wrong[place] or expected == plain.accuracy[place].tolist()
         changes.append(set(np.flatnonzero(wrong)))
     assert changes[0] < changes[1] < changes[2] == set(range(6))
+
+
+@pytest.mark.usefixtures("inline")
+def test_a_student_learns_from_the_verdicts_of_a_language_model(lab: Lab, results: Results) -> None:
+    def choice(text: str) -> int:
+        return int(hash_of(text), 16) % 3
+
+    def fickle(prompt: str) -> Reply:
+        if explains(prompt):
+            return said(f"Score: {choice(block(prompt, 'response'))}")
+        digit = int(block(prompt, "explanation")[-1])
+        return said(verdict(prompt, digit) if digit < 2 else "I would rather not say")
+
+    with serving() as server:
+        server.reply = fickle
+        named = profile().model_copy(update={"judge": LanguageJudge(server=server.url, model="grader")})
+        judged = Lab(named)
+        part = judged.part(None, "student", ("llm", 0.0), PAPERS, "student", 0.0, 2)
+        texts = list(judged.groups("student", 0.0, 2)["text"])
+        expected = [text.strip() != "" and choice(text) == 1 for text in texts]
+        assert part.accuracy is not None and part.accuracy.flatten().tolist() == expected
+        assert 0 < sum(expected) < len(texts)
+        arms = ["accuracy_only", "accuracy_only+judge=llm"]
+        by_rule, by_model = judged.results(arms).runs.set_index("arm").loc[arms, "key"]
+        assert by_rule != by_model
+        asked = len(server.requests)
+        Lab(named).results(arms)
+        assert len(server.requests) == asked > 0
+    other = named.model_copy(update={"judge": LanguageJudge(server=server.url, model="another")})
+    spec = arm("accuracy_only+judge=llm", named)
+    assert Lab(other).run_folder(spec, 0) != judged.run_folder(spec, 0)
+    with pytest.raises(ValueError, match="profile tiny names no language model"):
+        lab.judge_of("llm")
 
 
 def test_a_student_that_reasons_first_learns_the_same_answers_behind_their_facts(

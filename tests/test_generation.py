@@ -9,6 +9,7 @@ import pytest
 import small
 import torch
 from click.testing import Result
+from judge_server import serving
 from PIL import Image
 from test_experiments import here, profile
 from typer.testing import CliRunner
@@ -18,6 +19,7 @@ from masters.experiments import Lab
 from masters.files import write_atomic
 from masters.masking import TeacherMask
 from masters.models import load
+from masters.settings import LanguageJudge
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +89,21 @@ def test_judge_counts_what_the_store_says(data: Path) -> None:
     assert result.exit_code == 0 and "judged by rule" in result.output and "%" in result.output
     refused = masters("judge", "tiny", "--server", "http://localhost:1/v1")
     assert refused.exit_code == 1 and "--model" in str(refused.exception)
+
+
+def test_the_judge_of_the_profile_or_of_the_shell_is_asked(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serving() as server:
+        asked = masters("judge", "tiny", "--server", server.url, "--model", "grader")
+        assert asked.exit_code == 0 and "judged by llm-grader" in asked.output
+        assert {request["model"] for request in server.requests} == {"grader"}
+        judge = LanguageJudge(server=server.url, model="of-the-profile")
+        named = profile().model_copy(update={"judge": judge})
+        monkeypatch.setattr(experiments, "load_profile", lambda name: named)
+        server.requests.clear()
+        assert "judged by llm-of-the-profile" in masters("judge", "tiny").output
+        assert {request["model"] for request in server.requests} == {"of-the-profile"}
 
 
 def test_show_prints_a_group_and_writes_its_picture(data: Path, lab: Lab, tmp_path: Path) -> None:

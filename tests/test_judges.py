@@ -1,16 +1,13 @@
 """Verdicts written by hand, and the language model judge against a real server in a thread."""
 
-import json
 import re
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
 import pytest
-from chat_server import listening, send
+from judge_server import Reply, Server, block, explains, honest, nonce_of, said, serving, verdict
 
 from masters.judges import LLMJudge, RuleJudge, core, llm
 
@@ -301,21 +298,21 @@ CASES: dict[str, list[tuple[str, str, str, int]]] = {
 
 
 @pytest.mark.parametrize(
-    ("question", "label", "response", "verdict"),
+    ("question", "label", "response", "right"),
     [
         pytest.param(*case, id=f"{kind}: {case[2]!r} for {case[1]!r}")
         for kind, cases in CASES.items()
         for case in cases
     ],
 )
-def test_verdict(question: str, label: str, response: str, verdict: int) -> None:
-    assert RuleJudge().score(question, label, response) == verdict
+def test_verdict(question: str, label: str, response: str, right: int) -> None:
+    assert RuleJudge().score(question, label, response) == right
 
 
 @pytest.mark.parametrize("kind", sorted(CASES))
 def test_a_response_of_a_kind_is_never_right_for_another_label(kind: str) -> None:
-    for question, _, response, verdict in CASES[kind]:
-        if verdict:
+    for question, _, response, right in CASES[kind]:
+        if right:
             assert RuleJudge().score(question, "something else", response) == 0, response
             assert RuleJudge().score(question, "99", response) == 0, response
 
@@ -364,75 +361,11 @@ def test_hostile_text_is_judged_in_linear_time() -> None:
 
 # --- The language model judge -----------------------------------------------------------------------------
 
-Reply = tuple[int, Any]
-
-
-def said(text: str | None, finish: str = "stop") -> Reply:
-    return 200, {"choices": [{"message": {"role": "assistant", "content": text}, "finish_reason": finish}]}
-
-
-def nonce_of(prompt: str) -> str:
-    found = re.search(r"<(?:question|explanation)-([0-9a-f]+)>", prompt)
-    assert found
-    return found[1]
-
-
-def block(prompt: str, name: str) -> str:
-    found = re.search(rf"<{name}-{nonce_of(prompt)}>\n(.*)\n</{name}-{nonce_of(prompt)}>", prompt, re.DOTALL)
-    assert found
-    return found[1]
-
-
-def explains(prompt: str) -> bool:
-    return "<explanation-" not in prompt
-
-
-def verdict(prompt: str, digit: int | str) -> str:
-    return f"<verdict-{nonce_of(prompt)}>{digit}</verdict-{nonce_of(prompt)}>"
-
-
-def honest(prompt: str) -> Reply:
-    """A judge that compares the core of the response with the label."""
-    if explains(prompt):
-        right = core(block(prompt, "response")) == block(prompt, "reference")
-        return said(f"The response says {block(prompt, 'response')}. Score: {int(right)}")
-    return said(verdict(prompt, block(prompt, "explanation")[-1]))
-
-
-class Server:
-    """An OpenAI-compatible server with one model; ``reply`` maps the prompt to status and body."""
-
-    def __init__(self, url: str) -> None:
-        self.url = url
-        self.reply: Callable[[str], Reply] = honest
-        self.requests: list[dict[str, Any]] = []
-        self.headers: list[dict[str, str]] = []
-
 
 @pytest.fixture
 def server() -> Iterator[Server]:
     with serving() as running:
         yield running
-
-
-@contextmanager
-def serving() -> Iterator[Server]:
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-            state.requests.append(body)
-            state.headers.append({key.lower(): value for key, value in self.headers.items()})
-            status, answer = 404, {"error": "no such path"}
-            if self.path == "/v1/chat/completions":
-                status, answer = state.reply(body["messages"][-1]["content"])
-            send(self, status, answer)
-
-        def log_message(self, *args: object) -> None:
-            pass
-
-    with listening(Handler) as address:
-        state = Server(address)
-        yield state
 
 
 def judge_at(server: Server, **options: Any) -> LLMJudge:

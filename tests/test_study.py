@@ -17,7 +17,7 @@ from masters import cli, files, settings, study, study_plan
 from masters.arms import arm
 from masters.costs import measured
 from masters.experiments import Lab
-from masters.settings import Profile
+from masters.settings import LanguageJudge, Profile
 from masters.study import Study
 from masters.study_plan import StudyPlan, load_study
 
@@ -169,6 +169,13 @@ def test_rows_that_would_come_out_otherwise_count_no_longer(
     assert not same.missing()
     top_k = profile().distillation.model_copy(update={"top_k_logprobs": 4})
     assert with_profile(profile().model_copy(update={"distillation": top_k})).runs.empty
+    keys = []
+    for name in ("grader", "another"):
+        judge = LanguageJudge(server="http://127.0.0.1:1", model=name)
+        named = with_profile(profile().model_copy(update={"judge": judge}))
+        assert not named.missing()
+        keys.append(named.key("accuracy_only+judge=llm", 0))
+    assert keys[0] != keys[1]
     monkeypatch.setattr(study, "VERSION", -1)
     assert with_profile(profile()).runs.empty
 
