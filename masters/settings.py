@@ -107,7 +107,7 @@ class Generation(Strict):
 
 
 class LanguageJudge(Strict):
-    """A language model as judge; see :class:`masters.judges.LLMJudge`."""
+    """A language model as judge; see :class:`masters.judges.llm.LLMJudge`."""
 
     server: str = Field(description="address of an OpenAI-compatible server; it gets OPENAI_API_KEY if set")
     model: str = Field(min_length=1, description="the model's name on that server; paper: the teacher")
