@@ -74,10 +74,10 @@ def judge(
     if server and not model:
         raise ValueError("--server needs --model, the judge's name on that server")
     lab = Lab(profile)
-    pool, wanted = generation.share(lab.pool, shard_index, num_shards), generation.wanted(lab, arm)
     if server:
         asked = LanguageJudge(server=server, model=model)
         lab = Lab(lab.profile.model_copy(update={"judge": asked}))
+    pool, wanted = generation.share(lab.pool, shard_index, num_shards), generation.wanted(lab, arm)
     chosen = lab.judge_of("llm" if lab.profile.judge else "rule")
     if dry_run:
         _show_status(lab, wanted, pool)
