@@ -58,6 +58,11 @@ class RunSpec(Strict):
     learning_rate: Positive = 1e-4
     lr_schedule: Literal["constant", "linear"] = "constant"
 
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The models of the ladder that it needs: its student, then its teachers."""
+        return (self.student, *self.teachers)
+
     def objective(self) -> dict[str, Any] | None:
         """Arguments of :func:`masters.objective.masters_loss`; None means cross-entropy."""
         if self.cross_entropy:
@@ -172,7 +177,7 @@ def arm(name: str, profile: Profile) -> RunSpec:
     settings = profile.distillation
     how = {"cache_teacher", "top_k_logprobs", "fit", "watch"}  # not what, is run
     spec = RunSpec(**(settings.model_dump(exclude=how) | {"rewards": BOTH} | _changes(name)))
-    if lacking := [model for model in (spec.student, *spec.teachers) if model not in profile.ladder]:
+    if lacking := [model for model in spec.models if model not in profile.ladder]:
         raise ValueError(
             f"arm {name!r} needs the model {lacking[0]}; profile {profile.name} has "
             f"{', '.join(profile.ladder)}"

@@ -142,8 +142,14 @@ def study(
     console.print(table)
     console.print(
         f"About {sum(minutes.values()):.0f} minutes with {plan.profile.processes} processes, generation of "
-        "the responses apart. Stop it when you like: the same command goes on from there.\n"
+        "the responses apart. Stop it when you like: the same command goes on from there."
     )
+    if uncertain := plan.uncertain(asked):
+        console.print(
+            f"The models of replicates {', '.join(map(str, uncertain))} are not here. Where they come "
+            "out otherwise than before, as on another machine, all runs of the replicate are made anew."
+        )
+    console.print()
     if dry_run:
         return
     with progress.shown():

@@ -155,7 +155,7 @@ class Lab:
                 {
                     "model": name,
                     "parameters": parameter_count(model),
-                    "training_steps": 0 if spec.path else spec.steps,
+                    "training_steps": spec.steps if trained else 0,
                     "seconds": trained.get("seconds", float("nan")),
                     "weights": self.source(name).weights(),
                 }
@@ -321,7 +321,7 @@ class Lab:
 
     def run_folder(self, spec: RunSpec, seed: int, split: str = "test") -> Path:
         """Where the result of a run is kept: a key over all that determines it."""
-        weights = [self.source(name).weights() for name in (spec.student, *spec.teachers)]
+        weights = [self.source(name).weights() for name in spec.models]
         data = [self.questions("train").hash, self.questions(split).hash, self.profile.wrong_labels]
         sampling = self.profile.sampling.model_dump() | {"engine": self.engine.name}
         what = [VERSION, spec.determining(), seed, weights, data, sampling, self.judge_of(spec.judge).name]

@@ -10,16 +10,20 @@ questions of replicate 0, with the same number of trials; its variants take over
 What a finished run leaves are rows of a few small tables in ``data/results/NAME/``, which git tracks. They
 carry a key over all that determines a run, so that a row counts only as long as it would come out again;
 the checkpoints and responses behind it may be gone. What is missing is all that another sitting has to do.
+
+Another machine rounds otherwise, and models trained on it come out as other models. Those of a replicate
+are therefore kept beside the tables (:mod:`masters.study_models`). A row has the hashes of the weights behind
+it and counts as long as they are those of its replicate: who goes on with a replicate whose models are gone
+makes all of its runs anew, instead of comparing arms across ladders.
 """
 
 import json
+import warnings
 from collections.abc import Iterable, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from filelock import FileLock
 
 from masters.arms import arm
 from masters.claims import CLAIMS
@@ -28,7 +32,9 @@ from masters.experiments import VERSION, Lab
 from masters.files import STUDY, cache_dir, hash_of, write_atomic
 from masters.provenance import machine
 from masters.runs import Results
+from masters.study_models import keep, with_kept
 from masters.study_plan import load_study
+from masters.study_tables import ANSWERS, COLUMNS, Tables
 from masters.verdicts import judge_claims, judge_comparisons, measure_claims
 
 # Arms of the claims about cost.
@@ -39,12 +45,7 @@ COMPARED_BY_COST = {
     if each.metric == "cost"
     for arm_of in (each.treatment, each.control)
 }
-PARTS = ("generation", "judging", "scoring", "training")  # of a cost, in seconds
 AT_ONCE = 8  # runs between two writes of the tables
-MEASURED = ("accuracy", "sampled_accuracy", "tokens", "kl", "seconds", "evaluation_seconds")
-RUN = ("replicate", "arm", "setting", "key", *MEASURED)
-COST = ("replicate", "arm", "key", "steps", "responses", "tokens", *PARTS, "total", "accuracy")
-TRIAL = ("arm", "setting", "learning_rate", "policy_weight", "key", *MEASURED)
 
 
 class Study:
@@ -63,7 +64,7 @@ class Study:
         self.name = name
         self.plan, profile = load_study(name)
         self.profile = profile.model_copy(update={"processes": processes or profile.processes})
-        self.folder = folder
+        self.folder, self.tables = folder, Tables(folder)
         for name_of_arm in self.plan.arms():
             arm(name_of_arm, self.profile)
 
@@ -101,7 +102,7 @@ class Study:
         spec = arm(setting, self.profile)
         if spec.judge == "llm":
             of_profile["judge"] = {"model"}
-        ladder = {name: self.profile.ladder[name] for name in (spec.student, *spec.teachers)}  # type: ignore[index]
+        ladder = {name: self.profile.ladder[name] for name in spec.models}  # type: ignore[index]
         what = self.profile.model_copy(update={"ladder": ladder}).model_dump(
             mode="json", include=of_profile, exclude_defaults=True
         )
@@ -112,7 +113,7 @@ class Study:
     @property
     def tried(self) -> pd.DataFrame:
         """The trials that count, in the order of the plan, and which are ``chosen`` of arms that have all."""
-        return self._tried(self._read("trials.csv", TRIAL))
+        return self._tried(self.tables.read("trials.csv"))
 
     def _tried(self, table: pd.DataFrame) -> pd.DataFrame:
         wanted = [setting for name in self.plan.tuned for setting in self.trials(name)]
@@ -140,11 +141,17 @@ class Study:
     @property
     def runs(self) -> pd.DataFrame:
         """The runs that count, one row a run."""
-        table, settings = self._read("runs.csv", RUN), self.settings()
+        table, settings = self.tables.read("runs.csv"), self.settings()
+        weights = self.tables.read("ladder.csv").set_index(["replicate", "model"])["weights"].to_dict()
+
+        def behind(setting: str, replicate: int) -> str:
+            return "+".join(weights.get((replicate, name), "") for name in arm(setting, self.profile).models)
+
         counts = [
             row["replicate"] in self.replicates(row["arm"])
             and row["setting"] == settings.get(row["arm"])
             and row["key"] == self.key(row["setting"], row["replicate"])
+            and row["weights"] == behind(row["setting"], row["replicate"])
             for row in table.to_dict("records")
         ]
         return table[pd.Series(counts, index=table.index, dtype=bool)].reset_index(drop=True)
@@ -153,7 +160,7 @@ class Study:
     def costs(self) -> pd.DataFrame:
         """What the runs took whose cost a claim is about, in seconds of one process; seeds are replicates."""
         counts = self.runs[["replicate", "arm", "key"]]
-        table = self._read("costs.csv", COST).merge(counts, on=list(counts))
+        table = self.tables.read("costs.csv").merge(counts, on=list(counts))
         return table.rename(columns={"replicate": "seed"})
 
     def missing(self, replicates: Iterable[int] | None = None) -> dict[int, list[str]]:
@@ -170,6 +177,11 @@ class Study:
         }
         return {replicate: names for replicate, names in wanted.items() if names}
 
+    def uncertain(self, replicates: Iterable[int] | None = None) -> list[int]:
+        """The replicates that are begun and not finished, and whose models would have to be trained again."""
+        begun = set(self.runs["replicate"])
+        return [each for each in self.missing(replicates) if each in begun and not self._is_trained(each)]
+
     def untried(self, arms: Iterable[str] | None = None) -> list[str]:
         """The trials that are missing, of all arms or before some of them can run."""
         there, asked = set(self.tried["setting"]), None if arms is None else set(arms)
@@ -184,9 +196,9 @@ class Study:
         """Greedy answers of the runs that count, as ``measure_claims`` takes them; seeds are replicates."""
         frames = []
         for replicate, kept in self.runs.groupby("replicate")["arm"]:
-            frame = pd.read_parquet(self._answers(int(str(replicate))))
+            frame = self.tables.answers(int(str(replicate)))
             frames.append(frame[frame["arm"].isin(kept)].assign(seed=replicate, mode="greedy"))
-        columns = ["arm", "task", "question", "correct", "tokens", "seed", "mode"]
+        columns = [*ANSWERS, "seed", "mode"]
         return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=columns)
 
     def minutes(self, replicates: Iterable[int] | None = None) -> dict[str, float]:
@@ -194,7 +206,7 @@ class Study:
 
         From the means of what was measured so far, on this or another machine; before that from the plan.
         """
-        ladder, runs = self._read("ladder.csv", ("replicate", "seconds")), self.runs
+        ladder, runs = self.tables.read("ladder.csv"), self.runs
         of_run = 60 * self.plan.minutes.run
         if len(runs):
             of_run = float(runs[["seconds", "evaluation_seconds"]].sum(axis=1).mean())
@@ -216,15 +228,21 @@ class Study:
     def lab(self, replicate: int) -> Lab:
         """The models that the arms of a replicate need, its responses and its runs."""
         specs = [arm(name, self.profile) for name in self.plan.arms() if replicate in self.replicates(name)]
-        needed = {model for spec in specs for model in (spec.student, *spec.teachers)}
+        needed = {model for spec in specs for model in spec.models}
         ladder = {name: spec for name, spec in self.profile.ladder.items() if name in needed}
-        return Lab(self.profile.model_copy(update={"replicate": replicate, "ladder": ladder}))
+        profile = self.profile.model_copy(update={"replicate": replicate, "ladder": ladder})
+        return Lab(with_kept(profile, self._models))
+
+    @property
+    def _models(self) -> Path:
+        return self.folder / "models"
 
     def _is_trained(self, replicate: int) -> bool:
-        if not (cache_dir() / "models").is_dir():  # a fresh clone, where asking would make the question sets
-            return False
         lab = self.lab(replicate)
-        return all(lab.is_trained(model) for model in lab.profile.ladder)
+        untrained = [name for name, spec in lab.profile.ladder.items() if not spec.path]
+        if untrained and not (cache_dir() / "models").is_dir():  # asking would make the question sets
+            return False
+        return all(map(lab.is_trained, untrained))
 
     def tune(self, arms: Iterable[str] | None = None) -> None:
         """Run the trials that are missing, of all arms or before some of them can run."""
@@ -234,11 +252,11 @@ class Study:
                 arm=[name.split("+learning_rate=")[0] for name in settings],
                 key=[self.key(setting, 0, "validation") for setting in settings],
             )
-            with self._lock:
-                table = self._with("trials.csv", rows[list(TRIAL)], ["setting"])
+            with self.tables.lock:
+                table = self.tables.with_rows("trials.csv", rows[list(COLUMNS["trials.csv"])], ["setting"])
                 tried = self._tried(table)
                 chosen = tried.loc[tried["chosen"], "setting"]
-                self._write("trials.csv", table.assign(chosen=table["setting"].isin(chosen)))
+                self.tables.write("trials.csv", table.assign(chosen=table["setting"].isin(chosen)))
 
     def run(self, replicates: Iterable[int] | None = None) -> None:
         """Run what is missing and keep it in the tables every few runs.
@@ -259,40 +277,58 @@ class Study:
                     f"trials of {', '.join(lacking)} were taken out of {self.folder / 'trials.csv'} "
                     "meanwhile: start the same command again"
                 )
-            for replicate, names in todo.items():
+            for replicate in filter(todo.get, todo):
                 lab = self.lab(replicate)
-                for some in _chunks(names):
+                self._keep_ladder(lab, replicate)
+                names = self.missing([replicate]).get(
+                    replicate, []
+                )  # all, where its models came out otherwise
+                for some in _chunks([name for name in names if name in main or not is_main]):
                     results = lab.results([settings[name] for name in some], seeds=[replicate])
                     self._keep_costs(lab, results, {settings[name]: name for name in some}, replicate)
-                    self._keep(results, {settings[name]: name for name in some}, replicate)
-                    self._add("ladder.csv", lab.ladder().assign(replicate=replicate), ["replicate", "model"])
+                    self._keep(lab, results, {settings[name]: name for name in some}, replicate)
 
     def judge(self, resamples: int = 2000) -> pd.DataFrame:
         """Write what follows from the runs: the claims, and every comparison that they are made of."""
         effects = measure_claims(self.predictions(), resamples, costs=self.costs)
         frame = judge_claims(effects)
-        self._write("claims.csv", frame)
-        self._write("comparisons.csv", judge_comparisons(effects))
+        self.tables.write("claims.csv", frame)
+        self.tables.write("comparisons.csv", judge_comparisons(effects))
         return frame
 
-    def _keep(self, results: Results, names: dict[str, str], replicate: int) -> None:
+    def _keep_ladder(self, lab: Lab, replicate: int) -> None:
+        """Before the runs, which count by it."""
+        ladder, before = lab.ladder().assign(replicate=replicate), len(self.runs)  # trains what is missing
+        with self.tables.lock:
+            keep(lab, self._models)
+            self.tables.add("ladder.csv", ladder, ["replicate", "model"])
+        if lost := before - len(self.runs):
+            warnings.warn(
+                f"the models of replicate {replicate} came out otherwise than those of its {lost} runs so "
+                "far, as they do on another machine: these runs are made anew; git has the old ones",
+                stacklevel=2,
+            )
+
+    def _keep(self, lab: Lab, results: Results, names: dict[str, str], replicate: int) -> None:
         runs = results.runs.rename(columns={"arm": "setting", "key": "folder"})
+        specs = [arm(setting, self.profile) for setting in runs["setting"]]
         runs = runs.assign(
             arm=runs["setting"].map(names),
             replicate=replicate,
             key=[self.key(setting, replicate) for setting in runs["setting"]],
+            weights=["+".join(lab.source(name).weights() for name in spec.models) for spec in specs],
         )
         answers = results.predictions.assign(arm=results.predictions["arm"].map(names))
         # Answers before rows: a row says that its answers are there.
-        self._add_answers(answers[answers["mode"] == "greedy"], replicate)
+        self.tables.add_answers(answers[answers["mode"] == "greedy"], replicate)
         by = {}
         for name in ("task", "register"):
             means = answers.groupby(["arm", "mode", name])[["correct", "tokens"]].mean()
             sizes = answers.groupby(["arm", "mode", name]).size() / answers.groupby(["arm", "mode"]).size()
             by[name] = means.assign(share=sizes, replicate=replicate).reset_index()
-        self._add("tasks.csv", by["task"], ["replicate", "arm", "mode", "task"])
-        self._add("registers.csv", by["register"], ["replicate", "arm", "mode", "register"])
-        self._add("runs.csv", runs[list(RUN)], ["replicate", "arm"])
+        self.tables.add("tasks.csv", by["task"], ["replicate", "arm", "mode", "task"])
+        self.tables.add("registers.csv", by["register"], ["replicate", "arm", "mode", "register"])
+        self.tables.add("runs.csv", runs[list(COLUMNS["runs.csv"])], ["replicate", "arm"])
         write_atomic(self.folder / "machine.json", json.dumps(machine(), indent=1) + "\n")
 
     def _keep_costs(self, lab: Lab, results: Results, names: dict[str, str], replicate: int) -> None:
@@ -308,49 +344,7 @@ class Study:
             about = {"replicate": replicate, "arm": name, "key": self.key(setting, replicate)}
             rows.append(about | figures | took.cost.parts() | {"total": took.cost.total()})
         if rows:
-            self._add("costs.csv", pd.DataFrame(rows)[list(COST)], ["replicate", "arm"])
-
-    def _add_answers(self, rows: pd.DataFrame, replicate: int) -> None:
-        path = self._answers(replicate)
-        rows = rows[["arm", "task", "question", "correct", "tokens"]]
-        with self._lock:
-            if path.is_file():
-                old = pd.read_parquet(path)
-                rows = pd.concat([old[~old["arm"].isin(set(rows["arm"]))], rows])
-            text = dict.fromkeys(("arm", "task", "question"), "category")
-            rows = rows.astype(dict.fromkeys(text, str)).astype(text | {"tokens": "uint16"})
-            content = rows.to_parquet(index=False, compression="zstd", compression_level=19)
-            write_atomic(path, content)
-
-    def _answers(self, replicate: int) -> Path:
-        return self.folder / f"answers-{replicate}.parquet"
-
-    @cached_property
-    def _lock(self) -> FileLock:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        return FileLock(self.folder / ".lock")  # beside the tables, whichever cache a process has
-
-    def _add(self, name: str, rows: pd.DataFrame, identity: Sequence[str]) -> None:
-        with self._lock:
-            self._write(name, self._with(name, rows, identity).sort_values(list(identity)))
-
-    def _with(self, name: str, rows: pd.DataFrame, identity: Sequence[str]) -> pd.DataFrame:
-        """A table with more rows, in the place of those that are the same but for their values."""
-        path = self.folder / name
-        old = [pd.read_csv(path, dtype={"key": str})] if path.is_file() else []
-        return pd.concat([*old, rows], ignore_index=True).drop_duplicates(list(identity), keep="last")
-
-    def _write(self, name: str, table: pd.DataFrame) -> None:
-        write_atomic(self.folder / name, table.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
-
-    def _read(self, name: str, columns: Sequence[str]) -> pd.DataFrame:
-        path = self.folder / name
-        if not path.is_file():
-            return pd.DataFrame(columns=list(columns))
-        table = pd.read_csv(path, dtype={"key": str})
-        if lacking := [column for column in columns if column not in table]:
-            raise ValueError(f"{path} has no column {', '.join(lacking)}: restore it with git, or delete it")
-        return table
+            self.tables.add("costs.csv", pd.DataFrame(rows)[list(COLUMNS["costs.csv"])], ["replicate", "arm"])
 
 
 def _chunks(names: Sequence[str]) -> Iterable[Sequence[str]]:

@@ -13,13 +13,15 @@ from pydantic import ValidationError
 from test_experiments import here, profile
 from typer.testing import CliRunner
 
-from masters import cli, files, settings, study, study_plan
+from masters import cli, files, settings, study, study_plan, study_tables
 from masters.arms import arm
 from masters.costs import measured
 from masters.experiments import Lab
 from masters.settings import LanguageJudge, Profile
 from masters.study import Study
+from masters.study_models import keep, with_kept
 from masters.study_plan import StudyPlan, load_study
+from masters.study_tables import Tables
 
 PLAN: dict[str, Any] = {
     "title": "tiny",
@@ -110,7 +112,7 @@ def test_a_replicate_is_everything_anew(finished: Study) -> None:
         assert labs[0].source(model).weights() != labs[1].source(model).weights()
     assert labs[0].store("student", 0.0).folder != labs[1].store("student", 0.0).folder
     # The first is the ladder of the profile itself: who has it, has a replicate.
-    assert Lab(profile()).folder("student") == labs[0].folder("student")
+    assert Lab(profile()).source("student").weights() == labs[0].source("student").weights()
     # Nobody asks for the mid teacher, so none is trained.
     assert list(pd.read_csv(finished.folder / "ladder.csv")["model"]) == ["large", "student"] * 2
 
@@ -130,7 +132,7 @@ def test_the_claims_follow_from_the_tables_alone(
 def test_what_runs_cost_is_kept_and_makes_a_verdict(finished: Study) -> None:
     costs = finished.costs.set_index(["seed", "arm"])
     assert sorted(costs.index) == [(0, "online"), (0, "own_accuracy"), (1, "online"), (1, "own_accuracy")]
-    parts = costs[[*study.PARTS]]
+    parts = costs[[*study_tables.PARTS]]
     assert parts.sum(axis=1).to_numpy() == pytest.approx(costs["total"], rel=1e-4)
     assert (parts.drop(columns="scoring") > 0).all().all()
     results = finished.lab(1).results(["own_accuracy"], seeds=[1])
@@ -181,8 +183,7 @@ def test_rows_that_would_come_out_otherwise_count_no_longer(
 
 
 def test_another_choice_of_a_trial_makes_its_runs_anew(finished: Study, tmp_path: Path) -> None:
-    for path in finished.folder.iterdir():
-        (tmp_path / path.name).write_bytes(path.read_bytes())
+    shutil.copytree(finished.folder, tmp_path, dirs_exist_ok=True)
     trials = pd.read_csv(tmp_path / "trials.csv", dtype={"key": str})
     masters = trials["arm"] == "masters"
     chosen = finished.settings()["masters"]
@@ -191,22 +192,84 @@ def test_another_choice_of_a_trial_makes_its_runs_anew(finished: Study, tmp_path
     assert Study(folder=tmp_path).missing() == {0: ["masters", "responses=2"], 1: ["masters"]}
 
 
+def test_a_replicate_that_is_gone_on_with_has_runs_of_the_same_models_alone(
+    finished: Study, tmp_path: Path
+) -> None:
+    """The tables as another machine left them: with models of its own, and without one run of replicate 0."""
+    shutil.copytree(finished.folder, tmp_path, dirs_exist_ok=True)
+    shutil.rmtree(tmp_path / "models")
+    here = pd.read_csv(tmp_path / "ladder.csv", dtype=study_tables.TEXT)
+    student = here.query("replicate == 0 and model == 'student'")["weights"].iloc[0]
+    for name in ("ladder.csv", "runs.csv"):
+        path = tmp_path / name
+        path.write_text(path.read_text().replace(student, "0000000000000123"))
+    runs = pd.read_csv(tmp_path / "runs.csv", dtype=study_tables.TEXT)
+    runs[runs["arm"] != "responses=2"].to_csv(tmp_path / "runs.csv", index=False)
+
+    moved = Study(folder=tmp_path)
+    assert moved.missing() == {0: ["responses=2"]} and len(moved.runs) == 11 and moved.uncertain() == []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Lab, "is_trained", lambda self, model: False)
+        assert moved.uncertain() == [0] and moved.uncertain([1]) == []
+    with pytest.warns(UserWarning, match="replicate 0 came out otherwise than those of its 6 runs so far"):
+        moved.run()
+    pd.testing.assert_frame_equal(moved.runs, finished.runs)
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "ladder.csv", dtype=study_tables.TEXT), here)
+
+
+def test_with_the_kept_models_another_machine_goes_on_without_training(
+    finished: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: object, **options: object) -> None:
+        raise AssertionError("a model was trained again")
+
+    tables = tmp_path / "tables"
+    shutil.copytree(finished.folder, tables)
+    runs = pd.read_csv(tables / "runs.csv", dtype=study_tables.TEXT)
+    runs[(runs["arm"] != "masked") | (runs["replicate"] != 1)].to_csv(tables / "runs.csv", index=False)
+    monkeypatch.setenv("MASTERS_DATA", str(tmp_path / "elsewhere"))
+    monkeypatch.setattr(Lab, "train_rung", refuse)
+    moved = Study(folder=tables)
+    assert moved.missing() == {1: ["masked"]} and moved.uncertain() == [] and moved.minutes()["ladder"] == 0
+    moved.run()
+    columns = ["replicate", "arm", "setting", "key", "weights", "accuracy", "tokens"]
+    pd.testing.assert_frame_equal(moved.runs[columns], finished.runs[columns])
+    for name in ("ladder.csv", "tasks.csv"):
+        assert (tables / name).read_bytes() == (finished.folder / name).read_bytes()
+
+    # They stand for what the plan trains, and for nothing else.
+    other = moved.profile.ladder["student"].model_copy(update={"steps": 21})
+    changed = moved.profile.model_copy(update={"ladder": moved.profile.ladder | {"student": other}})
+    with_others = with_kept(changed, tables / "models").ladder
+    assert with_others["student"] == other and Path(str(with_others["large"].path)).is_dir()
+
+
+def test_a_changed_model_is_kept_in_the_place_of_the_old_one(finished: Study, tmp_path: Path) -> None:
+    old = tmp_path / "0" / "student-0123456789abcdef"
+    old.mkdir(parents=True)
+    assert all(spec.path for spec in finished.lab(0).profile.ladder.values())
+    ladder = {name: finished.profile.ladder[name] for name in finished.lab(0).profile.ladder}
+    keep(Lab(finished.profile.model_copy(update={"ladder": ladder})), tmp_path)
+    names = sorted(path.name.partition("-")[0] for path in old.parent.iterdir())
+    assert names == ["large", "student"] and not old.is_dir()
+
+
 def test_a_kill_between_two_writes_loses_no_run(
     finished: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     killed = Study(folder=tmp_path)
-    add = Study._add
+    add = Tables.add
 
-    def die(self: Study, name: str, rows: pd.DataFrame, identity: Sequence[str]) -> None:
+    def die(self: Tables, name: str, rows: pd.DataFrame, identity: Sequence[str]) -> None:
         if name == "runs.csv":
             raise KeyboardInterrupt
         add(self, name, rows, identity)
 
-    monkeypatch.setattr(Study, "_add", die)
+    monkeypatch.setattr(Tables, "add", die)
     with pytest.raises(KeyboardInterrupt):
         killed.run()
     assert killed.runs.empty and len(killed.tried) == 4 and killed.predictions().empty
-    monkeypatch.setattr(Study, "_add", add)
+    monkeypatch.setattr(Tables, "add", add)
     Study(folder=tmp_path).run()
     columns = ["replicate", "arm", "setting", "key", "accuracy", "tokens"]
     pd.testing.assert_frame_equal(Study(folder=tmp_path).runs[columns], finished.runs[columns])
