@@ -62,6 +62,13 @@ def evaluate(
     return pd.concat(frames, ignore_index=True)
 
 
+def unanswered(questions: Questions) -> pd.DataFrame:
+    """The rows of a model that answers nothing: all wrong, without a token."""
+    table = questions.table[["id", "task", "skill"]].rename(columns={"id": "question"})
+    modes = pd.DataFrame({"mode": ["greedy", "sampled"], "correct": False, "tokens": 0, "register": "none"})
+    return table.merge(modes, how="cross")
+
+
 def register(text: str) -> str:
     """In which of the registers of :mod:`masters.tasks.labels` an answer is written, by its wording."""
     if "answer is" not in text:

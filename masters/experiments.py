@@ -297,7 +297,11 @@ class Lab:
     # --- runs -----------------------------------------------------------------------------------------------
 
     def results(
-        self, arms: Sequence[str], seeds: Sequence[int] | None = None, split: str = "test"
+        self,
+        arms: Sequence[str],
+        seeds: Sequence[int] | None = None,
+        split: str = "test",
+        diverged: bool = False,
     ) -> Results:
         """The runs of some arms, evaluated on a split; what is missing is run side by side.
 
@@ -305,19 +309,18 @@ class Lab:
             arms: names for :func:`masters.arms.arm`.
             seeds: of the order of the questions; all of the profile when None.
             split: ``test``, or ``validation`` for choices that are made before the test.
+            diverged: whether a run that diverged is a result too, as :func:`masters.runs.run` has it.
+
+        Raises:
+            Diverged: a run did, and is none.
         """
         specs = {name: arm(name, self.profile) for name in arms}
         seeds = range(self.profile.seeds) if seeds is None else seeds
-        pairs = [(name, seed) for name in arms for seed in seeds]
-        missing = {
-            self.run_folder(specs[name], seed, split): (specs[name], seed, split)
-            for name, seed in pairs
-            if not (self.run_folder(specs[name], seed, split) / "result.json").is_file()
-        }
-        self.prepare([spec for spec, *_ in missing.values()])
-        self.parallel([(Lab.run, run) for run in missing.values()], "runs")
-        folders = [(name, seed, self.run_folder(specs[name], seed, split)) for name, seed in pairs]
-        return runs.read(folders)
+        folders = {(name, seed): self.run_folder(specs[name], seed, split) for name in arms for seed in seeds}
+        missing = [pair for pair, folder in folders.items() if not (folder / "result.json").is_file()]
+        self.prepare([specs[name] for name, _ in missing])
+        self.parallel([(Lab.run, (specs[name], seed, split)) for name, seed in missing], "runs")
+        return runs.read([(*pair, folder) for pair, folder in folders.items()], diverged)
 
     def run_folder(self, spec: RunSpec, seed: int, split: str = "test") -> Path:
         """Where the result of a run is kept: a key over all that determines it."""

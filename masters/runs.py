@@ -11,6 +11,7 @@ Departures from the paper:
 """
 
 import json
+import shutil
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -27,8 +28,9 @@ from masters import distributed
 from masters.arms import LABELS, RunSpec
 from masters.batches import Examples
 from masters.curriculum import Part, Stage, all_stages, authors, curriculum, grouped, order
-from masters.evaluation import evaluate
+from masters.evaluation import evaluate, unanswered
 from masters.files import write_folder
+from masters.health import Diverged
 from masters.mask_choice import MaskChoice
 from masters.models import load
 from masters.online import train_online
@@ -46,7 +48,7 @@ class Results:
 
     Attributes:
         runs: one row a run: the spec, accuracy, sampled_accuracy, tokens, kl, seconds (of training),
-            evaluation_seconds.
+            evaluation_seconds, diverged (why, or nothing).
         predictions: one row a run, question and mode: correct, tokens, register.
         log: one row a logged step: the loss and its parts.
     """
@@ -56,15 +58,21 @@ class Results:
     log: pd.DataFrame
 
 
-def read(runs: Sequence[tuple[str, int, Path]]) -> Results:
+def read(runs: Sequence[tuple[str, int, Path]], diverged: bool = False) -> Results:
     """Read what runs kept.
 
     Args:
         runs: of each the name of its arm, its seed and its folder.
+        diverged: whether a run that diverged is a result too.
+
+    Raises:
+        Diverged: a run did, and is none.
     """
     rows, predictions, logs = [], [], []
     for name, seed, folder in runs:
         row = json.loads((folder / "result.json").read_text())
+        if row.setdefault("diverged", "") and not diverged:
+            raise Diverged(f"arm {name!r} at seed {seed}: {row['diverged']}")
         rows.append({"arm": name, "seed": seed, "key": folder.name} | row)
         predictions.append(pd.read_parquet(folder / "predictions.parquet").assign(arm=name, seed=seed))
         if (folder / "log.parquet").is_file():
@@ -80,7 +88,8 @@ def read(runs: Sequence[tuple[str, int, Path]]) -> Results:
 def run(lab: "Lab", spec: RunSpec, seed: int, folder: Path, split: str = "test") -> None:
     """Train and evaluate one run, and keep its row, predictions, log and weights, unless they are there.
 
-    All ranks train, one evaluates and writes.
+    All ranks train, one evaluates and writes. A run that diverges has a result too: it answers nothing, and
+    its row has the reason.
 
     Args:
         lab: that has the models, questions and responses.
@@ -96,9 +105,12 @@ def run(lab: "Lab", spec: RunSpec, seed: int, folder: Path, split: str = "test")
             return
         start = time.perf_counter()
         model, processor = load(lab.folder(spec.student))
-        log = pd.DataFrame()
+        log, diverged = pd.DataFrame(), ""
         if spec.learn_from != "nothing":
-            log = distil(lab, model, spec, seed, Path(f"{folder}.run"))
+            try:
+                log = distil(lab, model, spec, seed, Path(f"{folder}.run"))
+            except Diverged as reason:
+                diverged = str(reason)
         trained = time.perf_counter() - start
         # Of a run that was stopped and went on, the log has the seconds of all sittings.
         earlier = max(0.0, float(log["seconds"].sum()) - trained) if len(log) else 0.0
@@ -106,7 +118,11 @@ def run(lab: "Lab", spec: RunSpec, seed: int, folder: Path, split: str = "test")
             distributed.wait()
             return
         questions, longest = lab.questions(split), lab.profile.sampling.max_new_tokens
-        predictions = evaluate(model, processor, questions, lab.judge, longest, seed)
+        if diverged:
+            predictions = unanswered(questions)
+            shutil.rmtree(f"{folder}.run", ignore_errors=True)
+        else:
+            predictions = evaluate(model, processor, questions, lab.judge, longest, seed)
         evaluated = time.perf_counter() - start - trained
         by_mode = predictions.groupby("mode")[["correct", "tokens"]].mean()
         tail = log["kl"].tail(max(1, len(log) // 10)).mean() if "kl" in log else float("nan")
@@ -120,6 +136,7 @@ def run(lab: "Lab", spec: RunSpec, seed: int, folder: Path, split: str = "test")
             "kl": float(tail),
             "seconds": trained + earlier,
             "evaluation_seconds": evaluated,
+            "diverged": diverged,
         }
 
         def save(target: Path) -> None:

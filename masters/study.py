@@ -247,7 +247,7 @@ class Study:
     def tune(self, arms: Iterable[str] | None = None) -> None:
         """Run the trials that are missing, of all arms or before some of them can run."""
         for settings in _chunks(self.untried(arms)):
-            results = self.lab(0).results(settings, seeds=[0], split="validation")
+            results = self.lab(0).results(settings, seeds=[0], split="validation", diverged=True)
             rows = results.runs.rename(columns={"arm": "setting", "key": "folder"}).assign(
                 arm=[name.split("+learning_rate=")[0] for name in settings],
                 key=[self.key(setting, 0, "validation") for setting in settings],
@@ -280,11 +280,10 @@ class Study:
             for replicate in filter(todo.get, todo):
                 lab = self.lab(replicate)
                 self._keep_ladder(lab, replicate)
-                names = self.missing([replicate]).get(
-                    replicate, []
-                )  # all, where its models came out otherwise
+                # All of them, where its models came out otherwise.
+                names = self.missing([replicate]).get(replicate, [])
                 for some in _chunks([name for name in names if name in main or not is_main]):
-                    results = lab.results([settings[name] for name in some], seeds=[replicate])
+                    results = lab.results([settings[name] for name in some], seeds=[replicate], diverged=True)
                     self._keep_costs(lab, results, {settings[name]: name for name in some}, replicate)
                     self._keep(lab, results, {settings[name]: name for name in some}, replicate)
 

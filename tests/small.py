@@ -4,6 +4,7 @@ Run as a program, it is a training that dies by SIGKILL in the middle: ``python 
 """
 
 import io
+import math
 import os
 import signal
 import sys
@@ -24,6 +25,7 @@ from masters.batches import Example, Examples
 from masters.plateau import PlateauStages
 from masters.questions import Questions, Ragged, prompt_text
 from masters.settings import ModelSpec
+from masters.trainer import MastersTrainer
 from masters.training import Budget, Objective, train
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220), "white": (250, 250, 250)}
@@ -48,6 +50,16 @@ def scratch(data: Path) -> Iterator[pytest.MonkeyPatch]:
         patch.setenv("MASTERS_DATA", str(data))
         yield patch
     torch.set_num_threads(threads)
+
+
+def diverge_at(learning_rate: float, patch: pytest.MonkeyPatch) -> None:
+    """Let every training at a learning rate have a loss that is not finite."""
+    loss = MastersTrainer._loss
+
+    def broken(self: Any, *args: Any) -> torch.Tensor:
+        return loss(self, *args) * (math.nan if self.args.learning_rate == learning_rate else 1)
+
+    patch.setattr(MastersTrainer, "_loss", broken)
 
 
 def picture(colour: str) -> Image.Image:

@@ -20,6 +20,7 @@ from masters.curriculum import authors, scores
 from masters.curriculum import stages as stages_of
 from masters.experiments import Lab
 from masters.files import hash_of
+from masters.health import Diverged
 from masters.ladder import epochs
 from masters.mask_choice import PAPERS
 from masters.masking import TeacherMask
@@ -283,6 +284,25 @@ def test_a_run_that_was_stopped_goes_on_and_ends_the_same(
     assert np.allclose(again.log["loss"], logged["loss"])
     shutil.rmtree(run)
     kept.rename(run)
+
+
+@pytest.mark.usefixtures("inline")
+def test_a_run_that_diverges_is_a_result_to_who_asks_for_it(lab: Lab, results: Results) -> None:
+    name = "naive+learning_rate=0.5"
+    with pytest.MonkeyPatch.context() as patch:
+        small.diverge_at(0.5, patch)
+        with pytest.raises(Diverged, match=r"^arm 'naive\+learning_rate=0.5' at seed 0: the loss is nan at"):
+            lab.results([name])
+    found = lab.results([name, "base"], diverged=True)  # what is known is not tried again
+    ended, base = found.runs.to_dict("records")
+    assert ended["diverged"].startswith("the loss is nan at step 0; lower the") and base["diverged"] == ""
+    assert ended["accuracy"] == ended["sampled_accuracy"] == ended["tokens"] == 0 and math.isnan(ended["kl"])
+    answers, usual = (found.predictions[found.predictions["arm"] == of] for of in (name, "base"))
+    for column in ("question", "task", "skill", "mode"):
+        assert sorted(answers[column]) == sorted(usual[column])
+    assert not answers["correct"].any() and set(answers["register"]) == {"none"}
+    folder = lab.run_folder(arm(name, lab.profile), 0)
+    assert not Path(f"{folder}.run").exists() and not (folder / "model").exists()
 
 
 @pytest.fixture(scope="module")

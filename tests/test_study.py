@@ -23,6 +23,7 @@ from masters.study_models import keep, with_kept
 from masters.study_plan import StudyPlan, load_study
 from masters.study_tables import Tables
 
+DIVERGES = 0.5  # learning rate at which the loss is not finite, by decree
 PLAN: dict[str, Any] = {
     "title": "tiny",
     "about": "nothing",
@@ -32,7 +33,7 @@ PLAN: dict[str, Any] = {
     "validation_questions": 6,
     "test_questions": 8,
     "minutes": {"ladder": 1, "run": 1},
-    "trials": {"plain": [1e-3, 1e-2], "rewarded": [[1e-3, 1.0], [1e-2, 0.5]]},
+    "trials": {"plain": [1e-3, DIVERGES], "rewarded": [[1e-3, 1.0], [1e-2, 0.5]]},
     "main": ["base", "masked", "masters", "own_accuracy", "online"],
     "tuned": {"base": [], "masked": [], "masters": ["responses=2"]},
     "fixed": ["masters+learning_rate=1e-05", "own_accuracy", "online"],
@@ -57,6 +58,7 @@ def finished(data: Path) -> Study:
     """Made in two sittings, the second by somebody who knows nothing of the first but its tables."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(study, "load_study", lambda name: (StudyPlan(**PLAN), profile()))
+        small.diverge_at(DIVERGES, patch)
         first = Study(folder=data / "tables")
         assert first.untried() and first.settings() == {name: name for name in ("base", *PLAN["fixed"])}
         first.run([0])
@@ -86,6 +88,8 @@ def test_the_best_trial_on_validation_is_what_an_arm_and_its_variants_run_with(f
             assert settings_of["responses=2"] == best["setting"].replace("masters", "responses=2", 1)
             spec = arm(settings_of["responses=2"], finished.profile)
             assert spec.learning_rate == best["learning_rate"] and spec.policy_weight == best["policy_weight"]
+    # One that diverged is a trial as well, and no reason to stop.
+    assert tried["accuracy"][1] == 0 and list(tried["chosen"][:2]) == [True, False]
     assert finished.settings()["masters+learning_rate=1e-05"] == "masters+learning_rate=1e-05"
 
 
