@@ -146,7 +146,7 @@ def study(
     )
     if uncertain := plan.uncertain(asked):
         console.print(
-            f"The models of replicates {', '.join(map(str, uncertain))} are not here. Where they come "
+            f"The models of these replicates are not here: {', '.join(map(str, uncertain))}. Where they come "
             "out otherwise than before, as on another machine, all runs of the replicate are made anew."
         )
     console.print()
