@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import (
     AutoModelForImageTextToText,
@@ -57,14 +58,14 @@ def load(name_or_folder: str | Path) -> tuple[PreTrainedModel, Any]:
         The model in evaluation mode, on the GPU where there is one, and its processor.
 
     Raises:
-        ValueError: there is no such model, or it holds no safetensors weights.
+        ValueError: there is no such model, or it holds no safetensors weights, or damaged ones.
     """
     try:
         processor = AutoProcessor.from_pretrained(name_or_folder, trust_remote_code=False)
         model = AutoModelForImageTextToText.from_pretrained(
             name_or_folder, use_safetensors=True, trust_remote_code=False
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(
             f"cannot load a vision-language model from {str(name_or_folder)!r}: {reason}; "

@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,15 @@ def test_a_folder_with_pickled_weights_only_is_refused(folder: Path, tmp_path: P
     with pytest.raises(ValueError, match="safetensors") as caught:
         models.load(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def test_a_folder_with_weights_cut_short_is_named(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    whole = (tmp_path / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match="cannot load a vision-language model") as caught:
+        models.load(tmp_path)
+    assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_a_folder_of_some_other_kind_of_model_is_refused(folder: Path, tmp_path: Path) -> None:
