@@ -9,7 +9,6 @@ Choices where the paper is silent: the responses come once from the base student
 teachers share the steps equally.
 """
 
-import json
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -31,9 +30,9 @@ from masters.divergence import jsd
 from masters.evaluation import latency
 from masters.files import cache_dir, hash_of
 from masters.judges import EmbeddingJudge, LLMJudge, RuleJudge, corpus
-from masters.ladder import end_tokens, train_rung
+from masters.ladder import about_rung, end_tokens, train_rung
 from masters.mask_choice import PAPERS, MaskChoice, calibrated
-from masters.models import build_processor, check_same_tokens, load, parameter_count
+from masters.models import build_processor, check_same_tokens, load
 from masters.questions import Questions, Ragged, load_questions, training_labels
 from masters.responses import Judge, ResponseStore, Source, open_store, responses
 from masters.responses.engines import engine_of
@@ -145,22 +144,8 @@ class Lab:
 
     def ladder(self) -> pd.DataFrame:
         """The models: parameters, training steps, seconds of training, hash of the weights."""
-        rows = []
-        for name, spec in self.profile.ladder.items():
-            folder = self.folder(name)
-            about = folder / "training.json"
-            trained = json.loads(about.read_text()) if about.is_file() else {}
-            model, _ = load(folder)
-            rows.append(
-                {
-                    "model": name,
-                    "parameters": parameter_count(model),
-                    "training_steps": spec.steps if trained else 0,
-                    "seconds": trained.get("seconds", float("nan")),
-                    "weights": self.source(name).weights(),
-                }
-            )
-        return pd.DataFrame(rows)
+        ladder = self.profile.ladder.items()
+        return pd.DataFrame([about_rung(name, spec, self.folder(name)) for name, spec in ladder])
 
     def ladder_log(self) -> pd.DataFrame:
         """The training curves of the ladder: model, step, loss."""

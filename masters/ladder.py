@@ -15,8 +15,9 @@ from filelock import FileLock
 
 from masters.batches import Example, Examples
 from masters.files import hash_of, write_folder
-from masters.models import build
+from masters.models import build, load, parameter_count
 from masters.questions import Questions, prompt_text
+from masters.responses import Source
 from masters.settings import ModelSpec
 from masters.tasks import CAPTION_PROMPT
 from masters.training import Budget, Objective, train
@@ -65,9 +66,26 @@ def train_rung(
             model.save_pretrained(target)
             processor.save_pretrained(target)
             log.to_parquet(target / "log.parquet")
-            (target / "training.json").write_text(json.dumps({"seconds": seconds}))
+            (target / "training.json").write_text(json.dumps({"steps": spec.steps, "seconds": seconds}))
 
         write_folder(folder, save)
+
+
+def about_rung(name: str, spec: ModelSpec, folder: Path) -> dict[str, Any]:
+    """What there is to say of a model of the ladder; one from elsewhere has no steps and no seconds.
+
+    Returns:
+        model, parameters, training_steps, seconds, weights (a hash of them).
+    """
+    about = folder / "training.json"
+    trained = json.loads(about.read_text()) if about.is_file() else {}
+    return {
+        "model": name,
+        "parameters": parameter_count(load(folder)[0]),
+        "training_steps": trained.get("steps", 0 if spec.path else spec.steps),
+        "seconds": trained.get("seconds", float("nan")),
+        "weights": Source(folder).weights(),
+    }
 
 
 def end_tokens(processor: Any, texts: list[str]) -> list[np.ndarray]:
