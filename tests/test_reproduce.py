@@ -139,8 +139,10 @@ def test_an_interrupt_leaves_nothing_half_written_and_no_process(
         "time.sleep(120)",
     )
     program = (
-        "import masters.cli, masters.reproduce as r, pathlib, sys\n"
+        "import masters.cli, masters.reproduce as r, pathlib, signal, sys\n"
         "source, output = map(pathlib.Path, sys.argv[1:])\n"
+        # Tests that a shell runs in the background inherit that it is ignored.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "masters.cli.app = lambda **options: r.execute(source, output, {'width': 7})\n"
         "masters.cli.main()"
     )
