@@ -147,7 +147,8 @@ def study(
     if uncertain := plan.uncertain(asked):
         console.print(
             f"The models of these replicates are not here: {', '.join(map(str, uncertain))}. Where they come "
-            "out otherwise than before, as on another machine, all runs of the replicate are made anew."
+            "out otherwise than before, as on another machine, all runs of the replicate are made anew, "
+            "which is not in these minutes."
         )
     console.print()
     if dry_run:

@@ -47,7 +47,7 @@ def write_atomic(path: Path | str, content: bytes | str) -> None:
         raise
 
 
-def write_folder(folder: Path, save: Callable[[Path], None]) -> None:
+def write_folder(folder: Path, save: Callable[[Path], object]) -> None:
     """Fill a folder under another name, then rename it: the folder is there as a whole or not at all.
 
     Args:

@@ -20,6 +20,10 @@ class Diverged(FloatingPointError):
     """A run that has no use in going on; raised by all ranks at the same step."""
 
 
+class NotFinite(Diverged):
+    """Its loss is no longer finite, so no checkpoint of it leads anywhere else."""
+
+
 def advantage_figures(advantages: Tensor, valid: Tensor) -> dict[str, Tensor]:
     """How the advantages of a batch are distributed.
 

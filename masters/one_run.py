@@ -7,7 +7,7 @@ ranks train, and rank 0 evaluates and writes.
 import sys
 from pathlib import Path
 
-from masters import distributed
+from masters import distributed, runs
 from masters.arms import arm
 from masters.curriculum import all_stages, authors
 from masters.experiments import Lab
@@ -27,18 +27,22 @@ def run_arm(lab: Lab, name: str, seed: int) -> Path:
 
     Raises:
         ValueError: no such arm.
+        Diverged: the run did.
     """
     spec = arm(name, lab.profile)
     if distributed.rank() == 0:
         if spec.learn_from not in ("nothing", "online"):
             print(memory(lab, name).line(), file=sys.stderr, flush=True)
-        for model in {spec.student, *spec.teachers}:
+        for model in set(spec.models):
             lab.folder(model)
         if not (lab.run_folder(spec, seed) / "result.json").is_file():
             lab.prepare([spec])
     distributed.wait()
     lab.run(spec, seed)
-    return lab.run_folder(spec, seed)
+    folder = lab.run_folder(spec, seed)
+    if distributed.rank() == 0:
+        runs.read([(name, seed, folder)])  # refuses one that diverged
+    return folder
 
 
 def memory(lab: Lab, name: str) -> Memory:

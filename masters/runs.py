@@ -30,7 +30,7 @@ from masters.batches import Examples
 from masters.curriculum import Part, Stage, all_stages, authors, curriculum, grouped, order
 from masters.evaluation import evaluate, unanswered
 from masters.files import write_folder
-from masters.health import Diverged
+from masters.health import Diverged, NotFinite
 from masters.mask_choice import MaskChoice
 from masters.models import load
 from masters.online import train_online
@@ -88,8 +88,8 @@ def read(runs: Sequence[tuple[str, int, Path]], diverged: bool = False) -> Resul
 def run(lab: "Lab", spec: RunSpec, seed: int, folder: Path, split: str = "test") -> None:
     """Train and evaluate one run, and keep its row, predictions, log and weights, unless they are there.
 
-    All ranks train, one evaluates and writes. A run that diverges has a result too: it answers nothing, and
-    its row has the reason.
+    All ranks train, one evaluates and writes. A run whose loss is not finite has a result too: it answers
+    nothing, and its row has the reason. One that ``watch`` ends has none, and keeps its checkpoints.
 
     Args:
         lab: that has the models, questions and responses.
@@ -109,7 +109,7 @@ def run(lab: "Lab", spec: RunSpec, seed: int, folder: Path, split: str = "test")
         if spec.learn_from != "nothing":
             try:
                 log = distil(lab, model, spec, seed, Path(f"{folder}.run"))
-            except Diverged as reason:
+            except NotFinite as reason:
                 diverged = str(reason)
         trained = time.perf_counter() - start
         # Of a run that was stopped and went on, the log has the seconds of all sittings.

@@ -331,10 +331,10 @@ class Study:
         write_atomic(self.folder / "machine.json", json.dumps(machine(), indent=1) + "\n")
 
     def _keep_costs(self, lab: Lab, results: Results, names: dict[str, str], replicate: int) -> None:
-        """Before the rows of the runs: who has those, has these."""
-        rows = []
+        """Before the rows of the runs: who has those, has these. What diverged has no cost to compare."""
+        rows, diverged = [], set(results.runs.loc[results.runs["diverged"] != "", "arm"])
         for setting, name in names.items():
-            if name not in COMPARED_BY_COST:
+            if name not in COMPARED_BY_COST or setting in diverged:
                 continue
             took = measured(lab, setting, results, replicate)
             figures = {

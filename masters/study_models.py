@@ -39,11 +39,7 @@ def keep(lab: Lab, folder: Path) -> None:
             continue
         for outdated in kept.parent.glob(f"{name}-*"):
             shutil.rmtree(outdated)
-        write_folder(kept, partial(_copy, lab.folder(name)))
-
-
-def _copy(trained: Path, target: Path) -> None:
-    shutil.copytree(trained, target, dirs_exist_ok=True)
+        write_folder(kept, partial(shutil.copytree, lab.folder(name), dirs_exist_ok=True))
 
 
 def _kept(profile: Profile, name: str, folder: Path) -> Path:

@@ -17,7 +17,7 @@ from transformers import Trainer
 
 from masters import adapters, distributed
 from masters.batches import Example
-from masters.health import Diverged, reason_to_stop, term_norms
+from masters.health import Diverged, NotFinite, reason_to_stop, term_norms
 from masters.logits import Logits, dense
 from masters.objective import cross_entropy, masters_loss
 from masters.packing import PackedBatch, hidden_in_parts, project, response_projection
@@ -87,7 +87,7 @@ class MastersTrainer(Trainer):
             loss = loss * (self._weight(inputs) * self.accelerator.num_processes / float(num_items_in_batch))
         whole = float(self.accelerator.reduce(loss.detach(), "sum"))
         if not math.isfinite(whole):
-            raise Diverged(
+            raise NotFinite(
                 f"the loss is {whole} at step {self.state.global_step}; lower the learning rate "
                 f"({self.args.learning_rate:g}) or use the clipped ratio"
             )

@@ -25,7 +25,7 @@ from masters.ladder import epochs
 from masters.mask_choice import PAPERS
 from masters.masking import TeacherMask
 from masters.models import load, weights_hash
-from masters.one_run import memory
+from masters.one_run import memory, run_arm
 from masters.packing import pack, response_logits
 from masters.runs import Results
 from masters.settings import Distillation, Fit, LanguageJudge, Lora, ModelSpec, Profile, Sampling, Watch
@@ -303,6 +303,16 @@ def test_a_run_that_diverges_is_a_result_to_who_asks_for_it(lab: Lab, results: R
     assert not answers["correct"].any() and set(answers["register"]) == {"none"}
     folder = lab.run_folder(arm(name, lab.profile), 0)
     assert not Path(f"{folder}.run").exists() and not (folder / "model").exists()
+    with pytest.raises(Diverged, match="the loss is nan"):
+        run_arm(lab, name, 0)
+
+
+@pytest.mark.usefixtures("inline")
+def test_a_run_that_watch_ended_goes_on_where_the_bound_is_lifted(lab: Lab, results: Results) -> None:
+    name = "masters+steps=5"
+    with pytest.raises(Diverged, match=r"^stopped at step"):
+        Lab(profile(watch=Watch(kl=1e-12))).results([name], seeds=[0], diverged=True)
+    assert lab.results([name], seeds=[0]).runs["diverged"].tolist() == [""]
 
 
 @pytest.fixture(scope="module")

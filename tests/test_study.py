@@ -152,6 +152,19 @@ def test_what_runs_cost_is_kept_and_makes_a_verdict(finished: Study) -> None:
     assert set(table["key"]) <= set(finished.runs["key"])
 
 
+def test_a_run_that_diverged_has_no_cost(
+    finished: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings_of = finished.settings()
+    diverged = next(setting for setting in finished.trials("masked") if setting != settings_of["masked"])
+    monkeypatch.setattr(study, "COMPARED_BY_COST", {"masked", "own_accuracy"})
+    lab, apart = finished.lab(0), Study(folder=tmp_path)
+    small.diverge_at(DIVERGES, monkeypatch)
+    names = {diverged: "masked", "own_accuracy": "own_accuracy"}
+    apart._keep_costs(lab, lab.results(list(names), seeds=[0], diverged=True), names, 0)
+    assert list(pd.read_csv(tmp_path / "costs.csv")["arm"]) == ["own_accuracy"]
+
+
 def test_finished_work_is_not_done_again(finished: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*arguments: object, **options: object) -> None:
         raise AssertionError("work was done again")
