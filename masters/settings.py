@@ -19,7 +19,7 @@ PARAMS = ROOT / "notebooks" / "params"
 Ratio = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
-Rung = Literal["tiny", "student", "small", "mid", "large"]
+Rung = Literal["tiny", "student", "small", "mid", "large", "huge"]
 
 
 class Strict(BaseModel):

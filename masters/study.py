@@ -179,8 +179,14 @@ class Study:
 
     def uncertain(self, replicates: Iterable[int] | None = None) -> list[int]:
         """The replicates that are begun and not finished, and whose models would have to be trained again."""
-        begun = set(self.runs["replicate"])
-        return [each for each in self.missing(replicates) if each in begun and not self._is_trained(each)]
+        behind: dict[int, set[str]] = {}
+        for replicate, setting in self.runs[["replicate", "setting"]].itertuples(index=False, name=None):
+            behind.setdefault(replicate, set()).update(arm(setting, self.profile).models)
+        return [
+            each
+            for each in self.missing(replicates)
+            if each in behind and not self._is_trained(each, behind[each])
+        ]
 
     def untried(self, arms: Iterable[str] | None = None) -> list[str]:
         """The trials that are missing, of all arms or before some of them can run."""
@@ -237,9 +243,10 @@ class Study:
     def _models(self) -> Path:
         return self.folder / "models"
 
-    def _is_trained(self, replicate: int) -> bool:
+    def _is_trained(self, replicate: int, models: Iterable[str] | None = None) -> bool:
         lab = self.lab(replicate)
-        untrained = [name for name, spec in lab.profile.ladder.items() if not spec.path]
+        asked = set(lab.profile.ladder if models is None else models)
+        untrained = [name for name, spec in lab.profile.ladder.items() if name in asked and not spec.path]
         if untrained and not (cache_dir() / "models").is_dir():  # asking would make the question sets
             return False
         return all(map(lab.is_trained, untrained))

@@ -31,7 +31,7 @@ AXES = {
     "label_noise": "share of wrong labels",
     "teacher_temperature": "temperature of the teacher",
 }
-ALIKE = "student|learning_rate|steps|label_noise|teacher_temperature"  # in the names of both arms of a pair
+ALIKE = "learning_rate|steps|label_noise|teacher_temperature"  # as is the student: in the names of both arms
 NEUTRAL = {"label_noise": "0", "teacher_temperature": "1"}  # of arms whose name says nothing
 LINEAR = ("r_max", "label_noise")  # the other axes are logarithmic
 
@@ -48,7 +48,7 @@ def effects(runs: pd.DataFrame, ladder: pd.DataFrame, r_max: float, steps: int) 
     Returns:
         One row an axis, place, effect and replicate: axis (of ``AXES``), value, effect, replicate, points.
     """
-    names = runs["arm"].astype(str).str.replace(rf"^(?=(r_max|{ALIKE})=)", "masters+", regex=True)
+    names = runs["arm"].astype(str).str.replace(rf"^(?=(r_max|student|{ALIKE})=)", "masters+", regex=True)
     runs = runs.assign(arm=names)
     of_arm = 100 * runs.pivot(index="replicate", columns="arm", values="accuracy").astype(float)
     size = ladder.drop_duplicates("model").set_index("model")["parameters"]
@@ -68,15 +68,17 @@ def _pairs(
 ) -> Iterator[tuple[str, str, float, str, str]]:
     """(effect, axis, value, treatment, control) of all pairs among some arms."""
     for effect, (treatment, control) in PAIRS.items():
-        usual = {"gap": "student", "r_max": str(r_max), **neutral}
+        usual = {"gap": "large/student", "r_max": str(r_max), **neutral}
         found = [(axis, at, treatment, control) for axis, at in usual.items()]
         for name in arms:
             alike = control + name.removeprefix(treatment)
-            if match := re.fullmatch(rf"{treatment}\+label_noise=([^+]+)", name):
+            if match := re.fullmatch(rf"{treatment}\+student=([a-z]+)(?:\+teachers=([a-z]+))?", name):
+                found.append(("gap", f"{match[2] or 'large'}/{match[1]}", name, alike))
+            elif match := re.fullmatch(rf"{treatment}\+label_noise=([^+]+)", name):
                 # Wrong labels reach the rewards alone: without, all is the same whatever their share.
                 found.append(("label_noise", match[1], name, control))
             elif match := re.fullmatch(rf"{treatment}\+({ALIKE})=([^+]+)", name):
-                found.append(("gap" if match[1] == "student" else match[1], match[2], name, alike))
+                found.append((match[1], match[2], name, alike))
             elif match := re.fullmatch(rf"{treatment}\+r_max=([^+]+)", name):
                 # An unmasked control is the same whatever the ratio would be.
                 found.append(("r_max", match[1], name, alike if control == "masked" else control))
@@ -85,8 +87,9 @@ def _pairs(
                 continue
             if axis != "gap":
                 yield effect, axis, float(value), first, second
-            elif {"large", value} <= set(size.index):
-                yield effect, axis, float(size["large"] / size[value]), first, second
+            elif set(models := value.split("/")) <= set(size.index):
+                teacher, student = models
+                yield effect, axis, float(size[teacher] / size[student]), first, second
 
 
 def effect_map(table: pd.DataFrame) -> Figure:

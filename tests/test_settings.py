@@ -68,7 +68,7 @@ def test_every_arm_that_a_shipped_notebook_names_exists(name: str) -> None:
         ({"colour": 3}, ["colour", "known: ", "seeds"]),
         ({"distillation__colour": 3}, ["distillation.colour"]),
         ({"ladder__mid__colour": 3}, ["ladder.mid.colour"]),
-        ({"ladder__huge": {}}, ["ladder.huge"]),
+        ({"ladder__giant": {}}, ["ladder.giant"]),
         ({"seeds": "many"}, ["seeds", "integer"]),
         ({"seeds": 0}, ["seeds", "greater than or equal to 1"]),
         ({"tasks": "charts"}, ["tasks"]),

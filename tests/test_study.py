@@ -261,6 +261,19 @@ def test_with_the_kept_models_another_machine_goes_on_without_training(
     assert with_others["student"] == other and Path(str(with_others["large"].path)).is_dir()
 
 
+def test_a_model_that_no_run_has_yet_makes_no_run_uncertain(finished: Study, tmp_path: Path) -> None:
+    shutil.copytree(finished.folder, tmp_path, dirs_exist_ok=True)
+    shutil.rmtree(tmp_path / "models")
+    runs = pd.read_csv(tmp_path / "runs.csv", dtype=study_tables.TEXT)
+    runs[runs["arm"] == "base"].to_csv(tmp_path / "runs.csv", index=False)
+    begun = Study(folder=tmp_path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Lab, "is_trained", lambda self, model: model == "student")
+        assert set(begun.missing()) == {0, 1} and begun.uncertain() == []
+        patch.setattr(Lab, "is_trained", lambda self, model: model != "student")
+        assert begun.uncertain() == [0, 1]
+
+
 def test_a_changed_model_is_kept_in_the_place_of_the_old_one(finished: Study, tmp_path: Path) -> None:
     old = tmp_path / "0" / "student-0123456789abcdef"
     old.mkdir(parents=True)

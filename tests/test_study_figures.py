@@ -5,7 +5,9 @@ import pytest
 
 from masters.study_figures import AXES, effect_map, effects, sweep
 
-LADDER = pd.DataFrame({"model": ["tiny", "student", "mid", "large"], "parameters": [10, 50, 100, 300]})
+LADDER = pd.DataFrame(
+    {"model": ["tiny", "student", "mid", "large", "huge"], "parameters": [10, 50, 100, 300, 600]}
+)
 ACCURACY = {
     "naive_multi": 0.50,
     "masked": 0.52,
@@ -14,6 +16,8 @@ ACCURACY = {
     "r_max=0.4": 0.50,
     "naive_multi+student=tiny": 0.20,
     "masked+student=tiny": 0.21,
+    "naive_multi+student=tiny+teachers=huge": 0.21,
+    "masked+student=tiny+teachers=huge": 0.24,
     "masked+student=mid": 0.60,
     "masters+student=mid": 0.62,
     "masked+learning_rate=1e-04": 0.55,
@@ -45,6 +49,7 @@ def test_pairs_are_alike_but_for_the_part_that_is_switched_on() -> None:
     assert dict(table.round(6)) == {
         ("gap", 6.0, "masking"): 2.0,
         ("gap", 30.0, "masking"): 1.0,
+        ("gap", 60.0, "masking"): 3.0,
         ("r_max", 0.2, "masking"): 2.0,
         ("r_max", 0.4, "masking"): -1.0,
         ("gap", 3.0, "rewards"): 2.0,
