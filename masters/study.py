@@ -32,6 +32,7 @@ from masters.experiments import VERSION, Lab
 from masters.files import STUDY, cache_dir, hash_of, write_atomic
 from masters.provenance import machine
 from masters.runs import Results
+from masters.study_map import measure_map
 from masters.study_models import keep, with_kept
 from masters.study_plan import load_study
 from masters.study_tables import ANSWERS, COLUMNS, Tables
@@ -295,11 +296,14 @@ class Study:
                     self._keep(lab, results, {settings[name]: name for name in some}, replicate)
 
     def judge(self, resamples: int = 2000) -> pd.DataFrame:
-        """Write what follows from the runs: the claims, and every comparison that they are made of."""
-        effects = measure_claims(self.predictions(), resamples, costs=self.costs)
+        """Write what follows from the runs: the claims, every comparison behind them, and the map."""
+        predictions, ladder = self.predictions(), self.tables.read("ladder.csv")
+        effects = measure_claims(predictions, resamples, costs=self.costs)
         frame = judge_claims(effects)
+        places = measure_map(predictions, ladder, self.profile.distillation, resamples)
         self.tables.write("claims.csv", frame)
         self.tables.write("comparisons.csv", judge_comparisons(effects))
+        self.tables.write("map.csv", places)
         return frame
 
     def _keep_ladder(self, lab: Lab, replicate: int) -> None:

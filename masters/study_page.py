@@ -13,22 +13,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
 from masters.arms import CHANGES
 from masters.claims_page import brief, counts, drawn, effect, how, with_unit
-from masters.drawing import write_svg
 from masters.markup import Html, code, escaped, folded, link, table
-from masters.settings import Distillation
-from masters.study_figures import effect_map, effects, sweep, swept, whole, worst
+from masters.study_beyond import forms, map_section, sweep_section
+from masters.study_map import COLUMNS as MAP
 from masters.study_plan import load_study
+from masters.study_sweep import swept
 from masters.verdicts import judge_claims, read_effects
 
 if TYPE_CHECKING:
     from masters.study import Study
 
 FILES = (
-    *("comparisons.csv", "runs.csv", "ladder.csv", "costs.csv", "trials.csv", "tasks.csv", "registers.csv"),
+    *("comparisons.csv", "map.csv", "runs.csv", "costs.csv", "trials.csv", "tasks.csv", "registers.csv"),
     "machine.json",
 )
 # Columns of costs.csv: what stands above the mean, decimals.
@@ -88,8 +87,9 @@ def study_page(study: "Study", profile: str, own: pd.DataFrame, picture: Path) -
             _gains(above),
             _arms(runs, above),
         ]
-    if len(runs) and "ladder.csv" not in missing:
-        parts += _beyond(runs, pd.read_csv(folder / "ladder.csv"), study.profile.distillation, picture)
+    if "map.csv" not in missing:
+        parts += map_section(_read(folder / "map.csv", *MAP), picture)
+    parts += sweep_section(runs, picture)
     if "costs.csv" not in missing:
         words = "Seconds of one process, with what the responses took if they serve this run alone (C14)."
         parts += [
@@ -129,7 +129,7 @@ def study_sentences(frames: Mapping[str, pd.DataFrame], runs: Mapping[str, pd.Da
             f"- [{title}]({name}.md) tested {counts(frame)}. {_seeds(name, frame['seeds'].dropna())}"
         )
         if len(swept(runs[name])):
-            found[-1] += f" {_forms(runs[name], briefly=True)}"
+            found[-1] += f" {forms(runs[name], briefly=True)}"
     words = "Longer runs, with tuned arms and new models and responses for each seed, test the same claims:"
     return "\n".join([words, "", *found, "", ""]) if found else ""
 
@@ -194,44 +194,6 @@ def _seeds(name: str, seeds: pd.Series) -> str:
     if fewest < 3:
         words += " With one seed an interval speaks about other questions only, with two it is too narrow."
     return words
-
-
-def _beyond(runs: pd.DataFrame, ladder: pd.DataFrame, usual: Distillation, picture: Path) -> list[str]:
-    """The pictures of what is no claim, as far as their arms were run."""
-    parts = []
-    map_of_effects = effects(runs, ladder, usual.r_max, usual.steps)
-    if len(map_of_effects):
-        words = "The effect of masking and of the rewards along each axis, every replicate and the mean."
-        parts += ["## Where the parts help", _picture(effect_map(map_of_effects), picture, "map", words)]
-    if runs["arm"].str.contains(r"\+learning_rate=").any():
-        words = "Accuracy, length of the answers and KL to the student before training at each learning rate."
-        parts += ["## Decades of the learning rate", _picture(sweep(runs), picture, "sweep", words)]
-        parts.append(_forms(runs))
-    return parts
-
-
-def _forms(runs: pd.DataFrame, briefly: bool = False) -> str:
-    """Each form of the objective at its worst learning rate, in replicates that have all forms."""
-    runs = whole(runs)
-    table, (low, high) = worst(runs)
-    said = [
-        f"`{form}` {100 * accuracy:.1f} %"
-        + ("" if briefly else f" (at {rate:g}; {tokens:.1f} tokens an answer, KL {kl:.3f})")
-        for rate, form, accuracy, tokens, kl in table.itertuples(index=False)
-    ]
-    base = runs.loc[runs["arm"] == "base", "accuracy"]
-    if len(base):
-        said.append(f"the student before training {100 * base.mean():.1f} %")
-    rates = f"the worst of the learning rates from {low:g} to {high:g}"
-    replicates = runs["replicate"].nunique()
-    mean = "of one replicate" if replicates == 1 else f"mean of {replicates} replicates"
-    return f"Greedy accuracy, {mean}, at {rates}: {', '.join(said)}."
-
-
-def _picture(figure: Figure, beside: Path, name: str, words: str) -> Html:
-    path = beside.with_stem(f"{beside.stem}-{name}")
-    write_svg(figure, path)
-    return Html(f'<div class="claims"><img src="{path.name}" alt="{escaped(words)}"></div>')
 
 
 def _behind(name: str, row: Mapping[Any, Any], arms: set[str]) -> Html | None:

@@ -19,7 +19,7 @@ COLUMNS = {
     "runs.csv": ("replicate", "arm", "setting", "key", "weights", *MEASURED),
     "trials.csv": ("arm", "setting", "learning_rate", "policy_weight", "key", *MEASURED),
     "costs.csv": ("replicate", "arm", "key", "steps", "responses", "tokens", *PARTS, "total", "accuracy"),
-    "ladder.csv": ("replicate", "model", "seconds", "weights"),
+    "ladder.csv": ("replicate", "model", "parameters", "seconds", "weights"),
 }
 TEXT = {"key": str, "weights": str}  # hashes, which may look like numbers
 ANSWERS = ("arm", "task", "question", "correct", "tokens")

@@ -11,6 +11,7 @@ from claim_lines import claim_line, write_lines
 from masters import study_page, verdicts
 from masters.claim_rows import read_frame
 from masters.claims import CLAIMS
+from masters.study_map import COLUMNS as MAP
 from masters.study_plan import load_study
 
 
@@ -59,10 +60,7 @@ def study(tmp_path: Path) -> Path:
     frame = pd.DataFrame(registers, columns=names).assign(replicate=[0, 1])
     gone = frame.assign(arm="taken out of the plan")
     pd.concat([frame, gone]).to_csv(folder / "registers.csv", index=False)
-    ladder = [(model, size, 0) for model, size in (("student", 10), ("large", 60))]
-    pd.DataFrame(ladder, columns=["model", "parameters", "replicate"]).to_csv(
-        folder / "ladder.csv", index=False
-    )
+    pd.DataFrame(columns=MAP).to_csv(folder / "map.csv", index=False)
     compared = [
         ("C1", "naive", "base", "points", 2.0, 1.5, 2.5, 3, "supported"),
         ("C2", "masked", "naive_multi", "points", 0.44, -0.2, 1.0, 3, "undecided"),
@@ -199,17 +197,41 @@ def test_what_an_arm_is_above_base_is_taken_within_a_replicate() -> None:
     assert "<td>3.0</td><td>63.0</td>" in page, "of the replicate that it has"
 
 
-def test_the_pictures_of_what_is_no_claim(study: Path, own: pd.DataFrame) -> None:
-    assert "Where the parts help" not in page(study, own)
+def test_the_map_says_where_an_effect_was_found_and_how_large_one_would_have_been(
+    study: Path, own: pd.DataFrame
+) -> None:
+    assert "Where the parts help" not in page(study, own), "no pair of arms was run"
+    places = [
+        ("gap", 6.04, "masking", "masked", "naive_multi", 0.2, -0.1, 0.5, 0.4, 10),
+        ("steps", 1000, "masking", "masked", "naive_multi", 0.2, -0.1, 0.5, 0.4, 10),
+        ("gap", 61.2, "masking", "masked+student=tiny", "<i>", 1.3, 0.8, 1.8, 0.7, 5),
+        ("r_max", 0.4, "rewards", "r_max=0.4", "masked+r_max=0.4", -0.6, -1.0, -0.2, 0.6, 5),
+    ]
+    pd.DataFrame(places, columns=MAP).to_csv(study / "map.csv", index=False)
+    text = page(study, own)
+    assert "## Where the parts help" in text and '<img src="study-map.svg" alt="' in text
+    assert (study / "study-map.svg").is_file()
+    assert (
+        "- *masking*: pairs of arms compared 2, the interval above zero in 1 and below in 0; estimates from "
+        "+0.2 to +1.3 points. Four times out of five an effect of 0.4 points would have been found by the "
+        "sharpest comparison, of 0.7 by the bluntest.\n- *rewards*: pairs of arms compared 1, the interval "
+        "above zero in 0 and below in 1;"
+    ) in text
+    assert (
+        "<td>gap 61.2</td><td>masking</td><td><code>masked+student=tiny</code> against "
+        "<code>&lt;i&gt;</code></td><td>+1.3<br>0.8 to 1.8</td><td>0.7</td><td>5</td>"
+    ) in text
+    (study / "map.csv").write_text("axis,value\n")
+    with pytest.raises(ValueError, match=r"map.csv has no column .*points.*: restore it with git"):
+        page(study, own)
+
+
+def test_the_sweep_and_the_worst_of_each_form(study: Path, own: pd.DataFrame) -> None:
+    assert "Decades of the learning rate" not in page(study, own)
     runs = pd.read_csv(study / "runs.csv")
-    pair = [runs.assign(arm=name, kl=0.5) for name in ("masked", "naive_multi")]
-    runs = pd.concat([runs, *pair]).drop_duplicates(["arm", "replicate"])
-    runs.to_csv(study / "runs.csv", index=False)
-    assert "Where the parts help" not in page(study, own), "one place is no axis"
     more = [
         runs.assign(arm=name, kl=0.5, accuracy=accuracy)
         for name, accuracy in (
-            ("masked+r_max=0.4", 0.7),
             ("masters+learning_rate=1e-04", 0.3),
             ("masters+learning_rate=1e-05", 0.7),
             ("masked+learning_rate=1e-04", 0.72),
@@ -220,9 +242,8 @@ def test_the_pictures_of_what_is_no_claim(study: Path, own: pd.DataFrame) -> Non
     ]
     pd.concat([runs, *more]).drop_duplicates(["arm", "replicate"]).to_csv(study / "runs.csv", index=False)
     text = page(study, own)
-    for name, heading in (("map", "Where the parts help"), ("sweep", "Decades of the learning rate")):
-        assert f"## {heading}" in text and f'<img src="study-{name}.svg" alt="' in text
-        assert (study / f"study-{name}.svg").is_file()
+    assert "## Decades of the learning rate" in text and '<img src="study-sweep.svg" alt="' in text
+    assert (study / "study-sweep.svg").is_file()
     rates = "at the worst of the learning rates from 1e-05 to 0.0001"
     words = f"Greedy accuracy, mean of 3 replicates, {rates}: "
     more_of_it = "; 4.0 tokens an answer, KL 0.500)"

@@ -1,0 +1,100 @@
+"""What a study says beyond the claims, as MyST: the map of its effects, the sweep of the learning rate."""
+
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from masters.drawing import write_svg
+from masters.markup import Html, code, escaped, folded, table
+from masters.study_map import effect_map
+from masters.study_sweep import sweep, swept, whole, worst
+
+
+def map_section(effects: pd.DataFrame, beside: Path) -> list[str]:
+    """Where an effect is, and how large one would have been seen elsewhere; nothing without a pair of arms.
+
+    Args:
+        effects: as :func:`masters.study_map.measure_map` returns them.
+        beside: the picture's name begins with the stem of this path.
+    """
+    if effects.empty:
+        return []
+    about = (
+        "Each effect is the difference of two arms alike in everything else, with its 95 % interval. These "
+        "intervals are not corrected for their number: of twenty, one misses zero by chance."
+    )
+    rows = [
+        [
+            f"{row['axis']} {row['value']:.3g}",
+            str(row["effect"]),
+            Html(f"{code(row['treatment'])} against {code(row['control'])}"),
+            Html(f"{row['points']:+.1f}<br>{row['low']:.1f} to {row['high']:.1f}"),
+            f"{row['smallest']:.1f}",
+            str(row["seeds"]),
+        ]
+        for row in effects.to_dict("records")
+    ]
+    header = ["Place", "Effect of", "Arms", Html("Points<br>95 % interval"), Html("Smallest<br>detectable")]
+    words = "The effects of masking and of the rewards along each axis, with their 95 % intervals."
+    return [
+        "## Where the parts help",
+        about,
+        _picture(effect_map(effects), beside, "map", words),
+        _found(effects),
+        folded("Every place of the map", table([*header, "Seeds"], rows)),
+    ]
+
+
+def _found(effects: pd.DataFrame) -> str:
+    """In how many places each effect was found, and how large one would have been."""
+    said = []
+    pairs = effects.drop_duplicates(["treatment", "control"])  # the usual setting is on every axis
+    for effect, rows in pairs.groupby("effect", sort=False):
+        above, below = int((rows["low"] > 0).sum()), int((rows["high"] < 0).sum())
+        least, most = (f"{end:+.1f}" for end in (rows["points"].min(), rows["points"].max()))
+        sharpest, bluntest = (f"{end:.1f}" for end in (rows["smallest"].min(), rows["smallest"].max()))
+        said.append(
+            f"- *{effect}*: pairs of arms compared {len(rows)}, the interval above zero in {above} and below "
+            f"in {below}; estimates from {least} to {most} points. Four times out of five an effect of "
+            f"{sharpest} points would have been found by the sharpest comparison, of {bluntest} by the "
+            "bluntest."
+        )
+    return "\n".join(said)
+
+
+def sweep_section(runs: pd.DataFrame, beside: Path) -> list[str]:
+    """Every form of the objective over the learning rates; nothing without an arm that has one in its name.
+
+    Args:
+        runs: of a study, those that count.
+        beside: as of :func:`map_section`.
+    """
+    if swept(runs).empty:
+        return []
+    words = "Accuracy, length of the answers and KL to the student before training at each learning rate."
+    return ["## Decades of the learning rate", _picture(sweep(runs), beside, "sweep", words), forms(runs)]
+
+
+def forms(runs: pd.DataFrame, briefly: bool = False) -> str:
+    """Each form of the objective at its worst learning rate, in replicates that have all forms."""
+    runs = whole(runs)
+    table, (low, high) = worst(runs)
+    said = [
+        f"`{form}` {100 * accuracy:.1f} %"
+        + ("" if briefly else f" (at {rate:g}; {tokens:.1f} tokens an answer, KL {kl:.3f})")
+        for rate, form, accuracy, tokens, kl in table.itertuples(index=False)
+    ]
+    base = runs.loc[runs["arm"] == "base", "accuracy"]
+    if len(base):
+        said.append(f"the student before training {100 * base.mean():.1f} %")
+    rates = f"the worst of the learning rates from {low:g} to {high:g}"
+    replicates = runs["replicate"].nunique()
+    mean = "of one replicate" if replicates == 1 else f"mean of {replicates} replicates"
+    return f"Greedy accuracy, {mean}, at {rates}: {', '.join(said)}."
+
+
+def _picture(figure: Figure, beside: Path, name: str, words: str) -> Html:
+    path = beside.with_stem(f"{beside.stem}-{name}")
+    write_svg(figure, path)
+    return Html(f'<div class="claims"><img src="{path.name}" alt="{escaped(words)}"></div>')

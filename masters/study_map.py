@@ -1,0 +1,157 @@
+"""The map of a study: where masking helps and where rewards do, beyond the one setting of the paper.
+
+An effect is the difference of two arms that are alike in everything else: *masking* is a masked teacher
+against an unmasked one without rewards (``masked`` and ``naive_multi``), *masking under rewards* the same
+with both rewards (``masters`` and ``naive_rewards``), *rewards* is both rewards against none under the mask
+(``masters`` and ``masked``). What is changed along an axis is one thing at a time, in both arms alike. Each
+place has its interval and the smallest effect that would have been found there, so that nothing found and
+nothing to find can be told apart. No verdict is made of them.
+"""
+
+import re
+from collections.abc import Iterator
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
+
+from masters.comparisons import Comparison, measured_with_seeds
+from masters.drawing import COLOURS, QUIET, need, panels
+from masters.figures import DASHES, MARKERS
+from masters.settings import Distillation
+from masters.statistics import minimum_detectable_effect, standard_error
+
+PAIRS = {
+    "masking": ("masked", "naive_multi"),
+    "rewards": ("masters", "masked"),
+    "masking under rewards": ("masters", "naive_rewards"),
+}
+AXES = {
+    "gap": "weights of the teacher / of the student",
+    "r_max": "first mask ratio r_max",
+    "learning_rate": "learning rate",
+    "steps": "steps of training",
+    "label_noise": "share of wrong labels",
+    "teacher_temperature": "temperature of the teacher",
+}
+ALIKE = "learning_rate|steps|label_noise|teacher_temperature"  # as is the student: in the names of both arms
+NEUTRAL = {"label_noise": "0", "teacher_temperature": "1"}  # of arms whose name says nothing
+LINEAR = ("r_max", "label_noise")  # the other axes are logarithmic
+COLUMNS = ["axis", "value", "effect", "treatment", "control", "points", "low", "high", "smallest", "seeds"]
+
+
+def measure_map(
+    predictions: pd.DataFrame, ladder: pd.DataFrame, usual: Distillation, resamples: int
+) -> pd.DataFrame:
+    """Every effect wherever the two arms of its pair were run, along axes with more than one place.
+
+    Args:
+        predictions: greedy answers of the runs, as :func:`masters.comparisons.paired_scores` takes them.
+        ladder: one row a model of a replicate: model, parameters.
+        usual: what holds for arms whose name says nothing.
+        resamples: bootstrap resamples of each interval.
+
+    Returns:
+        One row an axis (of ``AXES``), effect (of ``PAIRS``) and place, in that order: axis, value, effect,
+        treatment and control, ``points`` of greedy accuracy between the bounds ``low`` and ``high`` of the
+        95 % interval, the ``smallest`` effect found four times out of five, and the seeds of both arms.
+    """
+    names = {_spelled(str(arm)): str(arm) for arm in predictions["arm"].unique()}
+    of_arm = dict(list(predictions.groupby("arm", observed=True)))
+    size = ladder.drop_duplicates("model").set_index("model")["parameters"]
+    places = pd.DataFrame(_pairs(set(names), size, usual), columns=COLUMNS[:5])
+    # One place is no axis: what nothing else was changed from would stand on all of them.
+    places = places[places.groupby(["axis", "effect"])["value"].transform("nunique") > 1]
+    rows = []
+    for axis, value, effect, treatment, control in places.itertuples(index=False, name=None):
+        pair = Comparison(names[treatment], names[control])
+        both = pd.concat([of_arm[pair.treatment], of_arm[pair.control]])
+        if found := measured_with_seeds(both, pair, resamples):
+            interval, seeds = found
+            smallest = minimum_detectable_effect(standard_error(interval))
+            rows.append([axis, value, effect, pair.treatment, pair.control, *interval, smallest, seeds])
+    table = pd.DataFrame(rows, columns=COLUMNS)
+    rank = {name: place for place, name in enumerate([*AXES, *PAIRS])}
+    return table.sort_values(
+        ["axis", "effect", "value"], key=lambda column: column.replace(rank), ignore_index=True
+    )
+
+
+def _spelled(arm: str) -> str:
+    """The name of an arm with what it leaves out."""
+    if re.fullmatch(r"r_max=0(\.0)?", arm):
+        return "naive_rewards"
+    return re.sub(rf"^(?=(r_max|student|{ALIKE})=)", "masters+", arm)
+
+
+def _pairs(
+    arms: set[str], size: pd.Series, usual: Distillation
+) -> Iterator[tuple[str, float, str, str, str]]:
+    """(axis, value, effect, treatment, control) of all pairs among some arms."""
+    neutral = {"gap": "large/student", "r_max": str(usual.r_max), "steps": str(usual.steps)} | NEUTRAL
+    for effect, (treatment, control) in PAIRS.items():
+        found = [(axis, at, treatment, control) for axis, at in neutral.items()]
+        if effect == "rewards":  # under no mask both arms have names of their own
+            found.append(("r_max", "0", "naive_rewards", "naive_multi"))
+        for name in arms:
+            alike = control + name.removeprefix(treatment)
+            if match := re.fullmatch(rf"{treatment}\+student=([a-z]+)(?:\+teachers=([a-z]+))?", name):
+                found.append(("gap", f"{match[2] or 'large'}/{match[1]}", name, alike))
+            elif match := re.fullmatch(rf"{treatment}\+label_noise=([^+]+)", name):
+                # Wrong labels reach the rewards alone: without, all is the same whatever their share.
+                found.append(("label_noise", match[1], name, alike if effect != "rewards" else control))
+            elif match := re.fullmatch(rf"{treatment}\+({ALIKE})=([^+]+)", name):
+                found.append((match[1], match[2], name, alike))
+            elif match := re.fullmatch(rf"{treatment}\+r_max=([^+]+)", name):
+                # An unmasked control is the same whatever the ratio would be.
+                found.append(("r_max", match[1], name, alike if effect == "rewards" else control))
+        for axis, value, first, second in found:
+            if not arms.issuperset((first, second)):
+                continue
+            if axis != "gap":
+                yield axis, float(value), effect, first, second
+            elif set(models := value.split("/")) <= set(size.index):
+                teacher, student = models
+                yield axis, float(size[teacher] / size[student]), effect, first, second
+
+
+def effect_map(table: pd.DataFrame) -> Figure:
+    """Every effect along each axis with its interval.
+
+    Args:
+        table: as ``measure_map`` returns it.
+
+    Raises:
+        ValueError: it has no row, or lacks a column.
+    """
+    need(table, *COLUMNS)
+    if table.empty:
+        raise ValueError("there is no pair of arms to draw: run more of the study")
+    axes_shown = [axis for axis in AXES if (table["axis"] == axis).any()]
+    figure, axes = panels(len(axes_shown), 1, 2.6)
+    for panel, axis in zip(axes, axes_shown, strict=True):
+        on_axis = table[table["axis"] == axis]
+        for place, effect in enumerate(PAIRS):
+            rows = on_axis[on_axis["effect"] == effect]
+            reach = [rows["points"] - rows["low"], rows["high"] - rows["points"]]
+            at = _aside(rows["value"], (place - 1) / 100, on_axis["value"], axis in LINEAR)
+            style = f"{DASHES[place]}{MARKERS[place]}"
+            panel.errorbar(
+                at, rows["points"], reach, fmt=style, color=COLOURS[place], elinewidth=1.2, label=effect
+            )
+        panel.axhline(0, color=QUIET, lw=1)
+        panel.set(xlabel=AXES[axis], ylabel="effect (points)")
+        if axis not in LINEAR:
+            panel.set_xscale("log")
+            panel.set_xticks(np.unique(on_axis["value"]), minor=False)
+            panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{float(f'{value:.2g}'):g}"))
+            panel.xaxis.minorticks_off()
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
+    return figure
+
+
+def _aside(values: pd.Series, share: float, all_values: pd.Series, linear: bool) -> pd.Series:
+    """Moved along an axis by a share of what it shows, so that intervals of one place stand side by side."""
+    low, high = all_values.min(), all_values.max()
+    return values + share * (high - low) if linear else values * (high / low) ** share
