@@ -593,6 +593,14 @@ def test_score_many_keeps_order_and_asks_equal_triples_once(server: Server) -> N
         judge.score_many([COUNT], ["7", "7"], ["7"])
 
 
+def test_score_many_says_how_far_it_is(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[str, int, int]] = []
+    monkeypatch.setattr(llm, "report", lambda *word: told.append(word))
+    judge = judge_at(server, workers=2)
+    judge.score_many([COUNT] * 6, ["7"] * 6, ["7", "8", "9", "7", "8", "9"])
+    assert told == [(f"judging with {judge.server.model}", done, 3) for done in (1, 2, 3)]
+
+
 def test_score_many_stops_at_the_first_refusal(server: Server) -> None:
     server.reply = lambda prompt: (404, {})
     judge = judge_at(server, workers=2)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from masters.files import hash_of
 from masters.judges.rule import triples
+from masters.progress import report
 from masters.server import Server
 
 EXPLAIN_PROMPT = """\
@@ -158,7 +159,10 @@ class LLMJudge:
         with ThreadPoolExecutor(self.workers) as pool:
             waiting = [pool.submit(self.score, *triple) for triple in distinct]
             try:
-                verdicts = dict(zip(distinct, [future.result() for future in waiting], strict=True))
+                verdicts = {}
+                for triple, future in zip(distinct, waiting, strict=True):
+                    verdicts[triple] = future.result()
+                    report(f"judging with {self.server.model}", len(verdicts), len(distinct))
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
