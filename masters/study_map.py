@@ -30,6 +30,7 @@ PAIRS = {
 AXES = {
     "gap": "weights of the teacher / of the student",
     "r_max": "first mask ratio r_max",
+    "r_max_mid": "first mask ratio r_max of the mid teacher",
     "learning_rate": "learning rate",
     "steps": "steps of training",
     "label_noise": "share of wrong labels",
@@ -37,7 +38,8 @@ AXES = {
 }
 ALIKE = "learning_rate|steps|label_noise|teacher_temperature"  # as is the student: in the names of both arms
 NEUTRAL = {"label_noise": "0", "teacher_temperature": "1"}  # of arms whose name says nothing
-LINEAR = ("r_max", "label_noise")  # the other axes are logarithmic
+LINEAR = ("r_max", "r_max_mid", "label_noise")  # the other axes are logarithmic
+MID, MID_UNMASKED = "masters+teachers=mid", "masters+teachers=mid+r_max=0.0"
 COLUMNS = ["axis", "value", "effect", "treatment", "control", "points", "low", "high", "smallest", "seeds"]
 
 
@@ -82,7 +84,7 @@ def _spelled(arm: str) -> str:
     """The name of an arm with what it leaves out."""
     if re.fullmatch(r"r_max=0(\.0)?", arm):
         return "naive_rewards"
-    return re.sub(rf"^(?=(r_max|student|{ALIKE})=)", "masters+", arm)
+    return re.sub(rf"^(?=(r_max|student|teachers|{ALIKE})=)", "masters+", arm)
 
 
 def _pairs(
@@ -94,6 +96,9 @@ def _pairs(
         found = [(axis, at, treatment, control) for axis, at in neutral.items()]
         if effect == "rewards":  # under no mask both arms have names of their own
             found.append(("r_max", "0", "naive_rewards", "naive_multi"))
+        of_mid = effect == "masking under rewards"
+        if of_mid:
+            found.append(("gap", "mid/student", MID, MID_UNMASKED))
         for name in arms:
             alike = control + name.removeprefix(treatment)
             if match := re.fullmatch(rf"{treatment}\+student=([a-z]+)(?:\+teachers=([a-z]+))?", name):
@@ -103,6 +108,8 @@ def _pairs(
                 found.append(("label_noise", match[1], name, alike if effect != "rewards" else control))
             elif match := re.fullmatch(rf"{treatment}\+({ALIKE})=([^+]+)", name):
                 found.append((match[1], match[2], name, alike))
+            elif of_mid and (match := re.fullmatch(rf"{re.escape(MID)}(?:\+r_max=(0\.0*[1-9]))?", name)):
+                found.append(("r_max_mid", match[1] or str(usual.r_max), name, MID_UNMASKED))
             elif match := re.fullmatch(rf"{treatment}\+r_max=([^+]+)", name):
                 # An unmasked control is the same whatever the ratio would be.
                 found.append(("r_max", match[1], name, alike if effect == "rewards" else control))

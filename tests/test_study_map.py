@@ -38,6 +38,9 @@ ACCURACY = {
     "masked+teacher_temperature=2": 0.50,
     "masked+teacher_temperature=0.5": 0.46,
     "naive_multi+teacher_temperature=0.5": 0.44,
+    "teachers=mid": 0.56,
+    "teachers=mid+r_max=0.0": 0.52,
+    "teachers=mid+r_max=0.4": 0.58,
     "clipped": 0.9,
 }
 
@@ -74,6 +77,8 @@ def test_pairs_are_alike_but_for_the_part_that_is_switched_on() -> None:
         ("gap", "masking", 60.0): 6.0,
         ("gap", "rewards", 3.0): 2.0,
         ("gap", "rewards", 6.0): 4.0,
+        ("gap", "masking under rewards", 2.0): 4.0,
+        ("gap", "masking under rewards", 6.0): 2.0,
         ("r_max", "masking", 0.2): 2.0,
         ("r_max", "masking", 0.4): -2.0,
         ("r_max", "rewards", 0.0): 4.0,
@@ -81,6 +86,8 @@ def test_pairs_are_alike_but_for_the_part_that_is_switched_on() -> None:
         ("r_max", "rewards", 0.4): 2.0,
         ("r_max", "masking under rewards", 0.2): 2.0,
         ("r_max", "masking under rewards", 0.4): -4.0,
+        ("r_max_mid", "masking under rewards", 0.2): 4.0,
+        ("r_max_mid", "masking under rewards", 0.4): 6.0,
         ("learning_rate", "rewards", 1e-4): -10.0,
         ("learning_rate", "rewards", 1e-3): 4.0,
         ("steps", "rewards", 300.0): 4.0,
@@ -157,7 +164,11 @@ def test_the_picture_has_a_panel_an_axis_and_a_line_an_effect() -> None:
     ends = [segment[:, 1].tolist() for segment in bars.get_segments()]
     assert ends == [pytest.approx(pair) for pair in zip(rows["low"], rows["high"], strict=True)]
     scales = dict(zip(AXES, (axis.get_xscale() for axis in figure.axes), strict=True))
-    assert {axis for axis, scale in scales.items() if scale == "linear"} == {"r_max", "label_noise"}
+    assert {axis for axis, scale in scales.items() if scale == "linear"} == {
+        "r_max",
+        "r_max_mid",
+        "label_noise",
+    }
 
 
 def test_nothing_to_draw_says_what_to_do() -> None:
