@@ -21,8 +21,10 @@ def map_section(effects: pd.DataFrame, beside: Path) -> list[str]:
     if effects.empty:
         return []
     about = (
-        "Each effect is the difference of two arms alike in everything else, with its 95 % interval. These "
-        "intervals are not corrected for their number: of twenty, one misses zero by chance."
+        "Each effect is the difference of two arms alike in everything else, with its 95 % interval. Where "
+        "the learning rate is not what is changed, both have the one that was chosen for them at the usual "
+        "setting; another student or teacher may want another. The intervals are not corrected for their "
+        "number: of twenty, one misses zero by chance."
     )
     rows = [
         [
