@@ -76,7 +76,9 @@ def measure_map(
     table = pd.DataFrame(rows, columns=COLUMNS)
     rank = {name: place for place, name in enumerate([*AXES, *PAIRS])}
     return table.sort_values(
-        ["axis", "effect", "value"], key=lambda column: column.replace(rank), ignore_index=True
+        ["axis", "effect", "value"],
+        key=lambda column: column.map(lambda value: rank.get(value, value)),
+        ignore_index=True,
     )
 
 
@@ -108,8 +110,9 @@ def _pairs(
                 found.append(("label_noise", match[1], name, alike if effect != "rewards" else control))
             elif match := re.fullmatch(rf"{treatment}\+({ALIKE})=([^+]+)", name):
                 found.append((match[1], match[2], name, alike))
-            elif of_mid and (match := re.fullmatch(rf"{re.escape(MID)}(?:\+r_max=(0\.0*[1-9]))?", name)):
-                found.append(("r_max_mid", match[1] or str(usual.r_max), name, MID_UNMASKED))
+            elif of_mid and (match := re.fullmatch(rf"{re.escape(MID)}(?:\+r_max=([^+]+))?", name)):
+                if name != MID_UNMASKED:
+                    found.append(("r_max_mid", match[1] or str(usual.r_max), name, MID_UNMASKED))
             elif match := re.fullmatch(rf"{treatment}\+r_max=([^+]+)", name):
                 # An unmasked control is the same whatever the ratio would be.
                 found.append(("r_max", match[1], name, alike if effect == "rewards" else control))
