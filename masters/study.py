@@ -300,7 +300,8 @@ class Study:
         predictions, ladder = self.predictions(), self.tables.read("ladder.csv")
         effects = measure_claims(predictions, resamples, costs=self.costs)
         frame = judge_claims(effects)
-        places = measure_map(predictions, ladder, self.profile.distillation, resamples)
+        usual = self.profile.distillation
+        places = measure_map(predictions, ladder, usual, self.settings(), resamples)
         self.tables.write("claims.csv", frame)
         self.tables.write("comparisons.csv", judge_comparisons(effects))
         self.tables.write("map.csv", places)

@@ -6,10 +6,14 @@ with both rewards (``masters`` and ``naive_rewards``), *rewards* is both rewards
 (``masters`` and ``masked``). What is changed along an axis is one thing at a time, in both arms alike. Each
 place has its interval and the smallest effect that would have been found there, so that nothing found and
 nothing to find can be told apart. No verdict is made of them.
+
+Arms are tuned one by one, and with rewards another learning rate may be chosen than without: part of the
+effect of rewards is then an effect of that. *Rewards at one learning rate* has the control at the rate that
+was chosen for the treatment.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import pandas as pd
@@ -27,6 +31,8 @@ PAIRS = {
     "rewards": ("masters", "masked"),
     "masking under rewards": ("masters", "naive_rewards"),
 }
+AT_ONE_RATE = "rewards at one learning rate"
+EFFECTS = (*PAIRS, AT_ONE_RATE)
 AXES = {
     "gap": "weights of the teacher / of the student",
     "r_max": "first mask ratio r_max",
@@ -44,7 +50,11 @@ COLUMNS = ["axis", "value", "effect", "treatment", "control", "points", "low", "
 
 
 def measure_map(
-    predictions: pd.DataFrame, ladder: pd.DataFrame, usual: Distillation, resamples: int
+    predictions: pd.DataFrame,
+    ladder: pd.DataFrame,
+    usual: Distillation,
+    chosen: Mapping[str, str],
+    resamples: int,
 ) -> pd.DataFrame:
     """Every effect wherever the two arms of its pair were run, along axes with more than one place.
 
@@ -52,29 +62,32 @@ def measure_map(
         predictions: greedy answers of the runs, as :func:`masters.comparisons.paired_scores` takes them.
         ladder: one row a model of a replicate: model, parameters.
         usual: what holds for arms whose name says nothing.
+        chosen: by the name of an arm, that with the learning rate chosen for it.
         resamples: bootstrap resamples of each interval.
 
     Returns:
-        One row an axis (of ``AXES``), effect (of ``PAIRS``) and place, in that order: axis, value, effect,
+        One row an axis (of ``AXES``), effect (of ``EFFECTS``) and place, in that order: axis, value, effect,
         treatment and control, ``points`` of greedy accuracy between the bounds ``low`` and ``high`` of the
         95 % interval, the ``smallest`` effect found four times out of five, and the seeds of both arms.
     """
     names = {_spelled(str(arm)): str(arm) for arm in predictions["arm"].unique()}
     of_arm = dict(list(predictions.groupby("arm", observed=True)))
     size = ladder.drop_duplicates("model").set_index("model")["parameters"]
-    places = pd.DataFrame(_pairs(set(names), size, usual), columns=COLUMNS[:5])
+    rates = {name: _rate(chosen.get(arm, arm)) for name, arm in names.items()}
+    found = [*_pairs(set(names), size, usual), *_at_one_rate(rates, size)]
+    places = pd.DataFrame(found, columns=COLUMNS[:5])
     # One place is no axis: what nothing else was changed from would stand on all of them.
     places = places[places.groupby(["axis", "effect"])["value"].transform("nunique") > 1]
     rows = []
     for axis, value, effect, treatment, control in places.itertuples(index=False, name=None):
         pair = Comparison(names[treatment], names[control])
         both = pd.concat([of_arm[pair.treatment], of_arm[pair.control]])
-        if found := measured_with_seeds(both, pair, resamples):
-            interval, seeds = found
+        if effect_and_seeds := measured_with_seeds(both, pair, resamples):
+            interval, seeds = effect_and_seeds
             smallest = minimum_detectable_effect(standard_error(interval))
             rows.append([axis, value, effect, pair.treatment, pair.control, *interval, smallest, seeds])
     table = pd.DataFrame(rows, columns=COLUMNS)
-    rank = {name: place for place, name in enumerate([*AXES, *PAIRS])}
+    rank = {name: place for place, name in enumerate([*AXES, *EFFECTS])}
     return table.sort_values(
         ["axis", "effect", "value"],
         key=lambda column: column.map(lambda value: rank.get(value, value)),
@@ -126,6 +139,24 @@ def _pairs(
                 yield axis, float(size[teacher] / size[student]), effect, first, second
 
 
+def _at_one_rate(
+    rates: Mapping[str, float | None], size: pd.Series
+) -> Iterator[tuple[str, float, str, str, str]]:
+    """The same of rewards against none where both arms have one learning rate, over the gap."""
+    for name in rates:
+        if match := re.fullmatch(
+            r"masked((?:\+student=([a-z]+))?(?:\+teachers=([a-z]+))?)\+learning_rate=.+", name
+        ):
+            rewarded, student, teacher = "masters" + match[1], match[2] or "student", match[3] or "large"
+            if rates.get(rewarded) == rates[name] and {teacher, student} <= set(size.index):
+                yield "gap", float(size[teacher] / size[student]), AT_ONE_RATE, rewarded, name
+
+
+def _rate(setting: str) -> float | None:
+    found = re.search(r"learning_rate=([^+]+)", setting)
+    return float(found[1]) if found else None
+
+
 def effect_map(table: pd.DataFrame) -> Figure:
     """Every effect along each axis with its interval.
 
@@ -142,10 +173,10 @@ def effect_map(table: pd.DataFrame) -> Figure:
     figure, axes = panels(len(axes_shown), 1, 2.6)
     for panel, axis in zip(axes, axes_shown, strict=True):
         on_axis = table[table["axis"] == axis]
-        for place, effect in enumerate(PAIRS):
+        for place, effect in enumerate(EFFECTS):
             rows = on_axis[on_axis["effect"] == effect]
             reach = [rows["points"] - rows["low"], rows["high"] - rows["points"]]
-            at = _aside(rows["value"], (place - 1) / 100, on_axis["value"], axis in LINEAR)
+            at = _aside(rows["value"], (place - 1.5) / 100, on_axis["value"], axis in LINEAR)
             style = f"{DASHES[place]}{MARKERS[place]}"
             panel.errorbar(
                 at, rows["points"], reach, fmt=style, color=COLOURS[place], elinewidth=1.2, label=effect
@@ -157,7 +188,7 @@ def effect_map(table: pd.DataFrame) -> Figure:
             panel.set_xticks(np.unique(on_axis["value"]), minor=False)
             panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{float(f'{value:.2g}'):g}"))
             panel.xaxis.minorticks_off()
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False)
     return figure
 
 

@@ -7,13 +7,18 @@ import pytest
 from masters.comparisons import paired_scores
 from masters.settings import load_profile
 from masters.statistics import paired_difference
-from masters.study_map import AXES, COLUMNS, PAIRS, effect_map, measure_map
+from masters.study_map import AXES, COLUMNS, EFFECTS, effect_map, measure_map
 
 LADDER = pd.DataFrame(
     {"model": ["tiny", "student", "mid", "large", "huge"], "parameters": [10, 50, 100, 300, 600]}
 )
 USUAL = load_profile("mini").distillation.model_copy(update={"r_max": 0.2, "steps": 300})
 QUESTIONS = 50
+CHOSEN = {
+    "masked": "masked+learning_rate=2e-03",
+    "masters": "masters+learning_rate=0.001+policy_weight=0.1",
+    "student=mid": "student=mid+learning_rate=0.001+policy_weight=0.1",
+}
 ACCURACY = {
     "naive_multi": 0.50,
     "masked": 0.52,
@@ -41,6 +46,8 @@ ACCURACY = {
     "teachers=mid": 0.56,
     "teachers=mid+r_max=0.0": 0.52,
     "teachers=mid+r_max=0.4": 0.58,
+    "masked+student=mid+learning_rate=1e-03": 0.58,
+    "masked+student=mid+learning_rate=1e-04": 0.30,
     "clipped": 0.9,
 }
 
@@ -65,7 +72,7 @@ def predictions(seeds: int = 2, accuracy: dict[str, float] | None = None) -> pd.
 
 
 def measured(answers: pd.DataFrame) -> pd.DataFrame:
-    return measure_map(answers, LADDER, USUAL, resamples=50)
+    return measure_map(answers, LADDER, USUAL, CHOSEN, resamples=50)
 
 
 def test_pairs_are_alike_but_for_the_part_that_is_switched_on() -> None:
@@ -79,6 +86,8 @@ def test_pairs_are_alike_but_for_the_part_that_is_switched_on() -> None:
         ("gap", "rewards", 6.0): 4.0,
         ("gap", "masking under rewards", 2.0): 4.0,
         ("gap", "masking under rewards", 6.0): 2.0,
+        ("gap", "rewards at one learning rate", 3.0): 4.0,
+        ("gap", "rewards at one learning rate", 6.0): 6.0,
         ("r_max", "masking", 0.2): 2.0,
         ("r_max", "masking", 0.4): -2.0,
         ("r_max", "rewards", 0.0): 4.0,
@@ -99,7 +108,7 @@ def test_pairs_are_alike_but_for_the_part_that_is_switched_on() -> None:
         ("teacher_temperature", "rewards", 1.0): 4.0,
         ("teacher_temperature", "rewards", 2.0): 2.0,
     }
-    order = {name: place for place, name in enumerate([*AXES, *PAIRS])}
+    order = {name: place for place, name in enumerate([*AXES, *EFFECTS])}
     places = [(order[axis], order[effect], value) for axis, effect, value in points.index]
     assert places == sorted(places)
 
@@ -156,7 +165,7 @@ def test_the_picture_has_a_panel_an_axis_and_a_line_an_effect() -> None:
     assert [axis.get_xlabel() for axis in figure.axes] == list(AXES.values())
     ratios = figure.axes[1]
     handles, labels = ratios.get_legend_handles_labels()
-    assert labels == list(PAIRS)
+    assert labels == list(EFFECTS)
     line, _, (bars,) = handles[labels.index("masking")].lines
     assert list(line.get_xdata()) == pytest.approx([0.2, 0.4], abs=0.01)
     assert list(line.get_ydata()) == pytest.approx([2.0, -2.0])
