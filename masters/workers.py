@@ -41,6 +41,7 @@ def run(
     with ProcessPoolExecutor(min(processes, len(jobs)), get_context("spawn"), _begin) as pool:
         waiting = [pool.submit(_do, lab, profile, job, arguments) for job, arguments in jobs]
         try:
+            report(what, 0, len(waiting))  # the first may take minutes
             for number, done in enumerate(as_completed(waiting), start=1):
                 done.result()
                 report(what, number, len(waiting))

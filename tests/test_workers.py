@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 
-from masters import workers
+from masters import progress, workers
 from masters.settings import load_profile
 
 
@@ -33,6 +34,19 @@ def test_a_killed_parent_takes_its_jobs_along(tmp_path: Path) -> None:
         parent.send_signal(signal.SIGKILL)
         parent.wait()
     child.wait(30)
+
+
+def look(lab: Any, folder: Path, told: Path) -> None:
+    told.write_text(" ".join(progress.lines(folder)))
+
+
+def test_jobs_are_said_before_the_first_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MASTERS_PROGRESS", str(tmp_path / "progress"))
+    monkeypatch.setattr(progress, "_last", float("-inf"))
+    job = look, (tmp_path / "progress", tmp_path / "told")
+    workers.run(str, load_profile("smoke"), [job], 1, "jobs")
+    assert (tmp_path / "told").read_text() == "jobs 0/1"
+    assert progress.lines(tmp_path / "progress") == []
 
 
 if __name__ == "__main__":
