@@ -26,37 +26,43 @@ RESULTS = "our-numbers-beside-the-paper-s"
 def headline(
     profile: str, frame: pd.DataFrame, picture: Path, studies: Mapping[str, pd.DataFrame] | None = None
 ) -> str:
-    """What came out at a profile, as MyST.
+    """What came out, as MyST: of the first study where there is one, with what a profile gave beside it.
 
     Args:
         profile: its name.
-        frame: the claims, of :func:`masters.claim_rows.read_frame`.
+        frame: its claims, of :func:`masters.claim_rows.read_frame`.
         picture: where the picture is written, see :func:`drawn`.
-        studies: the claims of longer runs, whose verdicts stand beside, by what stands above them.
+        studies: the claims of longer runs, by their titles; the first is drawn.
     """
     settings = load_profile(profile)
-    beside = {title: brief(of_study) for title, of_study in (studies or {}).items()}
-    rows = [
-        [
-            row["id"],
-            row["verdict"],
-            *(verdicts.get(row["id"], "") for verdicts in beside.values()),
-            Html(escaped(row["statement"]) + how(row, commands(profile, row, settings.seeds))),
-            effect(row),
-            with_unit(row["paper"], row["unit"]),
-        ]
-        for row in frame.to_dict("records")
-    ]
+    (title, drawn_claims), *beside = {**(studies or {}), f"Your run ({profile})": frame}.items()
+    leading = {row["id"]: row for row in drawn_claims.to_dict("records")}
+    verdicts = [brief(of_run) for _, of_run in beside]
+    rows = []
+    for row in frame.to_dict("records"):
+        lead = leading.get(row["id"])
+        rows.append(
+            [
+                row["id"],
+                lead["verdict"] if lead else "",
+                *(of_run.get(row["id"], "") for of_run in verdicts),
+                Html(escaped(row["statement"]) + how(row, commands(profile, row, settings.seeds))),
+                effect(lead) if lead else "",
+                with_unit(row["paper"], row["unit"]),
+            ]
+        )
     # Verdicts before all else: what a narrow page cuts off is in the picture too.
-    header = ["", "Verdict", *map(_wrapped, beside), "The paper says", Html("Ours<br>95 % interval"), "Paper"]
+    header = ["", _wrapped(title), *(_wrapped(name) for name, _ in beside)]
+    header += ["The paper says", Html("Effect<br>95 % interval"), "Paper"]
     parts = [
+        f"The picture and the effects in the table are of: {plain(title)}.",
+        drawn(drawn_claims, picture),
         f"This copy of the book was built at profile `{profile}`: {plain(settings.description)}",
         f"Of the paper's {len(frame)} claims this profile tested {counts(frame)}.",
         f"What it can show: {plain(settings.shows)}",
         f"What it cannot: {plain(settings.cannot_show)}",
-        drawn(frame, picture),
         table(header, rows),
-        f"The table as {link('claims.csv', 'a file')} has the margin of each claim too, and what limits it.",
+        f"The claims of this profile, with their margins and limits, as {link('claims.csv', 'a file')}.",
     ]
     return "\n\n".join(parts) + "\n"
 

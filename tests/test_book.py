@@ -155,12 +155,17 @@ def test_first_page_says_what_the_file_says(example_claims: Path, tmp_path: Path
     assert "C5 not tested: paper +1.3 points." in page, "the picture's words"
     assert "<code>masters train smoke r_max=0.4 --seed 0</code>" in page
     assert f'href="notebooks/5_offline_rl.html#{RESULTS}"' in page
-    # A longer run stands beside, claim by claim; one that it does not have stays empty.
+    assert "<th>Your run<br>(smoke)</th><th>The paper says</th>" in page
+    # A longer run is drawn, its verdicts first and these beside; a claim that it does not have stays empty.
     other = frame[frame["id"] != "C1"].assign(verdict="reversed", ours="-9.5")
-    page = headline("smoke", frame, tmp_path / "claims.svg", {"A <longer> other run": other})
-    assert "<th>Verdict</th><th>A &lt;longer&gt;<br>other run</th>" in page
-    assert page.count("<td>reversed<br>-9.5</td>") == len(frame) - 1
-    assert "<td>C1</td><td>supported</td><td></td>" in page
+    page = headline("smoke", frame, tmp_path / "other.svg", {"A <longer> other run": other})
+    assert "are of: A \\<longer\\> other run." in page
+    assert "<th>A &lt;longer&gt;<br>other run</th><th>Your run<br>(smoke)</th><th>The paper says</th>" in page
+    assert page.count("<td>reversed</td>") == len(frame) - 1
+    assert "C1 supported" not in page and "C3 reversed: -9.5" in page, "the picture's words"
+    assert "<td>C1</td><td></td><td>supported<br>" in page
+    assert (tmp_path / "other.svg").read_bytes() != (tmp_path / "claims.svg").read_bytes()
+    assert "<code>masters train smoke r_max=0.4 --seed 0</code>" in page
 
 
 def test_picture_has_the_same_bytes_for_the_same_claims(example_claims: Path, tmp_path: Path) -> None:
