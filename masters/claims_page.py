@@ -48,7 +48,7 @@ def headline(
                 *(of_run.get(row["id"], "") for of_run in verdicts),
                 Html(escaped(row["statement"]) + how(row, commands(profile, row, settings.seeds))),
                 effect(lead) if lead else "",
-                with_unit(row["paper"], row["unit"]),
+                with_unit((lead or row)["paper"], row["unit"]),  # of the comparison that is shown
             ]
         )
     # Verdicts before all else: what a narrow page cuts off is in the picture too.

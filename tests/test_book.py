@@ -157,13 +157,14 @@ def test_first_page_says_what_the_file_says(example_claims: Path, tmp_path: Path
     assert f'href="notebooks/5_offline_rl.html#{RESULTS}"' in page
     assert "<th>Your run<br>(smoke)</th><th>The paper says</th>" in page
     # A longer run is drawn, its verdicts first and these beside; a claim that it does not have stays empty.
-    other = frame[frame["id"] != "C1"].assign(verdict="reversed", ours="-9.5")
+    other = frame[frame["id"] != "C1"].assign(verdict="reversed", ours="-9.5", paper="+7.7")
     page = headline("smoke", frame, tmp_path / "other.svg", {"A <longer> other run": other})
     assert "are of: A \\<longer\\> other run." in page
     assert "<th>A &lt;longer&gt;<br>other run</th><th>Your run<br>(smoke)</th><th>The paper says</th>" in page
     assert page.count("<td>reversed</td>") == len(frame) - 1
     assert "C1 supported" not in page and "C3 reversed: -9.5" in page, "the picture's words"
     assert "<td>C1</td><td></td><td>supported<br>" in page
+    assert page.count("<td>-9.5 points<br>") == page.count("<td>+7.7 points</td>") > 0
     assert (tmp_path / "other.svg").read_bytes() != (tmp_path / "claims.svg").read_bytes()
     assert "<code>masters train smoke r_max=0.4 --seed 0</code>" in page
 
