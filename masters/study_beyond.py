@@ -21,17 +21,18 @@ def map_section(effects: pd.DataFrame, beside: Path) -> list[str]:
     if effects.empty:
         return []
     about = (
-        "Each effect is the difference of two arms alike in everything else, with its 95 % interval. Where "
-        "the learning rate is not what is changed, both have the one that was chosen for them at the usual "
-        "setting; another student or teacher may want another. The intervals are not corrected for their "
-        "number: of twenty, one misses zero by chance."
+        "*Masking* is a masked teacher against an unmasked one without rewards, *masking under rewards* the "
+        "same with both rewards. *Rewards* is both rewards against none, each with the learning rate chosen "
+        "for it; *at one learning rate* has that of the rewarded arm in both. Otherwise the arms of a pair "
+        "are alike. Rates were chosen at the usual setting; another student or teacher may want others. The "
+        "95 % intervals are not corrected for their number: of twenty, one misses zero by chance."
     )
     rows = [
         [
             f"{row['axis']} {row['value']:.3g}",
             str(row["effect"]),
             Html(f"{code(row['treatment'])} against {code(row['control'])}"),
-            Html(f"{row['points']:+.1f}<br>{row['low']:.1f} to {row['high']:.1f}"),
+            Html(f"{row['points']:+z.1f}<br>{row['low']:+z.1f} to {row['high']:+z.1f}"),
             f"{row['smallest']:.1f}",
             str(row["seeds"]),
         ]
@@ -54,7 +55,7 @@ def _found(effects: pd.DataFrame) -> str:
     pairs = effects.drop_duplicates(["treatment", "control"])  # the usual setting is on every axis
     for effect, rows in pairs.groupby("effect", sort=False):
         above, below = int((rows["low"] > 0).sum()), int((rows["high"] < 0).sum())
-        least, most = (f"{end:+.1f}" for end in (rows["points"].min(), rows["points"].max()))
+        least, most = (f"{end:+z.1f}" for end in (rows["points"].min(), rows["points"].max()))
         half, every = (f"{end:.1f}" for end in (rows["smallest"].median(), rows["smallest"].max()))
         said.append(
             f"- *{effect}*: pairs of arms compared {len(rows)}, the interval above zero in {above} and below "

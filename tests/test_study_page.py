@@ -202,7 +202,7 @@ def test_the_map_says_where_an_effect_was_found_and_how_large_one_would_have_bee
 ) -> None:
     assert "Where the parts help" not in page(study, own), "no pair of arms was run"
     places = [
-        ("gap", 6.04, "masking", "masked", "naive_multi", 0.2, -0.1, 0.5, 0.4, 10),
+        ("gap", 6.04, "masking", "masked", "naive_multi", -0.02, -0.1, 0.5, 0.4, 10),
         ("steps", 1000, "masking", "masked", "naive_multi", 0.2, -0.1, 0.5, 0.4, 10),
         ("gap", 61.2, "masking", "masked+student=tiny", "<i>", 1.3, 0.8, 1.8, 0.8, 5),
         ("r_max", 0.4, "rewards", "r_max=0.4", "masked+r_max=0.4", -0.6, -1.0, -0.2, 0.6, 5),
@@ -213,13 +213,13 @@ def test_the_map_says_where_an_effect_was_found_and_how_large_one_would_have_bee
     assert (study / "study-map.svg").is_file()
     assert (
         "- *masking*: pairs of arms compared 2, the interval above zero in 1 and below in 0; estimates from "
-        "+0.2 to +1.3 points. Half of the comparisons would have found an effect of 0.6 points four times "
+        "+0.0 to +1.3 points. Half of the comparisons would have found an effect of 0.6 points four times "
         "out of five, all of them one of 0.8.\n- *rewards*: pairs of arms compared 1, the interval above "
         "zero in 0 and below in 1;"
     ) in text
     assert (
         "<td>gap 61.2</td><td>masking</td><td><code>masked+student=tiny</code> against "
-        "<code>&lt;i&gt;</code></td><td>+1.3<br>0.8 to 1.8</td><td>0.8</td><td>5</td>"
+        "<code>&lt;i&gt;</code></td><td>+1.3<br>+0.8 to +1.8</td><td>0.8</td><td>5</td>"
     ) in text
     (study / "map.csv").write_text("axis,value\n")
     with pytest.raises(ValueError, match=r"map.csv has no column .*points.*: restore it with git"):
