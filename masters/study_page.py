@@ -291,11 +291,16 @@ def _registers(path: Path, runs: pd.DataFrame) -> Html:
 
 
 def _edges(trials: pd.DataFrame) -> str:
-    """How many arms chose an end of the learning rates that were tried: beyond it may be a better one."""
-    rates, chosen = trials["learning_rate"], trials[trials["chosen"]]["learning_rate"]
-    ends = [f"the {words} ({end:g})" for words, end in (("smallest", rates.min()), ("largest", rates.max()))]
-    low, high = (int((chosen == end).sum()) for end in (rates.min(), rates.max()))
-    return f"Of {len(chosen)} tuned arms {low} chose {ends[0]} learning rate tried and {high} {ends[1]}."
+    """How many arms chose an end of the learning rates tried for them: beyond it may be a better one."""
+    tried = trials.groupby("arm")["learning_rate"]
+    chosen = trials["chosen"].astype(bool)
+    least, most = (
+        int((chosen & (trials["learning_rate"] == tried.transform(end))).sum()) for end in ("min", "max")
+    )
+    return (
+        f"Of {int(chosen.sum())} tuned arms {least} chose the smallest learning rate that was tried for them "
+        f"and {most} the largest, beyond which may be a better one."
+    )
 
 
 def _trials(trials: pd.DataFrame) -> Html:
