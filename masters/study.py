@@ -300,8 +300,9 @@ class Study:
         predictions, ladder = self.predictions(), self.tables.read("ladder.csv")
         effects = measure_claims(predictions, resamples, costs=self.costs)
         frame = judge_claims(effects)
-        usual = self.profile.distillation
-        places = measure_map(predictions, ladder, usual, self.settings(), resamples)
+        settings, usual = self.settings().items(), self.profile.distillation
+        rates = {name: arm(setting, self.profile).learning_rate for name, setting in settings}
+        places = measure_map(predictions, ladder, usual, rates, resamples)
         self.tables.write("claims.csv", frame)
         self.tables.write("comparisons.csv", judge_comparisons(effects))
         self.tables.write("map.csv", places)

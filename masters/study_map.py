@@ -20,7 +20,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from masters.comparisons import Comparison, measured_with_seeds
+from masters.comparisons import SAME_RUN, Comparison, measured_with_seeds
 from masters.drawing import COLOURS, QUIET, need, panels
 from masters.figures import DASHES, MARKERS
 from masters.settings import Distillation
@@ -53,7 +53,7 @@ def measure_map(
     predictions: pd.DataFrame,
     ladder: pd.DataFrame,
     usual: Distillation,
-    chosen: Mapping[str, str],
+    learning_rates: Mapping[str, float],
     resamples: int,
 ) -> pd.DataFrame:
     """Every effect wherever the two arms of its pair were run, along axes with more than one place.
@@ -62,7 +62,7 @@ def measure_map(
         predictions: greedy answers of the runs, as :func:`masters.comparisons.paired_scores` takes them.
         ladder: one row a model of a replicate: model, parameters.
         usual: what holds for arms whose name says nothing.
-        chosen: by the name of an arm, that with the learning rate chosen for it.
+        learning_rates: of the runs, by arm.
         resamples: bootstrap resamples of each interval.
 
     Returns:
@@ -73,7 +73,7 @@ def measure_map(
     names = {_spelled(str(arm)): str(arm) for arm in predictions["arm"].unique()}
     of_arm = dict(list(predictions.groupby("arm", observed=True)))
     size = ladder.drop_duplicates("model").set_index("model")["parameters"]
-    rates = {name: _rate(chosen.get(arm, arm)) for name, arm in names.items()}
+    rates = {name: learning_rates[arm] for name, arm in names.items()}
     found = [*_pairs(set(names), size, usual), *_at_one_rate(rates, size)]
     places = pd.DataFrame(found, columns=COLUMNS[:5])
     # One place is no axis: what nothing else was changed from would stand on all of them.
@@ -97,8 +97,9 @@ def measure_map(
 
 def _spelled(arm: str) -> str:
     """The name of an arm with what it leaves out."""
-    if re.fullmatch(r"r_max=0(\.0)?", arm):
-        return "naive_rewards"
+    for name, others in SAME_RUN.items():
+        if arm in others:
+            return name
     return re.sub(rf"^(?=(r_max|student|teachers|{ALIKE})=)", "masters+", arm)
 
 
@@ -139,9 +140,7 @@ def _pairs(
                 yield axis, float(size[teacher] / size[student]), effect, first, second
 
 
-def _at_one_rate(
-    rates: Mapping[str, float | None], size: pd.Series
-) -> Iterator[tuple[str, float, str, str, str]]:
+def _at_one_rate(rates: Mapping[str, float], size: pd.Series) -> Iterator[tuple[str, float, str, str, str]]:
     """The same of rewards against none where both arms have one learning rate, over the gap."""
     for name in rates:
         if match := re.fullmatch(
@@ -150,11 +149,6 @@ def _at_one_rate(
             rewarded, student, teacher = "masters" + match[1], match[2] or "student", match[3] or "large"
             if rates.get(rewarded) == rates[name] and {teacher, student} <= set(size.index):
                 yield "gap", float(size[teacher] / size[student]), AT_ONE_RATE, rewarded, name
-
-
-def _rate(setting: str) -> float | None:
-    found = re.search(r"learning_rate=([^+]+)", setting)
-    return float(found[1]) if found else None
 
 
 def effect_map(table: pd.DataFrame) -> Figure:

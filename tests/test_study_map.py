@@ -1,5 +1,7 @@
 """The map of effects: which arms are pairs, their difference with its interval, and the picture."""
 
+from collections import defaultdict
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -14,11 +16,6 @@ LADDER = pd.DataFrame(
 )
 USUAL = load_profile("mini").distillation.model_copy(update={"r_max": 0.2, "steps": 300})
 QUESTIONS = 50
-CHOSEN = {
-    "masked": "masked+learning_rate=2e-03",
-    "masters": "masters+learning_rate=0.001+policy_weight=0.1",
-    "student=mid": "student=mid+learning_rate=0.001+policy_weight=0.1",
-}
 ACCURACY = {
     "naive_multi": 0.50,
     "masked": 0.52,
@@ -52,6 +49,16 @@ ACCURACY = {
 }
 
 
+# Each has its own, but for those that are compared at one.
+RATES = {arm: float(place) for place, arm in enumerate(ACCURACY, start=1)} | dict.fromkeys(
+    (
+        *("masters", "student=mid", "masked+learning_rate=1e-03"),
+        *("masters+learning_rate=1e-03", "masked+student=mid+learning_rate=1e-03"),
+    ),
+    1e-3,
+)
+
+
 def predictions(seeds: int = 2, accuracy: dict[str, float] | None = None) -> pd.DataFrame:
     """Answers of which, for every seed, the first so many are right; a seed more has one more right."""
     rows = [
@@ -72,7 +79,7 @@ def predictions(seeds: int = 2, accuracy: dict[str, float] | None = None) -> pd.
 
 
 def measured(answers: pd.DataFrame) -> pd.DataFrame:
-    return measure_map(answers, LADDER, USUAL, CHOSEN, resamples=50)
+    return measure_map(answers, LADDER, USUAL, defaultdict(float, RATES), resamples=50)
 
 
 def test_pairs_are_alike_but_for_the_part_that_is_switched_on() -> None:
