@@ -6,6 +6,7 @@ plus sign: ``clipped+learning_rate=1e-4`` is the clipped variant at another lear
 """
 
 import re
+from collections.abc import Iterable
 from typing import Any, Literal, get_args
 
 from pydantic import Field
@@ -13,6 +14,7 @@ from pydantic import Field
 from masters.divergence import Kind
 from masters.mask_choice import PAPERS, MaskChoice, Name, Part
 from masters.objective import Averaging
+from masters.schedule import MaskSchedule
 from masters.settings import Count, Positive, Profile, Ratio, Strict
 
 Judge = Literal["rule", "embedding", "llm"]
@@ -92,6 +94,7 @@ BOTH = ("accuracy", "distillation")
 UNMASKED = {"r_max": 0.0}
 PLAIN: dict[str, Any] = {"rewards": ()}
 ALONE = {"teacher_responses": 0, "student_responses": 8}
+PAPERS_STEP = 0.05  # s of Eq. 3
 
 # Name: (title, what differs from the paper's method at the profile's settings).
 CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -116,7 +119,7 @@ CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
     "naive_multi": ("naive distillation, responses", {**PLAIN, **UNMASKED}),
     "naive_rewards": ("rewards without masking", UNMASKED),
     "masked": ("mask-progressive", PLAIN),
-    "masters": ("Masters (paper's form)", {}),
+    "masters": ("Masters", {}),
     "accuracy_only": ("accuracy reward only", {"rewards": ("accuracy",)}),
     "distillation_only": ("distillation reward only", {"rewards": ("distillation",)}),
     "unnormalised": ("distillation reward not normalised", {"normalise": False}),
@@ -162,7 +165,8 @@ def arm(name: str, profile: Profile) -> RunSpec:
         name: one or several of these, joined by ``+``, the later ones having the last word: a name of
             ``CHANGES``, ``r_max=0.4``, ``responses=2`` (half of each model), ``source=6:2``
             (student to teacher responses), ``teachers=mid,large`` (one after the other),
-            ``student=mid``, ``learning_rate=1e-4``, ``policy_weight=0.1``, ``judge=embedding``
+            ``student=mid``, ``learning_rate=1e-4``, ``policy_weight=0.1``, ``beta=0.01``,
+            ``judge=embedding``
             or ``judge=llm`` (the language model that the profile names),
             ``label_noise=0.2`` (that share of wrong labels), ``teacher_temperature=2`` (above 1 softer),
             ``alone=skewed_kl`` (a divergence without masks and rewards), ``masters=skewed_kl`` (Masters with
@@ -241,6 +245,52 @@ def title(name: str) -> str:
     return ", ".join(map(_title, name.split("+")))
 
 
+def setting(spec: RunSpec) -> str:
+    """Return what an arm was trained with, for the tables: rewards' weight, beta, learning rate, stages.
+
+    Two arms called alike in two studies may differ in these, so they stand wherever a result does.
+    """
+    if spec.learn_from == "nothing":
+        return "not trained"
+    words = []
+    if spec.rewards:
+        words += [f"policy weight {spec.policy_weight:g}", f"beta {spec.beta:g}"]
+    words.append(f"learning rate {spec.learning_rate:g} {spec.lr_schedule}")
+    if spec.teachers and spec.r_max:
+        ratios = MaskSchedule(spec.r_max, spec.r_step).ratios
+        words.append(f"{len(ratios)} mask stages, r {ratios[0]:g} to {ratios[-1]:g}")
+    elif spec.teachers:
+        words.append("no mask")
+    return ", ".join([*words, *(["the paper's form"] if is_papers_form(spec) else [])])
+
+
+def settings_of(profile: Profile, arms: Iterable[str]) -> dict[str, str]:
+    """Return the :func:`setting` of each arm at a profile; arms that the profile cannot run are left out."""
+    found = {}
+    for name in arms:
+        try:
+            found[name] = setting(arm(name, profile))
+        except ValueError:
+            continue
+    return found
+
+
+def is_papers_form(spec: RunSpec) -> bool:
+    """Return whether a run has the paper's objective and schedule as Eq. 3 and 8 to 11 have them.
+
+    Policy weight 1, beta 0.1, every stage of Eq. 3 in steps of 0.05, a constant learning rate, 4 + 4
+    responses, and no departure of this project switched on. The learning rate's value does not count: the
+    paper's belongs to models of billions of weights.
+    """
+    paper = RunSpec(
+        rewards=BOTH,
+        r_max=spec.r_max,
+        r_step=PAPERS_STEP,
+        **spec.model_dump(include={"teachers", "judge", "questions", "steps", "batch", "learning_rate"}),
+    )
+    return spec == paper and spec.r_max > 0
+
+
 def _title(part: str) -> str:
     if part in CHANGES:
         return CHANGES[part][0]
@@ -286,7 +336,7 @@ def _change(part: str, name: str) -> dict[str, Any]:
         return {"steps": int(value)}
     if value in get_args({"criterion": Name, "masked": Part, "judge": Judge}.get(family)):
         return {family: value}
-    if family in ("learning_rate", "policy_weight") and re.fullmatch(r"\d+(\.\d+)?(e-\d+)?", value):
+    if family in ("learning_rate", "policy_weight", "beta") and re.fullmatch(r"\d+(\.\d+)?(e-\d+)?", value):
         return {family: float(value)}
     if family == "label_noise" and re.fullmatch(r"0(\.\d+)?|1", value):
         return {family: float(value)}
@@ -300,6 +350,7 @@ def _change(part: str, name: str) -> dict[str, Any]:
     raise ValueError(
         f"there is no arm {part!r}{f' (in {name!r})' if part != name else ''}; there are: {known}, "
         "r_max=0.4, responses=2 (even), source=6:2, teachers=mid,large, student=mid, judge=embedding, "
-        "learning_rate=1e-4, policy_weight=0.1, label_noise=0.2, teacher_temperature=2, alone=skewed_kl, "
-        "masters=skewed_kl, steps=60, criterion=random, masked=vision, and several of them joined by +"
+        "learning_rate=1e-4, policy_weight=0.1, beta=0.01, label_noise=0.2, teacher_temperature=2, "
+        "alone=skewed_kl, masters=skewed_kl, steps=60, criterion=random, masked=vision, and several of them "
+        "joined by +"
     )

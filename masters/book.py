@@ -15,17 +15,21 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+import pandas as pd
 
+from masters.arms import settings_of
 from masters.claim_rows import read_frame
-from masters.claims_page import headline
+from masters.claims_page import Judged, headline
+from masters.comparisons import COLUMNS, read_effects
 from masters.departures import departures_page
 from masters.files import ROOT, STUDY, write_atomic
 from masters.markup import table
 from masters.settings import NOTEBOOKS, load_profile, profiles
 from masters.study import Study
 from masters.study_page import judged, study_page, study_sentences
-from masters.study_plan import load_study, studies
+from masters.study_plan import studies
 from masters.verdicts import write_claims
+from masters.why_page import why_page
 
 
 def build(profile: str) -> Path:
@@ -45,7 +49,8 @@ def assemble(profile: str, book: Path, run: Path) -> None:
     Args:
         profile: its name, for the headline.
         book: the folder with ``_config.yml``; ``notebooks`` and ``generated`` in it are replaced.
-        run: the folder with the executed notebooks, ``claims.csv`` and ``provenance.json``.
+        run: the folder with the executed notebooks, what they wrote (``claims.csv``, ``comparisons.csv``,
+            ``dose.csv``, ``rewards.csv``) and ``provenance.json``.
 
     Raises:
         ValueError: an executed notebook is missing.
@@ -57,21 +62,26 @@ def assemble(profile: str, book: Path, run: Path) -> None:
         if not source.is_file():
             raise ValueError(f"{source} is missing: run `make reproduce PROFILE={profile}` first")
         write_atomic(book / "notebooks" / f"{notebook}.ipynb", _for_reading(source))
-    claims = read_frame(run / "claims.csv")
+    settings, path = load_profile(profile), run / "comparisons.csv"
+    effects = read_effects(path) if path.is_file() else pd.DataFrame(columns=COLUMNS)
+    arms = [*effects["treatment"], *effects["control"]]
+    own = Judged(
+        f"Your run ({profile})", read_frame(run / "claims.csv"), effects, settings_of(settings, arms)
+    )
     provenance = run / "provenance.json"
     entries = json.loads(provenance.read_text()) if provenance.is_file() else {}
     generated = book / "generated"
     # Copied as it is into the folder of the first page, so that a page can show and link to what is in it.
     extra = generated / "extra"
     pages_of_studies = [name for name in studies() if (book / f"{name}.md").is_file()]
-    folders = {name: STUDY.with_name(name) for name in pages_of_studies}
-    kept = {name: Study(name, folder) for name, folder in folders.items()}
-    found = judged(folders)
-    beside = {load_study(name)[0].title: frame for name, frame in found.items()}
+    kept = {name: Study(name, STUDY.with_name(name)) for name in pages_of_studies}
+    found = {name: of for name, study in kept.items() if (of := judged(study))}
     pages = {
-        "headline": study_sentences(found, {name: study.runs for name, study in kept.items()})
-        + headline(profile, claims, extra / "claims.svg", beside),
-        **{name: study_page(study, profile, claims, extra / f"{name}.svg") for name, study in kept.items()},
+        "headline": headline(settings, own, extra / "claims.svg", list(found.values()))
+        + "\n"
+        + study_sentences(found, {name: study.runs for name, study in kept.items()}),
+        **{name: study_page(study, settings, own, extra / f"{name}.svg") for name, study in kept.items()},
+        "why": why_page(profile, run, STUDY.parent / "mask_dose.csv", next(iter(kept.values()), None)),
         "departures": departures_page(book / "api.md", ROOT),
         "provenance": provenance_page(profile, entries),
         "profiles": profiles_table(),
@@ -79,11 +89,11 @@ def assemble(profile: str, book: Path, run: Path) -> None:
     for name, page in pages.items():
         write_atomic(generated / f"{name}.md", page)
     write_atomic(extra / "claims.csv", (run / "claims.csv").read_bytes())
-    for name, folder in folders.items():
-        for source in sorted(folder.glob("*.csv")):
+    for name, study in kept.items():
+        for source in sorted(study.folder.glob("*.csv")):
             write_atomic(extra / name / source.name, source.read_bytes())
-    for name, frame in found.items():
-        write_claims(frame, extra / name / "claims.csv")  # as the pages have them
+    for name, of_study in found.items():
+        write_claims(of_study.claims, extra / name / "claims.csv")  # as the pages have them
     _copy_mathjax(extra / "_static" / "mathjax.js")
 
 

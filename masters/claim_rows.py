@@ -6,6 +6,7 @@
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 
 VERDICTS = ("supported", "not supported", "reversed", "undecided", "not tested")
@@ -21,7 +22,12 @@ NUMBERS = (
     "p_holm",
     "seeds",
     "margin",
+    "share",
+    "sampled",
+    "sampled_low",
+    "sampled_high",
 )
+TEXT = ("treatment", "control", "cells", "excludes_paper", "disagree", "limits")
 
 
 class ClaimRow(NamedTuple):
@@ -41,6 +47,21 @@ class ClaimRow(NamedTuple):
     def interval(self) -> str:
         """The 95 % interval in words, empty where there is none."""
         return f"{self.low} to {self.high}" if self.low and self.high else ""
+
+
+def signed(value: float) -> str:
+    """Return one decimal with its sign; empty for NaN.
+
+    What rounds to zero has a second decimal, so that a bound just beside zero shows its side; there is no
+    sign before a zero.
+    """
+    if np.isnan(value):
+        return ""
+    text = f"{value:+.1f}"
+    if text not in ("+0.0", "-0.0"):
+        return text
+    text = f"{value:+.2f}"
+    return "0.0" if text in ("+0.00", "-0.00") else text
 
 
 def read_claims(path: Path) -> list[ClaimRow]:
@@ -64,7 +85,7 @@ def read_frame(path: Path, target: str = "") -> pd.DataFrame:
         ValueError: as ``read_claims``, or a number is none.
     """
     target = target or f"reproduce PROFILE={path.parent.name}"
-    table = _read(path, (*ClaimRow._fields, *NUMBERS, "treatment", "control"), target)
+    table = _read(path, (*ClaimRow._fields, *NUMBERS, *TEXT), target)
     try:
         return table.assign(**{name: pd.to_numeric(table[name]) for name in NUMBERS})
     except ValueError as error:

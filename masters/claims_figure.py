@@ -74,6 +74,11 @@ def claims(frame: pd.DataFrame, narrow: bool = False) -> Figure:
     if beyond:
         marks.append(Line2D([], [], color=INK, marker=">", ls="", label="beyond the axis"))
     figure.legend(handles=marks, loc="outside upper center", ncols=2, frameon=False)
+    # The words must not push the axes aside, but belong to the picture: a notebook crops what does not.
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    for words_of_claim in [text for axis in axes for text in axis.texts]:
+        words_of_claim.set_in_layout(True)
     return figure
 
 
@@ -121,5 +126,5 @@ def _effects(row: Mapping[Any, Any]) -> list[float]:
 
 def _reach(rows: Sequence[Mapping[Any, Any]]) -> float:
     """Where the axis of some claims ends: six of seven are seen as a whole, with their margins."""
-    farthest = [np.nanmax(np.abs([2 * row["margin"], *_effects(row)])) for row in rows]
+    farthest = [np.nanmax(np.abs([row["margin"], *_effects(row)])) for row in rows]
     return 1.1 * float(np.quantile(farthest, 6 / 7, method="lower"))

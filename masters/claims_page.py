@@ -1,86 +1,224 @@
-"""The first page's result: how many claims came out how, as a picture and as a table, and how to get each.
+"""The first page's result: whether the method helps, how many claims came out how, and how to get each.
 
-One idea: the page says of every claim what its file says, those that were not tested included, and beside it
-where the runs are shown and the commands that make them.
+Every claim stands here with what its file says, those that were not tested included, the settings of the two
+arms that were compared, and the commands that make their runs.
 """
 
 import html
 import shlex
 import textwrap
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from masters.claim_rows import VERDICTS, ClaimRow
+from masters.claim_rows import VERDICTS, ClaimRow, signed
+from masters.claims import HELPS
 from masters.claims_figure import claims
 from masters.drawing import write_svg
 from masters.markup import Html, code, escaped, folded, link, plain, table
-from masters.settings import load_profile
+from masters.settings import Profile
 
 # The part of each notebook that a verdict rests on.
 RESULTS = "our-numbers-beside-the-paper-s"
+# Columns of a table of claims, from the verdict on.
+CLAIM_COLUMNS = (
+    "The paper says",
+    "Compared",
+    "Effect<br>95 % interval",
+    "Sampled answers<br>95 %, seeds only",
+    "Share of<br>the gap",
+    "Paper's<br>matched effect",
+    "Excludes the<br>paper's effect?",
+)
 
 
-def headline(
-    profile: str, frame: pd.DataFrame, picture: Path, studies: Mapping[str, pd.DataFrame] | None = None
-) -> str:
-    """What came out, as MyST: of the first study where there is one, with what a profile gave beside it.
+@dataclass(frozen=True)
+class Judged:
+    """The claims of one study, or of the reader's own run.
+
+    Attributes:
+        title: its name for the reader.
+        claims: as :func:`masters.verdicts.judge_claims` returns them.
+        effects: as :func:`masters.comparisons.measure` returns them.
+        settings: what each arm was trained with, by the arm's name (:func:`masters.arms.settings_of`).
+    """
+
+    title: str
+    claims: pd.DataFrame
+    effects: pd.DataFrame
+    settings: Mapping[str, str]
+
+
+def headline(profile: Profile, own: Judged, picture: Path, studies: Sequence[Judged] = ()) -> str:
+    """Return what came out, as MyST: of the first study where there is one, with the reader's run beside it.
 
     Args:
-        profile: its name.
-        frame: its claims, of :func:`masters.claim_rows.read_frame`.
+        profile: of the reader's run.
+        own: the reader's run.
         picture: where the picture is written, see :func:`drawn`.
-        studies: the claims of longer runs, by their titles; the first is drawn.
+        studies: longer runs; the first is drawn, and its effects stand in the table.
     """
-    settings = load_profile(profile)
-    (title, drawn_claims), *beside = {**(studies or {}), f"Your run ({profile})": frame}.items()
-    leading = {row["id"]: row for row in drawn_claims.to_dict("records")}
-    verdicts = [brief(of_run) for _, of_run in beside]
+    lead, *beside = [*studies, own]
+    by_id = {row["id"]: row for row in lead.claims.to_dict("records")}
+    verdicts = [brief(each.claims) for each in beside]
     rows = []
-    for row in frame.to_dict("records"):
-        lead = leading.get(row["id"])
+    for row in own.claims.to_dict("records"):
+        shown = by_id.get(row["id"], row)
         rows.append(
             [
                 row["id"],
-                lead["verdict"] if lead else "",
+                shown["verdict"],
                 *(of_run.get(row["id"], "") for of_run in verdicts),
-                Html(escaped(row["statement"]) + how(row, commands(profile, row, settings.seeds))),
-                effect(lead) if lead else "",
-                with_unit((lead or row)["paper"], row["unit"]),  # of the comparison that is shown
+                *claim_cells(shown, lead.settings, how(row, commands(profile.name, row, profile.seeds))),
             ]
         )
-    # Verdicts before all else: what a narrow page cuts off is in the picture too.
-    header = ["", _wrapped(title), *(_wrapped(name) for name, _ in beside)]
-    header += ["The paper says", Html("Effect<br>95 % interval"), "Paper"]
+    header = ["", wrapped(lead.title), *(wrapped(each.title) for each in beside), *map(Html, CLAIM_COLUMNS)]
     parts = [
-        f"The picture and the effects in the table are of: {plain(title)}.",
-        drawn(drawn_claims, picture),
-        f"This copy of the book was built at profile `{profile}`: {plain(settings.description)}",
-        f"Of the paper's {len(frame)} claims this profile tested {counts(frame)}.",
-        f"What it can show: {plain(settings.shows)}",
-        f"What it cannot: {plain(settings.cannot_show)}",
+        *(answer(each) for each in (lead, *beside)),
+        above_base(own),
+        f"The picture and the effects in the table show {plain(lead.title)}. Both arms of a claim stand with "
+        "what they were trained with.",
+        drawn(lead.claims, picture),
+        disagreements(lead.claims),
+        f"This copy of the book was built at profile `{profile.name}`: {plain(profile.description)}",
+        f"Of the paper's {len(own.claims)} claims this profile tested {counts(own.claims)}.",
+        f"What it can show: {plain(profile.shows)}",
+        f"What it cannot: {plain(profile.cannot_show)}",
         table(header, rows),
         f"The claims of this profile, with their margins and limits, as {link('claims.csv', 'a file')}.",
     ]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def answer(judged: Judged) -> str:
+    """Return whether Masters helps the student, in one paragraph; nothing where no arm for it was run."""
+    rows = {
+        (row["treatment"], row["control"]): row
+        for row in judged.effects[judged.effects["id"] == "helps"].to_dict("records")
+    }
+    masters, plain_one, between = (rows.get((each.treatment, each.control)) for each in HELPS)
+    if masters is None:
+        return ""
+    said = [f"**Does Masters help the student?** *{plain(judged.title)}:* {_verb(masters)}"]
+    said.append(f"Masters minus the student before training: {_points(masters)}")
+    if plain_one is not None and between is not None:
+        said.append(
+            f"Distillation on the same number of responses without mask and rewards: {_points(plain_one)}"
+        )
+        said.append(f"Masters minus that: {_points(between)}{_beyond(between)}")
+    words = ". ".join(said) + "."
+    trained = judged.settings.get("masters")
+    return words + (f" Masters ran with {plain(trained)}." if trained else "")
+
+
+def _verb(row: Mapping[Any, Any]) -> str:
+    if row["effect_low"] > 0:
+        return "training by Masters improves its greedy answers"
+    if row["effect_high"] < 0:
+        return "training by Masters makes its greedy answers worse"
+    return "no effect of training by Masters on its greedy answers is established"
+
+
+def _beyond(row: Mapping[Any, Any]) -> str:
+    if row["effect_low"] > 0:
+        return ", so masking and rewards add to it"
+    if row["effect_high"] < 0:
+        return ", so masking and rewards take away from it"
+    return ", so masking and rewards add nothing that these runs establish"
+
+
+def _points(row: Mapping[Any, Any]) -> str:
+    greedy = f"{signed(row['effect'])} points ({_range(row, 'effect')})"
+    if not np.isfinite(row["sampled"]):
+        return greedy
+    return f"{greedy}, on sampled answers {signed(row['sampled'])} ({_range(row, 'sampled')})"
+
+
+def _range(row: Mapping[Any, Any], name: str) -> str:
+    return f"{signed(row[f'{name}_low'])} to {signed(row[f'{name}_high'])}"
+
+
+def above_base(own: Judged) -> str:
+    """Return how many trained arms of the reader's run score above the student before training."""
+    rows = own.effects[own.effects["id"] == "above base"]
+    if rows.empty:
+        return ""
+    above, sure = int((rows["effect"] > 0).sum()), int((rows["effect_low"] > 0).sum())
+    below = int((rows["effect_high"] < 0).sum())
+    return (
+        f"Of {len(rows)} arms that train the student in {plain(own.title.lower())}, {above} score above it "
+        f"on greedy answers: {sure} with an interval above zero, and {below} have one below zero."
+    )
+
+
+def disagreements(frame: pd.DataFrame) -> str:
+    """Return the claims for which greedy and sampled answers say different things; nothing without any."""
+    rows = frame[frame["disagree"] != ""]
+    if rows.empty:
+        return ""
+    lines = [f"- {row['id']}: {plain(row['disagree'])}" for row in rows.to_dict("records")]
+    return "\n".join(
+        [
+            "Verdicts rest on greedy answers. For these claims the sampled answers say something else "
+            "(points, intervals of sampled answers over seeds alone):",
+            "",
+            *lines,
+        ]
+    )
+
+
+def claim_cells(row: Mapping[Any, Any], settings: Mapping[str, str], details: Html) -> list[str]:
+    """Return the cells of a claim's row under :data:`CLAIM_COLUMNS`."""
+    return [
+        Html(escaped(row["statement"]) + details),
+        compared(row, settings),
+        effect(row),
+        _sampled(row),
+        "" if np.isnan(row["share"]) else f"{row['share']:+.0f} %".replace("+0", "0").replace("-0", "0"),
+        Html(
+            "<br>".join(
+                escaped(part) for part in (with_unit(row["paper"], row["unit"]), row["cells"]) if part
+            )
+        ),
+        row["excludes_paper"],
+    ]
+
+
+def compared(row: Mapping[Any, Any], settings: Mapping[str, str]) -> Html:
+    """Return the two arms of a row, each with what it was trained with."""
+    lines = [
+        Html(f"{code(name)}<br><small>{escaped(settings[name])}</small>") if name in settings else code(name)
+        for name in (row["treatment"], row["control"])
+    ]
+    return Html("<br>against<br>".join(lines))
+
+
+def _sampled(row: Mapping[Any, Any]) -> Html:
+    if np.isnan(row["sampled"]):
+        return Html()
+    mark = "<br><strong>differs</strong>" if row["disagree"] else ""
+    return Html(f"{signed(row['sampled'])} points<br>{_range(row, 'sampled')}{mark}")
 
 
 def brief(frame: pd.DataFrame) -> dict[str, Html]:
-    """Verdict and effect of each claim in a few words, by its id."""
+    """Return verdict and effect of each claim in a few words, by its id."""
     return {
         row["id"]: Html("<br>".join(escaped(row[name]) for name in ("verdict", "ours") if row[name]))
         for row in frame.to_dict("records")
     }
 
 
-def _wrapped(title: str) -> Html:
+def wrapped(title: str) -> Html:
+    """Return a title as a narrow column's heading."""
     return Html("<br>".join(map(escaped, textwrap.wrap(title, 14))))
 
 
 def counts(frame: pd.DataFrame) -> str:
-    """How many claims were tested and what came out, in words."""
+    """Return how many claims were tested and what came out, in words."""
     number = {verdict: int((frame["verdict"] == verdict).sum()) for verdict in VERDICTS}
     tested = len(frame) - number.pop("not tested")
     return f"{tested}: " + ", ".join(f"**{count} {verdict}**" for verdict, count in number.items())
@@ -95,23 +233,23 @@ def drawn(frame: pd.DataFrame, path: Path) -> Html:
             one is beside it.
 
     Returns:
-        What shows the one that fits, with all of it in words for those who cannot see it.
+        HTML that shows the one that fits, with all of it in words for those who cannot see it.
     """
     narrow = path.with_stem(f"{path.stem}-narrow")
     for file, slim in ((path, False), (narrow, True)):
         write_svg(claims(frame, slim), file)
-    told = ["The effect of each claim here beside the paper's."]
+    words = ["The effect of each claim here beside the paper's."]
     for row in frame.to_dict("records"):
         ours = f"{with_unit(row['ours'], row['unit'])}, 95 % interval {interval(row)}" if row["ours"] else ""
         paper = f"paper {with_unit(row['paper'], row['unit'])}" if row["paper"] else "no figure in the paper"
-        told.append(f"{row['id']} {row['verdict']}: {', '.join(filter(None, (ours, paper)))}.")
-    wide = f'<img src="{path.name}" alt="{html.escape(" ".join(told))}">'
+        words.append(f"{row['id']} {row['verdict']}: {', '.join(filter(None, (ours, paper)))}.")
+    wide = f'<img src="{path.name}" alt="{html.escape(" ".join(words))}">'
     slim_source = f'<source media="(max-width: 600px)" srcset="{narrow.name}">'
     return Html(f'<div class="claims"><picture>{slim_source}{wide}</picture></div>')
 
 
 def how(row: Mapping[Any, Any], made_by: Sequence[str], rows: Html | None = None) -> Html:
-    """Where a verdict comes from: the notebook that shows its runs, and the commands that make them.
+    """Return where a verdict comes from: the notebook that shows its runs, its limits, the commands.
 
     Args:
         row: of the claims.
@@ -120,30 +258,31 @@ def how(row: Mapping[Any, Any], made_by: Sequence[str], rows: Html | None = None
     """
     shown = row["where"]
     lines = ["Shown in " + link(f"notebooks/{shown}.html#{RESULTS}", shown.replace("_", " ")) + "."]
+    lines.append(escaped(f"Margin: {row['margin']:.2f} {row['unit']}. {row['limits']}"))
     if rows:
         lines.append(rows)
     lines += map(code, made_by)
-    return folded("rows and commands", Html("<br>".join(map(str, lines))))
+    return folded("limits, rows and commands", Html("<br>".join(map(str, lines))))
 
 
 def commands(profile: str, row: Mapping[Any, Any], seeds: int) -> list[str]:
-    """What makes the runs of a claim at a profile."""
+    """Return the commands that make the runs of a claim at a profile."""
     arms = dict.fromkeys((row["treatment"], row["control"]))
     each = " for each seed below " + str(seeds) if seeds > 1 else ""
     return [f"masters train {shlex.join([profile, name])} --seed 0{each and '  #' + each}" for name in arms]
 
 
 def effect(row: Mapping[Any, Any]) -> Html:
-    """Our effect and below it its 95 % interval; nothing where nothing was measured."""
+    """Return our effect and below it its 95 % interval; nothing where nothing was measured."""
     measured = with_unit(row["ours"], row["unit"])
     return Html(f"{escaped(measured)}<br>{escaped(interval(row))}") if measured else Html()
 
 
 def interval(row: Mapping[Any, Any]) -> str:
-    """The 95 % interval in words, empty where there is none."""
+    """Return the 95 % interval in words, empty where there is none."""
     return ClaimRow(*(row[name] for name in ClaimRow._fields)).interval
 
 
 def with_unit(value: str, unit: str) -> str:
-    """A number with its unit; nothing where there is no number."""
+    """Return a number with its unit; nothing where there is no number."""
     return value and f"{value} {unit}"

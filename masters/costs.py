@@ -104,6 +104,7 @@ class Measured:
         steps: of training.
         responses: that were generated for it.
         tokens: of these responses.
+        scored: responses read by a teacher or the reference, once per model and mask ratio.
         accuracy: greedy, after training.
     """
 
@@ -111,14 +112,15 @@ class Measured:
     steps: int
     responses: int
     tokens: int
+    scored: int
     accuracy: float
 
     def at(self, steps: int) -> "Measured":
         """An online run of another length, each step as dear as one of this; its accuracy is not known."""
         factor = steps / self.steps
-        made, said = round(factor * self.responses), round(factor * self.tokens)
+        responses, tokens, scored = (round(factor * n) for n in (self.responses, self.tokens, self.scored))
         accuracy = self.accuracy if steps == self.steps else math.nan
-        return Measured(self.cost.times(factor), steps, made, said, accuracy)
+        return Measured(self.cost.times(factor), steps, responses, tokens, scored, accuracy)
 
 
 def measured(lab: Lab, name: str, results: Results, seed: int = 0) -> Measured:
@@ -147,7 +149,7 @@ def measured(lab: Lab, name: str, results: Results, seed: int = 0) -> Measured:
         rest = spent["seconds"] - sum(spent[name] for name in TIMED)
         cost = Cost(spent["generation_seconds"], spent["judging_seconds"], 0.0, rest)
         made, said = int(spent["responses"]), int(spent["response_tokens"])
-        return Measured(cost, spec.steps, made, said, float(row["accuracy"]))
+        return Measured(cost, spec.steps, made, said, made, float(row["accuracy"]))
     generation, judging, made, said = 0.0, 0.0, 0, 0
     for what in wanted(lab, name):
         frame = lab.groups(what.model, what.ratio, what.n, choice=what.choice)
@@ -157,7 +159,7 @@ def measured(lab: Lab, name: str, results: Results, seed: int = 0) -> Measured:
         lab.judge.score_many(list(frame["asked"]), list(frame["label"]), list(frame["text"]))
         judging += time.perf_counter() - start
         made, said = made + len(frame), said + int(frame["tokens"].map(len).sum())
-    scoring = 0.0
+    scoring, scored = 0.0, 0
     if lab.profile.distillation.cache_teacher:  # otherwise the teacher runs along, and training has its time
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # should scores have been cleared away, they are made anew, and here
@@ -165,10 +167,55 @@ def measured(lab: Lab, name: str, results: Results, seed: int = 0) -> Measured:
             for scorer, ratio, author, at, n in scores(spec):
                 source = lab.source(scorer, ratio, spec.choice())
                 scoring += seconds(lab.distributions(source, author, at, n, spec.choice()))
+                scored += n * len(lab.pool)
         finally:
             torch.set_num_threads(threads)
     cost = Cost(generation, judging, scoring, float(row["seconds"]), ("generation", "judging", "scoring"))
-    return Measured(cost, spec.steps, made, said, float(row["accuracy"]))
+    return Measured(cost, spec.steps, made, said, scored, float(row["accuracy"]))
+
+
+def at_rates_of(online: Measured, offline: Measured) -> Cost:
+    """Return what an online run would cost with the engine of an offline run.
+
+    The same online run with one engine for both: its responses at the offline run's seconds per response,
+    one reading of each by the reference at its seconds per scored response, its steps at its seconds per
+    step.
+    Rates of large batches, such as the store's, favor the online run, which answers one batch at a time; the
+    rate of scoring does not, where a teacher larger than the reference has a part in it.
+    """
+    cost = offline.cost
+    return Cost(
+        generation=online.responses * cost.generation / offline.responses,
+        judging=online.responses * cost.judging / offline.responses,
+        scoring=online.responses * cost.scoring / max(offline.scored, 1),
+        training=online.steps * cost.training / offline.steps,
+    )
+
+
+def with_equal_rates(
+    table: pd.DataFrame, online: str = "online", offline: str = "own_accuracy"
+) -> pd.DataFrame:
+    """Return a table of costs with ``total_equal``: the total of each run with one engine for all.
+
+    Args:
+        table: one row per run: seed, arm, and the columns of ``costs.csv`` (:mod:`masters.study_tables`).
+        online: the arm whose runs another engine made.
+        offline: the arm whose rates it gets, of the same seed; NaN where there is none.
+    """
+    rows = {(row["arm"], row["seed"]): row for row in table.to_dict("records")}
+
+    def total(row: dict[Any, Any]) -> float:
+        if row["arm"] != online:
+            return float(row["total"])
+        other = rows.get((offline, row["seed"]))
+        return at_rates_of(_measured(row), _measured(other)).total() if other else math.nan
+
+    return table.assign(total_equal=[total(row) for row in rows.values()])
+
+
+def _measured(row: dict[Any, Any]) -> Measured:
+    cost = Cost(*(row[name] for name in ("generation", "judging", "scoring", "training")))
+    return Measured(cost, *(row[name] for name in ("steps", "responses", "tokens", "scored", "accuracy")))
 
 
 def _seconds_a_response(lab: Lab, what: Wanted) -> float:

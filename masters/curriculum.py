@@ -79,6 +79,23 @@ def all_stages(spec: RunSpec) -> list[Stage]:
     return list(dict.fromkeys(map(stages(spec), range(spec.steps))))
 
 
+def learning_rate_shares(spec: RunSpec) -> dict[Stage, float]:
+    """Return how much of the learning rate, summed over all steps, each stage of a run gets.
+
+    Equal stages get equal shares at a constant rate, as in the paper. Where the rate falls to zero, the late
+    stages, those of the whole teacher, hardly count.
+    """
+    stage_of, shares = stages(spec), dict.fromkeys(all_stages(spec), 0.0)
+    warm_up = max(1, spec.steps // 50)
+    for step in range(spec.steps):
+        rate = 1.0
+        if spec.lr_schedule == "linear":
+            rate = min(step / warm_up, (spec.steps - step) / max(1, spec.steps - warm_up))
+        shares[stage_of(step)] += rate
+    total = sum(shares.values())
+    return {stage: share / total for stage, share in shares.items()}
+
+
 def authors(spec: RunSpec, stage: Stage) -> list[tuple[str, float, int]]:
     """Who wrote the responses of a stage: (model, one of ``LABELS`` or ``refreshed``, mask ratio, responses a
     question); ``refreshed`` is the student as it is when the stage begins.

@@ -26,7 +26,6 @@ from masters import runs, workers
 from masters.arms import LABELS, RunSpec, arm
 from masters.curriculum import Part, all_stages, authors, grouped, scores
 from masters.distributions import distributions
-from masters.divergence import jsd
 from masters.evaluation import latency
 from masters.files import cache_dir, hash_of
 from masters.judges import EmbeddingJudge, LLMJudge, RuleJudge, corpus
@@ -39,7 +38,7 @@ from masters.responses.engines import engine_of
 from masters.runs import Results
 from masters.settings import Profile, load_profile
 from masters.tasks import REGISTERS, vocabulary
-from masters.topk import Packed, TopK
+from masters.topk import TopK
 
 VERSION = 2
 
@@ -191,7 +190,7 @@ class Lab:
         self, model: str, ratio: float, n: int, judge: str = "rule", choice: MaskChoice = PAPERS
     ) -> pd.DataFrame:
         """The first ``n`` responses of a model to every question of the pool, judged."""
-        zero = {"generated": 0, "reused": 0, "seconds": 0.0}
+        zero = {"generated": 0, "reused": 0, "responses": 0, "seconds": 0.0}
         counts = self._counts.setdefault((model, ratio, choice.at(ratio)), zero)
         start = time.perf_counter()
         frame = responses(
@@ -207,6 +206,7 @@ class Lab:
             engine=self.engine,
         )
         counts["seconds"] += time.perf_counter() - start
+        counts["responses"] = max(counts["responses"], len(frame))
         return frame
 
     def judge_of(self, name: str) -> Judge:
@@ -250,33 +250,29 @@ class Lab:
         size = len(self.processor.tokenizer)
         return distributions(scorer, self.questions("train"), self.pool, texts, top_k, size)
 
-    def responses(self, model: str, ratio: float = 0.0, n: int = 8) -> pd.DataFrame:
-        """Responses of the pool with the divergence of each between the large teacher and the base student.
+    def cache_figures(self) -> pd.DataFrame:
+        """Return what this lab asked of the cache, one row per source and mask ratio.
 
         Returns:
-            One row a response: question, index, text, tokens, logprobs, finish, correct, task, skill, asked,
-            label, divergence (mean JSD a token, Eq. 5, nats).
+            source, ratio, ``responses`` (asked for at least once), ``generated`` (of these, by this lab; the
+            others were there), ``seconds``, ``per_second`` (of those generated; NaN without any) and ``mib``
+            (size on disk of all responses of the source).
         """
-        frame = self.groups(model, ratio, n)
-        teacher_ratio = ratio if model != "student" else 0.0
-        teacher = self.distributions(self.source("large", teacher_ratio), model, ratio, n)
-        student = self.distributions(self.source("student"), model, ratio, n)
-        frame["divergence"] = [
-            float(jsd(_float(teacher[row]), _float(student[row])).mean()) for row in range(len(frame))
-        ]
-        about = self.questions("train").table.set_index("id").loc[frame["question"]]
-        for column in ("task", "skill"):
-            frame[column] = about[column].to_numpy()
-        return frame
-
-    def cache_figures(self) -> pd.DataFrame:
-        """What this lab asked of the cache, a row a source and mask ratio; ``mib`` is the size on disk."""
         rows = []
         for (model, ratio, choice), counts in sorted(self._counts.items(), key=lambda item: str(item[0])):
             size = sum(path.stat().st_size for path in self.store(model, ratio, choice).shards())
-            rate = counts["generated"] / counts["seconds"] if counts["generated"] else float("nan")
-            row = {"source": choice.title(model), "ratio": ratio, **counts, "per_second": rate}
-            rows.append(row | {"mib": size / 2**20})
+            generated, seconds = counts["generated"], counts["seconds"]
+            rows.append(
+                {
+                    "source": choice.title(model),
+                    "ratio": ratio,
+                    "responses": counts["responses"],
+                    "generated": generated,
+                    "seconds": seconds,
+                    "per_second": generated / seconds if generated else float("nan"),
+                    "mib": size / 2**20,
+                }
+            )
         return pd.DataFrame(rows)
 
     # --- runs -----------------------------------------------------------------------------------------------
@@ -382,7 +378,3 @@ class Lab:
     def parallel(self, jobs: Sequence[workers.Job], what: str, processes: int | None = None) -> None:
         """Do independent jobs in some processes, those of the profile when None, one thread each."""
         workers.run(Lab, self.profile, jobs, processes or self.profile.processes, what)
-
-
-def _float(values: np.ndarray | Packed) -> torch.Tensor:
-    return values.logits() if isinstance(values, Packed) else torch.from_numpy(values.astype(np.float32))

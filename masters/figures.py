@@ -24,16 +24,17 @@ from masters.drawing import COLOURS, INK, QUIET, WIDTH, need, panels
 from masters.schedule import MaskSchedule
 from masters.statistics import power_law
 
+OVER_SEEDS = "95 % interval over seeds"
 MARKERS, DASHES = "osD^vPX*<>", ("-", "--", "-.", ":")
 RUNGS = {"student": "base", "mid": "mid", "large": "large"}
 LABELS = {
     "learning_rate": "learning rate",
     "step": "training step",
-    "loss": "loss (nats a token)",
-    "divergence": "divergence from the teacher\n(nats a token)",
+    "loss": "loss (nats per token)",
+    "divergence": "divergence from the teacher\n(nats per token)",
     "policy": "policy loss",
-    "kl": "KL to the base student\n(nats a token)",
-    "log_ratio": "log-ratio to the authors\n(nats a token)",
+    "kl": "KL to the base student\n(nats per token)",
+    "log_ratio": "log-ratio to the models that wrote\nthe responses (nats per token)",
     "effective_samples": "effective samples (share of tokens)",
     "flat_groups": "groups without spread (share)",
     "reward_accuracy": "accuracy reward (0 to 1)",
@@ -42,7 +43,7 @@ LABELS = {
     "accuracy": "accuracy (%)",
     "tokens": "response length (tokens)",
     "r_max": "first mask ratio r_max",
-    "responses": "responses a question",
+    "responses": "responses per question",
     "student_responses": "student's share of 8 responses",
 }
 
@@ -103,23 +104,16 @@ def samples(rows: Iterable[Mapping[str, Any]], columns: int = 4) -> Figure:
     return figure
 
 
-def ladder(table: pd.DataFrame, runs: pd.DataFrame) -> Figure:
-    """Parameters against accuracy of the models before any distillation: the capacity gap.
+def size_accuracy(
+    table: pd.DataFrame, runs: pd.DataFrame, arms: Sequence[str] = (), blind: float | None = None
+) -> Figure:
+    """Draw size against accuracy (Fig. 1): the ladder as a line, distilled students as points at their size.
 
     Args:
-        table: of the models, with ``model`` and ``parameters``.
-        runs: with the arms ``base``, ``mid`` and ``large``.
-    """
-    return size_accuracy(table, runs, ())
-
-
-def size_accuracy(table: pd.DataFrame, runs: pd.DataFrame, arms: Sequence[str] = ("masters",)) -> Figure:
-    """Fig. 1: size against accuracy, the ladder as a line, distilled students as points at their size.
-
-    Args:
-        table: of the models, with ``model`` and ``parameters``.
+        table: the models, with ``model`` and ``parameters``.
         runs: with the arms of the ladder and those named.
-        arms: distilled students.
+        arms: distilled students; without any the figure shows the capacity gap.
+        blind: accuracy in percent of a lookup from the question's text (:mod:`masters.blind`), for a line.
     """
     need(table, "model", "parameters")
     figure, (axis,) = panels()
@@ -133,9 +127,11 @@ def size_accuracy(table: pd.DataFrame, runs: pd.DataFrame, arms: Sequence[str] =
     for index, row in enumerate(summary(runs, order=arms).to_dict("records") if arms else ()):
         place, marker = np.array([size["student"]]), MARKERS[(index + 1) % len(MARKERS)]
         _points(axis, place, pd.DataFrame([row]), COLOURS[(index + 1) % 10], marker, _title(row["name"]))
-    axis.set(xscale="log", xlabel="parameters", ylabel=LABELS["accuracy"])
+    axis.set(xscale="log", xlabel="parameters", ylabel=f"{LABELS['accuracy']}, {OVER_SEEDS}")
     axis.margins(0.15)
-    if arms:
+    if blind is not None:
+        axis.axhline(blind, color=QUIET, ls="--", label="blind: the question's text alone")
+    if arms or blind is not None:
         axis.legend(loc="lower right")
     return figure
 
@@ -159,7 +155,7 @@ def training_curves(log: pd.DataFrame, y: str = "loss", hue: str = "arm", x: str
         axis.fill_between(
             at, steps["low"].to_numpy(), steps["high"].to_numpy(), color=colour, alpha=0.15, lw=0
         )
-    axis.set(xlabel=LABELS.get(x, x), ylabel=LABELS.get(y, y))
+    axis.set(xlabel=LABELS.get(x, x), ylabel=LABELS.get(y, y), title=f"band: {OVER_SEEDS}")
     _legend(axis)
     return figure
 
@@ -221,9 +217,8 @@ def effects(frame: pd.DataFrame, unit: str = "accuracy (%)") -> Figure:
     y = np.arange(len(frame), dtype=float)
     _bars(axes[0], frame, y, [COLOURS[0]] * len(frame))
     axes[0].set_yticks(y, [textwrap.fill(_title(str(name)), 22) for name in frame["name"]])
-    axes[0].set(ylim=(len(frame) - 0.5, -0.5), xlabel=unit)
+    axes[0].set(ylim=(len(frame) - 0.5, -0.5), xlabel=unit, title=f"here, {OVER_SEEDS}")
     if both:
-        axes[0].set_title("here")
         axes[1].plot(frame["paper"].to_numpy(dtype=float), y, "D", mfc="none", mec=INK)
         axes[1].set_title("paper (single runs)")
         axes[1].set_xlabel(unit)
@@ -251,36 +246,31 @@ def grid(runs: pd.DataFrame, x: str, paper: pd.DataFrame | None = None) -> Figur
         for index, name in enumerate(column for column in paper.columns if column != x):
             line = f"-{MARKERS[index % len(MARKERS)]}"
             axes[1].plot(rows[x], rows[name], line, color=COLOURS[(index + 1) % 10], label=name)
-        axes[0].set_title("here")
         axes[1].set_title("paper (single runs)")
         _legend(axes[1])
     for axis in axes:
         axis.set(xlabel=LABELS.get(x, x), ylabel=LABELS["accuracy"])
         if x == "learning_rate":
             axis.set_xscale("log")
+    axes[0].set_title(f"here, {OVER_SEEDS}")
     return figure
 
 
 def reward_distribution(responses: pd.DataFrame, hue: str = "source") -> Figure:
-    """Both rewards over the responses: the share that is right, and the distillation reward (Eq. 7).
-
-    Eq. 7 is applied over all responses of a question in the table; questions without spread are left out.
+    """Draw both rewards over the responses: the share that is right, and the distillation reward (Eq. 7).
 
     Args:
-        responses: one row a response: ``question``, ``correct`` (0 or 1), ``divergence`` and perhaps ``hue``.
-        hue: column that tells who answered; without it all responses are one group.
+        responses: one row per response: ``correct`` (0 or 1), ``reward_distillation`` and ``hue``, such as
+            :func:`masters.groups.rewarded_groups` returns them.
+        hue: column that tells who answered.
     """
-    need(responses, "question", "correct", "divergence")
-    table = responses if hue in responses else responses.assign(**{hue: "all responses"})
-    groups = table.groupby("question")["divergence"]
-    low, high = groups.transform("min"), groups.transform("max")
-    reward = ((high - table["divergence"]) / (high - low)).where(high > low)
+    need(responses, "correct", "reward_distillation", hue)
     figure, (left, right) = panels(1, 2)
-    names, bins = list(dict.fromkeys(table[hue])), np.linspace(0, 1, 11).tolist()
+    names, bins = list(dict.fromkeys(responses[hue])), np.linspace(0, 1, 11).tolist()
     for index, name in enumerate(names):
-        rows, colour = table[hue] == name, COLOURS[index % 10]
-        left.bar(index, 100 * table.loc[rows, "correct"].mean(), color=colour, width=0.6)
-        values = reward[rows].dropna().to_numpy(dtype=float)
+        rows, colour = responses[hue] == name, COLOURS[index % 10]
+        left.bar(index, 100 * responses.loc[rows, "correct"].mean(), color=colour, width=0.6)
+        values = responses.loc[rows, "reward_distillation"].to_numpy(dtype=float)
         share = np.full(len(values), 100 / max(1, len(values)))
         dash = DASHES[index % 4]
         right.hist(values, bins, weights=share, histtype="step", color=colour, lw=2, ls=dash, label=str(name))

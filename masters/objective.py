@@ -18,7 +18,9 @@ Departures from the paper, each a parameter and off by default:
       distillation reward alone decides there, at full unit variance.
     * distillation_on="sum": Eq. 7 on the divergence summed over a response's tokens instead of its mean,
       which favours long, predictable text.
-    * policy_weight: a weight of L_GRPO in the sum.
+    * policy_weight: weight of the reward term of L_GRPO. The KL keeps its own weight, beta, so a smaller
+      policy_weight makes the KL stronger relative to the rewards. Weighting all of L_GRPO by w, as an earlier
+      version did, is policy_weight w with beta w times as large.
     * divergence: another one in the place of the JSD, as table 5f plugs Masters into other methods.
     * teacher_temperature: the teacher of Eq. 5 and 7 is ``softmax(log p / T)``, softer above 1 and sharper
       below. The student is not tempered, so no factor of T squared is due (Hinton et al., arXiv 1503.02531).
@@ -108,8 +110,8 @@ def masters_loss(
         rewards: which of "accuracy" and "distillation" are summed. Empty: only the JSD remains (naive or
             masked distillation).
         normalise: Eq. 7 as written; False: the negative divergence (table 5e).
-        beta: weight of the KL inside L_GRPO; the paper's is 0.1.
-        policy_weight: weight of L_GRPO, KL included; the paper's sum is unweighted.
+        beta: weight of the KL; the paper's is 0.1.
+        policy_weight: weight of the reward term of L_GRPO; the paper's sum is unweighted.
         ratio: "one" or "clipped", see the top of the module.
         clip: half-width of the clipped ratio's interval around 1; for ratio="clipped" only.
         advantages: "all" or "positive".
@@ -194,7 +196,7 @@ def masters_loss(
         parts["policy"] = policy
         total = total + policy_weight * policy
         if regularised:
-            total = total + policy_weight * beta * parts["kl"]
+            total = total + beta * parts["kl"]
         return total, parts
 
     # With the advantages known beforehand and ratio one, the loss is linear in the terms of each token.

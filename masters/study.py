@@ -26,8 +26,10 @@ from typing import Any
 import pandas as pd
 
 from masters.arms import arm
-from masters.claims import CLAIMS
-from masters.costs import measured
+from masters.blind import blind_table
+from masters.claims import CLAIMS, all_pairs
+from masters.comparisons import measure
+from masters.costs import measured, with_equal_rates
 from masters.experiments import VERSION, Lab
 from masters.files import STUDY, cache_dir, hash_of, write_atomic
 from masters.provenance import machine
@@ -36,14 +38,14 @@ from masters.study_map import measure_map
 from masters.study_models import keep, with_kept
 from masters.study_plan import load_study
 from masters.study_tables import ANSWERS, COLUMNS, Tables
-from masters.verdicts import judge_claims, judge_comparisons, measure_claims
+from masters.verdicts import judge_claims
 
 # Arms of the claims about cost.
 COMPARED_BY_COST = {
     arm_of
     for claim in CLAIMS
     for each in claim.comparisons
-    if each.metric == "cost"
+    if each.unit == "times"
     for arm_of in (each.treatment, each.control)
 }
 AT_ONCE = 8  # runs between two writes of the tables
@@ -83,8 +85,8 @@ class Study:
         if not spec.rewards or spec.learn_from == "online":  # TRL's loss is the policy term alone
             return [f"{name}+learning_rate={rate:g}" for rate in self.plan.trials.plain]
         return [
-            f"{name}+learning_rate={rate:g}+policy_weight={weight:g}"
-            for rate, weight in self.plan.trials.rewarded
+            f"{name}+learning_rate={rate:g}+policy_weight={weight:g}+beta={beta:g}"
+            for rate, weight, beta in self.plan.trials.rewarded
         ]
 
     def key(self, setting: str, replicate: int, split: str = "test") -> str:
@@ -162,7 +164,7 @@ class Study:
         """What the runs took whose cost a claim is about, in seconds of one process; seeds are replicates."""
         counts = self.runs[["replicate", "arm", "key"]]
         table = self.tables.read("costs.csv").merge(counts, on=list(counts))
-        return table.rename(columns={"replicate": "seed"})
+        return with_equal_rates(table.rename(columns={"replicate": "seed"}))
 
     def missing(self, replicates: Iterable[int] | None = None) -> dict[int, list[str]]:
         """The arms that have no run yet, by replicate; those that wait for trials are among them."""
@@ -298,13 +300,15 @@ class Study:
     def judge(self, resamples: int = 2000) -> pd.DataFrame:
         """Write what follows from the runs: the claims, every comparison behind them, and the map."""
         predictions, ladder = self.predictions(), self.tables.read("ladder.csv")
-        effects = measure_claims(predictions, resamples, costs=self.costs)
+        runs = self.runs.rename(columns={"replicate": "seed"})
+        effects = measure(predictions, all_pairs(), resamples, runs, self.costs)
         frame = judge_claims(effects)
         settings, usual = self.settings().items(), self.profile.distillation
         rates = {name: arm(setting, self.profile).learning_rate for name, setting in settings}
         places = measure_map(predictions, ladder, usual, rates, resamples)
         self.tables.write("claims.csv", frame)
-        self.tables.write("comparisons.csv", judge_comparisons(effects))
+        self.tables.write("comparisons.csv", effects)
+        self.tables.write("blind.csv", blind_table(self.profile))
         self.tables.write("map.csv", places)
         return frame
 
@@ -351,7 +355,8 @@ class Study:
                 continue
             took = measured(lab, setting, results, replicate)
             figures = {
-                column: getattr(took, column) for column in ("steps", "responses", "tokens", "accuracy")
+                column: getattr(took, column)
+                for column in ("steps", "responses", "tokens", "scored", "accuracy")
             }
             about = {"replicate": replicate, "arm": name, "key": self.key(setting, replicate)}
             rows.append(about | figures | took.cost.parts() | {"total": took.cost.total()})

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -11,12 +12,13 @@ from masters.study_map import effect_map
 from masters.study_sweep import sweep, swept, whole, worst
 
 
-def map_section(effects: pd.DataFrame, beside: Path) -> list[str]:
-    """Where an effect is, and how large one would have been seen elsewhere; nothing without a pair of arms.
+def map_section(effects: pd.DataFrame, beside: Path, blind: pd.Series) -> list[str]:
+    """Return where an effect is, and how large one would have been seen elsewhere; nothing without a pair.
 
     Args:
         effects: as :func:`masters.study_map.measure_map` returns them.
         beside: the picture's name begins with the stem of this path.
+        blind: accuracy of the blind baseline as a fraction, by task and of ``all`` questions; may be empty.
     """
     if effects.empty:
         return []
@@ -24,12 +26,23 @@ def map_section(effects: pd.DataFrame, beside: Path) -> list[str]:
         "*Masking* is a masked teacher against an unmasked one without rewards, *masking under rewards* the "
         "same with both rewards. *Rewards* is both rewards against none, each with the learning rate chosen "
         "for it; *at one learning rate* has that of the rewarded arm in both. Otherwise the arms of a pair "
-        "are alike. Rates were chosen at the usual setting; another student or teacher may want others. The "
-        "95 % intervals are not corrected for their number: of twenty, one misses zero by chance."
+        "are alike. Rates were chosen at the usual setting; another student or teacher may need others. The "
+        "95 % intervals, over seeds and questions, are not corrected for their number: of twenty, one misses "
+        "zero by chance."
     )
+    level = 100 * float(blind.get("all", 0.0))
+    if level:
+        about += (
+            f" A lookup from the question's text, which sees no picture, answers {level:.1f} %: a student "
+            "below that before training is marked, and says little about learning to see."
+        )
     rows = [
         [
             f"{row['axis']} {row['value']:.3g}",
+            ""
+            if np.isnan(row["student_accuracy"])
+            else f"{row['student_accuracy']:.1f}"
+            + (" (below blind)" if row["student_accuracy"] < level else ""),
             str(row["effect"]),
             Html(f"{code(row['treatment'])} against {code(row['control'])}"),
             Html(f"{row['points']:+z.1f}<br>{row['low']:+z.1f} to {row['high']:+z.1f}"),
@@ -38,12 +51,19 @@ def map_section(effects: pd.DataFrame, beside: Path) -> list[str]:
         ]
         for row in effects.to_dict("records")
     ]
-    header = ["Place", "Effect of", "Arms", Html("Points<br>95 % interval"), Html("Smallest<br>detectable")]
+    header = [
+        "Place",
+        Html("Student before<br>training, %"),
+        "Effect of",
+        "Arms",
+        Html("Points<br>95 % interval"),
+        Html("Smallest<br>detectable"),
+    ]
     words = "The effects of masking and of the rewards along each axis, with their 95 % intervals."
     return [
         "## Where the parts help",
         about,
-        _picture(effect_map(effects), beside, "map", words),
+        _picture(effect_map(effects, level), beside, "map", words),
         _found(effects),
         folded("Every place of the map", table([*header, "Seeds"], rows)),
     ]

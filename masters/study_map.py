@@ -18,13 +18,14 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter
 
 from masters.comparisons import SAME_RUN, Comparison, measured_with_seeds
 from masters.drawing import COLOURS, QUIET, need, panels
 from masters.figures import DASHES, MARKERS
 from masters.settings import Distillation
-from masters.statistics import minimum_detectable_effect, standard_error
+from masters.statistics import minimum_detectable_effect
 
 PAIRS = {
     "masking": ("masked", "naive_multi"),
@@ -34,7 +35,7 @@ PAIRS = {
 AT_ONE_RATE = "rewards at one learning rate"
 EFFECTS = (*PAIRS, AT_ONE_RATE)
 AXES = {
-    "gap": "weights of the teacher / of the student",
+    "gap": "weights of teacher / weights of student (accuracy of that student before training)",
     "r_max": "first mask ratio r_max",
     "r_max_mid": "first mask ratio r_max of the mid teacher",
     "learning_rate": "learning rate",
@@ -46,7 +47,10 @@ ALIKE = "learning_rate|steps|label_noise|teacher_temperature"  # as is the stude
 NEUTRAL = {"label_noise": "0", "teacher_temperature": "1"}  # of arms whose name says nothing
 LINEAR = ("r_max", "r_max_mid", "label_noise")  # the other axes are logarithmic
 MID, MID_UNMASKED = "masters+teachers=mid", "masters+teachers=mid+r_max=0.0"
-COLUMNS = ["axis", "value", "effect", "treatment", "control", "points", "low", "high", "smallest", "seeds"]
+COLUMNS = [
+    *("axis", "value", "effect", "treatment", "control", "points", "low", "high", "smallest", "seeds"),
+    "student_accuracy",
+]
 
 
 def measure_map(
@@ -68,7 +72,8 @@ def measure_map(
     Returns:
         One row an axis (of ``AXES``), effect (of ``EFFECTS``) and place, in that order: axis, value, effect,
         treatment and control, ``points`` of greedy accuracy between the bounds ``low`` and ``high`` of the
-        95 % interval, the ``smallest`` effect found four times out of five, and the seeds of both arms.
+        95 % interval, the ``smallest`` effect found four times out of five, the seeds of both arms, and
+        ``student_accuracy``, the percentage that the pair's student answers before training (NaN if unknown).
     """
     names = {_spelled(str(arm)): str(arm) for arm in predictions["arm"].unique()}
     of_arm = dict(list(predictions.groupby("arm", observed=True)))
@@ -84,8 +89,11 @@ def measure_map(
         both = pd.concat([of_arm[pair.treatment], of_arm[pair.control]])
         if effect_and_seeds := measured_with_seeds(both, pair, resamples):
             interval, seeds = effect_and_seeds
-            smallest = minimum_detectable_effect(standard_error(interval))
-            rows.append([axis, value, effect, pair.treatment, pair.control, *interval, smallest, seeds])
+            smallest = minimum_detectable_effect(interval)
+            before = of_arm.get(_before(treatment))
+            able = float("nan") if before is None else 100 * float(before["correct"].mean())
+            arms = [pair.treatment, pair.control]
+            rows.append([axis, value, effect, *arms, *interval[:3], smallest, seeds, able])
     table = pd.DataFrame(rows, columns=COLUMNS)
     rank = {name: place for place, name in enumerate([*AXES, *EFFECTS])}
     return table.sort_values(
@@ -101,6 +109,14 @@ def _spelled(arm: str) -> str:
         if arm in others:
             return name
     return re.sub(rf"^(?=(r_max|student|teachers|{ALIKE})=)", "masters+", arm)
+
+
+def _before(arm: str) -> str:
+    """The arm that is an arm's student before training."""
+    match = re.search(r"student=([a-z]+)", arm)
+    if match is None:
+        return "base"
+    return match[1] if match[1] in ("mid", "large") else f"base+student={match[1]}"
 
 
 def _pairs(
@@ -151,11 +167,13 @@ def _at_one_rate(rates: Mapping[str, float], size: pd.Series) -> Iterator[tuple[
                 yield "gap", float(size[teacher] / size[student]), AT_ONE_RATE, rewarded, name
 
 
-def effect_map(table: pd.DataFrame) -> Figure:
-    """Every effect along each axis with its interval.
+def effect_map(table: pd.DataFrame, blind: float = 0.0) -> Figure:
+    """Draw every effect along each axis with its 95 % interval over seeds and questions.
 
     Args:
         table: as ``measure_map`` returns it.
+        blind: accuracy of a lookup from the question's text, in percent. Where the student is below it before
+            training, the mark is hollow.
 
     Raises:
         ValueError: it has no row, or lacks a column.
@@ -175,6 +193,8 @@ def effect_map(table: pd.DataFrame) -> Figure:
             panel.errorbar(
                 at, rows["points"], reach, fmt=style, color=COLOURS[place], elinewidth=1.2, label=effect
             )
+            below = rows["student_accuracy"] < blind
+            panel.plot(at[below], rows.loc[below, "points"], MARKERS[place], mfc="white", mec=COLOURS[place])
         panel.axhline(0, color=QUIET, lw=1)
         panel.set(xlabel=AXES[axis], ylabel="effect (points)")
         if axis not in LINEAR:
@@ -182,7 +202,14 @@ def effect_map(table: pd.DataFrame) -> Figure:
             panel.set_xticks(np.unique(on_axis["value"]), minor=False)
             panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{float(f'{value:.2g}'):g}"))
             panel.xaxis.minorticks_off()
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False)
+        if axis == "gap":
+            able = on_axis.dropna().groupby("value")["student_accuracy"].mean()
+            panel.set_xticks(able.index, [f"{value:.2g}\n({score:.0f} %)" for value, score in able.items()])
+    handles, labels = axes[0].get_legend_handles_labels()
+    if (table["student_accuracy"] < blind).any():
+        handles.append(Line2D([], [], color=QUIET, marker="o", mfc="white", ls=""))
+        labels.append("student below blind")
+    figure.legend(handles, labels, loc="outside upper center", ncols=2, frameon=False)
     return figure
 
 

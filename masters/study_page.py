@@ -1,8 +1,8 @@
-"""The page of a study: what the tracked files of the long run say, the claims first, then what is behind.
+"""The page of a study: what its tracked files say, the claims first, then what is behind them.
 
-``masters.study`` writes the files into ``data/results/NAME``. This module reads them and computes nothing
-but means over seeds, and the verdicts, so that these follow the margins and the rule of today. What is not
-there yet is named, so that a study half done reads as one.
+``masters.study`` writes the files into ``data/results/NAME``. This module reads them and computes only means
+over seeds, and the verdicts, so that these follow the margins and the rule of today. What is not there yet is
+named, so that an unfinished study reads as one.
 """
 
 import json
@@ -14,52 +14,68 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from masters.arms import CHANGES
-from masters.claims_page import brief, counts, drawn, effect, how, with_unit
+from masters.arms import CHANGES, arm, settings_of
+from masters.claim_rows import signed
+from masters.claims_page import (
+    CLAIM_COLUMNS,
+    Judged,
+    answer,
+    brief,
+    claim_cells,
+    counts,
+    disagreements,
+    drawn,
+    how,
+    with_unit,
+)
+from masters.comparisons import read_effects
+from masters.curriculum import learning_rate_shares
 from masters.markup import Html, code, escaped, folded, link, table
+from masters.settings import Profile
 from masters.study_beyond import forms, map_section, sweep_section
 from masters.study_map import COLUMNS as MAP
 from masters.study_plan import load_study
 from masters.study_sweep import swept
-from masters.verdicts import judge_claims, read_effects
+from masters.verdicts import judge_claims, judge_comparisons
 
 if TYPE_CHECKING:
     from masters.study import Study
 
 FILES = (
     *("comparisons.csv", "map.csv", "runs.csv", "costs.csv", "trials.csv", "tasks.csv", "registers.csv"),
-    "machine.json",
+    *("blind.csv", "machine.json"),
 )
 # Columns of costs.csv: what stands above the mean, decimals.
 COSTS = {
     "steps": ("Steps", 0),
-    "responses": ("Responses made", 0),
-    "tokens": ("Tokens made", 0),
+    "responses": ("Responses generated", 0),
+    "tokens": ("Tokens generated", 0),
     "generation": ("Generation, s", 0),
     "judging": ("Judging, s", 1),
     "scoring": ("Scoring, s", 1),
     "training": ("Training, s", 0),
-    "total": ("In all, s", 0),
+    "total": ("Total as run, s", 0),
+    "total_equal": ("Total at equal rates, s", 0),
 }
 
-TRIAL = ("arm", "learning_rate", "policy_weight", "accuracy", "sampled_accuracy", "chosen")
+TRIAL = ("arm", "learning_rate", "policy_weight", "beta", "accuracy", "sampled_accuracy", "chosen")
 # Columns of runs.csv: what stands above the mean, what it is multiplied by, decimals.
 MEASURES = {
     "accuracy": ("Greedy accuracy, %", 100, 1),
     "sampled_accuracy": ("Sampled accuracy, %", 100, 1),
-    "tokens": ("Tokens a response", 1, 1),
+    "tokens": ("Tokens per response", 1, 1),
     "kl": ("KL to the base student, nats", 1, 3),
     "seconds": ("Seconds of training", 1, 0),
 }
 
 
-def study_page(study: "Study", profile: str, own: pd.DataFrame, picture: Path) -> str:
-    """A study's claims beside those of the reader's own run, its arms, its tuning and its machine, as MyST.
+def study_page(study: "Study", profile: Profile, own: Judged, picture: Path) -> str:
+    """Return a study's claims beside those of the reader's own run, its arms, tuning and machine, as MyST.
 
     Args:
-        study: with those of ``FILES`` that are there; of their rows those that count are shown.
-        profile: that the reader ran.
-        own: its claims, of :func:`masters.claim_rows.read_frame`.
+        study: with those of ``FILES`` that are there; only rows that count are shown.
+        profile: of the reader's run.
+        own: the claims of that run.
         picture: where the picture is written, see :func:`masters.claims_page.drawn`.
 
     Raises:
@@ -73,41 +89,50 @@ def study_page(study: "Study", profile: str, own: pd.DataFrame, picture: Path) -
     parts = [about]
     if missing:
         parts.append(f"Not there yet: {', '.join(missing)}. `{make}` goes on.")
-    runs = study.runs
-    if "comparisons.csv" not in missing:
-        frame = judge_claims(read_effects(folder / "comparisons.csv"))
-        parts += _claims(name, frame, runs, profile, own, picture)
-        parts.append(folded("Every comparison of these claims", _comparisons(folder / "comparisons.csv")))
+    runs, trained = study.runs, settings_of_study(study)
+    blind = blind_accuracies(folder)
+    if found := judged(study):
+        parts += _claims(study, found, runs, own, picture)
+        parts.append(folded("Every comparison of these claims", _comparisons(found)))
     if len(runs):
         above = _above_base(runs)
         parts += [
             "## The arms",
-            "Means over the replicates that an arm has, and the standard deviation between them. What an arm "
-            "is above `base` is taken within each replicate, so that arms with other replicates compare.",
+            "Means over the replicates of each arm, and the standard deviation between replicates. What an "
+            "arm is above `base` is taken within each replicate, so that arms with other replicates "
+            "compare; arms of another student have none. *Blind* answers from the question's text alone.",
             _gains(above),
-            _arms(runs, above),
+            _stage_shares(study),
+            _arms(runs, above, trained, blind),
         ]
     if "map.csv" not in missing:
-        parts += map_section(_read(folder / "map.csv", *MAP), picture)
+        parts += map_section(_read(folder / "map.csv", *MAP), picture, blind)
     parts += sweep_section(runs, picture)
     if "costs.csv" not in missing:
-        words = "Seconds of one process, with what the responses took if they serve this run alone (C14)."
-        parts += [
-            "## What responses cost, made beforehand and meanwhile",
-            words,
-            _costs(study.costs),
-        ]
+        words = (
+            "Seconds of one process; the offline run pays for all its responses alone (C14). *As run* "
+            "compares two programs: TRL trains the online run, one row per response. *At equal rates* gives "
+            "its responses, scores and steps the seconds they take in the offline run of the same replicate."
+        )
+        parts += ["## What responses cost, generated offline and online", words, _costs(study.costs)]
     if "tasks.csv" not in missing:
-        parts.append(folded("By task", _tasks(folder / "tasks.csv", runs)))
+        parts.append(folded("By task", _tasks(folder / "tasks.csv", runs, blind)))
     if "registers.csv" not in missing:
         parts.append(folded("By register of the answer", _registers(folder / "registers.csv", runs)))
     if "trials.csv" not in missing:
         trials = study.tried
-        parts += ["## The trials", "Accuracies on the validation split, of which no verdict knows."]
+        parts += ["## The trials", "Validation accuracy; verdicts use the test split only."]
         parts += [_edges(trials), folded("All trials", _trials(trials))]
     if "machine.json" not in missing:
         parts += ["## Where it ran", _machine(folder / "machine.json")]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def settings_of_study(study: "Study") -> dict[str, str]:
+    """Return what each arm of a study was trained with, tuning included, by the arm's name."""
+    chosen = study.settings()
+    words = settings_of(study.profile, list(chosen.values()))
+    return {name: words[long] for name, long in chosen.items() if long in words}
 
 
 def command(name: str) -> str:
@@ -115,65 +140,62 @@ def command(name: str) -> str:
     return "make study" if name == "study" else f"make study STUDY={name}"
 
 
-def study_sentences(frames: Mapping[str, pd.DataFrame], runs: Mapping[str, pd.DataFrame]) -> str:
-    """What the studies found, for the first page, as MyST; nothing where there is none.
+def study_sentences(found: Mapping[str, Judged], runs: Mapping[str, pd.DataFrame]) -> str:
+    """Return what the studies found, for the first page, as MyST; nothing where there is none.
 
     Args:
-        frames: as :func:`judged` returns them.
+        found: as :func:`judged` returns them, by the names of the plans.
         runs: of the studies, those that count.
     """
-    found = []
-    for name, frame in frames.items():
-        title = load_study(name)[0].title
-        found.append(
-            f"- [{title}]({name}.md) tested {counts(frame)}. {_seeds(name, frame['seeds'].dropna())}"
-        )
+    lines = []
+    for name, study in found.items():
+        tested = f"- [{study.title}]({name}.md) tested {counts(study.claims)}."
+        lines.append(f"{tested} {_seeds(name, study.claims['seeds'].dropna())}")
         if len(swept(runs[name])):
-            found[-1] += f" {forms(runs[name], briefly=True)}"
+            lines[-1] += f" {forms(runs[name], briefly=True)}"
     words = "Longer runs, with tuned arms and new models and responses for each seed, test the same claims:"
-    return "\n".join([words, "", *found, "", ""]) if found else ""
+    return "\n".join([words, "", *lines, "", ""]) if lines else ""
 
 
-def judged(folders: Mapping[str, Path]) -> dict[str, pd.DataFrame]:
-    """The claims of those studies that measured some, by the name of the plan, as their pages have them."""
-    return {
-        name: judge_claims(read_effects(folder / "comparisons.csv"))
-        for name, folder in folders.items()
-        if (folder / "comparisons.csv").is_file()
-    }
+def judged(study: "Study") -> Judged | None:
+    """Return the claims of a study that measured some; None of another."""
+    path = study.folder / "comparisons.csv"
+    if not path.is_file():
+        return None
+    effects = read_effects(path)
+    return Judged(study.plan.title, judge_claims(effects), effects, settings_of_study(study))
 
 
-def _claims(
-    name: str, frame: pd.DataFrame, runs: pd.DataFrame, profile: str, own: pd.DataFrame, picture: Path
-) -> list[str]:
-    verdicts = brief(own)
+def _claims(study: "Study", found: Judged, runs: pd.DataFrame, own: Judged, picture: Path) -> list[str]:
+    verdicts, name, frame = brief(own.claims), study.name, found.claims
     rows = []
     for row in frame.to_dict("records"):
-        unit = row["unit"]
         seeds = 0 if np.isnan(row["seeds"]) else int(row["seeds"])
+        details = how(row, [command(name)], _behind(name, row, set(runs["arm"])))
         rows.append(
             [
                 row["id"],
                 row["verdict"],
-                Html(
-                    escaped(row["statement"])
-                    + how(row, [command(name)], _behind(name, row, set(runs["arm"])))
-                ),
-                effect(row),
+                *claim_cells(row, found.settings, details),
                 _p_value(row["p_holm"]),
-                with_unit(_number(row["smallest"], 1), unit),
+                with_unit(_number(row["smallest"], 1), row["unit"]),
                 str(seeds or ""),
-                with_unit(row["paper"], unit),
                 verdicts.get(row["id"], ""),
             ]
         )
-    header = ["", "Verdict", "The paper says", Html("Effect<br>95 % interval"), Html("p<br>(Holm)")]
-    header += [Html("Smallest<br>detectable"), "Seeds", "Paper", f"Your run ({profile})"]
+    header = ["", "Verdict", *map(Html, CLAIM_COLUMNS), Html("p<br>(Holm)"), Html("Smallest<br>detectable")]
+    gap = found.effects["gap"].dropna()
     return [
+        answer(found),
         f"Of the paper's {len(frame)} claims the study tested {counts(frame)}.",
         _seeds(name, frame["seeds"]),
+        f"The large teacher answers {gap.iloc[0]:.1f} points more of the questions than the student before "
+        "training: that is the gap of which effects are a share."
+        if len(gap)
+        else "",
         drawn(frame, picture),
-        table(header, rows),
+        disagreements(frame),
+        table([*header, "Seeds", own.title], rows),
         f"The table as {link(f'{name}/claims.csv', 'a file')}.",
     ]
 
@@ -202,16 +224,57 @@ def _behind(name: str, row: Mapping[Any, Any], arms: set[str]) -> Html | None:
     return Html(f"Rows: {', '.join(links)}, in {link(f'{name}/runs.csv', 'runs.csv')}.") if links else None
 
 
-def _comparisons(path: Path) -> Html:
-    numbers = ["effect", "effect_low", "effect_high"]
-    frame = _read(path, "id", "treatment", "control", "unit", *numbers, "seeds", "verdict")
+def _comparisons(found: Judged) -> Html:
     rows = []
-    for row in frame.to_dict("records"):
-        effect, low, high = (_number(row[name], 1) for name in numbers)
-        pair = Html(f"{code(row['treatment'])} against {code(row['control'])}")
-        shown = Html(f"{effect} {escaped(row['unit'])}<br>{low} to {high}")
-        rows.append([row["id"], pair, shown, str(row["seeds"]), row["verdict"]])
-    return table(["", "Arms", Html("Effect<br>95 % interval"), "Seeds", "Verdict if it were alone"], rows)
+    for row in judge_comparisons(found.effects).to_dict("records"):
+        low, high = (signed(row[name]) for name in ("effect_low", "effect_high"))
+        sampled = ""
+        if np.isfinite(row["sampled"]):
+            sampled = (
+                f"{signed(row['sampled'])}<br>{signed(row['sampled_low'])} to {signed(row['sampled_high'])}"
+            )
+        paper = with_unit(signed(row["paper_effect"]), row["unit"])
+        rows.append(
+            [
+                row["id"],
+                Html(f"{code(row['treatment'])} against {code(row['control'])}<br>{escaped(row['note'])}"),
+                Html(f"{signed(row['effect'])} {escaped(row['unit'])}<br>{low} to {high}"),
+                Html(sampled),
+                Html("<br>".join(escaped(part) for part in (paper, row["cells"]) if part)),
+                row["excludes_paper"],
+                f"{row['margin']:.2f}",
+                str(int(row["seeds"])),
+                row["verdict"] or "shown only",
+            ]
+        )
+    header = ["", "Arms", Html("Effect<br>95 % interval"), Html("Sampled<br>95 %, seeds only")]
+    header += ["Paper's matched effect", "Excludes it?", "Margin", "Seeds", "Verdict if it were alone"]
+    return table(header, rows)
+
+
+def _stage_shares(study: "Study") -> str:
+    """How much of the learning rate each stage gets, where it falls."""
+    said = []
+    for name in ("masters", "mid_then_large"):
+        spec = arm(study.settings().get(name, name), study.profile)
+        shares = learning_rate_shares(spec)
+        words = ", ".join(
+            f"{f'{spec.teachers[index]} ' if len(spec.teachers) > 1 else ''}r {ratio:g} {100 * share:.0f} %"
+            for (index, ratio), share in shares.items()
+        )
+        said.append(f"in `{name}` {words}")
+    return (
+        f"The learning rate is {study.profile.distillation.lr_schedule}. Of its sum over the steps the "
+        f"stages get, {'; '.join(said)}. In the paper it is constant and each of five stages gets 20 %."
+    )
+
+
+def blind_accuracies(folder: Path) -> pd.Series:
+    """Return a study's blind accuracy as a fraction, by task and of ``all``; empty if not measured."""
+    path = folder / "blind.csv"
+    if not path.is_file():
+        return pd.Series(dtype=float)
+    return _read(path, "task", "accuracy").set_index("task")["accuracy"]
 
 
 def _gains(above: pd.DataFrame) -> str:
@@ -248,34 +311,41 @@ def _costs(frame: pd.DataFrame) -> Html:
     return table(["Arm", *(words for words, _ in COSTS.values()), "Accuracy, %"], rows)
 
 
-def _arms(runs: pd.DataFrame, above: pd.DataFrame) -> Html:
+def _arms(runs: pd.DataFrame, above: pd.DataFrame, trained: Mapping[str, str], blind: pd.Series) -> Html:
     rows = []
-    for arm, of_arm in runs.groupby("arm", sort=False):
-        name = str(arm)
+    for name, of_arm in ((str(name), rows) for name, rows in runs.groupby("arm", sort=False)):
         words = CHANGES[name][0] if name in CHANGES else ""
         each = "<br>".join(
             f"replicate {replicate}: {_number(100 * accuracy, 1)} %, {code(str(key))}"
             for replicate, accuracy, key in of_arm[["replicate", "accuracy", "key"]].itertuples(index=False)
         )
+        about = f'<span id="{_anchor(name)}">{code(name)}</span> {escaped(words)}'
         rows.append(
             [
-                Html(f'<span id="{_anchor(name)}">{code(name)}</span> {escaped(words)}'),
+                Html(f"{about}<br><small>{escaped(trained.get(name, ''))}</small>"),
                 _spread(above.get(name, pd.Series(dtype=float)), 1),
                 *(_spread(scale * of_arm[column], digits) for column, (_, scale, digits) in MEASURES.items()),
                 folded(str(len(of_arm)), Html(each)),
             ]
         )
+    if "all" in blind:
+        base = 100 * runs.loc[runs["arm"] == "base", "accuracy"].mean()
+        score = 100 * blind["all"]
+        rows.insert(0, ["blind: the question's text alone", _number(score - base, 1), _number(score, 1)])
+        rows[0] += [""] * (len(MEASURES) + 3 - len(rows[0]))
     above_base = Html("Above base,<br>points")
     return table(["Arm", above_base, *(words for words, *_ in MEASURES.values()), "Runs"], rows)
 
 
-def _tasks(path: Path, runs: pd.DataFrame) -> Html:
+def _tasks(path: Path, runs: pd.DataFrame, blind: pd.Series) -> Html:
     frame = _of(runs, _read(path, "replicate", "arm", "mode", "task", "correct"))
     wide = frame.pivot_table(index=["arm", "mode"], columns="task", values="correct", sort=False)
     rows = [
         [*map(str, names), *map(_percent, values)]
         for names, values in zip(wide.index, wide.to_numpy(), strict=True)
     ]
+    if len(blind):
+        rows.insert(0, ["blind: the question's text alone", "", *map(_percent, blind.reindex(wide.columns))])
     return table(["Arm", "Answers", *(f"{task}, %" for task in wide.columns)], rows)
 
 
@@ -307,14 +377,22 @@ def _trials(trials: pd.DataFrame) -> Html:
     rows = [
         [
             str(arm),
-            *("" if np.isnan(setting) else f"{setting:g}" for setting in (rate, weight)),
+            *("" if np.isnan(setting) else f"{setting:g}" for setting in (rate, weight, beta)),
             _percent(greedy),
             _percent(sampled),
             "chosen" if chosen else "",
         ]
-        for arm, rate, weight, greedy, sampled, chosen in trials[[*TRIAL]].itertuples(index=False)
+        for arm, rate, weight, beta, greedy, sampled, chosen in trials[[*TRIAL]].itertuples(index=False)
     ]
-    header = ["Arm", "Learning rate", "Policy weight", "Greedy accuracy, %", "Sampled accuracy, %", ""]
+    header = [
+        "Arm",
+        "Learning rate",
+        "Policy weight",
+        "Beta",
+        "Greedy accuracy, %",
+        "Sampled accuracy, %",
+        "",
+    ]
     return table(header, rows)
 
 

@@ -26,8 +26,8 @@ class Trials(Strict):
     """What is tried on the validation questions for an arm; as many settings for every arm."""
 
     plain: tuple[Positive, ...] = Field(min_length=1, description="learning rates of an arm without rewards")
-    rewarded: tuple[tuple[Positive, Positive], ...] = Field(
-        min_length=1, description="learning rate and weight of the policy term of an arm with rewards"
+    rewarded: tuple[tuple[Positive, Positive, Positive], ...] = Field(
+        min_length=1, description="learning rate, policy weight and beta of an arm with rewards"
     )
 
     @model_validator(mode="after")

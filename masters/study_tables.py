@@ -17,8 +17,11 @@ PARTS = ("generation", "judging", "scoring", "training")  # of a cost, in second
 # The columns of a table that its readers need.
 COLUMNS = {
     "runs.csv": ("replicate", "arm", "setting", "key", "weights", *MEASURED),
-    "trials.csv": ("arm", "setting", "learning_rate", "policy_weight", "key", *MEASURED),
-    "costs.csv": ("replicate", "arm", "key", "steps", "responses", "tokens", *PARTS, "total", "accuracy"),
+    "trials.csv": ("arm", "setting", "learning_rate", "policy_weight", "beta", "key", *MEASURED),
+    "costs.csv": (
+        *("replicate", "arm", "key", "steps", "responses", "tokens", "scored", *PARTS, "total"),
+        "accuracy",
+    ),
     "ladder.csv": ("replicate", "model", "parameters", "seconds", "weights"),
 }
 TEXT = {"key": str, "weights": str}  # hashes, which may look like numbers

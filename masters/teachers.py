@@ -8,15 +8,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+import torch
 from transformers import PreTrainedModel
 
+from masters.curriculum import grouped
+from masters.distributions import distributions
+from masters.divergence import jsd
 from masters.evaluation import evaluate
 from masters.experiments import VERSION, Lab
 from masters.files import cache_dir, hash_of, write_atomic
 from masters.mask_choice import MaskChoice
 from masters.masking import TeacherMask
 from masters.models import load
+from masters.questions import Ragged
 from masters.workers import Job
 
 WAYS = {
@@ -67,6 +73,52 @@ def examine(lab: Lab, name: str, way: str, ratio: float) -> None:
     result.insert(1, "way", way)
     result.insert(2, "ratio", ratio)
     write_atomic(_path(lab, name, way, ratio), result.to_parquet())
+
+
+def mask_dose(lab: Lab, models: Sequence[str], ratios: Sequence[float], questions: int = 200) -> pd.DataFrame:
+    """Return how far a mask moves the teachers' next-token distributions, and whether toward the student.
+
+    Measured on the tokens of the base student's responses to the first questions of the pool. A mask can make
+    imitation easier only if it changes the teacher at all, and only if the divergence to the student falls.
+
+    Args:
+        lab: of the profile.
+        models: teachers, names of the ladder.
+        ratios: mask ratios; 0 is always measured.
+        questions: how many questions of the pool.
+
+    Returns:
+        One row per model and ratio: model, ratio, ``from_whole`` (JSD between the masked and the whole
+        teacher, nats per token), ``argmax_changed`` (share of tokens), ``entropy`` (nats per token),
+        ``to_student`` (JSD between the masked teacher and the base student, nats per token).
+    """
+    asked, n = lab.pool[:questions], lab.profile.distillation.student_responses
+    tokens = list(lab.groups("student", 0.0, n)["tokens"])[: len(asked) * n]
+    texts, train = grouped(pd.Series(tokens), n), lab.questions("train")
+    size = len(lab.processor.tokenizer)
+
+    def scores(model: str, ratio: float = 0.0) -> torch.Tensor:
+        found = distributions(lab.source(model, ratio), train, asked, texts, None, size)
+        assert isinstance(found, Ragged)
+        return torch.from_numpy(found.values.astype(np.float32))
+
+    student, rows = scores("student"), []
+    for model in models:
+        whole = scores(model)
+        for ratio in sorted({0.0, *map(float, ratios)}):
+            masked = scores(model, ratio)
+            entropy = -(masked.exp() * masked).nan_to_num(0).sum(-1)
+            rows.append(
+                {
+                    "model": model,
+                    "ratio": ratio,
+                    "from_whole": jsd(whole, masked).mean().item(),
+                    "argmax_changed": (whole.argmax(-1) != masked.argmax(-1)).float().mean().item(),
+                    "entropy": entropy.mean().item(),
+                    "to_student": jsd(masked, student).mean().item(),
+                }
+            )
+    return pd.DataFrame(rows)
 
 
 def _mask(lab: Lab, name: str, model: PreTrainedModel, way: str) -> TeacherMask:

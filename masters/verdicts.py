@@ -1,10 +1,10 @@
-"""The rule that turns a measured difference into a verdict, and the claims judged by it.
+"""The rule that turns a measured effect into a verdict, and the claims judged by it.
 
-One idea: the rule is fixed here, as the arms and margins are in :mod:`masters.claims`, before a run, so that
-a verdict follows from the data and never from a look at a picture.
+The rule is fixed here, as arms and margins are in :mod:`masters.claims`, before a run. A verdict follows from
+the data, never from inspecting a figure.
 
-The rule. Let d be the paired difference of two arms (treatment minus control, greedy accuracy in points),
-[low, high] its 95 % interval over seeds and questions, and m the margin. First match decides:
+Let d be the paired difference of two arms (treatment minus control, greedy accuracy in points), [low, high]
+its 95 % interval over seeds and questions, and m the margin. The first match decides:
 
 * not tested: an arm of the claim was not run, or this project runs no test of it.
 * supported: low > 0 and d >= m, and the claim's p-value, adjusted for all claims tested (Holm), is below
@@ -17,45 +17,39 @@ Three claims are of another kind. "Matches or beats" (no worse): supported if lo
 high < -m. "Does not grow" (at most): supported if high < m, not supported if low > m. "A small part" (at
 least, of a ratio): supported if low > m, not supported if high < m. They are undecided otherwise.
 
-A claim with several comparisons gets the least favourable of their verdicts (reversed, not supported,
+A claim with several deciding comparisons gets the least favorable of their verdicts (reversed, not supported,
 undecided, supported) and shows the comparison that earned it; of several, the one with the smallest lower
-end. Asking for all of them needs no correction: the p-value of a supported claim is the largest of its
-comparisons. It is of d = 0, for the other kinds of d = -m or of d = m, one-sided.
+end. Requiring all of them needs no correction: the p-value of a supported claim is the largest of its
+comparisons. It tests d = 0, for the other kinds d = -m or d = m, one-sided.
 
-Beside each verdict stands the smallest effect that the design would have found four times out of five; for
-"at most" it is the largest.
+Beside each verdict stand the smallest effect that the design would have found four times out of five (for
+"at most" the largest), whether the interval excludes the paper's matched effect, the effect as a percentage
+of the gap between base student and large teacher, and the same effect on sampled answers.
 
 Departures from the paper: it reports single runs without interval or rule.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from masters.claim_rows import ClaimRow
+from masters.claim_rows import ClaimRow, signed
 from masters.claims import CLAIMS, Claim, Kind
-from masters.comparisons import Comparison, measured_with_seeds
+from masters.comparisons import PAIR, Comparison
 from masters.files import write_atomic
-from masters.statistics import (
-    Interval,
-    holm,
-    minimum_detectable_effect,
-    p_value,
-    standard_error,
-)
+from masters.statistics import Interval, holm, minimum_detectable_effect, p_value
 
 ALPHA = 0.05
-COMPARED = ["id", "treatment", "control", "unit", "effect", "effect_low", "effect_high", "seeds", "verdict"]
-# By claim: its comparisons whose arms were run, each with effect and number of seeds.
-Effects = dict[str, list[tuple[Comparison, Interval, int]]]
-# From the least favourable verdict to the most.
+Rows = dict[tuple[str, ...], dict[Any, Any]]  # effects by id, treatment, control and metric
+# From the least favorable verdict to the most.
 SEVERITY = ("reversed", "not supported", "undecided", "supported")
 
 
 def verdict(effect: Interval, margin: float, kind: Kind = "gain") -> str:
-    """The rule at the top of this module, for one comparison.
+    """Return what the rule at the top of this module says of one comparison, before Holm's correction.
 
     Args:
         effect: the difference with its interval, in the margin's unit.
@@ -63,11 +57,11 @@ def verdict(effect: Interval, margin: float, kind: Kind = "gain") -> str:
         kind: form of the rule.
 
     Raises:
-        ValueError: the margin is negative or no number.
+        ValueError: the margin is negative or not a number.
     """
     if not margin >= 0:
         raise ValueError(f"a margin must be at least 0, not {margin}")
-    _, low, high = effect
+    low, high = effect.low, effect.high
     if low == high == 0:  # the arms answer alike on every question, as models that learned nothing do
         return "undecided"
     if kind == "gain":
@@ -83,128 +77,85 @@ def verdict(effect: Interval, margin: float, kind: Kind = "gain") -> str:
     return "supported" if high < margin else "not supported" if low > margin else "undecided"
 
 
-def _smallest(effect: Interval, claim: Claim) -> float:
-    """The true effect that would be found four times out of five, so far from what the p-value is of."""
-    away = minimum_detectable_effect(standard_error(effect))
-    if claim.kind == "at most":
-        return claim.margin - away
-    return {"gain": 0.0, "no worse": -claim.margin, "at least": claim.margin}[claim.kind] + away
+def excludes_paper(effect: Interval, comparison: Comparison) -> str:
+    """Return whether an interval excludes the paper's matched effect: ``yes``, ``no`` or ``no figure``."""
+    if comparison.paper is None:
+        return "no figure"
+    return "no" if effect.low <= comparison.paper.effect() <= effect.high else "yes"
 
 
-def _p_value(effect: Interval, claim: Claim) -> float:
-    if claim.kind == "no worse":
-        return p_value(effect, -claim.margin, "greater")
-    if claim.kind == "at least":
-        return p_value(effect, claim.margin, "greater")
-    return p_value(effect, claim.margin, "less") if claim.kind == "at most" else p_value(effect)
+def disagree(row: Mapping[Any, Any]) -> bool:
+    """Return whether the intervals of greedy and sampled answers lie on different sides of zero."""
+    sides = [_side(row[f"{name}_low"], row[f"{name}_high"]) for name in ("effect", "sampled")]
+    return bool(np.isfinite(row["sampled"])) and sides[0] != sides[1]
 
 
-def measure_claims(
-    predictions: pd.DataFrame,
-    resamples: int,
-    seed: int = 0,
-    claims: Sequence[Claim] = CLAIMS,
-    costs: pd.DataFrame | None = None,
-) -> Effects:
-    """The effect of every comparison of the claims whose arms were run, with its interval and its seeds.
+def judge_claims(effects: pd.DataFrame, claims: Sequence[Claim] = CLAIMS) -> pd.DataFrame:
+    """Return every claim with the paper's effect, ours and the verdict.
 
     Args:
-        predictions: of all arms, see ``paired_scores``.
-        resamples: bootstrap resamples of each interval.
-        seed: of the bootstrap.
-        claims: to measure.
-        costs: of the runs, see ``measured_with_seeds``; claims about cost are not tested without.
-
-    Raises:
-        ValueError: as ``measured``.
-    """
-    found: Effects = {}
-    for claim in claims:
-        each_and_effect = (
-            (each, measured_with_seeds(predictions, each, resamples, seed, costs))
-            for each in claim.comparisons
-        )
-        found[claim.id] = [(each, *of) for each, of in each_and_effect if of is not None]
-    return found
-
-
-def judge_claims(effects: Effects, claims: Sequence[Claim] = CLAIMS) -> pd.DataFrame:
-    """Every claim with the paper's effect, ours and the verdict.
-
-    Args:
-        effects: as ``measure_claims`` returns them.
-        claims: that were measured.
+        effects: as :func:`masters.comparisons.measure` returns them.
+        claims: those to judge.
 
     Returns:
-        One row a claim: the columns of :class:`masters.claim_rows.ClaimRow` as text, then ``paper_effect``,
-        ``effect``, ``effect_low``, ``effect_high`` and ``smallest`` (the effect this design would have found
-        with a power of 0.8) as numbers in ``unit`` (NaN where there is none), ``p`` and ``p_holm``,
-        ``seeds`` (that the two arms share), ``margin``, ``kind``, ``treatment``, ``control``, ``limits``.
+        One row per claim with the columns of :class:`masters.claim_rows.ClaimRow` as text, followed by
+        numbers in the claim's unit (NaN where there is none): ``paper_effect``, ``effect``, ``effect_low``,
+        ``effect_high``, ``smallest`` (the effect this design finds with a power of 0.8), ``p``, ``p_holm``,
+        ``seeds`` (shared by the two arms), ``margin``, ``share`` (of the capacity gap, in percent),
+        ``sampled``, ``sampled_low``, ``sampled_high``; and ``kind``, ``treatment``, ``control``, ``cells``,
+        ``excludes_paper``, ``disagree`` (the comparisons in which sampled answers say otherwise), ``limits``.
     """
-    frame = pd.DataFrame([_judged(claim, effects[claim.id]) for claim in claims])
+    rows = _by_pair(effects)
+    frame = pd.DataFrame([_judged(claim, rows) for claim in claims])
     tested = frame["p"].notna()
     if tested.any():
         frame.loc[tested, "p_holm"] = holm(frame.loc[tested, "p"])
-    chance = frame["verdict"].isin(["supported", "reversed"]) & (frame["p_holm"] >= ALPHA)
-    frame.loc[chance, "verdict"] = "undecided"
+    # The next line of the rule that matches: what was reversed excludes the margin all the same.
+    for outcome, otherwise in (("supported", "undecided"), ("reversed", "not supported")):
+        chance = (frame["verdict"] == outcome) & (frame["p_holm"] >= ALPHA)
+        frame.loc[chance, "verdict"] = otherwise
     return frame
 
 
-def judge_comparisons(effects: Effects, claims: Sequence[Claim] = CLAIMS) -> pd.DataFrame:
-    """Every comparison that was measured, and what it would say if it were the only one.
+def judge_comparisons(effects: pd.DataFrame, claims: Sequence[Claim] = CLAIMS) -> pd.DataFrame:
+    """Return every measured comparison of the claims, and what it would say if it were the only one.
 
     Args:
-        effects: as ``measure_claims`` returns them.
-        claims: that were measured.
+        effects: as :func:`masters.comparisons.measure` returns them.
+        claims: those whose comparisons are wanted.
 
     Returns:
-        One row a comparison: id (of the claim), treatment, control, unit, effect, effect_low, effect_high,
-        seeds, and its verdict, without regard to the other claims.
+        The rows of ``effects`` that belong to these claims, in their order, with ``unit``, ``paper_effect``,
+        ``cells``, ``excludes_paper``, ``margin``, ``share``, ``disagree``, ``role``, ``note`` and
+        ``verdict``; the last is empty for comparisons that are only shown.
     """
-    rows = [
-        {
-            "id": claim.id,
-            "treatment": each.treatment,
-            "control": each.control,
-            "unit": claim.unit,
-            "effect": effect.estimate,
-            "effect_low": effect.low,
-            "effect_high": effect.high,
-            "seeds": seeds,
-            "verdict": verdict(effect, claim.margin, claim.kind),
-        }
-        for claim in claims
-        for each, effect, seeds in effects[claim.id]
-    ]
-    return pd.DataFrame(rows, columns=COMPARED)
+    rows, judged = _by_pair(effects), []
+    pairs = [(claim, each) for claim in claims for each in claim.comparisons]
+    for claim, each in pairs:
+        if (row := rows.get(_key(claim, each))) is None:
+            continue
+        effect, margin = interval_of(row), claim.margin_of(each)
+        judged.append(
+            row
+            | {
+                "unit": each.unit,
+                "paper_effect": _paper(each),
+                "cells": each.paper.cells if each.paper else "",
+                "excludes_paper": excludes_paper(effect, each),
+                "margin": margin,
+                "share": 100 * row["effect"] / row["gap"],
+                "disagree": disagree(row),
+                "role": each.role,
+                "note": each.note,
+                "verdict": "" if each.role == "shown" else verdict(effect, margin, claim.kind),
+            }
+        )
+    return pd.DataFrame(judged)
 
 
-def read_effects(path: Path, claims: Sequence[Claim] = CLAIMS) -> Effects:
-    """What was measured, of a file that holds what ``judge_comparisons`` returned.
-
-    So a verdict can be given anew, by the margins and the rule of today, without the answers behind it.
-
-    Args:
-        path: of the file; its own verdicts are not read.
-        claims: whose comparisons are wanted; what the file has beside them is left.
-
-    Raises:
-        ValueError: the file lacks a column.
-    """
-    table = pd.read_csv(path)
-    values = ["effect", "effect_low", "effect_high"]
-    if lacking := sorted({"id", "treatment", "control", *values, "seeds"} - set(table)):
-        raise ValueError(f"{path} has no column {', '.join(lacking)}: restore it with git, or delete it")
-    rows = {(row["id"], row["treatment"], row["control"]): row for row in table.to_dict("records")}
-    found: Effects = {}
-    for claim in claims:
-        pairs = ((each, rows.get((claim.id, each.treatment, each.control))) for each in claim.comparisons)
-        found[claim.id] = [
-            (each, Interval(*(float(row[value]) for value in values)), int(row["seeds"]))
-            for each, row in pairs
-            if row is not None
-        ]
-    return found
+def interval_of(row: Mapping[Any, Any]) -> Interval:
+    """Return the effect in a row of :func:`masters.comparisons.measure` as an interval."""
+    return Interval(*(float(row[name]) for name in ("effect", "effect_low", "effect_high", "freedom")))
 
 
 def write_claims(frame: pd.DataFrame, path: Path | str) -> None:
@@ -219,35 +170,43 @@ def write_claims(frame: pd.DataFrame, path: Path | str) -> None:
     write_atomic(path, frame.to_csv(index=False, lineterminator="\n"))
 
 
-def _judged(claim: Claim, known: list[tuple[Comparison, Interval, int]]) -> dict[str, object]:
-    run = [each for each, *_ in known]
-    whole = all(each in run or each.where_run for each in claim.comparisons)
-    shown = claim.comparisons[0]
-    outcome, seeds, p, smallest = "not tested", 0, float("nan"), float("nan")
-    effect = Interval(p, p, p)
-    if known and whole:
-        outcomes = [verdict(of, claim.margin, claim.kind) for _, of, _ in known]
-        ranks = [(SEVERITY.index(each), of.low) for each, (_, of, _) in zip(outcomes, known, strict=True)]
+def _judged(claim: Claim, rows: Rows) -> dict[str, object]:
+    deciding = [each for each in claim.comparisons if each.role != "shown"]
+    known = [(each, rows[_key(claim, each)]) for each in deciding if _key(claim, each) in rows]
+    run = [each for each, _ in known]
+    shown, nan = deciding[0], float("nan")
+    effect, seeds, p, smallest = Interval(nan, nan, nan), 0, nan, nan
+    outcome, excluded, share, sampled, differing = "not tested", "", nan, [nan] * 3, ""
+    if known and all(each in run or each.role == "where run" for each in deciding):
+        effects = [interval_of(row) for _, row in known]
+        outcomes = [
+            verdict(each, claim.margin_of(pair), claim.kind) for each, pair in zip(effects, run, strict=True)
+        ]
+        ranks = [(SEVERITY.index(word), each.low) for word, each in zip(outcomes, effects, strict=True)]
         worst = ranks.index(min(ranks))
-        outcome, (shown, effect, seeds) = outcomes[worst], known[worst]
-        behind = [of for _, of, _ in known] if outcome == "supported" else [effect]
-        p = max(_p_value(each, claim) for each in behind)
-        smallest = _smallest(effect, claim)
-    paper = shown.paper.effect() if shown.paper else float("nan")
-    shown_as = _plain if claim.unit == "times" else _signed
-    row = ClaimRow(
+        outcome, (shown, row), effect = outcomes[worst], known[worst], effects[worst]
+        seeds, excluded = int(row["seeds"]), excludes_paper(effect, shown)
+        pairs = zip(effects, run, strict=True) if outcome == "supported" else [(effect, shown)]
+        p = max(_p_value(each, claim, pair) for each, pair in pairs)
+        smallest = _smallest(effect, claim, shown)
+        share = 100 * effect.estimate / row["gap"]
+        sampled = [float(row[name]) for name in ("sampled", "sampled_low", "sampled_high")]
+        differing = "; ".join(_both(pair, row) for pair, row in known if disagree(row))
+    paper = _paper(shown)
+    text = signed if claim.unit != "times" else lambda value: "" if np.isnan(value) else f"{value:.1f}"
+    row_of_text = ClaimRow(
         id=claim.id,
         statement=claim.statement,
-        paper=shown_as(paper),
-        ours=shown_as(effect.estimate),
-        low=shown_as(effect.low),
-        high=shown_as(effect.high),
+        paper=text(paper),
+        ours=text(effect.estimate),
+        low=text(effect.low),
+        high=text(effect.high),
         unit=claim.unit,
         verdict=outcome,
         where=claim.where,
     )
     return {
-        **row._asdict(),
+        **row_of_text._asdict(),
         "paper_effect": paper,
         "effect": effect.estimate,
         "effect_low": effect.low,
@@ -256,20 +215,55 @@ def _judged(claim: Claim, known: list[tuple[Comparison, Interval, int]]) -> dict
         "p": p,
         "p_holm": p,
         "seeds": seeds,
-        "margin": claim.margin,
+        "margin": claim.margin_of(shown),
+        "share": share,
+        **dict(zip(("sampled", "sampled_low", "sampled_high"), sampled, strict=True)),
         "kind": claim.kind,
         "treatment": shown.treatment,
         "control": shown.control,
+        "cells": shown.paper.cells if shown.paper else "",
+        "excludes_paper": excluded,
+        "disagree": differing,
         "limits": claim.limits,
     }
 
 
-def _signed(value: float) -> str:
-    """One decimal with its sign; empty for NaN, and no sign before a zero."""
-    text = "" if np.isnan(value) else f"{value:+.1f}"
-    return "0.0" if text in ("+0.0", "-0.0") else text
+def _by_pair(effects: pd.DataFrame) -> Rows:
+    return {tuple(str(row[name]) for name in PAIR): row for row in effects.to_dict("records")}
 
 
-def _plain(value: float) -> str:
-    """One decimal of a ratio; empty for NaN."""
-    return "" if np.isnan(value) else f"{value:.1f}"
+def _key(claim: Claim, comparison: Comparison) -> tuple[str, ...]:
+    return claim.id, comparison.treatment, comparison.control, comparison.metric
+
+
+def _paper(comparison: Comparison) -> float:
+    return comparison.paper.effect() if comparison.paper else float("nan")
+
+
+def _smallest(effect: Interval, claim: Claim, comparison: Comparison) -> float:
+    """Return the true effect found four times out of five, as far from what the p-value tests as that is."""
+    away, margin = minimum_detectable_effect(effect), claim.margin_of(comparison)
+    if claim.kind == "at most":
+        return margin - away
+    return {"gain": 0.0, "no worse": -margin, "at least": margin}[claim.kind] + away
+
+
+def _p_value(effect: Interval, claim: Claim, comparison: Comparison) -> float:
+    margin = claim.margin_of(comparison)
+    if claim.kind == "no worse":
+        return p_value(effect, -margin, "greater")
+    if claim.kind == "at least":
+        return p_value(effect, margin, "greater")
+    return p_value(effect, margin, "less") if claim.kind == "at most" else p_value(effect)
+
+
+def _side(low: float, high: float) -> str:
+    return "above" if low > 0 else "below" if high < 0 else "neither"
+
+
+def _both(comparison: Comparison, row: Mapping[Any, Any]) -> str:
+    greedy, sampled = (
+        f"{name} {signed(row[key])} ({signed(row[f'{key}_low'])} to {signed(row[f'{key}_high'])})"
+        for name, key in (("greedy", "effect"), ("sampled", "sampled"))
+    )
+    return f"{comparison.treatment} against {comparison.control}: {greedy}, {sampled}"

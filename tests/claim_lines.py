@@ -19,7 +19,9 @@ def claim_line(number: int, verdict: str, **changes: str) -> dict[str, str]:
         "limits": HOSTILE,
     }
     sure = {"smallest": "0.74", "p": "0.01", "p_holm": "0.04", "seeds": "3"}
-    line = words | figures | numbers | arms | sure
+    sure |= {"share": "2.5", "sampled": "0.3", "sampled_low": "0.1", "sampled_high": "0.5"}
+    sure |= {"excludes_paper": "yes", "disagree": f"{HOSTILE}: greedy +0.4, sampled +0.3"}
+    line = words | figures | numbers | arms | {"cells": HOSTILE} | sure
     if verdict == "not tested":
         line |= dict.fromkeys(("ours", "low", "high", "effect", "effect_low", "effect_high", *sure), "")
     return line | changes

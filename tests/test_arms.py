@@ -3,7 +3,7 @@ import re
 import pytest
 from pydantic import ValidationError
 
-from masters.arms import CHANGES, RunSpec, arm, title
+from masters.arms import CHANGES, RunSpec, arm, is_papers_form, setting, title
 from masters.settings import LanguageJudge, Profile, load_profile
 
 
@@ -70,6 +70,7 @@ def test_the_papers_form(profile: Profile) -> None:
         ("plateau", {"schedule"}),
         ("plateau+mid_then_large", {"schedule", "teachers"}),
         ("policy_weight=0.1", {"policy_weight"}),
+        ("beta=0.003", {"beta"}),
         ("judge=embedding", {"judge"}),
         ("student=mid", {"student"}),
         ("replay", {"replay"}),
@@ -97,6 +98,36 @@ def test_a_variant_differs_from_the_paper_in_nothing_else(
     name: str, fields: set[str], profile: Profile
 ) -> None:
     assert difference(arm(name, profile), arm("masters", profile)) == fields
+
+
+def test_the_papers_form_is_a_name_for_nothing_else(profile: Profile) -> None:
+    papers = arm("masters", profile).model_copy(update={"r_step": 0.05, "lr_schedule": "constant"})
+    assert is_papers_form(papers) and setting(papers).endswith("5 mask stages, r 0.2 to 0, the paper's form")
+    for other in (
+        {"policy_weight": 0.03},
+        {"beta": 0.003},
+        {"r_step": 0.1},
+        {"lr_schedule": "linear"},
+        {"ratio": "clipped"},
+        {"student_responses": 8},
+        {"rewards": ("accuracy",)},
+        {"r_max": 0.0},
+    ):
+        changed = papers.model_copy(update=other)
+        assert not is_papers_form(changed) and "paper" not in setting(changed), other
+    two = papers.model_copy(update={"teachers": ("mid", "large"), "learning_rate": 1e-6})
+    assert is_papers_form(two)
+
+
+def test_an_arm_says_what_it_was_trained_with(profile: Profile) -> None:
+    spec = arm("masters+learning_rate=0.001+policy_weight=0.03+beta=0.003", profile)
+    assert setting(spec) == (
+        "policy weight 0.03, beta 0.003, learning rate 0.001 constant, 3 mask stages, r 0.2 to 0"
+    )
+    plain = arm("naive_multi+learning_rate=2e-3", profile)
+    assert setting(plain) == "learning rate 0.002 constant, no mask"
+    assert setting(arm("sft+learning_rate=2e-3", profile)) == "learning rate 0.002 constant"
+    assert setting(arm("base", profile)) == "not trained"
 
 
 def test_those_without_responses(profile: Profile) -> None:

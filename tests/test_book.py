@@ -17,12 +17,13 @@ from claim_lines import claim_line, write_lines
 
 import masters
 from masters import book, claim_rows
-from masters.claims_page import RESULTS, drawn, headline
+from masters.claims_page import RESULTS, Judged, answer, drawn, headline
+from masters.comparisons import COLUMNS
 from masters.departures import departures_page, paragraphs
 from masters.files import ROOT
 from masters.provenance import record_provenance
-from masters.settings import NOTEBOOKS
-from masters.verdicts import judge_claims, measure_claims, write_claims
+from masters.settings import NOTEBOOKS, load_profile
+from masters.verdicts import judge_claims, write_claims
 
 LOADING = ("src", "srcset", "href", "data", "poster")  # no srcset here has more than one address
 
@@ -142,7 +143,7 @@ def test_claims_file_is_checked(tmp_path: Path) -> None:
 
 
 def test_frame_is_what_was_judged(tmp_path: Path) -> None:
-    judged = judge_claims(measure_claims(pd.DataFrame(columns=["arm", "mode"]), 10))
+    judged = judge_claims(pd.DataFrame(columns=COLUMNS))
     write_claims(judged, tmp_path / "claims.csv")
     read = claim_rows.read_frame(tmp_path / "claims.csv")
     pd.testing.assert_frame_equal(read[list(judged)], judged, check_dtype=False)
@@ -150,23 +151,57 @@ def test_frame_is_what_was_judged(tmp_path: Path) -> None:
 
 def test_first_page_says_what_the_file_says(example_claims: Path, tmp_path: Path) -> None:
     frame = claim_rows.read_frame(example_claims)
-    page = headline("smoke", frame, tmp_path / "claims.svg")
-    assert "<td>+0.4 points<br>-0.2 to +1.0</td><td>+1.3 points</td>" in page
+    smoke, effects = load_profile("smoke"), pd.DataFrame(columns=COLUMNS)
+    own = Judged("Your run (smoke)", frame, effects, {"masters": "beta <0.1>"})
+    page = headline(smoke, own, tmp_path / "claims.svg")
+    assert "<td>+0.4 points<br>-0.2 to +1.0</td><td>+0.3 points<br>+0.1 to +0.5<br><strong>differs" in page
+    assert "<td>+2 %</td><td>+1.3 points<br>a &lt;b&gt;" in page and "</td><td>yes</td>" in page
+    assert "<code>masters</code><br><small>beta &lt;0.1&gt;</small><br>against<br><code>r_max=0.4" in page
+    assert "- C1: a \\<b\\>bold" in page, "which claims the sampled answers judge otherwise"
     assert "C5 not tested: paper +1.3 points." in page, "the picture's words"
     assert "<code>masters train smoke r_max=0.4 --seed 0</code>" in page
     assert f'href="notebooks/5_offline_rl.html#{RESULTS}"' in page
     assert "<th>Your run<br>(smoke)</th><th>The paper says</th>" in page
     # A longer run is drawn, its verdicts first and these beside; a claim that it does not have stays empty.
     other = frame[frame["id"] != "C1"].assign(verdict="reversed", ours="-9.5", paper="+7.7")
-    page = headline("smoke", frame, tmp_path / "other.svg", {"A <longer> other run": other})
-    assert "are of: A \\<longer\\> other run." in page
+    study = Judged("A <longer> other run", other, effects, {})
+    page = headline(smoke, own, tmp_path / "other.svg", [study])
+    assert "in the table show A \\<longer\\> other run." in page
     assert "<th>A &lt;longer&gt;<br>other run</th><th>Your run<br>(smoke)</th><th>The paper says</th>" in page
     assert page.count("<td>reversed</td>") == len(frame) - 1
     assert "C1 supported" not in page and "C3 reversed: -9.5" in page, "the picture's words"
-    assert "<td>C1</td><td></td><td>supported<br>" in page
-    assert page.count("<td>-9.5 points<br>") == page.count("<td>+7.7 points</td>") > 0
+    assert "<td>C1</td><td>supported</td><td>supported<br>" in page
+    assert page.count("<td>-9.5 points<br>") == page.count("<td>+7.7 points<br>") > 0
     assert (tmp_path / "other.svg").read_bytes() != (tmp_path / "claims.svg").read_bytes()
     assert "<code>masters train smoke r_max=0.4 --seed 0</code>" in page
+
+
+def test_first_page_answers_whether_the_method_helps(tmp_path: Path) -> None:
+    pairs = [("masters", "base"), ("naive_multi", "base"), ("masters", "naive_multi")]
+
+    def page(*effects: tuple[float, float, float]) -> str:
+        rows = [
+            ["helps", *pair, "accuracy", *effect, 9.0, 10, 3.1, 2.2, 4.0, 30.0]
+            for pair, effect in zip(pairs, effects, strict=True)
+        ]
+        frame = pd.DataFrame(rows, columns=COLUMNS)
+        return answer(Judged("The <study>", frame, frame, {"masters": "policy weight 0.03"}))
+
+    text = page((1.6, 0.9, 2.4), (2.1, 1.1, 3.0), (-0.4, -0.9, 0.1))
+    assert text.startswith(
+        "**Does Masters help the student?** *The \\<study\\>:* training by Masters improves its greedy "
+        "answers. Masters minus the student before training: +1.6 points (+0.9 to +2.4), on sampled answers +3.1 (+2.2"
+    )
+    assert "Masters minus that: -0.4 points (-0.9 to +0.1)" in text
+    assert "so masking and rewards add nothing that these runs establish." in text
+    assert text.endswith("Masters ran with policy weight 0.03.")
+    assert "makes its greedy answers worse" in page((-1, -2, -0.5), (0, -1, 1), (-1, -2, -0.5))
+    assert "masking and rewards take away from it" in page((-1, -2, -0.5), (0, -1, 1), (-1, -2, -0.5))
+    none = page((0.1, -0.2, 0.4), (0, -1, 1), (1.0, 0.2, 1.8))
+    assert "no effect of training by Masters on its greedy answers is established" in none
+    assert "so masking and rewards add to it" in none
+    nothing = pd.DataFrame(columns=COLUMNS)
+    assert answer(Judged("x", nothing, nothing, {})) == ""
 
 
 def test_picture_has_the_same_bytes_for_the_same_claims(example_claims: Path, tmp_path: Path) -> None:

@@ -11,21 +11,42 @@ import pytest
 from scipy import stats
 
 from masters import claim_rows, verdicts
-from masters.claims import CLAIMS, Claim
-from masters.comparisons import Comparison, measured_with_seeds, paired_scores
+from masters.claims import CLAIMS, HELPS, SMALLEST_MARGIN, Claim, all_pairs
+from masters.comparisons import (
+    Comparison,
+    measure,
+    measured_with_seeds,
+    paired_scores,
+    read_effects,
+)
 from masters.evidence import Evidence
 from masters.files import paper_table
 from masters.settings import NOTEBOOKS
-from masters.statistics import Interval, minimum_detectable_effect, standard_error
-from masters.verdicts import SEVERITY, judge_comparisons, measure_claims, read_effects, verdict, write_claims
+from masters.statistics import Interval, minimum_detectable_effect, p_value
+from masters.verdicts import SEVERITY, excludes_paper, judge_comparisons, verdict, write_claims
 
 C = {claim.id: claim for claim in CLAIMS}
 
 
-def judge_claims(
-    table: pd.DataFrame, resamples: int, claims: Sequence[Claim] = CLAIMS, costs: pd.DataFrame | None = None
+def effects_of(
+    table: pd.DataFrame,
+    resamples: int,
+    claims: Sequence[Claim] = CLAIMS,
+    runs: pd.DataFrame | None = None,
+    costs: pd.DataFrame | None = None,
 ) -> pd.DataFrame:
-    return verdicts.judge_claims(measure_claims(table, resamples, claims=claims, costs=costs), claims)
+    pairs = [(claim.id, each) for claim in claims for each in claim.comparisons]
+    return measure(table, pairs, resamples, runs, costs)
+
+
+def judge_claims(
+    table: pd.DataFrame,
+    resamples: int,
+    claims: Sequence[Claim] = CLAIMS,
+    runs: pd.DataFrame | None = None,
+    costs: pd.DataFrame | None = None,
+) -> pd.DataFrame:
+    return verdicts.judge_claims(effects_of(table, resamples, claims, runs, costs), claims)
 
 
 def predictions(
@@ -111,8 +132,13 @@ def test_the_papers_effects_come_from_its_tables() -> None:
     rounded = (table.loc["+large_teacher", "avg"] - table.loc["base", "avg"].to_numpy()).mean()
     assert frame.loc["C1", "paper_effect"] == pytest.approx(rounded, abs=0.1)
     parts = paper_table("table5d_components")
-    one, several = parts.loc[parts["masking"] == "naive", "avg"].to_numpy()[:2]
-    assert frame.loc["C11", "paper_effect"] == pytest.approx(several - one)
+    naive, masked = (
+        parts.loc[parts["masking"] == kind, "avg"].to_numpy() for kind in ("naive", "mask_progressive")
+    )
+    assert frame.loc["C11", "paper_effect"] == pytest.approx(naive[1] - naive[0])
+    assert frame.loc["C2", "paper_effect"] == pytest.approx(masked[1] - naive[1])
+    assert frame.loc["C5", "paper_effect"] == pytest.approx(masked[2] - naive[2])
+    assert "table 5d" in frame.loc["C5", "cells"] and "mid teacher" not in frame.loc["C5", "cells"]
     source = paper_table("table5c_response_source").set_index("student_responses").iloc[:, 1:].mean(axis=1)
     assert C["C9"].comparisons[1].paper.effect() == pytest.approx(source[4] - source[8])  # type: ignore[union-attr]
     for claim in CLAIMS:
@@ -120,11 +146,86 @@ def test_the_papers_effects_come_from_its_tables() -> None:
             assert comparison.paper is None or math.isfinite(comparison.paper.effect())
 
 
+def test_a_margin_is_half_of_the_papers_matched_effect_but_not_under_a_quarter_point() -> None:
+    for claim in CLAIMS:
+        for each in claim.comparisons:
+            margin = claim.margin_of(each)
+            if each.unit != "points":
+                assert margin == claim.margin
+            elif each.paper is None:
+                assert margin == SMALLEST_MARGIN == 0.25
+            else:
+                assert margin == max(0.25, abs(each.paper.effect()) / 2)
+                # An effect as large as the paper's can pass, unless the paper's own is below what counts.
+                assert verdict(Interval(each.paper.effect(), 0.01, 9.0), margin) == (
+                    "supported" if each.paper.effect() >= margin else "undecided"
+                )
+    assert [C[name].margin_of(C[name].comparisons[0]) for name in ("C2", "C5", "C11")] == [0.25] * 3
+    assert C["C3"].margin_of(C["C3"].comparisons[0]) > 0.9
+
+
+def test_whether_an_interval_excludes_the_papers_effect() -> None:
+    pair = C["C2"].comparisons[0]
+    assert pair.paper is not None
+    paper = pair.paper.effect()
+    for low, high, word in (
+        (paper - 1, paper + 1, "no"),
+        (paper + 0.1, 2.0, "yes"),
+        (-2.0, paper - 0.1, "yes"),
+    ):
+        assert excludes_paper(Interval((low + high) / 2, low, high), pair) == word
+    assert excludes_paper(Interval(0, -1, 1), C["C10"].comparisons[0]) == "no figure"
+    row = judged("C3", {"masters": 0.7, "masked": 0.5})
+    assert row["excludes_paper"] == "yes" and judged("C3", {"masters": 0.7})["excludes_paper"] == ""
+
+
+def test_effects_are_a_share_of_the_gap_between_student_and_teacher() -> None:
+    arms = {"masters": 0.55, "masked": 0.5, "base": 0.4, "large": 0.8}
+    assert judged("C3", arms)["share"] == pytest.approx(100 * 5 / 40)
+    assert math.isnan(judged("C3", {"masters": 0.55, "masked": 0.5})["share"])
+    of_mid = effects_of(predictions(arms | {"masters+student=mid": 0.6}), 50, [C["C13"]]).set_index(
+        "treatment"
+    )
+    assert math.isnan(of_mid.loc["masters+student=mid", "gap"]), "another student has another gap"
+
+
+def test_greedy_and_sampled_answers_stand_side_by_side_and_their_difference_is_named() -> None:
+    table = predictions({"masters": 0.5, "masked": 0.5}, swap=3)
+    sampled = {"masters": [0.40, 0.42, 0.41], "masked": [0.30, 0.31, 0.32]}
+    rows = [(arm, seed, score) for arm, scores in sampled.items() for seed, score in enumerate(scores)]
+    runs = pd.DataFrame(rows, columns=["arm", "seed", "sampled_accuracy"])
+    row = judge_claims(table, 300, [C["C3"]], runs).iloc[0]
+    differences = 100 * (np.array(sampled["masters"]) - np.array(sampled["masked"]))
+    expected = stats.ttest_1samp(differences, 0).confidence_interval()
+    assert row["sampled"] == pytest.approx(10) and row["sampled_low"] == pytest.approx(expected.low, rel=0.01)
+    assert row["disagree"].startswith("masters against masked: greedy 0.0") and "+10.0 (+" in row["disagree"]
+    alike = judge_claims(predictions({"masters": 0.6, "masked": 0.5}), 300, [C["C3"]], runs).iloc[0]
+    assert alike["disagree"] == "" and alike["sampled"] == pytest.approx(10)
+    one = judge_claims(table, 300, [C["C3"]], runs[runs["seed"] == 0]).iloc[0]
+    assert math.isnan(one["sampled"]) and one["disagree"] == ""
+
+
+def test_whether_the_method_helps_is_measured_with_the_claims() -> None:
+    arms = {"masters": 0.5, "base": 0.4, "naive_multi": 0.55}
+    effects = measure(predictions(arms), all_pairs(), 50)
+    helps = effects[effects["id"] == "helps"]
+    assert list(helps["treatment"]) == [pair.treatment for pair in HELPS]
+    assert list(helps["effect"]) == pytest.approx([10, 15, -5])
+
+
+def test_what_is_reversed_by_chance_excludes_the_margin_all_the_same() -> None:
+    others = ("naive_multi", "masters", "unnormalised", "responses=2", "naive")
+    table = predictions({"masked": 0.4875} | dict.fromkeys(others, 0.5))
+    assert judge_claims(table, 500, claims=[C["C2"]]).iloc[0]["verdict"] == "reversed"
+    among = judge_claims(table, 500).set_index("id").loc["C2"]
+    assert among["p_holm"] > 0.05 and among["effect_high"] < 0 and among["verdict"] == "not supported"
+
+
 def test_evidence_that_picks_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match="table5a_rmax has no row"):
-        Evidence("table5a_rmax", {"r_max": 0.7}, {"r_max": 0.0}).effect()
+        Evidence("", "table5a_rmax", {"r_max": 0.7}, {"r_max": 0.0}).effect()
     with pytest.raises(ValueError, match="no column 'ratio'"):
-        Evidence("table5a_rmax", {"ratio": 0.2}, {"r_max": 0.0}).effect()
+        Evidence("", "table5a_rmax", {"ratio": 0.2}, {"r_max": 0.0}).effect()
 
 
 def test_each_verdict() -> None:
@@ -146,19 +247,22 @@ def test_each_verdict() -> None:
 
 def test_a_verdict_can_be_given_again_from_what_was_measured(tmp_path: Path) -> None:
     arms = {"masters": 0.7, "masked": 0.5, "source=0:8": 0.6, "source=8:0": 0.65}
-    effects = measure_claims(predictions(arms), 50)
+    effects = effects_of(predictions(arms), 50)
     path = tmp_path / "comparisons.csv"
-    frame = judge_comparisons(effects)
-    stranger = frame.iloc[:1].assign(id="C99")
-    pd.concat([frame, stranger]).to_csv(path, index=False)
+    stranger = effects.iloc[:1].assign(id="C99")
+    pd.concat([effects, stranger]).to_csv(path, index=False)
     again = read_effects(path)
-    assert [len(found) for found in again.values()] == [len(found) for found in effects.values()]
     pd.testing.assert_frame_equal(verdicts.judge_claims(again), verdicts.judge_claims(effects))
-    judge_comparisons({claim.id: [] for claim in CLAIMS}).to_csv(path, index=False)
-    assert not any(read_effects(path).values())
-    frame.drop(columns="seeds").to_csv(path, index=False)
-    with pytest.raises(ValueError, match=r"comparisons.csv has no column seeds: restore it with git"):
-        read_effects(path)
+    effects.iloc[:0].to_csv(path, index=False)
+    assert read_effects(path).empty
+    for broken, message in (
+        (effects.drop(columns="freedom"), "has no column freedom: restore it with git"),
+        (effects.assign(effect="much"), "restore it with git"),
+    ):
+        broken.to_csv(path, index=False)
+        with pytest.raises(ValueError, match=message) as caught:
+            read_effects(path)
+        assert "comparisons.csv" in str(caught.value)
 
 
 def test_the_margin_decides() -> None:
@@ -192,23 +296,28 @@ def test_what_may_be_chance_among_all_claims_is_undecided() -> None:
 
 def test_what_the_design_could_have_seen_and_how_sure_it_is() -> None:
     row = judged("C3", {"masters": 0.55, "masked": 0.5}, swap=7)
-    error = (row["effect_high"] - row["effect_low"]) / 2 / 1.96
-    assert row["smallest"] == pytest.approx(2.8 * error, rel=0.01) and row["seeds"] == 3
-    assert row["p"] == pytest.approx(math.erfc(row["effect"] / error / math.sqrt(2)), rel=0.01)
+    effect = verdicts.interval_of(
+        effects_of(predictions({"masters": 0.55, "masked": 0.5}, swap=7), 300).iloc[0]
+    )
+    assert row["smallest"] == pytest.approx(minimum_detectable_effect(effect)) and row["seeds"] == 3
+    assert row["p"] == pytest.approx(p_value(effect)) and math.isfinite(effect.freedom)
     # A claim of two comparisons is as sure as the less sure of them.
     both = judged("C6", {"masters": 0.6, "accuracy_only": 0.55, "distillation_only": 0.4})
     assert both["verdict"] == "supported" and both["control"] == "accuracy_only"
     assert both["p"] == judged("C3", {"masters": 0.6, "masked": 0.55})["p"]
     # The two other kinds are tested against their margin.
-    far = judged("C13", {"masters": 0.7, "mid": 0.6}), judged("C15", {"masters": 0.5, "base": 0.5})
+    ladder = {"mid": 0.6, "large": 0.6}
+    far = judged("C13", {"masters": 0.7} | ladder), judged("C15", {"masters": 0.5, "base": 0.5})
     assert far[0]["p"] < 0.001 and far[1]["p"] <= 1
-    assert judged("C13", {"masters": 0.4, "mid": 0.6})["p"] > 0.999
-    # So what could have been seen is as far from the margin: -0.5 points, 10 percent.
-    error = standard_error(Interval(*far[0][["effect", "effect_low", "effect_high"]]))
-    assert far[0]["smallest"] == pytest.approx(-0.5 + minimum_detectable_effect(error))
+    assert judged("C13", {"masters": 0.4} | ladder)["p"] > 0.99
+    # So what could have been seen is as far from the margin.
+    table = predictions({"masters": 0.7, "mid": 0.6, "large": 0.5}, swap=7)
+    effects = effects_of(table, 300, [C["C13"]]).set_index("control")
+    away = minimum_detectable_effect(verdicts.interval_of(effects.loc["mid"]))
+    row = judge_claims(table, 300, [C["C13"]]).iloc[0]
+    assert row["control"] == "mid" and row["smallest"] == pytest.approx(-SMALLEST_MARGIN + away)
     noisy = judged("C15", {"masters": 0.5, "base": 0.5}, tokens={"masters": 4.1})
-    error = standard_error(Interval(*noisy[["effect", "effect_low", "effect_high"]]))
-    assert noisy["smallest"] == pytest.approx(10 - minimum_detectable_effect(error))
+    assert noisy["smallest"] == pytest.approx(10, abs=0.01)
 
 
 def test_several_comparisons_give_the_least_favourable_verdict() -> None:
@@ -230,7 +339,7 @@ def test_a_comparison_that_is_not_always_run_counts_where_it_was() -> None:
 
 def test_every_comparison_is_judged_alone_too() -> None:
     arms = {"masters": 0.6, "accuracy_only": 0.4, "distillation_only": 0.8, "masked": 0.6}
-    effects = measure_claims(predictions(arms), 300, claims=[C["C3"], C["C6"], C["C9"]])
+    effects = effects_of(predictions(arms), 300, claims=[C["C3"], C["C6"], C["C9"]])
     table = judge_comparisons(effects, [C["C3"], C["C6"], C["C9"]]).set_index("control")
     assert dict(table["verdict"]) == {
         "masked": "undecided", "accuracy_only": "supported", "distillation_only": "reversed",
@@ -242,9 +351,9 @@ def test_every_comparison_is_judged_alone_too() -> None:
 
 
 def test_no_worse_and_at_most() -> None:
-    assert judged("C13", {"masters": 0.7, "mid": 0.6})["verdict"] == "supported"
-    assert judged("C13", {"masters": 0.6, "mid": 0.6})["verdict"] == "undecided"
-    assert judged("C13", {"masters": 0.4, "mid": 0.6})["verdict"] == "not supported"
+    assert judged("C13", {"masters": 0.7, "mid": 0.6, "large": 0.6})["verdict"] == "supported"
+    assert judged("C13", {"masters": 0.6, "mid": 0.6, "large": 0.5})["verdict"] == "undecided"
+    assert judged("C13", {"masters": 0.4, "mid": 0.6, "large": 0.3})["verdict"] == "not supported"
     arms = {"masters": 0.6, "base": 0.5}
     short = judged("C15", arms, tokens={"masters": 4.2, "base": 4.0})
     assert (short["verdict"], short["ours"], short["unit"]) == ("supported", "+5.0", "percent")
@@ -255,7 +364,8 @@ def test_a_ratio_of_costs_needs_two_seeds_and_has_students_interval() -> None:
     table = predictions({"masters": 0.5}, questions=4)
     rows = [("online", 0, 60.0), ("online", 1, 80.0), ("online", 2, 50.0), ("online", 3, 10.0)]
     rows += [("own_accuracy", 0, 10.0), ("own_accuracy", 1, 10.0), ("own_accuracy", 2, 10.0)]
-    costs = pd.DataFrame(rows, columns=["arm", "seed", "total"])
+    costs = pd.DataFrame(rows, columns=["arm", "seed", "total_equal"])
+    costs["total"] = 2 * costs["total_equal"].where(costs["arm"] == "online", costs["total_equal"] / 2)
 
     def row(costs: pd.DataFrame | None, margin: float = 3) -> pd.Series:
         claims = [replace(C["C14"], margin=margin)]
@@ -271,6 +381,11 @@ def test_a_ratio_of_costs_needs_two_seeds_and_has_students_interval() -> None:
         "undecided",
         "not supported",
     ]
+    alone = judge_comparisons(effects_of(table, 300, [C["C14"]], costs=costs), [C["C14"]])
+    assert dict(zip(alone["metric"], alone["effect"], strict=True)) == pytest.approx(
+        {"cost": times.mean(), "cost as run": 2 * times.mean()}
+    )
+    assert list(alone["role"]) == ["decides", "shown"] and list(alone["verdict"]) == ["undecided", ""]
     for few in (None, costs[costs["seed"] == 0], costs[costs["arm"] == "online"]):
         absent = row(few)
         assert (absent["verdict"], absent["ours"], absent["paper"]) == ("not tested", "", "15.0")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
+import pandas as pd
 import pytest
 import torch
 from test_experiments import here, nothing, profile
@@ -19,12 +20,15 @@ from masters import cost_figures
 from masters.arms import arm
 from masters.costs import (
     Cost,
+    Measured,
     PaperSizes,
     assumptions,
+    at_rates_of,
     cost_ratio,
     measured,
     on_paper,
     slowdown_for,
+    with_equal_rates,
 )
 from masters.curriculum import all_stages, authors
 from masters.experiments import Lab
@@ -51,6 +55,25 @@ def test_what_is_shared_is_paid_for_once() -> None:
     for runs in (0, -1, math.nan):
         with pytest.raises(ValueError, match="by one run or more"):
             OFFLINE.total(runs)
+
+
+def test_equal_rates_are_those_of_the_offline_run_for_what_the_online_run_does() -> None:
+    """An online run of twice the responses and half the steps, each at the offline run's seconds."""
+    offline = Measured(OFFLINE, steps=10, responses=40, tokens=200, scored=80, accuracy=0.5)
+    online = Measured(ONLINE, steps=5, responses=80, tokens=400, scored=80, accuracy=0.5)
+    equal = at_rates_of(online, offline)
+    assert equal == Cost(generation=2 * 8, judging=2 * 2, scoring=80 * 20 / 80, training=5 / 2)
+    alone = at_rates_of(online, Measured(OFFLINE, 10, 40, 200, 0, 0.5))
+    assert alone.scoring > 0 and alone.generation == 16
+    rows = [
+        {"arm": name, "seed": seed, **run.cost.parts(), "total": run.cost.total()}
+        | {field: getattr(run, field) for field in ("steps", "responses", "tokens", "scored", "accuracy")}
+        for name, run, seeds in (("online", online, (0, 1)), ("own_accuracy", offline, (0,)))
+        for seed in seeds
+    ]
+    table = with_equal_rates(pd.DataFrame(rows)).set_index(["arm", "seed"])["total_equal"]
+    assert table["online", 0] == equal.total() and table["own_accuracy", 0] == OFFLINE.total()
+    assert math.isnan(table["online", 1]), "no offline run of that seed"
 
 
 def test_operations_on_paper_are_those_of_counting_every_token() -> None:
@@ -160,6 +183,7 @@ def test_an_online_run_costs_what_its_log_says(lab: Lab, results: Results) -> No
     longer = run.at(6)
     assert longer.cost.total() == pytest.approx(3 * run.cost.total()) and math.isnan(longer.accuracy)
     assert (longer.steps, longer.responses, longer.tokens) == (6, 3 * run.responses, 3 * run.tokens)
+    assert run.scored == run.responses, "by the reference"
 
 
 @pytest.mark.parametrize("name", ["own_accuracy", "masters"])
@@ -168,7 +192,7 @@ def test_an_offline_run_costs_what_was_kept_of_all_it_reads(
 ) -> None:
     monkeypatch.setattr(Lab, "parallel", nothing)
     run, spec = measured(lab, name, results), arm(name, lab.profile)
-    generation, scoring, responses, tokens, scored = 0.0, 0.0, 0, 0, set()
+    generation, scoring, responses, tokens, scored, readings = 0.0, 0.0, 0, 0, set(), set()
     most = {(author, at): n for stage in all_stages(spec) for author, at, n in authors(spec, stage)}
     for (author, at), n in most.items():
         status = lab.store(author, at).status(["0" * 16], 1)  # what one more response would take
@@ -180,10 +204,12 @@ def test_an_offline_run_costs_what_was_kept_of_all_it_reads(
         for author, at, n in authors(spec, stage):
             for scorer, ratio in ((spec.teachers[0], stage[1]), ("student", 0.0)):
                 scored.add(lab.distributions(lab.source(scorer, ratio), author, at, n).folder)
+                readings.add((scorer, ratio, author, at, n))
     for folder in scored:
         scoring += float((folder / "seconds.txt").read_text())
     assert run.cost.generation == pytest.approx(generation) and run.cost.scoring == pytest.approx(scoring)
     assert (run.responses, run.tokens, run.steps) == (responses, tokens, 6)
+    assert run.scored == sum(n for *_, n in readings) * len(lab.pool)
     assert run.cost.training == results.runs.set_index("arm").loc[name, "seconds"]
     assert 0 < run.cost.judging < 5 and run.cost.shared == ("generation", "judging", "scoring")
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from masters.arms import RunSpec
-from masters.curriculum import Part, curriculum, order
+from masters.curriculum import Part, curriculum, learning_rate_shares, order
 from masters.ladder import epochs
 
 SIZE = 10
@@ -17,6 +17,20 @@ def spec(**changes: object) -> RunSpec:
 
 def batches(run: RunSpec, seed: int = 0, accuracy: np.ndarray | None = ACCURACY) -> np.ndarray:
     return order(run, seed, SIZE, accuracy).reshape(run.steps, run.batch)
+
+
+def test_a_falling_rate_leaves_little_for_the_last_stage_and_a_constant_one_shares_equally() -> None:
+    run = RunSpec(steps=1000, batch=1, r_max=0.2, r_step=0.05, teachers=("mid", "large"))
+    assert list(learning_rate_shares(run).values()) == pytest.approx([0.1] * 10)
+    falling = RunSpec(steps=1000, batch=1, r_max=0.2, r_step=0.1, lr_schedule="linear")
+
+    # By hand: the area below a line that falls from step 20 on, over thirds of the steps.
+    def area(a: float, b: float) -> float:
+        return ((1000 - a) ** 2 - (1000 - b) ** 2) / (2 * 980)
+
+    areas = [10 + area(20, 1000 / 3), area(1000 / 3, 2000 / 3), area(2000 / 3, 1000)]
+    expected = [each / sum(areas) for each in areas]
+    assert list(learning_rate_shares(falling).values()) == pytest.approx(expected, abs=0.002)
 
 
 def test_without_replay_the_order_is_one_epoch_after_another() -> None:

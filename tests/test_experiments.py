@@ -18,6 +18,7 @@ from masters import plateau, refreshing, runs, teachers, training
 from masters.arms import RunSpec, arm
 from masters.curriculum import authors, scores
 from masters.curriculum import stages as stages_of
+from masters.divergence import jsd
 from masters.experiments import Lab
 from masters.files import hash_of
 from masters.health import Diverged
@@ -645,6 +646,28 @@ def test_masked_teachers_are_examined_once_in_every_way(lab: Lab, monkeypatch: p
         teachers.masked_accuracy(lab, ["large"], [0.0], ["magic"])
 
 
+def test_the_dose_of_a_mask_is_measured_against_the_whole_teacher_and_the_student(lab: Lab) -> None:
+    dose = teachers.mask_dose(lab, ["large"], [0.5], questions=3).set_index("ratio")
+    assert list(dose.index) == [0.0, 0.5] and set(dose["model"]) == {"large"}
+    assert (
+        dose["from_whole"][0.0] == dose["argmax_changed"][0.0] == 0 < dose["from_whole"][0.5] <= math.log(2)
+    )
+    assert 0 < dose["entropy"][0.5] <= math.log(len(lab.processor.tokenizer))
+    # By hand: the divergence of the masked teacher and the student on the student's first responses.
+    n = lab.profile.distillation.student_responses
+    tokens = list(lab.groups("student", 0.0, n)["tokens"])[: 3 * n]
+    texts = [tokens[i : i + n] for i in range(0, 3 * n, n)]
+    asked, train = lab.pool[:3], lab.questions("train")
+    batch = pack([train.prompt(i) for i in asked], texts, [train.image_features([i]) for i in asked])
+    teacher, student = load(lab.folder("large"))[0], load(lab.folder("student"))[0]
+    with TeacherMask(teacher).apply(0.5), torch.inference_mode():
+        pair = [
+            response_logits(model, batch)[..., : len(lab.processor.tokenizer)] for model in (teacher, student)
+        ]
+    by_hand = jsd(*pair)[batch.mask].mean().item()
+    assert dose["to_student"][0.5] == pytest.approx(by_hand, rel=0.02)
+
+
 def test_each_way_of_masking_chooses_other_weights(lab: Lab) -> None:
     removed = {}
     for way in teachers.WAYS:
@@ -658,15 +681,13 @@ def test_each_way_of_masking_chooses_other_weights(lab: Lab) -> None:
     assert len({tuple(places.tolist()) for places in removed.values()}) == 4
 
 
-def test_responses_carry_their_divergence(lab: Lab, results: Results) -> None:
-    frame = lab.responses("large", 0.2, 2)
-    columns = {"question", "index", "text", "tokens", "logprobs", "finish", "correct", "divergence", "task",
-               "skill", "asked", "label"}  # fmt: skip
-    assert columns <= set(frame) and len(frame) == 2 * len(lab.pool) == 12
-    assert frame["divergence"].between(0, math.log(2)).all() and frame["divergence"].nunique() > 6
+def test_cache_figures_count_each_response_once(lab: Lab, results: Results) -> None:
+    for _ in range(2):
+        lab.groups("large", 0.2, 2)
     figures = lab.cache_figures().set_index(["source", "ratio"])
-    assert list(figures) == ["generated", "reused", "seconds", "per_second", "mib"]
-    assert figures["reused"]["large", 0.2] >= 12 and figures["mib"]["large", 0.2] > 0
+    assert list(figures) == ["responses", "generated", "seconds", "per_second", "mib"]
+    row = figures.loc[("large", 0.2)]
+    assert row["responses"] == 2 * len(lab.pool) == 12 and row["generated"] <= 12 and row["mib"] > 0
 
 
 def test_latency(lab: Lab, results: Results, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,10 +18,12 @@ from matplotlib.text import Text
 from scipy import stats
 
 from masters import claims_figure, figures
+from masters.claims import all_pairs
+from masters.comparisons import COLUMNS, measure
 from masters.drawing import WIDTH
 from masters.files import paper_table
 from masters.schedule import MaskSchedule
-from masters.verdicts import judge_claims, measure_claims
+from masters.verdicts import judge_claims
 
 
 @pytest.fixture(autouse=True)
@@ -93,14 +95,17 @@ def test_samples_show_pictures_questions_and_answers() -> None:
 
 
 def test_ladder_and_size() -> None:
-    figure = figures.ladder(LADDER, runs())
+    figure = figures.size_accuracy(LADDER, runs(), blind=20.0)
     x, y = xy(figure.axes[0])
     assert x.tolist() == [50_000, 200_000, 800_000] and y == pytest.approx([51, 71, 91])
+    words = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]  # type: ignore[union-attr]
+    assert sorted(words) == ["blind: the question's text alone", "models of the ladder"]
+    assert "95 % interval over seeds" in figure.axes[0].get_ylabel()
     assert figure.axes[0].get_xscale() == "log"
     readable(figure)
     figure = figures.size_accuracy(LADDER, runs(), ["masters", "masked"])
     texts = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]  # type: ignore[union-attr]
-    assert texts == ["models of the ladder", "Masters (paper's form)", "mask-progressive"]
+    assert texts == ["models of the ladder", "Masters", "mask-progressive"]
     points = [xy(figure.axes[0], index) for index in range(len(figure.axes[0].lines))]
     assert any(px.tolist() == [50_000] and py == pytest.approx([61]) for px, py in points)
     readable(figure)
@@ -117,7 +122,7 @@ def test_training_curves_average_the_seeds() -> None:
     )
     axis = figures.training_curves(log).axes[0]
     assert len(axis.lines) == 2 and xy(axis)[1].tolist() == [1, 2, 3]
-    assert len(axis.collections) == 2 and axis.get_ylabel() == "loss (nats a token)"
+    assert len(axis.collections) == 2 and axis.get_ylabel() == "loss (nats per token)"
     figure = figures.training_curves(log, y="kl")
     assert xy(figure.axes[0])[0].tolist() == [0, 2]
     readable(figure)
@@ -151,7 +156,7 @@ def test_effects_put_the_paper_beside() -> None:
     figure = figures.effects(frame)
     assert len(figure.axes) == 1
     labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
-    assert labels == ["base student", "mask-progressive", "Masters (paper's form)"]
+    assert labels == ["base student", "mask-progressive", "Masters"]
     figure = figures.effects(frame.assign(paper=[75.4, np.nan, 80.0]))
     ours, paper = figure.axes
     assert [xy(ours, index)[0][0] for index in (1, 3, 5)] == pytest.approx([51, 56, 61])
@@ -172,12 +177,11 @@ def test_grid_has_a_panel_for_the_paper() -> None:
         figures.grid(runs(), "responses")
 
 
-def test_reward_distribution_is_equation_7() -> None:
+def test_reward_distribution_has_both_rewards_by_source() -> None:
     frame = pd.DataFrame(
         {
-            "question": ["q"] * 3 + ["flat"] * 2,
             "correct": [1, 0, 1, 0, 0],
-            "divergence": [1.0, 2.0, 3.0, 1.0, 1.0],
+            "reward_distillation": [1.0, 0.5, 0.0, 0.02, 0.04],
             "source": ["teacher", "teacher", "student", "student", "student"],
         }
     )
@@ -185,11 +189,11 @@ def test_reward_distribution_is_equation_7() -> None:
     bars = [patch for patch in figure.axes[0].patches if isinstance(patch, Rectangle)]
     assert [bar.get_height() for bar in bars] == pytest.approx([50.0, 100 / 3])
     teacher, student = (np.asarray(patch.get_path().vertices) for patch in figure.axes[1].patches)
-    # The teacher's rewards are 1 and 0.5, the student's 0; the flat group has none.
     assert teacher[:, 1].max() == pytest.approx(50) and student[:, 1].max() == pytest.approx(100)
     assert student[student[:, 1] > 0, 0].max() == pytest.approx(0.1)
     readable(figure)
-    assert len(figures.reward_distribution(frame.drop(columns="source")).axes[0].patches) == 1
+    with pytest.raises(ValueError, match="lacks source"):
+        figures.reward_distribution(frame.drop(columns="source"))
 
 
 @pytest.mark.parametrize("narrow", [False, True])
@@ -209,8 +213,8 @@ def test_claims_have_ours_and_the_papers(narrow: bool) -> None:
         for q in range(40)
     ]
     seconds = [("online", 0, 60), ("online", 1, 64), ("own_accuracy", 0, 10), ("own_accuracy", 1, 10)]
-    costs = pd.DataFrame(seconds, columns=["arm", "seed", "total"])
-    frame = judge_claims(measure_claims(pd.DataFrame(rows), 50, costs=costs))
+    costs = pd.DataFrame(seconds, columns=["arm", "seed", "total"]).assign(total_equal=lambda t: t["total"])
+    frame = judge_claims(measure(pd.DataFrame(rows), all_pairs(), 50, costs=costs))
     figure = claims_figure.claims(frame, narrow)
     points, times, percent = figure.axes
     words = [text.get_text() for text in points.texts]
@@ -233,7 +237,7 @@ def test_claims_have_ours_and_the_papers(narrow: bool) -> None:
 
 
 def test_a_large_effect_is_an_arrow_and_the_others_stay_apart() -> None:
-    frame = judge_claims(measure_claims(pd.DataFrame(columns=["arm", "mode"]), 10)).head(12)
+    frame = judge_claims(pd.DataFrame(columns=COLUMNS)).head(12)
     small = {
         "effect": 0.2,
         "effect_low": -0.3,
@@ -246,7 +250,7 @@ def test_a_large_effect_is_an_arrow_and_the_others_stay_apart() -> None:
     frame.loc[3, list(large)] = list(large.values())
     figure = claims_figure.claims(frame)
     (axis,) = figure.axes
-    assert axis.get_xlim()[1] < 2
+    assert axis.get_xlim()[1] < 3
     assert len(marked(axis, "<", axis.get_xlim()[0])) == 2, "both ends of its interval"
     assert [text.get_text() for text in figure.legends[0].texts][-1] == "beyond the axis"
     readable(figure)

@@ -128,7 +128,7 @@ def by_hand(
         "tokens": tokens / len(rows),
     }
     total = (
-        sums["divergence"] + policy_weight * (sums["policy"] + beta * sums["kl"])
+        sums["divergence"] + policy_weight * sums["policy"] + beta * sums["kl"]
         if rewards
         else sums["divergence"]
     )

@@ -33,7 +33,7 @@ PLAN: dict[str, Any] = {
     "validation_questions": 6,
     "test_questions": 8,
     "minutes": {"ladder": 1, "run": 1},
-    "trials": {"plain": [1e-3, DIVERGES], "rewarded": [[1e-3, 1.0], [1e-2, 0.5]]},
+    "trials": {"plain": [1e-3, DIVERGES], "rewarded": [[1e-3, 1.0, 0.1], [1e-2, 0.5, 0.05]]},
     "main": ["base", "masked", "masters", "own_accuracy", "online"],
     "tuned": {"base": [], "masked": [], "masters": ["responses=2", "label_noise=0.2"]},
     "fixed": ["masters+learning_rate=1e-05", "own_accuracy", "online"],
@@ -88,6 +88,7 @@ def test_the_best_trial_on_validation_is_what_an_arm_and_its_variants_run_with(f
             assert settings_of["responses=2"] == best["setting"].replace("masters", "responses=2", 1)
             spec = arm(settings_of["responses=2"], finished.profile)
             assert spec.learning_rate == best["learning_rate"] and spec.policy_weight == best["policy_weight"]
+            assert spec.beta == best["beta"]
     # One that diverged is a trial as well, and no reason to stop.
     assert tried["accuracy"][1] == 0 and list(tried["chosen"][:2]) == [True, False]
     assert finished.settings()["masters+learning_rate=1e-05"] == "masters+learning_rate=1e-05"
@@ -151,9 +152,14 @@ def test_what_runs_cost_is_kept_and_makes_a_verdict(finished: Study) -> None:
     again = measured(finished.lab(1), "own_accuracy", results, 1)
     row = costs.loc[1, "own_accuracy"]
     assert row["training"] == pytest.approx(again.cost.training, rel=1e-4) and row["tokens"] == again.tokens
-    ratios = costs["total"].unstack()
+    equal, as_run = (
+        (table["online"] / table["own_accuracy"]).mean()
+        for table in (costs[name].unstack() for name in ("total_equal", "total"))
+    )
     row = finished.judge(resamples=50).set_index("id").loc["C14"]
-    assert row["effect"] == pytest.approx((ratios["online"] / ratios["own_accuracy"]).mean())
+    assert row["effect"] == pytest.approx(equal) != pytest.approx(as_run)
+    alone = pd.read_csv(finished.folder / "comparisons.csv").query("id == 'C14'").set_index("metric")
+    assert alone["effect"]["cost as run"] == pytest.approx(as_run, rel=1e-5)
     assert row["verdict"] != "not tested" and row["seeds"] == 2
     # A run that would come out otherwise has no cost either.
     table = pd.read_csv(finished.folder / "costs.csv")
@@ -342,7 +348,10 @@ def test_a_damaged_table_is_named(tmp_path: Path) -> None:
         ({"few_seeds": 3}, "few_seeds 3 is more than seeds 2"),
         ({"fixed": ["base"]}, "listed twice: base"),
         ({"main": ["naive"]}, "main: naive is neither tuned nor fixed"),
-        ({"trials": {"plain": [1e-3], "rewarded": [[1e-3, 1], [1e-2, 1]]}}, "every arm gets as many"),
+        (
+            {"trials": {"plain": [1e-3], "rewarded": [[1e-3, 1, 0.1], [1e-2, 1, 0.1]]}},
+            "every arm gets as many",
+        ),
         ({"colour": 1}, "colour"),
     ],
 )
