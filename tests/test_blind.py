@@ -7,9 +7,11 @@ from masters.blind import blind_accuracy, blind_answers, blind_table
 from masters.settings import load_profile
 
 TRAIN = pd.DataFrame(
-    [("how many ?", "2"), ("how many ?", "2"), ("how many ?", "3"), ("is it red ?", "no"), ("a ?", "b"), ("a ?", "a")],
-    columns=["question", "answer"],
-)  # fmt: skip
+    {
+        "question": ["how many ?", "how many ?", "how many ?", "is it red ?", "a ?", "a ?"],
+        "answer": ["2", "2", "3", "no", "b", "a"],
+    }
+)
 
 
 def test_the_most_common_answer_to_the_same_text_and_else_that_of_the_set() -> None:

@@ -190,7 +190,8 @@ def test_first_page_answers_whether_the_method_helps(tmp_path: Path) -> None:
     text = page((1.6, 0.9, 2.4), (2.1, 1.1, 3.0), (-0.4, -0.9, 0.1))
     assert text.startswith(
         "**Does Masters help the student?** *The \\<study\\>:* training by Masters improves its greedy "
-        "answers. Masters minus the student before training: +1.6 points (+0.9 to +2.4), on sampled answers +3.1 (+2.2"
+        "answers. Masters minus the student before training: +1.6 points (+0.9 to +2.4), on sampled answers "
+        "+3.1 (+2.2 to +4.0). Distillation on the same number of responses"
     )
     assert "Masters minus that: -0.4 points (-0.9 to +0.1)" in text
     assert "so masking and rewards add nothing that these runs establish." in text
