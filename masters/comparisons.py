@@ -79,7 +79,8 @@ def measure(
         ValueError: as :func:`paired_scores`.
     """
     gap, rows = capacity_gap(predictions), []
-    of_arm = dict(list(predictions.groupby("arm", observed=True)))  # a study has millions of answers
+    # By arm, since a study has millions of answers.
+    of_arm = {str(arm): answers for arm, answers in predictions.groupby("arm", observed=True)}
     for name, pair in pairs:
         arms = [_present(arm, set(of_arm)) for arm in (pair.treatment, pair.control)]
         answers = [of_arm[arm] for arm in arms if arm is not None]

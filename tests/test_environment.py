@@ -37,8 +37,8 @@ LOCKED = _read("constraints.txt")
 
 def _declared() -> dict[str, Requirement]:
     extras = PYPROJECT["project"]["optional-dependencies"]
-    # One compiles parts of itself where it is installed, the other wants Triton for a single test.
-    unpinned = {"deepspeed", "liger"}
+    # One compiles parts of itself where it is installed, one needs Triton for a single test, one brings weights.
+    unpinned = {"deepspeed", "liger", "pretrained"}
     groups = [PYPROJECT["project"]["dependencies"], *(extras[name] for name in extras.keys() - unpinned)]
     return {canonicalize_name(r.name): r for group in groups for r in map(Requirement, group)}
 

