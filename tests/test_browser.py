@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from masters.claims import CLAIMS
+
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = [
     "--headless",
@@ -115,3 +117,41 @@ def test_search_finds_a_page(browser: Any, address: str) -> None:
     page.wait_for_selector("#search-results li a")
     assert page.locator("#search-results li a").count() >= 1
     page.close()
+
+
+def test_the_picture_of_the_claims_is_whole_in_its_notebook(browser: Any, address: str) -> None:
+    """Every claim has its words left of the axes, and nothing is cut at the edges of the picture."""
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    page.goto(f"{address}/notebooks/7_claims.html", wait_until="load")
+    seen = page.evaluate(
+        """async () => {
+            const images = [...document.querySelectorAll('.cell_output img')];
+            const image = images[images.length - 1];
+            image.loading = 'eager';
+            await image.decode();
+            const canvas = document.createElement('canvas');
+            [canvas.width, canvas.height] = [image.naturalWidth, image.naturalHeight];
+            const context = canvas.getContext('2d');
+            context.fillStyle = 'white';
+            context.fillRect(0, 0, canvas.width, canvas.height);
+            context.drawImage(image, 0, 0);
+            const {data, width, height} = context.getImageData(0, 0, canvas.width, canvas.height);
+            const dark = (x, y) => data[4 * (y * width + x)] < 140;
+            // Lines of text in the left third: runs of rows with dark pixels.
+            let lines = 0, inside = false;
+            for (let y = 0; y < height; y++) {
+                let ink = false;
+                for (let x = 0; x < width / 3; x++) ink ||= dark(x, y);
+                if (ink && !inside) lines++;
+                inside = ink;
+            }
+            let cut = 0;
+            for (let y = 0; y < height; y++) cut += dark(0, y) + dark(width - 1, y);
+            return {lines, cut, width, shown: image.getBoundingClientRect().width, count: images.length};
+        }"""
+    )
+    page.close()
+    # A claim has a line with its id and verdict, and one or more with its statement.
+    assert seen["lines"] >= 2 * len(CLAIMS), seen
+    assert seen["cut"] == 0, seen
+    assert seen["width"] >= 600 and seen["shown"] >= 600, seen

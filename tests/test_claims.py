@@ -183,6 +183,7 @@ def test_effects_are_a_share_of_the_gap_between_student_and_teacher() -> None:
     arms = {"masters": 0.55, "masked": 0.5, "base": 0.4, "large": 0.8}
     assert judged("C3", arms)["share"] == pytest.approx(100 * 5 / 40)
     assert math.isnan(judged("C3", {"masters": 0.55, "masked": 0.5})["share"])
+    assert math.isnan(judged("C3", arms | {"large": 0.4})["share"]), "no gap"
     of_mid = effects_of(predictions(arms | {"masters+student=mid": 0.6}), 50, [C["C13"]]).set_index(
         "treatment"
     )
