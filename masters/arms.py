@@ -246,7 +246,7 @@ def title(name: str) -> str:
 
 
 def setting(spec: RunSpec) -> str:
-    """Return what an arm was trained with, for the tables: rewards' weight, beta, learning rate, stages.
+    """Return what an arm was trained with, for the tables: policy weight, beta, learning rate, mask stages.
 
     Two arms called alike in two studies may differ in these, so they stand wherever a result does.
     """
@@ -254,11 +254,11 @@ def setting(spec: RunSpec) -> str:
         return "not trained"
     words = []
     if spec.rewards:
-        words += [f"policy weight {spec.policy_weight:g}", f"beta {spec.beta:g}"]
-    words.append(f"learning rate {spec.learning_rate:g} {spec.lr_schedule}")
+        words += [f"weight {spec.policy_weight:g}", f"beta {spec.beta:g}"]
+    words.append(f"lr {spec.learning_rate:g} {spec.lr_schedule}")
     if spec.teachers and spec.r_max:
         ratios = MaskSchedule(spec.r_max, spec.r_step).ratios
-        words.append(f"{len(ratios)} mask stages, r {ratios[0]:g} to {ratios[-1]:g}")
+        words.append(f"{len(ratios)} mask stages from r {ratios[0]:g}")
     elif spec.teachers:
         words.append("no mask")
     return ", ".join([*words, *(["the paper's form"] if is_papers_form(spec) else [])])

@@ -78,7 +78,8 @@ def headline(profile: Profile, own: Judged, picture: Path, studies: Sequence[Jud
         )
     header = ["", wrapped(lead.title), *(wrapped(each.title) for each in beside), *map(Html, CLAIM_COLUMNS)]
     parts = [
-        *(answer(each) for each in (lead, *beside)),
+        "**Does Masters help the student?** Greedy accuracy, 95 % intervals over seeds and questions:",
+        "\n".join(f"- {words}" for each in (lead, *beside) if (words := answer(each))),
         above_base(own),
         f"The picture and the effects in the table show {plain(lead.title)}. Both arms of a claim stand with "
         "what they were trained with.",
@@ -95,47 +96,45 @@ def headline(profile: Profile, own: Judged, picture: Path, studies: Sequence[Jud
 
 
 def answer(judged: Judged) -> str:
-    """Return whether Masters helps the student, in one paragraph; nothing where no arm for it was run."""
+    """Return whether Masters helps the student, in one sentence of MyST; nothing where it was not run."""
     rows = {
         (row["treatment"], row["control"]): row
         for row in judged.effects[judged.effects["id"] == "helps"].to_dict("records")
     }
-    masters, plain_one, between = (rows.get((each.treatment, each.control)) for each in HELPS)
+    masters, unmasked, between = (rows.get((each.treatment, each.control)) for each in HELPS)
     if masters is None:
         return ""
-    said = [f"**Does Masters help the student?** *{plain(judged.title)}:* {_verb(masters)}"]
-    said.append(f"Masters minus the student before training: {_points(masters)}")
-    if plain_one is not None and between is not None:
-        said.append(
-            f"Distillation on the same number of responses without mask and rewards: {_points(plain_one)}"
+    words = f"*{plain(judged.title)}:* {_verb(masters)}, {_points(masters)} over the student before training"
+    if unmasked is not None and between is not None:
+        words += (
+            "; distillation on the same number of responses without mask and rewards gives "
+            f"{_points(unmasked)}, and Masters minus that is {_points(between)}, so {_beyond(between)}"
         )
-        said.append(f"Masters minus that: {_points(between)}{_beyond(between)}")
-    words = ". ".join(said) + "."
     trained = judged.settings.get("masters")
-    return words + (f" Masters ran with {plain(trained)}." if trained else "")
+    return f"{words} (Masters with {plain(trained)})." if trained else f"{words}."
 
 
 def _verb(row: Mapping[Any, Any]) -> str:
     if row["effect_low"] > 0:
-        return "training by Masters improves its greedy answers"
+        return "training by Masters helps"
     if row["effect_high"] < 0:
-        return "training by Masters makes its greedy answers worse"
-    return "no effect of training by Masters on its greedy answers is established"
+        return "training by Masters harms"
+    return "training by Masters has no established effect"
 
 
 def _beyond(row: Mapping[Any, Any]) -> str:
     if row["effect_low"] > 0:
-        return ", so masking and rewards add to it"
+        return "masking and rewards add to it"
     if row["effect_high"] < 0:
-        return ", so masking and rewards take away from it"
-    return ", so masking and rewards add nothing that these runs establish"
+        return "masking and rewards take away from it"
+    return "masking and rewards add nothing that these runs establish"
 
 
 def _points(row: Mapping[Any, Any]) -> str:
     greedy = f"{signed(row['effect'])} points ({_range(row, 'effect')})"
     if not np.isfinite(row["sampled"]):
         return greedy
-    return f"{greedy}, on sampled answers {signed(row['sampled'])} ({_range(row, 'sampled')})"
+    return f"{greedy}, sampled {signed(row['sampled'])} ({_range(row, 'sampled')})"
 
 
 def _range(row: Mapping[Any, Any], name: str) -> str:
@@ -189,12 +188,11 @@ def claim_cells(row: Mapping[Any, Any], settings: Mapping[str, str], details: Ht
 
 
 def compared(row: Mapping[Any, Any], settings: Mapping[str, str]) -> Html:
-    """Return the two arms of a row, each with what it was trained with."""
-    lines = [
-        Html(f"{code(name)}<br><small>{escaped(settings[name])}</small>") if name in settings else code(name)
-        for name in (row["treatment"], row["control"])
-    ]
-    return Html("<br>against<br>".join(lines))
+    """Return the two arms of a row, and below them what each was trained with, once if that is the same."""
+    arms = (row["treatment"], row["control"])
+    trained = dict.fromkeys(escaped(settings[name]) for name in arms if name in settings)
+    small = f"<br><small>{'<br>'.join(trained)}</small>" if trained else ""
+    return Html(f"{code(arms[0])} against {code(arms[1])}{small}")
 
 
 def _sampled(row: Mapping[Any, Any]) -> Html:

@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from masters.claim_rows import signed
 from masters.markup import Html, code, table
 from masters.study_page import blind_accuracies, settings_of_study
 
@@ -51,8 +50,7 @@ def _mask(profile: str, own: Path, pretrained: Path) -> list[str]:
                 f"At mask ratio 0.2 the {row['model']} teacher of profile `{profile}` moves by "
                 f"{row['from_whole']:.4f} nats per token and changes {100 * row['argmax_changed']:.1f} % of "
                 f"its most likely tokens. Its divergence to the student goes from {before:.4f} to "
-                f"{row['to_student']:.4f}: masking makes it no easier to imitate where that number does not "
-                "fall."
+                f"{row['to_student']:.4f}; only a fall would make it easier to imitate."
             )
         parts.append(_doses(frame))
     if pretrained.is_file():
@@ -122,7 +120,7 @@ def _sight(study: "Study") -> list[str]:
         "## The student is nearly blind",
         "A lookup from the question's text to the most common training answer scores "
         f"{100 * blind['all']:.1f} %; the student before training scores {base:.1f} %, "
-        f"{signed(base - 100 * blind['all'])} points more. What is above the lookup comes from looking at "
+        f"{base - 100 * blind['all']:.1f} points more. What is above the lookup comes from looking at "
         "pictures. So little of that leaves little to distill.",
     ]
 

@@ -102,7 +102,7 @@ def test_a_variant_differs_from_the_paper_in_nothing_else(
 
 def test_the_papers_form_is_a_name_for_nothing_else(profile: Profile) -> None:
     papers = arm("masters", profile).model_copy(update={"r_step": 0.05, "lr_schedule": "constant"})
-    assert is_papers_form(papers) and setting(papers).endswith("5 mask stages, r 0.2 to 0, the paper's form")
+    assert is_papers_form(papers) and setting(papers).endswith("5 mask stages from r 0.2, the paper's form")
     for other in (
         {"policy_weight": 0.03},
         {"beta": 0.003},
@@ -121,12 +121,10 @@ def test_the_papers_form_is_a_name_for_nothing_else(profile: Profile) -> None:
 
 def test_an_arm_says_what_it_was_trained_with(profile: Profile) -> None:
     spec = arm("masters+learning_rate=0.001+policy_weight=0.03+beta=0.003", profile)
-    assert setting(spec) == (
-        "policy weight 0.03, beta 0.003, learning rate 0.001 constant, 3 mask stages, r 0.2 to 0"
-    )
+    assert setting(spec) == ("weight 0.03, beta 0.003, lr 0.001 constant, 3 mask stages from r 0.2")
     plain = arm("naive_multi+learning_rate=2e-3", profile)
-    assert setting(plain) == "learning rate 0.002 constant, no mask"
-    assert setting(arm("sft+learning_rate=2e-3", profile)) == "learning rate 0.002 constant"
+    assert setting(plain) == "lr 0.002 constant, no mask"
+    assert setting(arm("sft+learning_rate=2e-3", profile)) == "lr 0.002 constant"
     assert setting(arm("base", profile)) == "not trained"
 
 

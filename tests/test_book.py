@@ -156,7 +156,7 @@ def test_first_page_says_what_the_file_says(example_claims: Path, tmp_path: Path
     page = headline(smoke, own, tmp_path / "claims.svg")
     assert "<td>+0.4 points<br>-0.2 to +1.0</td><td>+0.3 points<br>+0.1 to +0.5<br><strong>differs" in page
     assert "<td>+2 %</td><td>+1.3 points<br>a &lt;b&gt;" in page and "</td><td>yes</td>" in page
-    assert "<code>masters</code><br><small>beta &lt;0.1&gt;</small><br>against<br><code>r_max=0.4" in page
+    assert "<code>masters</code> against <code>r_max=0.4</code><br><small>beta &lt;0.1&gt;</small>" in page
     assert "- C1: a \\<b\\>bold" in page, "which claims the sampled answers judge otherwise"
     assert "C5 not tested: paper +1.3 points." in page, "the picture's words"
     assert "<code>masters train smoke r_max=0.4 --seed 0</code>" in page
@@ -188,18 +188,17 @@ def test_first_page_answers_whether_the_method_helps(tmp_path: Path) -> None:
         return answer(Judged("The <study>", frame, frame, {"masters": "policy weight 0.03"}))
 
     text = page((1.6, 0.9, 2.4), (2.1, 1.1, 3.0), (-0.4, -0.9, 0.1))
-    assert text.startswith(
-        "**Does Masters help the student?** *The \\<study\\>:* training by Masters improves its greedy "
-        "answers. Masters minus the student before training: +1.6 points (+0.9 to +2.4), on sampled answers "
-        "+3.1 (+2.2 to +4.0). Distillation on the same number of responses"
+    assert text == (
+        "*The \\<study\\>:* training by Masters helps, +1.6 points (+0.9 to +2.4), sampled +3.1 (+2.2 to "
+        "+4.0) over the student before training; distillation on the same number of responses without mask "
+        "and rewards gives +2.1 points (+1.1 to +3.0), sampled +3.1 (+2.2 to +4.0), and Masters minus that "
+        "is -0.4 points (-0.9 to +0.1), sampled +3.1 (+2.2 to +4.0), so masking and rewards add nothing that "
+        "these runs establish (Masters with policy weight 0.03)."
     )
-    assert "Masters minus that: -0.4 points (-0.9 to +0.1)" in text
-    assert "so masking and rewards add nothing that these runs establish." in text
-    assert text.endswith("Masters ran with policy weight 0.03.")
-    assert "makes its greedy answers worse" in page((-1, -2, -0.5), (0, -1, 1), (-1, -2, -0.5))
+    assert "training by Masters harms" in page((-1, -2, -0.5), (0, -1, 1), (-1, -2, -0.5))
     assert "masking and rewards take away from it" in page((-1, -2, -0.5), (0, -1, 1), (-1, -2, -0.5))
     none = page((0.1, -0.2, 0.4), (0, -1, 1), (1.0, 0.2, 1.8))
-    assert "no effect of training by Masters on its greedy answers is established" in none
+    assert "training by Masters has no established effect" in none
     assert "so masking and rewards add to it" in none
     nothing = pd.DataFrame(columns=COLUMNS)
     assert answer(Judged("x", nothing, nothing, {})) == ""

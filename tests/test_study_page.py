@@ -99,7 +99,7 @@ def page(study: Path, own: Judged) -> str:
 def test_the_page_says_what_the_files_say(study: Path, own: Judged) -> None:
     text = page(study, own)
     assert "Of the paper's 15 claims the study tested 4: **1 supported**, **1 not supported**" in text
-    assert "**Does Masters help the student?**" in text and "Masters minus that: -0.4 points" in text
+    assert "training by Masters helps, +1.6 points" in text and "Masters minus that is -0.4 points" in text
     assert "answers 30.0 points more of the questions" in text
     assert "Seeds of an arm: 2 to 3." in text and load_study()[0].about in text
     # Effect, sampled, share, paper, whether it is excluded, p, smallest effect, seeds, the reader's own run.
@@ -117,7 +117,7 @@ def test_the_page_says_what_the_files_say(study: Path, own: Judged) -> None:
     assert "".join(f"<td>{cell}</td>" for cell in cells) in text and "<th>Your run (mini)</th>" in text
     assert "minus (naive, responses)</td><td>no</td><td>0.2" in text, "a p-value as a number"
     assert "- C2: masked against naive\\_multi: greedy +0.4 (-0.2 to +1.0), sampled +3.0" in text
-    assert "<small>policy weight 1, beta 0.1, learning rate 3e-05 linear, 3 mask stages" in text
+    assert "<small>weight 1, beta 0.1, lr 3e-05 linear, 3 mask stages from r 0.2" in text
     assert "in `masters` r 0.2 55 %, r 0.1 34 %, r 0 11 %; in `mid_then_large`" in text
     assert "<td>72.0 ± 2.0</td><td>25.0 ± 0.0</td><td>4.0 ± 0.0</td><td></td><td>60 ± 0</td>" in text
     assert "<td>50.0</td><td>25.0</td>" in text, "one run has no spread"
