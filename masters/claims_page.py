@@ -21,6 +21,7 @@ from masters.claims_figure import claims
 from masters.drawing import write_svg
 from masters.markup import Html, code, escaped, folded, link, plain, table
 from masters.settings import Profile
+from masters.verdicts import disagree, judge_comparisons
 
 # The part of each notebook that a verdict rests on.
 RESULTS = "our-numbers-beside-the-paper-s"
@@ -73,7 +74,7 @@ def headline(profile: Profile, own: Judged, picture: Path, studies: Sequence[Jud
                 row["id"],
                 shown["verdict"],
                 *(of_run.get(row["id"], "") for of_run in verdicts),
-                *claim_cells(shown, lead.settings, how(row, commands(profile.name, row, profile.seeds))),
+                *claim_cells(shown, lead, how(row, commands(profile.name, row, profile.seeds))),
             ]
         )
     header = ["", wrapped(lead.title), *(wrapped(each.title) for each in beside), *map(Html, CLAIM_COLUMNS)]
@@ -123,11 +124,17 @@ def _verb(row: Mapping[Any, Any]) -> str:
 
 
 def _beyond(row: Mapping[Any, Any]) -> str:
-    if row["effect_low"] > 0:
-        return "masking and rewards add to it"
-    if row["effect_high"] < 0:
-        return "masking and rewards take away from it"
-    return "masking and rewards add nothing that these runs establish"
+    """What masking and rewards add to distillation, on greedy answers, and on sampled ones if they differ."""
+    said = [
+        "add to it"
+        if low > 0
+        else "take away from it"
+        if high < 0
+        else "add nothing that these runs establish"
+        for low, high in ((row[f"{name}_low"], row[f"{name}_high"]) for name in ("effect", "sampled"))
+    ]
+    differing = f" (on sampled answers they {said[1]})" if disagree(row) else ""
+    return f"masking and rewards {said[0]}{differing}"
 
 
 def _points(row: Mapping[Any, Any]) -> str:
@@ -170,12 +177,20 @@ def disagreements(frame: pd.DataFrame) -> str:
     )
 
 
-def claim_cells(row: Mapping[Any, Any], settings: Mapping[str, str], details: Html) -> list[str]:
+def claim_cells(row: Mapping[Any, Any], judged: Judged, details: Html) -> list[str]:
     """Return the cells of a claim's row under :data:`CLAIM_COLUMNS`."""
+    beside = judge_comparisons(judged.effects).to_dict("records") if len(judged.effects) else []
+    beside = [each for each in beside if each["id"] == row["id"]]
+    pair = ("treatment", "control")
+    note = "".join(
+        f"<br><small>{escaped(each['note'])}</small>"
+        for each in beside
+        if each["note"] and each["role"] != "shown" and all(each[name] == row[name] for name in pair)
+    )
     return [
         Html(escaped(row["statement"]) + details),
-        compared(row, settings),
-        effect(row),
+        Html(compared(row, judged.settings) + note),
+        Html(effect(row) + "".join(_shown(each, row) for each in beside if each["role"] == "shown")),
         _sampled(row),
         "" if np.isnan(row["share"]) else f"{row['share']:+.0f} %".replace("+0", "0").replace("-0", "0"),
         Html(
@@ -185,6 +200,14 @@ def claim_cells(row: Mapping[Any, Any], settings: Mapping[str, str], details: Ht
         ),
         row["excludes_paper"],
     ]
+
+
+def _shown(each: Mapping[Any, Any], row: Mapping[Any, Any]) -> str:
+    """A comparison that stands beside the one that decides."""
+    number = signed if row["unit"] != "times" else "{:.1f}".format
+    low, high = (number(each[f"effect_{end}"]) for end in ("low", "high"))
+    against = "" if each["control"] == row["control"] else f", against {code(each['control'])}"
+    return f"<br><small>{escaped(each['note'])}{against}: {number(each['effect'])} ({low} to {high})</small>"
 
 
 def compared(row: Mapping[Any, Any], settings: Mapping[str, str]) -> Html:

@@ -176,7 +176,7 @@ def _claims(study: "Study", found: Judged, runs: pd.DataFrame, own: Judged, pict
             [
                 row["id"],
                 row["verdict"],
-                *claim_cells(row, found.settings, details),
+                *claim_cells(row, found, details),
                 _p_value(row["p_holm"]),
                 with_unit(_number(row["smallest"], 1), row["unit"]),
                 str(seeds or ""),

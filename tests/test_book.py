@@ -193,13 +193,13 @@ def test_first_page_answers_whether_the_method_helps(tmp_path: Path) -> None:
         "+4.0) over the student before training; distillation on the same number of responses without mask "
         "and rewards gives +2.1 points (+1.1 to +3.0), sampled +3.1 (+2.2 to +4.0), and Masters minus that "
         "is -0.4 points (-0.9 to +0.1), sampled +3.1 (+2.2 to +4.0), so masking and rewards add nothing that "
-        "these runs establish (Masters with policy weight 0.03)."
+        "these runs establish (on sampled answers they add to it) (Masters with policy weight 0.03)."
     )
     assert "training by Masters harms" in page((-1, -2, -0.5), (0, -1, 1), (-1, -2, -0.5))
     assert "masking and rewards take away from it" in page((-1, -2, -0.5), (0, -1, 1), (-1, -2, -0.5))
     none = page((0.1, -0.2, 0.4), (0, -1, 1), (1.0, 0.2, 1.8))
     assert "training by Masters has no established effect" in none
-    assert "so masking and rewards add to it" in none
+    assert "so masking and rewards add to it (Masters" in none
     nothing = pd.DataFrame(columns=COLUMNS)
     assert answer(Judged("x", nothing, nothing, {})) == ""
 

@@ -76,6 +76,7 @@ def study(tmp_path: Path) -> Path:
         ("C2", "masked", "naive_multi", "accuracy", 0.44, -0.2, 1.0, 20.0, 3, *some, 30.0),
         ("C3", "masters", "masked", "accuracy", -2.0, -2.5, -1.5, 20.0, 3, *some, 30.0),
         ("C10", "masters", "responses=2", "accuracy", 0.1, -0.1, 0.2, 9.0, 2, *[None] * 3, 30.0),
+        ("C11", "naive_multi", "naive+steps=1700", "accuracy", 0.9, -0.7, 2.4, 9.0, 2, *[None] * 3, 30.0),
         ("helps", "masters", "base", "accuracy", 1.6, 0.9, 2.4, 9.0, 3, *some, 30.0),
         ("helps", "naive_multi", "base", "accuracy", 2.1, 1.1, 3.0, 9.0, 3, *some, 30.0),
         ("helps", "masters", "naive_multi", "accuracy", -0.4, -0.9, 0.1, 9.0, 3, *some, 30.0),
@@ -136,6 +137,10 @@ def test_the_page_says_what_the_files_say(study: Path, own: Judged) -> None:
         "<td>0.25</td>"
         "<td>2</td><td>not supported</td>"
     ) in text
+    assert "<small>equal steps, not equal computation</small></td><td>+0.1 points" in text
+    assert (
+        "<small>about equal computation, against <code>naive+steps=1700</code>: +0.9 (-0.7 to +2.4)</small>"
+    ) in text, "beside the verdict"
     assert "<td>62 ± 3</td><td>92 ± 3</td><td>32 ± 3</td><td>50.0 ± 0.0</td>" in text
     assert "<td>c0ffee</td>" in text and "<td>torch 2</td>" in text
     assert (study / "study.svg").is_file()
