@@ -81,7 +81,7 @@ def test_what_is_generated_is_what_a_run_reads(data: Path, lab: Lab) -> None:
     assert masters("generate", "tiny").exit_code == 0
     lab.groups("large", 0.2, 2)
     (figures,) = lab.cache_figures().to_dict("records")
-    assert (figures["generated"], figures["reused"]) == (0, 12)
+    assert (figures["generated"], figures["responses"]) == (0, 12)
 
 
 def test_judge_counts_what_the_store_says(data: Path) -> None:
