@@ -56,12 +56,12 @@ test: $(INSTALLED) ## unit tests, notebooks against their committed outputs, boo
 		--nbval-kernel-name python3 $(NOTEBOOKS:%=notebooks/%.ipynb)
 
 test-vllm: $(VLLM)/.installed ## the vLLM engine, in an environment of its own (.venv-vllm, 4 GB)
-	$(VLLM)/bin/python -m pytest --noconftest -q tests/test_engine_vllm.py
+	$(VLLM)/bin/python -m pytest --noconftest -q tests/responses/test_engine_vllm.py
 
 test-extras: $(EXTRAS)/.installed ## ZeRO-3 and liger-kernel, in an environment over .venv (.venv-extras, 60 MB); needs g++
 	PATH="$(CURDIR)/$(EXTRAS)/bin:$$PATH" TORCH_EXTENSIONS_DIR="$(CURDIR)/$(EXTRAS)/compiled" DS_ACCELERATOR=cpu \
-		$(EXTRAS)/bin/python -m pytest -q tests/test_liger.py \
-		tests/test_distributed.py::test_zero3_student_takes_the_steps_of_one_process
+		$(EXTRAS)/bin/python -m pytest -q tests/objective/test_liger.py \
+		tests/training/test_distributed.py::test_zero3_student_takes_the_steps_of_one_process
 
 book: $(BOOK) ## build the book from the executed notebooks of PROFILE (runs those that are missing)
 
@@ -69,8 +69,8 @@ notebooks: $(INSTALLED) ## run the notebooks in place at their defaults and keep
 	@for name in $(NOTEBOOKS); do $(BIN)/masters refresh $$name || exit 1; done
 
 bench: $(INSTALLED) ## time the parts against plain ways, and a store of ROWS responses (1 million)
-	$(BIN)/python -m masters.bench
-	$(BIN)/python -m masters.bench_store $(ROWS)
+	$(BIN)/python -m benchmarks.bench
+	$(BIN)/python -m benchmarks.store $(ROWS)
 
 lint: $(INSTALLED) ## ruff and mypy
 	$(BIN)/ruff check .

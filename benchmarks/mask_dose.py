@@ -11,15 +11,16 @@ GGUF file, so what is masked are rounded weights. Takes two or three minutes.
 import inspect
 from importlib.metadata import distribution
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from masters.divergence import jsd
-from masters.files import ROOT, write_atomic
-from masters.masking import TeacherMask
+from masters.masking.teacher_mask import TeacherMask
+from masters.objective.divergence import jsd
+from masters.runtime.files import ROOT, write_atomic
 
 RATIOS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5)
 SEQUENCES, TOKENS, AT_ONCE = 60, 48, 10
@@ -48,17 +49,17 @@ def main() -> None:
             "loss": -likelihood.mean().item(),
         }
         rows.append(row)
-        print({name: value if isinstance(value, str) else round(value, 4) for name, value in row.items()})
+        print(row)
     table = pd.DataFrame(rows)
     write_atomic(ROOT / "data" / "results" / "mask_dose.csv", table.to_csv(index=False, float_format="%.6g"))
 
 
-def held_out(tokenizer: AutoTokenizer) -> torch.Tensor:
+def held_out(tokenizer: Any) -> torch.Tensor:
     """Return ``(SEQUENCES, TOKENS)`` token ids: the beginnings of long docstrings, in alphabetical order."""
     found = []
     for name in sorted(dir(np)):
         text = inspect.getdoc(getattr(np, name)) or ""
-        ids = tokenizer(text, add_special_tokens=False)["input_ids"]  # type: ignore[operator]
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         if len(ids) >= TOKENS:
             found.append(ids[:TOKENS])
     step = len(found) // SEQUENCES

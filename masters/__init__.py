@@ -1,3 +1,50 @@
-"""Masters: mask the teacher, reinforce the student. A tested reproduction of arXiv 2512.22238."""
+"""Masters, reproduced: mask the teacher, reinforce the student (arXiv 2512.22238).
+
+The names below are loaded when they are first used, so that ``import masters`` takes no time and needs no
+torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from masters.experiments.lab import Lab
+    from masters.masking.schedule import MaskSchedule
+    from masters.masking.teacher_mask import TeacherMask
+    from masters.objective.divergence import jsd
+    from masters.objective.loss import masters_loss
+    from masters.objective.rewards import distillation_reward, group_advantages
+    from masters.settings import load_profile
 
 __version__ = "0.1.0"
+
+_WHERE = {
+    "Lab": "masters.experiments.lab",
+    "MaskSchedule": "masters.masking.schedule",
+    "TeacherMask": "masters.masking.teacher_mask",
+    "distillation_reward": "masters.objective.rewards",
+    "group_advantages": "masters.objective.rewards",
+    "jsd": "masters.objective.divergence",
+    "load_profile": "masters.settings",
+    "masters_loss": "masters.objective.loss",
+}
+__all__ = [
+    "Lab",
+    "MaskSchedule",
+    "TeacherMask",
+    "distillation_reward",
+    "group_advantages",
+    "jsd",
+    "load_profile",
+    "masters_loss",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'masters' has no attribute {name!r}")
+    return getattr(import_module(_WHERE[name]), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from masters.files import ROOT
-from masters.schedule import MaskSchedule
+from masters.masking.schedule import MaskSchedule
+from masters.runtime.files import ROOT
 
 PARAMS = ROOT / "notebooks" / "params"
 
@@ -256,18 +256,20 @@ class ResponseCaching(NotebookParameters):
 class RewardDesign(NotebookParameters):
     """Notebook 4."""
 
-    arms: tuple[str, ...] = Field(description="names of masters.arms compared here, table 5e")
+    arms: tuple[str, ...] = Field(description="names of masters.experiments.arms compared here, table 5e")
 
 
 class OfflineRL(NotebookParameters):
     """Notebook 5."""
 
-    arms: tuple[str, ...] = Field(description="names of masters.arms compared here, tables 1, 2, 5b, 5d")
+    arms: tuple[str, ...] = Field(
+        description="names of masters.experiments.arms compared here, tables 1, 2, 5b, 5d"
+    )
     learning_rates: tuple[Positive, ...] = Field(
         description="Masters at other learning rates; paper: 1e-6 alone"
     )
     stabilised: tuple[str, ...] = Field(
-        description="departures from the paper's objective, names of masters.arms"
+        description="departures from the paper's objective, names of masters.experiments.arms"
     )
     divergences: tuple[str, ...] = Field(
         description="other divergences, alone and with Masters, table 5f; paper: DistiLLM and three others"

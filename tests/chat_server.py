@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from masters.models import load
+from masters.models.loading import load
 
 
 @dataclass

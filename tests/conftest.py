@@ -11,9 +11,9 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from claim_lines import claim_line, write_lines
 
-from masters import book
-from masters.claim_rows import VERDICTS
-from masters.files import ROOT
+from masters.claims.table import VERDICTS
+from masters.report import book
+from masters.runtime.files import ROOT
 from masters.settings import NOTEBOOKS
 
 

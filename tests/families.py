@@ -38,9 +38,9 @@ from transformers import (
     SmolVLMImageProcessorPil,
 )
 
-from masters.objective import cross_entropy
-from masters.packing import PackedBatch, pack, response_logits
-from masters.questions import Questions, Ragged
+from masters.data.questions import Questions, Ragged
+from masters.models.packing import PackedBatch, pack, response_logits
+from masters.objective.loss import cross_entropy
 
 QWEN_SPECIAL = [
     "<|endoftext|>",

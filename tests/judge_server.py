@@ -9,7 +9,7 @@ from typing import Any
 
 from chat_server import listening, send
 
-from masters.judges import core
+from masters.judges.rule import core
 
 Reply = tuple[int, Any]
 

@@ -13,20 +13,22 @@ import pandas as pd
 import pytest
 import small
 import torch
-from test_experiments import here
-from test_experiments import profile as tiny_profile
+from labs import here
+from labs import profile as tiny_profile
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from transformers import PreTrainedModel, TrainingArguments
 
-from masters import distributed, plateau, training
-from masters.batches import Collator, Example, Examples
-from masters.experiments import Lab
-from masters.health import Diverged
-from masters.one_run import run_arm
-from masters.questions import Questions
-from masters.trainer import MastersTrainer
-from masters.training import Budget, Objective, train
+from masters.data.questions import Questions
+from masters.experiments.lab import Lab
+from masters.experiments.results import run_arm
+from masters.objective.diagnostics import Diverged
+from masters.runtime import distributed
+from masters.training import plateau
+from masters.training import train as training
+from masters.training.examples import Collator, Example, Examples
+from masters.training.train import Budget, train
+from masters.training.trainer import MastersTrainer, Objective
 
 BUDGET = Budget(steps=6, batch=4, learning_rate=3e-3, schedule="constant", log_every=1, save_every=4)
 TEXTS = ["the answer is {} .", "{} .", "it is a {} square .", "no , it is {}"]
@@ -84,9 +86,9 @@ def decided(asked: Questions, folder: Path) -> list[dict[str, Any]]:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(plateau, "MIN_IMPROVEMENT", 10.0)
             patch.setattr(plateau, "PATIENCE", 1)
-            given = small.decided(asked, BUDGET, seen, measured)
+            given, stages = small.decided(asked, BUDGET, seen, measured)
         objective = Objective({}, teachers, reference)
-        log = train(student, asked, given, objective, BUDGET, folder, "ranks", "cpu")
+        log = train(student, asked, given, objective, BUDGET, folder, "ranks", "cpu", plateau=stages)
         made.append({"log": log.to_dict("list"), "stages": seen[:: len(seen) // BUDGET.steps]})
     return made
 

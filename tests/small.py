@@ -20,13 +20,13 @@ import torch
 from PIL import Image
 from transformers import PreTrainedModel
 
-from masters import models
-from masters.batches import Example, Examples
-from masters.plateau import PlateauStages
-from masters.questions import Questions, Ragged, prompt_text
+from masters.data.questions import Questions, Ragged, prompt_text
+from masters.models import loading as models
 from masters.settings import ModelSpec
-from masters.trainer import MastersTrainer
-from masters.training import Budget, Objective, train
+from masters.training.examples import Example, Examples
+from masters.training.plateau import PlateauStages
+from masters.training.train import Budget, train
+from masters.training.trainer import MastersTrainer, Objective
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220), "white": (250, 250, 250)}
 QUESTION_WORDS = ["what", "colour", "is", "this", "square", "?"]
@@ -110,7 +110,9 @@ def labelled(asked: Questions, budget: Budget = BUDGET, die_at: int | None = Non
     return Examples(budget.steps * budget.batch, make)
 
 
-def decided(asked: Questions, budget: Budget, seen: list[tuple[int, float]], measured: int = 1) -> Examples:
+def decided(
+    asked: Questions, budget: Budget, seen: list[tuple[int, float]], measured: int = 1
+) -> tuple[Examples, PlateauStages]:
     """Groups of two responses with rewards, one teacher at 0.2, 0.1 and 0 for as long as is decided.
 
     The stage of every example that is read goes to ``seen``; the first questions are measured on.
@@ -130,7 +132,7 @@ def decided(asked: Questions, budget: Budget, seen: list[tuple[int, float]], mea
         seen.append(stage)
         return example(position % len(asked), stage)
 
-    return Examples(budget.steps * budget.batch, make, plateau)
+    return Examples(budget.steps * budget.batch, make), plateau
 
 
 if __name__ == "__main__":

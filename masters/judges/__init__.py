@@ -13,8 +13,15 @@ not the image, on which the paper is silent; an empty response is scored 0 witho
 no readable verdict yields ``None``, which is neither right nor wrong.
 """
 
-from masters.judges.embedding import EmbeddingJudge
-from masters.judges.llm import EXPLAIN_PROMPT, REDUCE_PROMPT, LLMJudge
-from masters.judges.rule import RuleJudge, core
+from typing import Any, Protocol
 
-__all__ = ["EXPLAIN_PROMPT", "REDUCE_PROMPT", "EmbeddingJudge", "LLMJudge", "RuleJudge", "core"]
+
+class Judge(Protocol):
+    """Who decides that a response is right."""
+
+    @property
+    def name(self) -> str:
+        """Names the judge and its version; verdicts are kept under it."""
+
+    def score_many(self, questions: list[str], labels: list[str], responses: list[str]) -> list[Any]:
+        """1 right, 0 wrong, None where the judge gave no valid verdict."""

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 import yaml
 
-from masters.files import ROOT
+from masters.runtime.files import ROOT
 
 CORPUS = ROOT / "tests" / "judge_corpus.yaml"
 HELD_OUT_EVERY = 5  # the fifth case, the tenth and so on: read by no one who writes a rule

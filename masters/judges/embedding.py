@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from masters.files import hash_of
 from masters.judges.corpus import Case
 from masters.judges.rule import triples
+from masters.runtime.files import hash_of
 
 
 class EmbeddingJudge:

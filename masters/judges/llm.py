@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from masters.files import hash_of
 from masters.judges.rule import triples
-from masters.progress import report
-from masters.server import Server
+from masters.runtime.files import hash_of
+from masters.runtime.progress import report
+from masters.runtime.server import Server
 
 EXPLAIN_PROMPT = """\
 You are grading an answer to a question about an image. You do not see the image; take the reference answer as

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from masters.files import write_folder
-from masters.mask_choice import PAPERS, MaskChoice
-from masters.models import load
+from masters.masking.choice import PAPERS, MaskChoice
+from masters.models.loading import load
+from masters.runtime.files import write_folder
 
 
 def save_masked(model: Path, ratio: float, folder: Path, choice: MaskChoice = PAPERS) -> None:

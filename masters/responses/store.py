@@ -17,7 +17,6 @@ import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
@@ -25,9 +24,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field
 
-from masters.files import cache_dir, hash_of, write_atomic
+from masters.judges import Judge
 from masters.responses.engines import Response
 from masters.responses.manifest import Held, Line, append, content_number, distinct, entries_of, read
+from masters.runtime.files import cache_dir, hash_of, write_atomic
 from masters.settings import Sampling, Strict
 
 VERSION = 3
@@ -57,17 +57,6 @@ SCHEMA = pa.schema(
 )
 # What all rows of a store have in common, written into each of them for readers of the bare files.
 SHARED = ("source", "weights", "ratio", "seed", "sampling", "engine")
-
-
-class Judge(Protocol):
-    """Who decides that a response is right; see :mod:`masters.judges`."""
-
-    @property
-    def name(self) -> str:
-        """Names the judge and its version; verdicts are kept under it."""
-
-    def score_many(self, questions: list[str], labels: list[str], responses: list[str]) -> list[Any]:
-        """1 right, 0 wrong, None where the judge gave no valid verdict."""
 
 
 class StoreSpec(Strict):
@@ -368,3 +357,22 @@ def _read_rows(path: Path, rows: np.ndarray) -> pd.DataFrame:
         raise _damaged(path, _reason(error)) from None
     assert isinstance(frame, pd.DataFrame)
     return frame
+
+
+def all_stores() -> list[ResponseStore]:
+    """Return every store in the cache, of whatever profile; stores of an older version are left out.
+
+    Raises:
+        ValueError: the description of a store is damaged; the message names it.
+    """
+    stores = []
+    for path in sorted((cache_dir() / "responses").glob("*/spec.json")):
+        try:
+            about = json.loads(path.read_text())
+            if about["version"] != VERSION:
+                continue
+            fields = {name: about[name] for name in StoreSpec.model_fields if name in about}
+            stores.append(ResponseStore(StoreSpec(**fields), about["source"]))
+        except (KeyError, TypeError, ValueError):
+            raise ValueError(f"{path} is damaged; delete its folder") from None
+    return stores

@@ -10,18 +10,14 @@ openai         any OpenAI-compatible server that already runs, near or far
 ============== ==============================================================================================
 """
 
-import hashlib
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
 from typing import Any, Protocol
 
-from masters.mask_choice import PAPERS, MaskChoice
-from masters.questions import Questions
-from masters.settings import Generation, Sampling
+from masters.data.questions import Questions
+from masters.responses.source import Source
+from masters.settings import Sampling
 
 
 @dataclass(frozen=True)
@@ -47,38 +43,6 @@ class Response:
     logprobs: list[float] | None
     support_logprobs: list[float] | None
     finish: str
-
-
-@dataclass(frozen=True)
-class Source:
-    """Who writes: the saved model in a folder, masked at a ratio; 0 is the whole model.
-
-    Attributes:
-        folder: of the model.
-        ratio: share of the weights that are removed.
-        choice: of what is removed; the paper's at ratio 0.
-    """
-
-    folder: Path
-    ratio: float = 0.0
-    choice: MaskChoice = PAPERS
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "choice", self.choice.at(self.ratio))
-
-    @property
-    def name(self) -> str:
-        """The model's name: what its folder is called, without a hash."""
-        return self.folder.name.partition("-")[0]
-
-    @property
-    def title(self) -> str:
-        """The name, and how it is masked where that is not the paper's way."""
-        return self.choice.title(self.name)
-
-    def weights(self) -> str:
-        """16 hexadecimal digits of the SHA-256 over the model's safetensors files."""
-        return _files_hash(tuple(sorted(str(path) for path in self.folder.glob("*.safetensors"))))
 
 
 # Indices of questions and indices of their responses in, all responses of a batch of questions out.
@@ -111,32 +75,3 @@ class Engine(Protocol):
             sampling: how tokens are drawn; only ``max_new_tokens`` counts when greedy.
             seed: None takes the most probable token each time (greedy).
         """
-
-
-def engine_of(generation: Generation) -> Engine:
-    """The engine that a profile asks for; a server's key is read from ``OPENAI_API_KEY``."""
-    if generation.engine == "vllm":
-        from masters.responses.engines.vllm import VllmEngine
-
-        return VllmEngine(generation.vllm)
-    if generation.engine == "openai":
-        from masters.responses.engines.openai import OpenAIEngine
-
-        assert generation.server is not None  # the settings see to it
-        key = os.environ.get("OPENAI_API_KEY")
-        return OpenAIEngine(generation.server, generation.served_as, generation.concurrency, key)
-    from masters.responses.engines.local import TransformersEngine
-
-    return TransformersEngine()
-
-
-@lru_cache(maxsize=64)
-def _files_hash(paths: tuple[str, ...]) -> str:
-    if not paths:
-        raise ValueError("a model folder without *.safetensors; save the model with save_pretrained")
-    digest = hashlib.sha256()
-    for path in paths:
-        with open(path, "rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()[:16]

@@ -14,11 +14,12 @@ import torch
 from torch import nn
 from transformers import DynamicCache, PreTrainedModel
 
-from masters.models import banned_tokens, load, prompt_positions
-from masters.questions import Questions
-from masters.responses.engines import Response, Source, Writer
+from masters.data.questions import Questions
+from masters.models.loading import banned_tokens, load, prompt_positions
+from masters.responses.engines import Response, Writer
 from masters.responses.engines.shared_prompt import held_once
 from masters.responses.sampling import draw, processors, uniforms
+from masters.responses.source import Source
 from masters.settings import Sampling
 
 ROWS = 1024

@@ -20,11 +20,12 @@ from typing import Any
 
 from transformers import AutoConfig
 
-from masters.models import banned_tokens
-from masters.questions import Questions
-from masters.responses.engines import Response, Source, Writer
+from masters.data.questions import Questions
+from masters.models.loading import banned_tokens
+from masters.responses.engines import Response, Writer
 from masters.responses.sampling import response_seed
-from masters.server import Refused, Server
+from masters.responses.source import Source
+from masters.runtime.server import Refused, Server
 from masters.settings import Sampling
 
 WINDOW = 8  # requests waiting for each one in flight
@@ -40,7 +41,7 @@ class OpenAIEngine:
         served_as: the server's name of a model at a mask ratio, with ``{model}`` and ``{ratio}``.
         concurrency: requests in flight.
         api_key: sent as a bearer token where the server wants one.
-        options: of :class:`masters.server.Server`, such as timeout and retries.
+        options: of :class:`masters.runtime.server.Server`, such as timeout and retries.
     """
 
     name = "openai"

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, DynamicCache, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer
 
-from masters.attention import attending
+from masters.models.attention import attending
 
 BLOCK = 32  # places that the part of a response grows by; small products have a slow kernel
 NAME = "masters_shared_prompt"

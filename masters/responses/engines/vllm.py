@@ -17,12 +17,13 @@ from typing import Any
 from filelock import FileLock
 from PIL import Image
 
-from masters.files import cache_dir
-from masters.models import banned_tokens
-from masters.questions import Questions, prompt_text
-from masters.responses.engines import Response, Source, Writer
+from masters.data.questions import Questions, prompt_text
+from masters.models.loading import banned_tokens
+from masters.responses.engines import Response, Writer
 from masters.responses.masked import save_masked
 from masters.responses.sampling import response_seed
+from masters.responses.source import Source
+from masters.runtime.files import cache_dir
 from masters.settings import Sampling
 
 ROWS = 1024

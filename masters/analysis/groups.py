@@ -1,0 +1,83 @@
+"""The groups of responses that a run learns from, with rewards and advantages as its first step has them.
+
+Training rewards a response by the divergence between one teacher, masked at the ratio of the stage, and the
+student (Eq. 5, 7); the responses of both models form one group. Here the same is computed from the cache for
+the student before training, so that tables and figures show what training sees at its first step.
+"""
+
+import numpy as np
+import pandas as pd
+import torch
+
+from masters.data.questions import Ragged
+from masters.experiments.arms import arm
+from masters.experiments.curriculum import all_stages, authors
+from masters.experiments.lab import Lab
+from masters.objective.divergence import jsd
+from masters.objective.rewards import distillation_reward, group_advantages
+from masters.objective.topk import Packed
+from masters.responses.teacher_logprobs import TopK
+
+AT_ONCE = 64  # responses
+
+
+def rewarded_groups(lab: Lab, name: str = "masters") -> pd.DataFrame:
+    """Return all responses of an arm's first stage, each with its rewards and its advantage.
+
+    Args:
+        lab: of the profile.
+        name: an arm that learns from responses of teacher and student.
+
+    Returns:
+        One row per response, those of a question together and in the order in which training has them:
+        question, task, skill, source, ratio (mask ratio of the source), index, text, tokens, asked, label,
+        correct (R_acc, Eq. 6), divergence (mean JSD per token between the stage's masked teacher and the
+        student before training, nats, Eq. 5), reward_distillation (Eq. 7), reward (their sum), advantage
+        (Eq. 10) and flat (the group has no spread in the reward).
+
+    Raises:
+        ValueError: no such arm, or it has no teacher or learns from no responses.
+    """
+    spec = arm(name, lab.profile)
+    if not spec.teachers or spec.learn_from != "responses":
+        raise ValueError(f"arm {name!r} has no groups of responses with a teacher; take one such as masters")
+    stage = all_stages(spec)[0]
+    teacher = lab.source(spec.teachers[stage[0]], stage[1], spec.choice())
+    student = lab.source(spec.student)
+    frames = []
+    for source, ratio, n in authors(spec, stage):
+        frame = lab.groups(source, ratio, n, spec.judge, spec.choice())
+        of_teacher, of_student = (
+            lab.distributions(scorer, source, ratio, n, spec.choice()) for scorer in (teacher, student)
+        )
+        frame["divergence"] = [
+            value
+            for start in range(0, len(frame), AT_ONCE)
+            for value in _divergences(of_teacher, of_student, range(start, min(start + AT_ONCE, len(frame))))
+        ]
+        position = np.repeat(np.arange(len(lab.pool)), n)
+        frames.append(frame.assign(source=source, ratio=ratio, position=position))
+    table = pd.concat(frames, ignore_index=True).sort_values("position", kind="stable", ignore_index=True)
+    groups = (len(lab.pool), -1)
+    divergence = torch.tensor(table["divergence"].to_numpy()).reshape(groups)
+    table["reward_distillation"] = distillation_reward(divergence, normalise=spec.normalise).flatten().numpy()
+    table["correct"] = (table["correct"] == 1).astype(float)
+    table["reward"] = table["correct"] + table["reward_distillation"]
+    advantages = group_advantages(torch.tensor(table["reward"].to_numpy()).reshape(groups))
+    table["advantage"] = advantages.values.flatten().numpy()
+    table["flat"] = np.repeat(advantages.flat.numpy(), divergence.shape[1])
+    about = lab.questions("train").table.set_index("id").loc[table["question"]]
+    for column in ("task", "skill"):
+        table[column] = about[column].to_numpy()
+    return table.drop(columns="position")
+
+
+def _divergences(teacher: Ragged | TopK, student: Ragged | TopK, rows: range) -> list[float]:
+    """The mean JSD per token of some responses."""
+    pairs = [(_logits(teacher[row]), _logits(student[row])) for row in rows]
+    of_tokens = jsd(*(torch.cat(side) for side in zip(*pairs, strict=True)))
+    return [float(part.mean()) for part in of_tokens.split([len(one) for one, _ in pairs])]
+
+
+def _logits(values: np.ndarray | Packed) -> torch.Tensor:
+    return values.logits() if isinstance(values, Packed) else torch.from_numpy(values.astype(np.float32))

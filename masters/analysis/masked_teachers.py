@@ -1,0 +1,141 @@
+"""What a mask does to a teacher: its own accuracy, ratio by ratio, with no student involved.
+
+The paper masks by magnitude within each layer and remarks that one threshold for the whole model breaks some
+layers; which weights a teacher can spare is its open question. Here are the other ways beside its own.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from transformers import PreTrainedModel
+
+from masters.data.questions import Ragged
+from masters.experiments.curriculum import grouped
+from masters.experiments.evaluation import evaluate
+from masters.experiments.lab import VERSION, Lab
+from masters.masking.choice import MaskChoice
+from masters.masking.teacher_mask import TeacherMask
+from masters.models.loading import load
+from masters.objective.divergence import jsd
+from masters.responses.teacher_logprobs import distributions
+from masters.runtime.files import cache_dir, hash_of, write_atomic
+from masters.runtime.workers import Job
+
+WAYS = {
+    "magnitude": "magnitude within a layer (the paper's)",
+    "whole model": "magnitude within the whole model",
+    "activation": "magnitude times input norm (Wanda)",
+    "random": "at random",
+}
+
+
+def masked_accuracy(
+    lab: Lab, models: Sequence[str], ratios: Sequence[float], ways: Sequence[str] = ("magnitude",)
+) -> pd.DataFrame:
+    """Greedy validation accuracy of masked models; what is missing is examined side by side.
+
+    Args:
+        lab: of the profile.
+        models: of the ladder.
+        ratios: of the masks.
+        ways: of choosing the weights, from ``WAYS``.
+
+    Returns:
+        One row a model, way, ratio and task: model, way, ratio, task, accuracy, questions.
+
+    Raises:
+        ValueError: there is no such way.
+    """
+    for way in ways:
+        if way not in WAYS:
+            raise ValueError(f"there is no way {way!r} to choose weights; there are: {', '.join(WAYS)}")
+    for model in models:
+        lab.folder(model)
+    wanted = [(model, way, float(ratio)) for model in models for way in ways for ratio in ratios]
+    jobs: list[Job] = [(examine, one) for one in wanted if not _path(lab, *one).is_file()]
+    lab.parallel(jobs, "masked teachers")
+    return pd.concat([pd.read_parquet(_path(lab, *one)) for one in wanted], ignore_index=True)
+
+
+def examine(lab: Lab, name: str, way: str, ratio: float) -> None:
+    """Score one masked model on the validation questions and keep the result."""
+    model, _ = load(lab.folder(name))
+    with _mask(lab, name, model, way).apply(ratio):
+        longest = lab.profile.sampling.max_new_tokens
+        frame = evaluate(model, lab.processor, lab.questions("validation"), lab.judge, longest, None)
+    grouped = frame.groupby("task", sort=False)["correct"]
+    result = pd.DataFrame({"accuracy": grouped.mean(), "questions": grouped.size()}).reset_index()
+    result.insert(0, "model", name)
+    result.insert(1, "way", way)
+    result.insert(2, "ratio", ratio)
+    write_atomic(_path(lab, name, way, ratio), result.to_parquet())
+
+
+def mask_dose(lab: Lab, models: Sequence[str], ratios: Sequence[float], questions: int = 200) -> pd.DataFrame:
+    """Return how far a mask moves the teachers' next-token distributions, and whether toward the student.
+
+    Measured on the tokens of the base student's responses to the first questions of the pool. A mask can make
+    imitation easier only if it changes the teacher at all, and only if the divergence to the student falls.
+
+    Args:
+        lab: of the profile.
+        models: teachers, names of the ladder.
+        ratios: mask ratios; 0 is always measured.
+        questions: how many questions of the pool.
+
+    Returns:
+        One row per model and ratio: model, ratio, ``from_whole`` (JSD between the masked and the whole
+        teacher, nats per token), ``argmax_changed`` (share of tokens), ``entropy`` (nats per token),
+        ``to_student`` (JSD between the masked teacher and the base student, nats per token).
+    """
+    asked, n = lab.pool[:questions], lab.profile.distillation.student_responses
+    tokens = list(lab.groups("student", 0.0, n)["tokens"])[: len(asked) * n]
+    texts, train = grouped(pd.Series(tokens), n), lab.questions("train")
+    size = len(lab.processor.tokenizer)
+
+    def scores(model: str, ratio: float = 0.0) -> torch.Tensor:
+        found = distributions(lab.source(model, ratio), train, asked, texts, None, size)
+        assert isinstance(found, Ragged)
+        return torch.from_numpy(found.values.astype(np.float32))
+
+    student, rows = scores("student"), []
+    for model in models:
+        whole = scores(model)
+        for ratio in sorted({0.0, *map(float, ratios)}):
+            masked = scores(model, ratio)
+            entropy = -(masked.exp() * masked).nan_to_num(0).sum(-1)
+            rows.append(
+                {
+                    "model": model,
+                    "ratio": ratio,
+                    "from_whole": jsd(whole, masked).mean().item(),
+                    "argmax_changed": (whole.argmax(-1) != masked.argmax(-1)).float().mean().item(),
+                    "entropy": entropy.mean().item(),
+                    "to_student": jsd(masked, student).mean().item(),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def _mask(lab: Lab, name: str, model: PreTrainedModel, way: str) -> TeacherMask:
+    if way == "whole model":
+        return TeacherMask(model, scope="global")
+    criterion: Any = way
+    return lab.choice(name, MaskChoice(criterion)).mask(model)
+
+
+def _path(lab: Lab, model: str, way: str, ratio: float) -> Path:
+    what = [
+        VERSION,
+        lab.source(model).weights(),
+        way,
+        ratio,
+        lab.questions("validation").hash,
+        lab.judge.name,
+        lab.profile.sampling.max_new_tokens,
+    ]
+    return cache_dir() / "masked" / f"{hash_of(what)}.parquet"

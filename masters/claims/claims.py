@@ -1,0 +1,311 @@
+"""The paper's fifteen claims as data: which arms test each, by what measure, and what counts as a difference.
+
+Arms, measures and margins are fixed here, before a run; the rule that turns them into a verdict is in
+:mod:`masters.claims.verdicts`. The paper's effects are computed from its tables
+(:mod:`masters.claims.evidence`); no result is typed in this module.
+
+The margin of a comparison of accuracies is half of the paper's matched effect, and at least
+:data:`SMALLEST_MARGIN` points, also where the paper gives no figure. So an effect as large as the paper's can
+pass, and one half as large is the smallest that counts as the claim.
+
+Departures from the paper: the margins are ours, as it has none.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from masters.claims.comparisons import UNITS, Comparison
+from masters.claims.evidence import PAIRS, Evidence, components, rewards, source, variants
+
+Kind = Literal["gain", "no worse", "at most", "at least"]
+SMALLEST_MARGIN = 0.25  # points
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim of the paper and how it is tested here.
+
+    Attributes:
+        id: C1 to C15.
+        statement: the claim, as far as it is tested here.
+        comparisons: those that decide, and those shown beside them (:attr:`Comparison.role`).
+        where: the notebook that shows it.
+        limits: what this scale or this comparison cannot show.
+        kind: which form of the rule applies.
+        margin: the smallest difference that counts, of claims that are not about accuracy.
+    """
+
+    id: str
+    statement: str
+    comparisons: tuple[Comparison, ...]
+    where: str
+    limits: str
+    kind: Kind = "gain"
+    margin: float | None = None
+
+    @property
+    def unit(self) -> str:
+        """Unit of the claim's effect."""
+        return UNITS[self.comparisons[0].metric]
+
+    def margin_of(self, comparison: Comparison) -> float:
+        """Return the smallest difference that counts in a comparison of this claim, in its unit."""
+        if self.margin is not None:
+            return self.margin
+        return max(SMALLEST_MARGIN, abs(comparison.paper.effect()) / 2 if comparison.paper else 0.0)
+
+
+_SMALL = "The gap between teacher and student is made of size and training alone, on small question sets."
+_STEPS = "Both arms take the same number of steps, so more responses also mean more computation."
+_RATES = (
+    "Where arms are tuned, each has its own learning rate, and with rewards other rates were tried than "
+    "without; the settings stand beside the arms."
+)
+
+CLAIMS: tuple[Claim, ...] = (
+    Claim(
+        "C1",
+        "Distilling from the large teacher on one label per question improves the base student.",
+        (Comparison("naive", "base", variants("+large_teacher", "base")),),
+        "5_offline_rl",
+        f"{_SMALL} In a profile's own run the base student is one checkpoint, so only the distilled runs "
+        "vary with the seed; in the studies each seed has its own.",
+    ),
+    Claim(
+        "C2",
+        "Masking the teacher progressively beats the unmasked teacher.",
+        (
+            Comparison(
+                "masked",
+                "naive_multi",
+                components(
+                    {"masking": "mask_progressive", "multi_response": "yes"},
+                    {"masking": "naive", "multi_response": "yes"},
+                ),
+            ),
+        ),
+        "5_offline_rl",
+        "Both arms learn from the same number of responses and differ in the mask alone, as in table 5d. The "
+        "larger gains of tables 1 and 2 are over distillation on one label. Here a mask hardly changes the "
+        "teacher (notebook 2), so there is little for it to do.",
+    ),
+    Claim(
+        "C3",
+        "Reward feedback adds to progressive masking.",
+        (Comparison("masters", "masked", variants("+reward_feedback", "+mask_progressive")),),
+        "5_offline_rl",
+        "The rewards come from a rule, not from a language model as judge; answers are one to four words. "
+        + _RATES,
+    ),
+    Claim(
+        "C4",
+        "A mid-size teacher before the large one beats the large one alone.",
+        (
+            Comparison(
+                "mid_then_large",
+                "masters",
+                Evidence(
+                    "table 2: +reward_feedback minus -mid_teacher",
+                    "table2_teacher_scaling",
+                    {"variant": "+reward_feedback"},
+                    {"variant": "-mid_teacher"},
+                ),
+            ),
+            Comparison(
+                "teachers=small,mid,large",
+                "mid_then_large",
+                Evidence(
+                    "table 5b: 14B+38B+78B minus 38B+78B",
+                    "table5b_teacher_combinations",
+                    {"teachers": "14B+38B+78B"},
+                    {"teachers": "38B+78B"},
+                ),
+                role="where run",
+            ),
+        ),
+        "5_offline_rl",
+        "Several teachers share the steps of one; in the paper each has a run of its own. With a learning "
+        "rate that falls to zero the last teacher gets very little of it.",
+    ),
+    Claim(
+        "C5",
+        "A moderate first mask ratio beats an unmasked teacher when both rewards are on.",
+        (
+            Comparison(
+                "masters",
+                "naive_rewards",
+                components(
+                    {"masking": "mask_progressive", "multi_response": "yes", "reward_feedback": "yes"},
+                    {"masking": "naive", "multi_response": "yes", "reward_feedback": "yes"},
+                ),
+            ),
+        ),
+        "2_masking_ablations",
+        "Tested at this profile's r_max, fixed beforehand, not at the best of a grid. Table 5a seems to "
+        "show a larger effect, but its row r_max 0 is the row of table 5d without the mid teacher and its "
+        "row 0.2 the one with it. The collapse that table 5a reports at 0.5 is not part of the verdict.",
+    ),
+    Claim(
+        "C6",
+        "Both rewards together beat either alone.",
+        (
+            Comparison("masters", "accuracy_only", rewards("acc+distill", "acc")),
+            Comparison("masters", "distillation_only", rewards("acc+distill", "distill")),
+        ),
+        "4_reward_design",
+        "The paper's rows have a mid teacher too. Whether the accuracy reward is what lets a student pass "
+        "its teacher is not tested.",
+    ),
+    Claim(
+        "C7",
+        "Normalizing the distillation reward within a question's responses matters.",
+        (Comparison("masters", "unnormalised", rewards("acc+distill", "acc+distill_unnormalised")),),
+        "4_reward_design",
+        "Advantages are standardized within the group in both arms, which leaves little for this step to do.",
+    ),
+    Claim(
+        "C8",
+        "A language model as judge gives a better accuracy reward than a rule.",
+        (Comparison("accuracy_only+judge=llm", "accuracy_only", rewards("acc", "acc_rule_based")),),
+        "4_reward_design",
+        "Needs a server with a language model as judge. The rule that rewards one of the arms also scores "
+        "the answers of both, so this design favors the rule and cannot support the claim where the two "
+        "judges disagree.",
+    ),
+    Claim(
+        "C9",
+        "An equal mix of student and teacher responses beats those of one model alone.",
+        (
+            Comparison("masters", "source=0:8", source(0, 8)),
+            Comparison("masters", "source=8:0", source(8, 0)),
+        ),
+        "3_response_caching",
+        "Uneven mixes are shown in notebook 3 and not part of the verdict.",
+    ),
+    Claim(
+        "C10",
+        "Eight responses per question beat two.",
+        (Comparison("masters", "responses=2", note="equal steps, not equal computation"),),
+        "3_response_caching",
+        f"The paper plots this and gives no numbers. {_STEPS} Saturation beyond eight is not tested.",
+    ),
+    Claim(
+        "C11",
+        "Several responses per question beat one label.",
+        (
+            Comparison(
+                "naive_multi",
+                "naive",
+                components({"masking": "naive", "multi_response": "yes"}, {"masking": "naive"}),
+                note="equal steps, not equal computation",
+            ),
+            Comparison("naive_multi", "naive+steps=1700", role="shown", note="about equal computation"),
+            Comparison("naive_multi", "naive+steps=420", role="shown", note="about equal computation"),
+        ),
+        "5_offline_rl",
+        f"{_STEPS} The studies also compare at about equal computation. Labels come in several registers, so "
+        "one label is already more varied than a single style.",
+    ),
+    Claim(
+        "C12",
+        "Masters improves other distillation objectives that it is plugged into.",
+        (
+            Comparison(
+                "masters=skewed_kl",
+                "alone=skewed_kl",
+                Evidence(
+                    "table 5f: DistiLLM with minus without Masters",
+                    "table5f_other_methods",
+                    {"method": "DistiLLM-7B", "masters": "yes"},
+                    {"method": "DistiLLM-7B", "masters": "no"},
+                ),
+            ),
+            Comparison("masters=forward_kl", "alone=forward_kl", role="where run"),
+            Comparison("masters=reverse_kl", "alone=reverse_kl", role="where run"),
+        ),
+        "5_offline_rl",
+        "The skewed KL of DistiLLM without its schedule, and in the studies two plain divergences; the other "
+        f"three methods of the paper are not run. {_RATES}",
+    ),
+    Claim(
+        "C13",
+        "The distilled student matches or beats a larger model.",
+        (
+            Comparison(
+                "masters",
+                "large",
+                Evidence(
+                    "tables 3 and 4: four 7B and 8B students after Masters minus their large teachers",
+                    "table3_masters_students",
+                    {"model": tuple(f"{name}-Masters" for name in PAIRS)},
+                    {"model": tuple(PAIRS.values())},
+                    "table4_large_models",
+                ),
+            ),
+            Comparison("masters", "mid"),
+            Comparison("masters+student=mid", "large", role="where run"),
+        ),
+        "6_benchmark_evaluation",
+        "Matching means not worse by more than the margin. Relative to their size the gaps between these "
+        "models are far larger than the paper's.",
+        kind="no worse",
+    ),
+    Claim(
+        "C14",
+        "Offline training costs a small part, at most a third, of what online reinforcement learning costs.",
+        (
+            Comparison(
+                "online",
+                "own_accuracy",
+                Evidence(
+                    "section 5: days online over days offline",
+                    "section5_days",
+                    {"responses": "online"},
+                    {"responses": "offline"},
+                    ratio=True,
+                ),
+                metric="cost",
+                note="both at this project's rates",
+            ),
+            Comparison(
+                "online",
+                "own_accuracy",
+                metric="cost as run",
+                role="shown",
+                note="two programs: TRL trains the online run, one row per response",
+            ),
+        ),
+        "3_response_caching",
+        "Needs two replicates of a study. Seconds of one process with one thread; the offline run pays for "
+        "all its responses alone. The verdict compares equal engines: the online run's responses, scores "
+        "and steps at the rates measured in the offline run, since no online loop of this engine is run. As "
+        "run, the online side is TRL's trainer, which reads the prompt once per response; that ratio stands "
+        "beside it. The paper's figure is an estimate for many GPUs. The offline run is of the accuracy "
+        "reward alone; Masters itself also needs responses and scores of every masked teacher and costs "
+        "more (notebook 3).",
+        kind="at least",
+        margin=3.0,
+    ),
+    Claim(
+        "C15",
+        "Answers do not get longer, so inference takes as long as for the base student.",
+        (Comparison("masters", "base", metric="tokens"),),
+        "6_benchmark_evaluation",
+        "Measured as response length; the times of notebook 6 depend on the machine.",
+        kind="at most",
+        margin=10.0,
+    ),
+)
+
+# Does the method help at all? The paper has no single table for it; the first page answers it.
+HELPS = (
+    Comparison("masters", "base"),
+    Comparison("naive_multi", "base"),
+    Comparison("masters", "naive_multi"),
+)
+
+
+def all_pairs() -> list[tuple[str, Comparison]]:
+    """Return every comparison of the claims with its claim's id, and those of :data:`HELPS` as ``helps``."""
+    pairs = [(claim.id, each) for claim in CLAIMS for each in claim.comparisons]
+    return [*pairs, *(("helps", each) for each in HELPS)]

@@ -1,0 +1,1 @@
+"""The shell command ``masters``; ``python -m masters.cli`` is the same."""

@@ -1,0 +1,356 @@
+"""The arms of every comparison, by name: what differs from the paper's method, and nothing else.
+
+An arm becomes a :class:`RunSpec`, the full description of a training run, when it meets a profile. A new
+variant is one line in ``CHANGES``; every table and figure takes it from there. Names are put together with a
+plus sign: ``clipped+learning_rate=1e-4`` is the clipped variant at another learning rate.
+"""
+
+import re
+from collections.abc import Iterable
+from typing import Any, Literal, get_args
+
+from pydantic import Field
+
+from masters.masking.choice import PAPERS, MaskChoice, Name, Part
+from masters.masking.schedule import MaskSchedule
+from masters.objective.divergence import Kind
+from masters.objective.loss import Averaging
+from masters.settings import Count, Positive, Profile, Ratio, Strict
+
+Judge = Literal["rule", "embedding", "llm"]
+
+
+class RunSpec(Strict):
+    """A distillation run as data; with a seed it determines the result."""
+
+    student: str = "student"
+    teachers: tuple[str, ...] = Field(
+        ("large",), description="one after the other, equal shares of the steps"
+    )
+    r_max: Ratio = 0.0
+    r_step: Positive = 0.1
+    schedule: Literal["equal", "plateau"] = Field("equal", description="when a stage ends")
+    criterion: Name = Field("magnitude", description="by what the teacher's weights are masked")
+    masked: Part = Field("all", description="which part of the teacher is masked")
+    learn_from: Literal["nothing", "labels", "rationales", "responses", "online"] = "responses"
+    cross_entropy: bool = Field(False, description="on the labels, without a teacher")
+    teacher_responses: int = Field(4, ge=0)
+    student_responses: int = Field(4, ge=0)
+    refreshed: bool = Field(False, description="each stage has responses of the student as it is then")
+    rewards: tuple[Literal["accuracy", "distillation"], ...] = ()
+    judge: Judge = Field(
+        "rule", description="whose verdicts are the accuracy reward; paper: a language model's"
+    )
+    normalise: bool = True
+    beta: float = Field(0.1, ge=0)
+    ratio: Literal["one", "clipped"] = "one"
+    advantages: Literal["all", "positive"] = "all"
+    flat: Literal["keep", "skip"] = "keep"
+    policy_weight: Positive = 1.0
+    distillation_on: Literal["mean", "sum"] = "mean"
+    averaging: Averaging = "response"
+    divergence: Kind = "jsd"
+    mix: float = 0.5
+    teacher_temperature: Positive = 1.0
+    label_noise: float = Field(0.0, ge=0, le=1, description="share of wrong labels where it learns from them")
+    replay: bool = Field(False, description="half of each batch is drawn from what the student finds hard")
+    questions: Count = 1
+    steps: Count = 1
+    batch: Count = 1
+    learning_rate: Positive = 1e-4
+    lr_schedule: Literal["constant", "linear"] = "constant"
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The models of the ladder that it needs: its student, then its teachers."""
+        return (self.student, *self.teachers)
+
+    def objective(self) -> dict[str, Any] | None:
+        """Arguments of :func:`masters.objective.loss.masters_loss`; None means cross-entropy."""
+        if self.cross_entropy:
+            return None
+        return {name: getattr(self, name) for name in OPTIONS}
+
+    def choice(self) -> MaskChoice:
+        """Which weights of its teachers are masked."""
+        return MaskChoice(self.criterion, self.masked)
+
+    def determining(self) -> dict[str, Any]:
+        """What differs from the defaults, for the keys of results: they outlive a new field.
+
+        A default that changes needs another ``experiments.VERSION``.
+        """
+        return self.model_dump(mode="json", exclude_defaults=True)
+
+
+LABELS = ("labels", "rationales")  # in all registers, or in the one that reasons before it answers
+
+# Of a spec, what masters_loss takes.
+OPTIONS = (
+    *("rewards", "normalise", "beta", "policy_weight", "ratio", "advantages", "flat", "distillation_on"),
+    *("averaging", "divergence", "mix", "teacher_temperature"),
+)
+BOTH = ("accuracy", "distillation")
+UNMASKED = {"r_max": 0.0}
+PLAIN: dict[str, Any] = {"rewards": ()}
+ALONE = {"teacher_responses": 0, "student_responses": 8}
+PAPERS_STEP = 0.05  # s of Eq. 3
+
+# Name: (title, what differs from the paper's method at the profile's settings).
+CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
+    "base": (
+        "base student",
+        {"student": "student", "learn_from": "nothing", "teachers": (), **PLAIN, **UNMASKED},
+    ),
+    "mid": ("mid teacher", {"student": "mid", "learn_from": "nothing", "teachers": (), **PLAIN, **UNMASKED}),
+    "large": (
+        "large teacher",
+        {"student": "large", "learn_from": "nothing", "teachers": (), **PLAIN, **UNMASKED},
+    ),
+    "sft": (
+        "supervised on labels",
+        {"learn_from": "labels", "cross_entropy": True, "teachers": (), **PLAIN, **UNMASKED},
+    ),
+    "reasoning": (
+        "supervised to give a reason first",
+        {"learn_from": "rationales", "cross_entropy": True, "teachers": (), **PLAIN, **UNMASKED},
+    ),
+    "naive": ("naive distillation, one label", {"learn_from": "labels", **PLAIN, **UNMASKED}),
+    "naive_multi": ("naive distillation, responses", {**PLAIN, **UNMASKED}),
+    "naive_rewards": ("rewards without masking", UNMASKED),
+    "masked": ("mask-progressive", PLAIN),
+    "masters": ("Masters", {}),
+    "accuracy_only": ("accuracy reward only", {"rewards": ("accuracy",)}),
+    "distillation_only": ("distillation reward only", {"rewards": ("distillation",)}),
+    "unnormalised": ("distillation reward not normalised", {"normalise": False}),
+    "mid_only": ("mid teacher only", {"teachers": ("mid",)}),
+    "mid_then_large": ("mid, then large teacher", {"teachers": ("mid", "large")}),
+    "clipped": ("clipped ratio", {"ratio": "clipped"}),
+    "positive": ("positive advantages only", {"advantages": "positive"}),
+    "skip_flat": ("groups without spread skipped", {"flat": "skip"}),
+    "summed": ("distillation reward on summed divergence", {"distillation_on": "sum"}),
+    "by_token": ("averaged over tokens", {"averaging": "token"}),
+    "replay": ("hard questions replayed", {"replay": True}),
+    "plateau": ("stages until the student stops to gain", {"schedule": "plateau"}),
+    "refreshed": ("own responses refreshed at each stage", {"refreshed": True}),
+    "own_accuracy": (
+        "own responses, accuracy reward",
+        {"rewards": ("accuracy",), **ALONE},
+    ),
+    "online": (
+        "online GRPO, accuracy reward",
+        {"learn_from": "online", "teachers": (), "rewards": ("accuracy",), **ALONE, **UNMASKED},
+    ),
+}
+
+
+# Titles of what may be masked otherwise; the criteria and the parts of a model have no name in common.
+MASKS = {
+    "magnitude": "masked by magnitude",
+    "random": "masked at random",
+    "activation": "masked by activation (Wanda)",
+    "all": "all linear layers masked",
+    "language": "language model alone masked",
+    "vision": "vision encoder alone masked",
+}
+
+# The share of the teacher in the mixture of a divergence, as its paper has it; half where it does not say.
+MIX: dict[Kind, float] = {"skewed_kl": 0.1}
+
+
+def arm(name: str, profile: Profile) -> RunSpec:
+    """The run that an arm stands for in a profile.
+
+    Args:
+        name: one or several of these, joined by ``+``, the later ones having the last word: a name of
+            ``CHANGES``, ``r_max=0.4``, ``responses=2`` (half of each model), ``source=6:2``
+            (student to teacher responses), ``teachers=mid,large`` (one after the other),
+            ``student=mid``, ``learning_rate=1e-4``, ``policy_weight=0.1``, ``beta=0.01``,
+            ``judge=embedding``
+            or ``judge=llm`` (the language model that the profile names),
+            ``label_noise=0.2`` (that share of wrong labels), ``teacher_temperature=2`` (above 1 softer),
+            ``alone=skewed_kl`` (a divergence without masks and rewards), ``masters=skewed_kl`` (Masters with
+            it in the place of the JSD), ``steps=60``, and ``criterion=random`` or ``masked=vision`` (other
+            weights of the teacher masked).
+        profile: its distillation settings are the paper's method where the arm says nothing.
+
+    Raises:
+        ValueError: no such arm, an odd number of responses, a model that the profile's ladder lacks, or a
+            part that has nothing to change in this arm.
+    """
+    settings = profile.distillation
+    how = {"cache_teacher", "top_k_logprobs", "fit", "watch"}  # not what, is run
+    spec = RunSpec(**(settings.model_dump(exclude=how) | {"rewards": BOTH} | _changes(name)))
+    if lacking := [model for model in spec.models if model not in profile.ladder]:
+        raise ValueError(
+            f"arm {name!r} needs the model {lacking[0]}; profile {profile.name} has "
+            f"{', '.join(profile.ladder)}"
+        )
+    if reason := _idle(spec, profile):
+        raise ValueError(f"arm {name!r} {reason}")
+    return spec
+
+
+def _idle(spec: RunSpec, profile: Profile) -> str:
+    """Why a part of a name cannot do what it says in this arm; empty where it can."""
+    top_k, engine = profile.distillation.top_k_logprobs, profile.generation.engine
+    if spec.choice() != PAPERS and not (spec.teachers and spec.r_max):
+        return f"masks nothing, so {spec.choice()} has no effect: leave it out"
+    if spec.refreshed:
+        staged = spec.teachers and (spec.r_max or len(spec.teachers) > 1)
+        if not (spec.learn_from == "responses" and spec.student_responses and staged):
+            return "has no stage with responses to refresh: leave out refreshed"
+        if engine != "transformers":
+            return (
+                f"cannot have the student in training write by engine {engine}: take generation.engine "
+                f"transformers in profile {profile.name}, or leave out refreshed"
+            )
+        if spec.replay or spec.label_noise or spec.schedule == "plateau":
+            return (
+                "refreshes responses, which goes with no replay, label_noise or plateau: leave out refreshed"
+            )
+    tempered = spec.teacher_temperature != 1
+    if tempered and not spec.teachers:
+        return "has no teacher whose distribution could be tempered: leave out teacher_temperature"
+    if tempered and top_k is not None:
+        return (
+            f"needs the teacher's whole distribution, and the profile keeps the {top_k} largest entries: "
+            "leave out teacher_temperature, or top_k_logprobs of the profile"
+        )
+    judged = spec.learn_from == "responses" and ("accuracy" in spec.rewards or spec.replay)
+    if spec.label_noise and not (judged or spec.learn_from in LABELS):
+        return "neither learns from stored labels nor from responses judged by them: leave out label_noise"
+    if spec.judge != "rule" and not judged and spec.learn_from != "online":
+        return "is rewarded for no verdict: leave out judge"
+    if spec.judge == "llm" and profile.judge is None:
+        return (
+            f"asks a language model, and profile {profile.name} names none: say judge: {{server: ADDRESS, "
+            "model: NAME}} there"
+        )
+    if spec.replay and not (spec.learn_from == "responses" and spec.student_responses):
+        return "has no stored responses of its student to say what is hard: leave out replay"
+    if spec.schedule == "plateau" and not (spec.objective() and spec.teachers and spec.r_max):
+        return (
+            "has no masked teacher, so there is no stage to end: leave out plateau, or put a teacher and a "
+            "mask behind the rest, such as r_max=0.2"
+        )
+    if spec.replay and spec.batch < 2:
+        return "replays half of each batch, and a batch is one question: make it larger in the profile"
+    return ""
+
+
+def title(name: str) -> str:
+    """The arm's name for people."""
+    _changes(name)
+    return ", ".join(map(_title, name.split("+")))
+
+
+def setting(spec: RunSpec) -> str:
+    """Return what an arm was trained with, for the tables: policy weight, beta, learning rate, mask stages.
+
+    Two arms called alike in two studies may differ in these, so they stand wherever a result does.
+    """
+    if spec.learn_from == "nothing":
+        return "not trained"
+    words = []
+    if spec.rewards:
+        words += [f"weight {spec.policy_weight:g}", f"beta {spec.beta:g}"]
+    words.append(f"lr {spec.learning_rate:g} {spec.lr_schedule}")
+    if spec.teachers and spec.r_max:
+        ratios = MaskSchedule(spec.r_max, spec.r_step).ratios
+        words.append(f"{len(ratios)} mask stages from r {ratios[0]:g}")
+    elif spec.teachers:
+        words.append("no mask")
+    return ", ".join([*words, *(["the paper's form"] if is_papers_form(spec) else [])])
+
+
+def settings_of(profile: Profile, arms: Iterable[str]) -> dict[str, str]:
+    """Return the :func:`setting` of each arm at a profile; arms that the profile cannot run are left out."""
+    found = {}
+    for name in arms:
+        try:
+            found[name] = setting(arm(name, profile))
+        except ValueError:
+            continue
+    return found
+
+
+def is_papers_form(spec: RunSpec) -> bool:
+    """Return whether a run has the paper's objective and schedule as Eq. 3 and 8 to 11 have them.
+
+    Policy weight 1, beta 0.1, every stage of Eq. 3 in steps of 0.05, a constant learning rate, 4 + 4
+    responses, and no departure of this project switched on. The learning rate's value does not count: the
+    paper's belongs to models of billions of weights.
+    """
+    paper = RunSpec(
+        rewards=BOTH,
+        r_max=spec.r_max,
+        r_step=PAPERS_STEP,
+        **spec.model_dump(include={"teachers", "judge", "questions", "steps", "batch", "learning_rate"}),
+    )
+    return spec == paper and spec.r_max > 0
+
+
+def _title(part: str) -> str:
+    if part in CHANGES:
+        return CHANGES[part][0]
+    family, _, value = part.partition("=")
+    if family == "steps":
+        return f"{value} steps"
+    if family in ("alone", "masters"):
+        kind = value.replace("_", " ").replace("kl", "KL").replace("jsd", "JSD")
+        return f"{kind} alone" if family == "alone" else f"Masters with {kind}"
+    if family == "teachers":
+        return f"teachers {value.replace(',', ', then ')}"
+    if family == "label_noise":
+        return f"{100 * float(value):g} % wrong labels"
+    if family in ("criterion", "masked"):
+        return MASKS[value]
+    words = {"source": "student:teacher", "learning_rate": "learning rate", "policy_weight": "policy weight"}
+    words |= {"teacher_temperature": "teacher temperature"}
+    return f"{words.get(family, family)} {value}"
+
+
+def _changes(name: str) -> dict[str, Any]:
+    merged: dict[str, Any] = {}
+    for part in name.split("+"):
+        merged |= _change(part, name)
+    return merged
+
+
+def _change(part: str, name: str) -> dict[str, Any]:
+    if part in CHANGES:
+        return CHANGES[part][1]
+    family, _, value = part.partition("=")
+    if family == "r_max" and re.fullmatch(r"0(\.\d+)?", value):
+        return {"r_max": float(value)}
+    if family == "responses" and re.fullmatch(r"\d+", value) and int(value) >= 2 and int(value) % 2 == 0:
+        return {"teacher_responses": int(value) // 2, "student_responses": int(value) // 2}
+    if family == "source" and (match := re.fullmatch(r"(\d+):(\d+)", value)) and value != "0:0":
+        return {"student_responses": int(match[1]), "teacher_responses": int(match[2])}
+    if family == "teachers" and re.fullmatch(r"[a-z]+(,[a-z]+)*", value):
+        return {"teachers": tuple(value.split(","))}
+    if family == "student" and re.fullmatch(r"[a-z]+", value):
+        return {"student": value}
+    if family == "steps" and re.fullmatch(r"[1-9]\d*", value):
+        return {"steps": int(value)}
+    if value in get_args({"criterion": Name, "masked": Part, "judge": Judge}.get(family)):
+        return {family: value}
+    if family in ("learning_rate", "policy_weight", "beta") and re.fullmatch(r"\d+(\.\d+)?(e-\d+)?", value):
+        return {family: float(value)}
+    if family == "label_noise" and re.fullmatch(r"0(\.\d+)?|1", value):
+        return {family: float(value)}
+    if family == "teacher_temperature" and re.fullmatch(r"\d+(\.\d+)?", value) and float(value):
+        return {family: float(value)}
+    if family in ("alone", "masters") and value in get_args(Kind):
+        kind: Any = value
+        plugged = {"divergence": kind, "mix": MIX.get(kind, 0.5)}
+        return plugged if family == "masters" else PLAIN | UNMASKED | plugged
+    known = ", ".join(CHANGES)
+    raise ValueError(
+        f"there is no arm {part!r}{f' (in {name!r})' if part != name else ''}; there are: {known}, "
+        "r_max=0.4, responses=2 (even), source=6:2, teachers=mid,large, student=mid, judge=embedding, "
+        "learning_rate=1e-4, policy_weight=0.1, beta=0.01, label_noise=0.2, teacher_temperature=2, "
+        "alone=skewed_kl, masters=skewed_kl, steps=60, criterion=random, masked=vision, and several of them "
+        "joined by +"
+    )

@@ -1,0 +1,143 @@
+"""The ladder: small models trained from scratch, first to describe pictures, then to answer questions.
+
+Without the descriptions, models of this size learn how answers are worded and never look at the picture. A
+share of them may go on among the questions.
+"""
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock
+
+from masters.data.questions import Questions, prompt_text
+from masters.data.tasks import CAPTION_PROMPT
+from masters.models.loading import build, load, parameter_count
+from masters.responses.source import Source
+from masters.runtime.files import hash_of, write_folder
+from masters.settings import ModelSpec
+from masters.training.examples import Example, Examples
+from masters.training.train import Budget, train
+from masters.training.trainer import Objective
+
+
+def train_rung(
+    name: str,
+    spec: ModelSpec,
+    processor: Any,
+    questions: Questions,
+    labels: Sequence[np.ndarray],
+    folder: Path,
+    replicate: int = 0,
+) -> None:
+    """Train one model of the ladder and save it, unless its folder is there; a killed training goes on.
+
+    Args:
+        name: of the model; its seed comes from it and from ``replicate``.
+        spec: sizes and budget.
+        processor: which all models of the ladder share.
+        questions: the training questions.
+        labels: token ids of the label of each question.
+        folder: where the model goes, with its training log.
+        replicate: which of several models that differ in the initial weights and in the order of the data.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if (folder / "config.json").is_file():
+            return
+        seed = (int(hash_of(name), 16) + replicate) % 2**31
+        model, _ = build(spec, _words(processor), seed)
+        examples = _examples(spec, processor, questions, labels, seed)
+        budget = Budget(
+            spec.steps,
+            spec.batch,
+            spec.learning_rate,
+            seed=seed,
+            log_every=min(20, spec.steps),
+            weight_decay=0.01,
+        )
+        start = time.perf_counter()
+        log = train(model, questions, examples, Objective(), budget, Path(f"{folder}.run"), name)
+        seconds = time.perf_counter() - start
+
+        def save(target: Path) -> None:
+            model.save_pretrained(target)
+            processor.save_pretrained(target)
+            log.to_parquet(target / "log.parquet")
+            (target / "training.json").write_text(json.dumps({"steps": spec.steps, "seconds": seconds}))
+
+        write_folder(folder, save)
+
+
+def about_rung(name: str, spec: ModelSpec, folder: Path) -> dict[str, Any]:
+    """What there is to say of a model of the ladder; one from elsewhere has no steps and no seconds.
+
+    Returns:
+        model, parameters, training_steps, seconds, weights (a hash of them).
+    """
+    about = folder / "training.json"
+    trained = json.loads(about.read_text()) if about.is_file() else {}
+    return {
+        "model": name,
+        "parameters": parameter_count(load(folder)[0]),
+        "training_steps": trained.get("steps", 0 if spec.path else spec.steps),
+        "seconds": trained.get("seconds", float("nan")),
+        "weights": Source(name, folder).weights(),
+    }
+
+
+def end_tokens(processor: Any, texts: list[str]) -> list[np.ndarray]:
+    """Token ids of some responses, each with its end token."""
+    tokenizer = processor.tokenizer
+    ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    return [np.array([*row, tokenizer.eos_token_id], dtype=np.int64) for row in ids]
+
+
+def epochs(rng: np.random.Generator, size: int, length: int) -> np.ndarray:
+    """``length`` indices below ``size``: one shuffled epoch after another."""
+    return np.concatenate([rng.permutation(size) for _ in range(-(-length // size))] or [np.zeros(0, int)])[
+        :length
+    ]
+
+
+def _words(processor: Any) -> list[str]:
+    """The vocabulary without its special tokens, in the order of the ids."""
+    special = set(processor.tokenizer.all_special_tokens)
+    ids = processor.tokenizer.get_vocab()
+    return [word for word in sorted(ids, key=lambda word: ids[word]) if word not in special]
+
+
+def _examples(
+    spec: ModelSpec, processor: Any, questions: Questions, labels: Sequence[np.ndarray], seed: int
+) -> Examples:
+    pictures = questions.table.drop_duplicates("picture")
+    where = pictures.index.to_numpy()
+    captions = end_tokens(processor, list(pictures["caption"]))
+    described = np.arange(spec.steps * spec.batch) < spec.caption_steps * spec.batch
+    rng = np.random.default_rng(seed)
+    described |= rng.random(len(described)) < spec.caption_share
+    order = np.empty(len(described), dtype=np.int64)
+    order[described] = epochs(rng, len(pictures), int(described.sum()))
+    order[~described] = epochs(rng, len(questions), int((~described).sum()))
+    prompt = _caption_prompt(processor, questions.prompt(0))
+
+    def make(position: int) -> Example:
+        chosen = int(order[position])
+        if described[position]:
+            return Example(int(where[chosen]), [captions[chosen]], prompt=prompt)
+        return Example(chosen, [labels[chosen]])
+
+    return Examples(len(order), make)
+
+
+def _caption_prompt(processor: Any, example: np.ndarray) -> np.ndarray:
+    """The caption prompt with as many image tokens as a question's prompt has."""
+    image = processor.image_token_id
+    count = int((example == image).sum())
+    ids = processor.tokenizer(prompt_text(processor, CAPTION_PROMPT), add_special_tokens=False)["input_ids"]
+    return np.array(
+        [t for token in ids for t in ([token] * count if token == image else [token])], dtype=np.int32
+    )

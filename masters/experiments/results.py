@@ -1,0 +1,197 @@
+"""The results of arms: what is on disk is read, what is missing is run.
+
+A run that was killed goes on from its checkpoint; two notebooks that need the same run share it.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from masters.experiments.arms import RunSpec, arm
+from masters.experiments.curriculum import all_stages, authors
+from masters.experiments.evaluation import latency
+from masters.experiments.lab import VERSION, Lab
+from masters.experiments.response_plan import ResponsePlan, prepare
+from masters.experiments.run import run
+from masters.models.loading import load
+from masters.objective.diagnostics import Diverged
+from masters.runtime import distributed
+from masters.runtime.files import cache_dir, hash_of
+from masters.training.memory import Memory, Shape, estimate, patches, skeleton
+
+
+@dataclass(frozen=True)
+class Results:
+    """What the runs of some arms gave.
+
+    Attributes:
+        runs: one row a run: the spec, accuracy, sampled_accuracy, tokens, kl, seconds (of training),
+            evaluation_seconds, diverged (why, or nothing).
+        predictions: one row a run, question and mode: correct, tokens, register.
+        log: one row a logged step: the loss and its parts.
+    """
+
+    runs: pd.DataFrame
+    predictions: pd.DataFrame
+    log: pd.DataFrame
+
+
+def read(runs: Sequence[tuple[str, int, Path]], diverged: bool = False) -> Results:
+    """Read what runs kept.
+
+    Args:
+        runs: of each the name of its arm, its seed and its folder.
+        diverged: whether a run that diverged is a result too.
+
+    Raises:
+        Diverged: a run did, and is none.
+    """
+    rows, predictions, logs = [], [], []
+    for name, seed, folder in runs:
+        row = json.loads((folder / "result.json").read_text())
+        if row.setdefault("diverged", "") and not diverged:
+            raise Diverged(f"arm {name!r} at seed {seed}: {row['diverged']}")
+        rows.append({"arm": name, "seed": seed, "key": folder.name} | row)
+        predictions.append(pd.read_parquet(folder / "predictions.parquet").assign(arm=name, seed=seed))
+        if (folder / "log.parquet").is_file():
+            logs.append(pd.read_parquet(folder / "log.parquet").assign(arm=name, seed=seed))
+    nothing = pd.DataFrame(columns=["arm", "seed", "step", "loss"])
+    return Results(
+        pd.DataFrame(rows),
+        pd.concat(predictions, ignore_index=True),
+        pd.concat(logs, ignore_index=True) if logs else nothing,
+    )
+
+
+def run_arms(
+    lab: Lab,
+    arms: Sequence[str],
+    seeds: Sequence[int] | None = None,
+    split: str = "test",
+    diverged: bool = False,
+) -> Results:
+    """Return the runs of some arms, evaluated on a split; what is missing is run side by side.
+
+    Args:
+        lab: of the profile.
+        arms: names for :func:`masters.experiments.arms.arm`.
+        seeds: seeds of the question order; all of the profile when None.
+        split: ``test``, or ``validation`` for choices made before the test.
+        diverged: whether a run whose loss is not finite counts as a result.
+
+    Raises:
+        Diverged: a run did, and ``diverged`` is False.
+    """
+    specs = {name: arm(name, lab.profile) for name in arms}
+    seeds = range(lab.profile.seeds) if seeds is None else seeds
+    folders = {(name, seed): run_folder(lab, specs[name], seed, split) for name in arms for seed in seeds}
+    missing = [pair for pair, folder in folders.items() if not (folder / "result.json").is_file()]
+    prepare(
+        lab, ResponsePlan.of([specs[name] for name, _ in missing], lab.profile.distillation.cache_teacher)
+    )
+    lab.parallel([(run_spec, (specs[name], seed, split)) for name, seed in missing], "runs")
+    return read([(*pair, folder) for pair, folder in folders.items()], diverged)
+
+
+def run_folder(lab: Lab, spec: RunSpec, seed: int, split: str = "test") -> Path:
+    """Return where the result of a run is kept: a key over all that determines it."""
+    weights = [lab.source(name).weights() for name in spec.models]
+    data = [lab.questions("train").hash, lab.questions(split).hash, lab.profile.wrong_labels]
+    sampling = lab.profile.sampling.model_dump() | {"engine": lab.engine.name}
+    what = [VERSION, spec.determining(), seed, weights, data, sampling, lab.judge_of(spec.judge).name]
+    if (top_k := lab.profile.distillation.top_k_logprobs) is not None:  # an approximation: other numbers
+        what.append(top_k)
+    if changed := lab.profile.distillation.fit.model_dump(mode="json", exclude_defaults=True):
+        what.append(changed)
+    if lab.profile.replicate:
+        what.append(["replicate", lab.profile.replicate])
+    return cache_dir() / "runs" / hash_of(what)
+
+
+def run_spec(lab: Lab, spec: RunSpec, seed: int, split: str = "test") -> None:
+    """Train and evaluate one run, unless that is done."""
+    run(lab, spec, seed, run_folder(lab, spec, seed, split), split)
+
+
+def answer_times(lab: Lab, arms: Sequence[str], questions: int) -> pd.DataFrame:
+    """Return seconds per question of the arms' models at seed 0, one at a time, and tokens per answer."""
+    run_arms(lab, arms)
+    rows = []
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for name in arms:
+            spec = arm(name, lab.profile)
+            saved = run_folder(lab, spec, 0) / "model"
+            model, processor = load(saved if saved.is_dir() else lab.folder(spec.student))
+            longest = lab.profile.sampling.max_new_tokens
+            timed = latency(model, processor, lab.questions("test"), questions, longest)
+            rows.append({"arm": name, **timed})
+    finally:
+        torch.set_num_threads(threads)
+    return pd.DataFrame(rows)
+
+
+def run_arm(lab: Lab, name: str, seed: int) -> Path:
+    """Train and evaluate an arm at a seed, unless that is done.
+
+    Args:
+        lab: of the profile.
+        name: of the arm.
+        seed: of the order of the questions.
+
+    Returns:
+        The folder of its result, log, predictions and weights.
+
+    Raises:
+        ValueError: no such arm.
+        Diverged: the run did.
+    """
+    spec = arm(name, lab.profile)
+    if distributed.rank() == 0:
+        if spec.learn_from not in ("nothing", "online"):
+            print(memory(lab, name).line(), file=sys.stderr, flush=True)
+        for model in set(spec.models):
+            lab.folder(model)
+        if not (run_folder(lab, spec, seed) / "result.json").is_file():
+            prepare(lab, ResponsePlan.of([spec], lab.profile.distillation.cache_teacher))
+    distributed.wait()
+    run_spec(lab, spec, seed)
+    folder = run_folder(lab, spec, seed)
+    if distributed.rank() == 0:
+        read([(name, seed, folder)])  # refuses one that diverged
+    return folder
+
+
+def memory(lab: Lab, name: str) -> Memory:
+    """What a run of an arm needs on each device at most: every response as long as it may become."""
+    spec, settings = arm(name, lab.profile), lab.profile.distillation
+    n = max(sum(n for *_, n in authors(spec, stage)) for stage in all_stages(spec))
+    questions, pool = lab.questions("train"), lab.pool
+    rows = spec.batch // (distributed.world_size() * settings.fit.accumulate)
+    longest, at_once = lab.profile.sampling.max_new_tokens, min(n, settings.fit.responses_at_once or n)
+    student = skeleton(str(lab.folder(spec.student)))
+    pictures = questions.image_features(pool[:1])["pixel_values"]
+    shape = Shape(
+        questions=rows,
+        length=max(len(questions.prompt(index)) for index in pool) + at_once * (longest - 1),
+        tokens=rows * n * longest,
+        patches=rows * patches(student.config, pictures),
+        vocabulary=len(lab.processor.tokenizer),
+    )
+    along = () if settings.cache_teacher or not spec.teachers else (*spec.teachers, spec.student)
+    world, asked = distributed.world_size(), distributed.asked_for()
+    return estimate(
+        student,
+        shape,
+        settings.fit,
+        tuple(skeleton(str(lab.folder(model))) for model in along),
+        spec.r_max,
+        shards=world if asked else 1,
+        teacher_shards=world if asked == "FSDP" else 1,
+    )

@@ -1,0 +1,261 @@
+"""What Eq. 11 needs of each token, however large the vocabulary: divergence, KL and log-probability.
+
+The loss is a function of three numbers a token: ``D`` (Eq. 4, 5), ``KL(pi_theta || pi_ref)`` (Eq. 9) and
+``log pi_theta(token)``. For a small batch they come from logits in memory. Where the logits are those of an
+output head and would not fit into one chunk (:mod:`masters.objective.logits`), each chunk is made, used and
+dropped:
+
+* where the loss is linear in the three, its derivatives a, b, c are known before them, and the gradient
+  ``g = a dD/dz + b dKL/dz + c (onehot - q)`` of a chunk's logits z is computed at once, in the forward pass;
+* otherwise (a reward that compares the divergences of a group, a clipped ratio) the backward pass makes each
+  chunk a second time.
+
+Either way only ``g @ weight`` and ``g.T @ hidden`` are kept, and no tensor ever holds all logits.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+
+from masters.objective import logits as logits_module
+from masters.objective.divergence import (
+    Kind,
+    block_rows,
+    divergence,
+    kl,
+    kl_with_gradient,
+    rows_with_gradient,
+)
+from masters.objective.logits import Logits, Projection, chunks, dense, select
+
+
+class Terms(NamedTuple):
+    """Values of each token, ``(rows,)``, or the derivatives of a loss for them (None: it takes no part)."""
+
+    divergence: Tensor | None
+    """Of the teacher and the student, nats; None without a teacher."""
+    kl: Tensor | None
+    """Of the student and the reference, nats; None without a reference."""
+    logprobs: Any
+    """Of the token under the student, nats."""
+
+
+class Given(NamedTuple):
+    """What the student is compared with, a row a token; none of it gets a gradient."""
+
+    tokens: Tensor
+    teacher: Logits | None = None
+    reference: Logits | None = None
+    kind: Kind = "jsd"
+    mix: float = 0.5
+    regularised: bool = True
+    """Whether the KL takes part in the loss; otherwise it is computed without gradient."""
+
+
+def in_chunks(student: Logits) -> bool:
+    """Whether the student's logits are too many to be made at once."""
+    rows = student.shape[:-1].numel()
+    return isinstance(student, Projection) and rows * student.shape[-1] > logits_module.CHUNK
+
+
+def token_terms(student: Logits, given: Given) -> Terms:
+    """The three terms of each token, with gradient for the student.
+
+    Args:
+        student: ``(rows, vocabulary)``, logits in any form.
+        given: tokens, teacher and reference of the same rows.
+    """
+    if isinstance(student, Projection) and in_chunks(student):
+        return Terms(
+            *_Recomputed.apply(student.hidden, student.weight, student.bias, student.vocabulary, given)
+        )
+    logits = dense(student)
+    log_q = (logits if logits.dtype == torch.float64 else logits.float()).log_softmax(-1)
+    logprobs = log_q.gather(1, given.tokens.unsqueeze(1)).squeeze(1)
+    of_teacher = to_reference = None
+    if given.teacher is not None:
+        of_teacher = divergence(dense(given.teacher), log_q, given.kind, mix=given.mix)
+    if given.reference is not None:
+        to_reference = kl(log_q if given.regularised else log_q.detach(), dense(given.reference))
+    return Terms(of_teacher, to_reference, logprobs)
+
+
+def linear_terms(student: Projection, given: Given, derivatives: Terms) -> tuple[Terms, Tensor]:
+    """The three terms without gradient, and a scalar whose gradient is that of a loss linear in them.
+
+    Args:
+        student: ``(rows, vocabulary)``, an output head and what it reads.
+        given: tokens, teacher and reference of the same rows.
+        derivatives: of the loss for each term of each row; None where a term takes no part.
+
+    Returns:
+        The terms, and ``sum(a * D + b * KL + c * logprob)``; its gradient is computed already.
+    """
+    total, *values = _Ahead.apply(
+        student.hidden, student.weight, student.bias, student.vocabulary, given, derivatives
+    )
+    return Terms(*values), total
+
+
+def no_terms(hidden: Tensor, given: Given) -> Terms:
+    """Terms of 0 for the rows of some hidden states; None without a teacher, or without a reference."""
+    wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+    there = (given.teacher is not None, given.reference is not None, True)
+    return Terms(*(torch.zeros(len(hidden), dtype=wide, device=hidden.device) if x else None for x in there))
+
+
+class _Head:
+    """An output head in the precision of the forward pass, autocast included."""
+
+    def __init__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, vocabulary: int) -> None:
+        device = hidden.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+        self.hidden, self.weight = hidden.to(dtype), weight[:vocabulary].to(dtype)
+        self.bias = None if bias is None else bias[:vocabulary].to(dtype)
+
+    def logits(self, rows: slice) -> Tensor:
+        """``(rows, vocabulary)`` in float32, or in float64 for a model of float64."""
+        z = functional.linear(self.hidden[rows], self.weight, self.bias)
+        return z if z.dtype == torch.float64 else z.float()
+
+
+def _pass(
+    head: _Head, given: Given, into: Terms | None, derivatives: Terms | None, gradients: "_Gradients | None"
+) -> None:
+    """Make every chunk of logits once: write the terms, add up the gradients, whichever is asked for."""
+    for rows in chunks(len(head.hidden), len(head.weight)):
+        z = head.logits(rows)
+        teacher, reference = (
+            None if source is None else dense(select(source, rows)).to(z.dtype)
+            for source in (given.teacher, given.reference)
+        )
+        size = block_rows(z)
+        for start in range(0, len(z), size):
+            part = slice(start, start + size)
+            here = slice(rows.start + start, min(rows.start + start + size, rows.stop))
+            values, gradient = _block(
+                z[part],
+                given.tokens[here].unsqueeze(1),
+                None if teacher is None else teacher[part],
+                None if reference is None else reference[part],
+                given,
+                derivatives and Terms(*(None if x is None else x[here].unsqueeze(1) for x in derivatives)),
+            )
+            if into is not None:
+                for target, value in zip(into, values, strict=True):
+                    if target is not None:
+                        target[here] = value
+            if gradient is not None:
+                z[part] = gradient
+        if gradients is not None:
+            gradients.add(rows, z, head)
+
+
+def _block(
+    z: Tensor,
+    tokens: Tensor,
+    teacher: Tensor | None,
+    reference: Tensor | None,
+    given: Given,
+    derivatives: Terms | None,
+) -> tuple[Terms, Tensor | None]:
+    """The terms of a few rows and the gradient for their logits, in closed form."""
+    of_teacher = to_reference = None
+    a, b, c = derivatives or (None, None, None)
+    gradient = None if derivatives is None else torch.zeros_like(z)
+    logprobs = (z.gather(1, tokens) - z.logsumexp(-1, keepdim=True)).squeeze(1)
+    if gradient is not None and c is not None:
+        gradient.addcmul_(z.softmax(-1), c, value=-1).scatter_add_(1, tokens, c.to(z.dtype))
+    if teacher is not None:
+        of_teacher, slope = rows_with_gradient(teacher, z, given.kind, given.mix)
+        if gradient is not None and a is not None:
+            gradient.addcmul_(slope, a)
+    if reference is not None:
+        to_reference, slope = kl_with_gradient(z, reference)
+        if gradient is not None and b is not None:
+            gradient.addcmul_(slope, b)
+    return Terms(of_teacher, to_reference, logprobs), gradient
+
+
+class _Gradients:
+    """The gradients for the hidden states and the head, where they are needed, added up chunk by chunk."""
+
+    def __init__(self, ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+        wanted = ctx.needs_input_grad
+        wide = torch.float64 if weight.dtype == torch.float64 else torch.float32
+        self.hidden = torch.empty_like(hidden) if wanted[0] else None
+        # In float32, since hundreds of chunks are added; padded rows of the head stay 0.
+        self.weight = torch.zeros_like(weight, dtype=wide) if wanted[1] else None
+        self.bias = torch.zeros_like(bias, dtype=wide) if bias is not None and wanted[2] else None
+
+    def add(self, rows: slice, gradient: Tensor, head: _Head) -> None:
+        """Take in the gradient for the logits of some rows."""
+        narrow = gradient.to(head.weight.dtype)
+        if self.hidden is not None:
+            self.hidden[rows] = narrow @ head.weight
+        if self.weight is not None:
+            of_head = self.weight[: len(head.weight)]
+            if narrow.dtype == of_head.dtype:
+                of_head.addmm_(narrow.t(), head.hidden[rows])
+            else:
+                of_head += narrow.t() @ head.hidden[rows]
+        if self.bias is not None:
+            self.bias[: gradient.shape[1]] += gradient.sum(0)
+
+    def of(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """In the types of the parameters."""
+        of_bias = None if self.bias is None or bias is None else self.bias.to(bias.dtype)
+        return self.hidden, None if self.weight is None else self.weight.to(weight.dtype), of_bias
+
+
+class _Recomputed(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, vocabulary: int, given: Given
+    ) -> tuple[Tensor | None, ...]:
+        terms = no_terms(hidden, given)
+        ctx.head, ctx.given = _Head(hidden, weight, bias, vocabulary), given
+        ctx.save_for_backward(hidden, weight, bias)
+        _pass(ctx.head, given, terms, None, None)
+        return tuple(terms)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight, bias = ctx.saved_tensors
+        gradients = _Gradients(ctx, hidden, weight, bias)
+        _pass(ctx.head, ctx.given, None, Terms(*upstream), gradients)
+        return *gradients.of(weight, bias), None, None
+
+
+class _Ahead(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        vocabulary: int,
+        given: Given,
+        derivatives: Terms,
+    ) -> tuple[Tensor | None, ...]:
+        terms = no_terms(hidden, given)
+        gradients = _Gradients(ctx, hidden, weight, bias)
+        _pass(_Head(hidden, weight, bias, vocabulary), given, terms, derivatives, gradients)
+        ctx.save_for_backward(*gradients.of(weight, bias))
+        ctx.mark_non_differentiable(*(x for x in terms if x is not None))
+        total: Any = sum(
+            torch.dot(slope.to(value.dtype), value)
+            for slope, value in zip(derivatives, terms, strict=True)
+            if slope is not None and value is not None
+        )
+        return total, *terms
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        scaled = (None if x is None else x * upstream.to(x.dtype) for x in ctx.saved_tensors)
+        return *scaled, None, None, None

@@ -1,0 +1,1 @@
+"""What every other room may use: files, processes, progress, provenance. It knows nothing of the method."""

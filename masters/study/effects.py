@@ -1,0 +1,162 @@
+"""The map of a study: where masking helps and where rewards do, beyond the one setting of the paper.
+
+An effect is the difference of two arms that are alike in everything else: *masking* is a masked teacher
+against an unmasked one without rewards (``masked`` and ``naive_multi``), *masking under rewards* the same
+with both rewards (``masters`` and ``naive_rewards``), *rewards* is both rewards against none under the mask
+(``masters`` and ``masked``). What is changed along an axis is one thing at a time, in both arms alike. Each
+place has its interval and the smallest effect that would have been found there, so that nothing found and
+nothing to find can be told apart. No verdict is made of them.
+
+Arms are tuned one by one, and with rewards another learning rate may be chosen than without: part of the
+effect of rewards is then an effect of that. *Rewards at one learning rate* has the control at the rate that
+was chosen for the treatment.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+
+import pandas as pd
+
+from masters.claims.comparisons import SAME_RUN, Comparison, measured_with_seeds
+from masters.claims.statistics import minimum_detectable_effect
+from masters.settings import Distillation
+
+PAIRS = {
+    "masking": ("masked", "naive_multi"),
+    "rewards": ("masters", "masked"),
+    "masking under rewards": ("masters", "naive_rewards"),
+}
+AT_ONE_RATE = "rewards at one learning rate"
+EFFECTS = (*PAIRS, AT_ONE_RATE)
+AXES = {
+    "gap": "weights of teacher / weights of student (accuracy of that student before training)",
+    "r_max": "first mask ratio r_max",
+    "r_max_mid": "first mask ratio r_max of the mid teacher",
+    "learning_rate": "learning rate",
+    "steps": "steps of training",
+    "label_noise": "share of wrong labels",
+    "teacher_temperature": "temperature of the teacher",
+}
+ALIKE = "learning_rate|steps|label_noise|teacher_temperature"  # as is the student: in the names of both arms
+NEUTRAL = {"label_noise": "0", "teacher_temperature": "1"}  # of arms whose name says nothing
+LINEAR = ("r_max", "r_max_mid", "label_noise")  # the other axes are logarithmic
+MID, MID_UNMASKED = "masters+teachers=mid", "masters+teachers=mid+r_max=0.0"
+COLUMNS = [
+    *("axis", "value", "effect", "treatment", "control", "points", "low", "high", "smallest", "seeds"),
+    "student_accuracy",
+]
+
+
+def measure_map(
+    predictions: pd.DataFrame,
+    ladder: pd.DataFrame,
+    usual: Distillation,
+    learning_rates: Mapping[str, float],
+    resamples: int,
+) -> pd.DataFrame:
+    """Every effect wherever the two arms of its pair were run, along axes with more than one place.
+
+    Args:
+        predictions: greedy answers of the runs, as :func:`masters.claims.comparisons.paired_scores` takes
+            them.
+        ladder: one row a model of a replicate: model, parameters.
+        usual: what holds for arms whose name says nothing.
+        learning_rates: of the runs, by arm.
+        resamples: bootstrap resamples of each interval.
+
+    Returns:
+        One row an axis (of ``AXES``), effect (of ``EFFECTS``) and place, in that order: axis, value, effect,
+        treatment and control, ``points`` of greedy accuracy between the bounds ``low`` and ``high`` of the
+        95 % interval, the ``smallest`` effect found four times out of five, the seeds of both arms, and
+        ``student_accuracy``, the percentage that the pair's student answers before training (NaN if unknown).
+    """
+    names = {_spelled(str(arm)): str(arm) for arm in predictions["arm"].unique()}
+    of_arm = dict(list(predictions.groupby("arm", observed=True)))
+    size = ladder.drop_duplicates("model").set_index("model")["parameters"]
+    rates = {name: learning_rates[arm] for name, arm in names.items()}
+    found = [*_pairs(set(names), size, usual), *_at_one_rate(rates, size)]
+    places = pd.DataFrame(found, columns=COLUMNS[:5])
+    # One place is no axis: what nothing else was changed from would stand on all of them.
+    places = places[places.groupby(["axis", "effect"])["value"].transform("nunique") > 1]
+    rows = []
+    for axis, value, effect, treatment, control in places.itertuples(index=False, name=None):
+        pair = Comparison(names[treatment], names[control])
+        both = pd.concat([of_arm[pair.treatment], of_arm[pair.control]])
+        if effect_and_seeds := measured_with_seeds(both, pair, resamples):
+            interval, seeds = effect_and_seeds
+            smallest = minimum_detectable_effect(interval)
+            before = of_arm.get(_before(treatment))
+            able = float("nan") if before is None else 100 * float(before["correct"].mean())
+            arms = [pair.treatment, pair.control]
+            rows.append([axis, value, effect, *arms, *interval[:3], smallest, seeds, able])
+    table = pd.DataFrame(rows, columns=COLUMNS)
+    rank = {name: place for place, name in enumerate([*AXES, *EFFECTS])}
+    return table.sort_values(
+        ["axis", "effect", "value"],
+        key=lambda column: column.map(lambda value: rank.get(value, value)),
+        ignore_index=True,
+    )
+
+
+def _spelled(arm: str) -> str:
+    """The name of an arm with what it leaves out."""
+    for name, others in SAME_RUN.items():
+        if arm in others:
+            return name
+    return re.sub(rf"^(?=(r_max|student|teachers|{ALIKE})=)", "masters+", arm)
+
+
+def _before(arm: str) -> str:
+    """The arm that is an arm's student before training."""
+    match = re.search(r"student=([a-z]+)", arm)
+    if match is None:
+        return "base"
+    return match[1] if match[1] in ("mid", "large") else f"base+student={match[1]}"
+
+
+def _pairs(
+    arms: set[str], size: pd.Series, usual: Distillation
+) -> Iterator[tuple[str, float, str, str, str]]:
+    """(axis, value, effect, treatment, control) of all pairs among some arms."""
+    neutral = {"gap": "large/student", "r_max": str(usual.r_max), "steps": str(usual.steps)} | NEUTRAL
+    for effect, (treatment, control) in PAIRS.items():
+        found = [(axis, at, treatment, control) for axis, at in neutral.items()]
+        if effect == "rewards":  # under no mask both arms have names of their own
+            found.append(("r_max", "0", "naive_rewards", "naive_multi"))
+        of_mid = effect == "masking under rewards"
+        if of_mid:
+            found.append(("gap", "mid/student", MID, MID_UNMASKED))
+        for name in arms:
+            alike = control + name.removeprefix(treatment)
+            if match := re.fullmatch(rf"{treatment}\+student=([a-z]+)(?:\+teachers=([a-z]+))?", name):
+                found.append(("gap", f"{match[2] or 'large'}/{match[1]}", name, alike))
+            elif match := re.fullmatch(rf"{treatment}\+label_noise=([^+]+)", name):
+                # Wrong labels reach the rewards alone: without, all is the same whatever their share.
+                found.append(("label_noise", match[1], name, alike if effect != "rewards" else control))
+            elif match := re.fullmatch(rf"{treatment}\+({ALIKE})=([^+]+)", name):
+                found.append((match[1], match[2], name, alike))
+            elif of_mid and (match := re.fullmatch(rf"{re.escape(MID)}(?:\+r_max=([^+]+))?", name)):
+                if name != MID_UNMASKED:
+                    found.append(("r_max_mid", match[1] or str(usual.r_max), name, MID_UNMASKED))
+            elif match := re.fullmatch(rf"{treatment}\+r_max=([^+]+)", name):
+                # An unmasked control is the same whatever the ratio would be.
+                found.append(("r_max", match[1], name, alike if effect == "rewards" else control))
+        for axis, value, first, second in found:
+            if not arms.issuperset((first, second)):
+                continue
+            if axis != "gap":
+                yield axis, float(value), effect, first, second
+            elif set(models := value.split("/")) <= set(size.index):
+                teacher, student = models
+                yield axis, float(size[teacher] / size[student]), effect, first, second
+
+
+def _at_one_rate(rates: Mapping[str, float], size: pd.Series) -> Iterator[tuple[str, float, str, str, str]]:
+    """The same of rewards against none where both arms have one learning rate, over the gap."""
+    for name in rates:
+        if match := re.fullmatch(
+            r"masked((?:\+student=([a-z]+))?(?:\+teachers=([a-z]+))?)\+learning_rate=.+", name
+        ):
+            rewarded, student, teacher = "masters" + match[1], match[2] or "student", match[3] or "large"
+            if rates.get(rewarded) == rates[name] and {teacher, student} <= set(size.index):
+                yield "gap", float(size[teacher] / size[student]), AT_ONE_RATE, rewarded, name

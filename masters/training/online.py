@@ -1,0 +1,245 @@
+"""The online baseline: a student that answers anew at every step, GRPO as TRL has it (section 5).
+
+The idea: the student as it now is gives a group of responses to each question of the batch, a judge rewards
+them (Eq. 6), and one step minimises ``-mean_j mean_t (rho_jt * A_j - beta * KL(pi_theta || pi_ref))`` (Eq. 9,
+arXiv 2402.03300). Nothing of it can be made beforehand or serve a second run: that is the cost which the
+offline form saves, and which :mod:`masters.analysis.costs` compares.
+
+The same as in an offline run: the student, the questions and their order, the tokens of every prompt, the
+number of responses, how they are sampled, the judge, beta, batch, learning rate, optimiser and averaging.
+
+Departures from the paper's method:
+    * The accuracy reward alone and no divergence: both others need a teacher that reads every new response.
+      ``own_accuracy`` is the offline arm with the same reward and authors.
+    * TRL estimates the KL on the tokens that were sampled; offline it is exact over the vocabulary.
+    * TRL divides advantages by the deviation of a sample (over n - 1, plus 1e-4), not of the whole group.
+    * Each response is a row of its own with its own copy of the prompt; offline a group is packed into one.
+    * A run that is stopped starts anew: there are no checkpoints.
+"""
+
+import io
+import logging
+import shutil
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pandas as pd
+from PIL import Image
+from transformers import PreTrainedModel, PrinterCallback, TrainerCallback
+
+from masters.data.questions import Questions, messages
+from masters.judges import Judge
+from masters.models.loading import banned_tokens
+from masters.runtime import distributed
+from masters.runtime.progress import report
+from masters.settings import Sampling
+from masters.training.train import Budget, warmup_steps
+
+ROWS = 40  # of the log, about
+TIMED = ("generation_seconds", "judging_seconds", "picture_seconds")
+MEASURED = ("seconds", *TIMED, "responses", "response_tokens")
+# TRL's names of what the offline log has too.
+NAMES = {
+    "reward": "reward_accuracy",
+    "frac_reward_zero_std": "flat_groups",
+    "completions/mean_length": "tokens",
+}
+LOGGED = ("step", "loss", "learning_rate", "grad_norm", "kl", "entropy", *NAMES.values(), *MEASURED)
+
+
+def train_online(
+    model: PreTrainedModel,
+    processor: Any,
+    questions: Questions,
+    wanted: Sequence[int],
+    judge: Judge,
+    sampling: Sampling,
+    budget: Budget,
+    responses: int,
+    beta: float,
+    folder: Path,
+) -> pd.DataFrame:
+    """Train a student in place on responses that it gives meanwhile.
+
+    Args:
+        model: the student as it was loaded from its folder, where the reference of the KL is read from.
+        processor: of the student.
+        questions: encoded by that processor.
+        wanted: indices of the questions in the order in which they are asked, ``steps * batch`` of them.
+        judge: rewards a response with 1 if it is right, otherwise with 0.
+        sampling: how responses are drawn; special and image tokens never are.
+        budget: steps, batch, learning rate and its schedule, seed of the sampling.
+        responses: per question.
+        beta: weight of the KL.
+        folder: for whatever TRL writes; removed when training ends.
+
+    Returns:
+        One row a logged step: step, loss, learning_rate, grad_norm, kl and entropy (nats a token),
+        reward_accuracy, flat_groups, tokens (mean length), and since the row before: seconds,
+        generation_seconds, judging_seconds, picture_seconds, responses, response_tokens. What is left of the
+        seconds went into prompts, the reference and the update.
+
+    Raises:
+        ValueError: the number of questions is not steps times batch, several processes train, or TRL is not
+            installed.
+    """
+    if len(wanted) != budget.steps * budget.batch:
+        raise ValueError(f"online: {len(wanted)} questions for {budget.steps} steps of {budget.batch}")
+    if distributed.world_size() > 1:
+        raise ValueError("the online baseline trains in one process: start it without torchrun")
+    try:
+        from trl import GRPOConfig, GRPOTrainer  # slow to import, needed here only
+    except ImportError:
+        raise ValueError("the online arm needs the trl package: pip install 'masters[online]'") from None
+
+    n, last = responses, budget.steps
+    meter = _Meter()
+
+    def reward(
+        completions: list[Any], completion_ids: list[Any], question: list[int], **_: Any
+    ) -> list[float | None]:
+        meter.add("responses", len(completion_ids))
+        meter.add("response_tokens", sum(map(len, completion_ids)))
+        about = questions.table.iloc[question]
+        texts = [message[0]["content"].strip() for message in completions]
+        with meter.timed("judging_seconds"):
+            verdicts = judge.score_many(list(about["question"]), list(about["answer"]), texts)
+        return [float(verdict == 1) for verdict in verdicts]
+
+    settings: dict[str, Any] = dict(
+        output_dir=str(folder),
+        max_steps=last,
+        per_device_train_batch_size=budget.batch * n,
+        num_generations=n,
+        shuffle_dataset=False,
+        max_completion_length=sampling.max_new_tokens,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        repetition_penalty=sampling.repetition_penalty,
+        generation_kwargs={
+            "suppress_tokens": banned_tokens(processor, model.get_output_embeddings().weight.shape[0])
+        },
+        beta=beta,
+        loss_type="grpo",
+        learning_rate=budget.learning_rate,
+        lr_scheduler_type=budget.schedule,
+        warmup_steps=warmup_steps(budget),
+        weight_decay=0.0,
+        adam_beta2=0.98,
+        optim="adamw_torch_fused",
+        max_grad_norm=1.0,
+        bf16=False,
+        gradient_checkpointing=False,
+        logging_steps=max(1, last // ROWS),
+        logging_nan_inf_filter=False,
+        save_strategy="no",
+        seed=budget.seed,
+        data_seed=budget.seed,
+        report_to=[],
+        disable_tqdm=True,
+        use_cpu=model.device.type == "cpu",
+        dataloader_pin_memory=False,
+    )
+    pictures = processor.image_processor
+    with (
+        _quiet(),
+        meter.watching(model, "generate", "generation_seconds"),
+        meter.watching(pictures, "preprocess", "picture_seconds"),
+    ):
+        trainer = GRPOTrainer(
+            model=model,
+            reward_funcs=reward,
+            args=GRPOConfig(**settings),
+            train_dataset=rows(questions, wanted),
+            processing_class=processor,
+            callbacks=[meter],
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+    vars(model).pop("forward", None)  # TRL's own, with arguments of its loss
+    model.eval()
+    shutil.rmtree(folder, ignore_errors=True)
+    logged = [row for row in trainer.state.log_history if "loss" in row]
+    frame = pd.DataFrame(logged).rename(columns=NAMES)
+    return frame[[name for name in LOGGED if name in frame]]
+
+
+def rows(questions: Questions, wanted: Sequence[int]) -> datasets.Dataset:
+    """Questions as GRPOTrainer reads them: a conversation, ``prompt``, an ``image``, the index ``question``.
+
+    Pictures are opened when a row is read, so that no more of them are in memory than a batch has.
+    """
+
+    def read(batch: dict[str, list[int]]) -> dict[str, list[Any]]:
+        indices = batch["question"]
+        pictures = [Image.open(io.BytesIO(questions.image_bytes(i))).convert("RGB") for i in indices]
+        asked = [messages(text) for text in questions.table["question"].iloc[indices]]
+        return {"prompt": asked, "image": pictures, "question": indices}
+
+    return datasets.Dataset.from_dict({"question": list(map(int, wanted))}).with_transform(read)
+
+
+class _Meter(TrainerCallback):
+    """Counts what is sampled and how long it takes, and writes it beside each row of the log."""
+
+    def __init__(self) -> None:
+        self._sums = dict.fromkeys(MEASURED, 0.0)
+        self._since = 0.0
+
+    def add(self, name: str, amount: float) -> None:
+        self._sums[name] += amount
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.add(name, time.perf_counter() - start)
+
+    @contextmanager
+    def watching(self, thing: Any, method: str, name: str) -> Iterator[None]:
+        """Time every call of a method of one object."""
+        called = getattr(thing, method)
+
+        def timed(*args: Any, **options: Any) -> Any:
+            with self.timed(name):
+                return called(*args, **options)
+
+        vars(thing)[method] = timed
+        try:
+            yield
+        finally:
+            del vars(thing)[method]
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._since = time.perf_counter()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        report("training online", state.global_step, state.max_steps)
+        control.should_log |= state.global_step == state.max_steps  # so that the last row misses nothing
+
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        now = time.perf_counter()
+        state.log_history[-1] |= self._sums | {"seconds": now - self._since}
+        self._sums, self._since = dict.fromkeys(MEASURED, 0.0), now
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the notes of the trainers on every run."""
+    loggers = [logging.getLogger(name) for name in ("transformers.trainer", "trl")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of names that TRL still gives to transformers
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

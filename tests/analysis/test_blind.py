@@ -1,0 +1,33 @@
+"""The blind baseline: a lookup from the question's text, never from the picture."""
+
+import pandas as pd
+import pytest
+
+from masters.analysis.blind import blind_accuracy, blind_answers, blind_table
+from masters.settings import load_profile
+
+TRAIN = pd.DataFrame(
+    {
+        "question": ["how many ?", "how many ?", "how many ?", "is it red ?", "a ?", "a ?"],
+        "answer": ["2", "2", "3", "no", "b", "a"],
+    }
+)
+
+
+def test_the_most_common_answer_to_the_same_text_and_else_that_of_the_set() -> None:
+    asked = pd.DataFrame(
+        {"question": ["how many ?", "is it red ?", "never seen ?", "a ?"]}, index=[7, 8, 9, 10]
+    )
+    found = blind_answers(TRAIN, asked)
+    assert list(found) == ["2", "no", "2", "a"] and list(found.index) == [7, 8, 9, 10]
+
+
+def test_accuracy_by_task_and_skill_is_what_the_lookup_gets_right() -> None:
+    profile = load_profile("smoke")
+    frame = blind_accuracy(profile)
+    assert len(frame) == len(profile.tasks) * profile.test_questions
+    assert set(frame["task"]) == set(profile.tasks) and frame["skill"].nunique() > 4
+    table = blind_table(profile).set_index("task")
+    assert list(table.index) == [*profile.tasks, "all"]
+    assert table["accuracy"]["all"] == pytest.approx(frame["correct"].mean())
+    assert table["questions"]["all"] == len(frame) and 0 < table["accuracy"]["all"] < 1

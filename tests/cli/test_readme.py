@@ -1,0 +1,32 @@
+"""README's example runs, and its picture is that of the tracked study."""
+
+import runpy
+from pathlib import Path
+
+import pytest
+
+from masters.runtime.files import ROOT
+
+README = (ROOT / "README.md").read_text()
+EXAMPLE = ROOT / "examples" / "one_step_per_stage.py"
+
+
+def test_the_example_is_the_file_and_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert f"```python\n{EXAMPLE.read_text()}```" in README
+    runpy.run_path(str(EXAMPLE))
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["r 0.2", "r 0.1", "r 0.0"]
+    divergences = [float(line.split()[3].rstrip(",")) for line in lines]
+    assert divergences[-1] < divergences[0], "two steps of distillation bring the student nearer"
+
+
+def test_the_picture_is_of_the_tracked_study(tmp_path: Path) -> None:
+    draw = runpy.run_path(str(ROOT / "tools" / "picture.py"))["draw"]
+    draw(tmp_path / "claims.svg")
+    assert (tmp_path / "claims.svg").read_bytes() == (ROOT / "docs" / "claims.svg").read_bytes()
+
+
+def test_a_newcomer_can_read_it_to_the_end() -> None:
+    assert len(README.splitlines()) <= 120
+    for path in ("examples/one_step_per_stage.py", "CONTRIBUTING.md", "docs/claims.svg", "CITATION.cff"):
+        assert path in README and (ROOT / path).is_file()

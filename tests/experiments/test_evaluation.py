@@ -1,0 +1,80 @@
+from typing import Any
+
+import pandas as pd
+import pytest
+import small
+import torch
+from transformers import PreTrainedModel
+
+from masters.data.questions import Questions
+from masters.experiments.evaluation import evaluate, latency, register
+from masters.judges.rule import RuleJudge
+from masters.training.train import Budget, train
+from masters.training.trainer import Objective
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def asked(tmp_path_factory: pytest.TempPathFactory) -> Questions:
+    return small.questions(tmp_path_factory.mktemp("evaluation") / "questions", count=6)
+
+
+@pytest.fixture(scope="module")
+def trained(asked: Questions, tmp_path_factory: pytest.TempPathFactory) -> tuple[PreTrainedModel, Any]:
+    """A tiny model that has learned the colours by heart."""
+    model, processor = small.build()
+    budget = Budget(steps=60, batch=4, learning_rate=1e-2)
+    folder = tmp_path_factory.mktemp("run")
+    train(model, asked, small.labelled(asked, budget), Objective(), budget, folder, "colours", "cpu")
+    return model, processor
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("7 .", "bare"),
+        ("", "bare"),
+        ("red , blue", "bare"),
+        ("the answer is 7 .", "sentence"),
+        ("the answer is", "sentence"),
+        ("there are two bars taller than the red one , so the answer is 2 .", "rationale"),
+        ("looking at the picture with some care we find that the answer is 2 .", "wordy"),
+    ],
+)
+def test_the_register_of_an_answer_is_told_by_its_wording(text: str, name: str) -> None:
+    assert register(text) == name
+
+
+def test_a_model_that_knows_the_answers_is_always_right(
+    asked: Questions, trained: tuple[PreTrainedModel, Any]
+) -> None:
+    scores = evaluate(*trained, asked, RuleJudge(), max_new_tokens=6, seed=None)
+    assert list(scores.columns) == ["question", "task", "skill", "mode", "correct", "tokens", "register"]
+    assert list(scores["question"]) == list(asked.table["id"])
+    assert scores["correct"].dtype == bool and scores["correct"].all()
+    assert set(scores["tokens"]) == {3}, "a colour, a full stop and the end"
+    assert set(scores["register"]) == {"bare"} and set(scores["mode"]) == {"greedy"}
+    assert set(scores["task"]) == {"squares"} and set(scores["skill"]) == {"colour"}
+
+
+def test_both_modes_are_asked_and_each_can_be_left_out(asked: Questions) -> None:
+    model, processor = small.build()
+    both = evaluate(model, processor, asked, RuleJudge(), max_new_tokens=4, seed=1)
+    assert list(both["mode"]) == ["greedy"] * 6 + ["sampled"] * 6
+    assert both["tokens"].between(1, 4).all()
+    sampled = evaluate(model, processor, asked, RuleJudge(), max_new_tokens=4, seed=1, greedy=False)
+    pd.testing.assert_frame_equal(sampled, both.tail(6).reset_index(drop=True))
+
+
+def test_greedy_answers_are_always_the_same(asked: Questions) -> None:
+    model, processor = small.build()
+    first, again = (evaluate(model, processor, asked, RuleJudge(), 5, seed=seed) for seed in (1, 2))
+    greedy = [scores[scores["mode"] == "greedy"] for scores in (first, again)]
+    pd.testing.assert_frame_equal(greedy[0], greedy[1])
+
+
+def test_latency_is_of_the_asked_questions(asked: Questions, trained: tuple[PreTrainedModel, Any]) -> None:
+    measured = latency(*trained, asked, count=4, max_new_tokens=6)
+    assert measured["seconds_per_question"] > 0
+    assert measured["tokens"] == 3

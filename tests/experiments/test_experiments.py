@@ -1,0 +1,739 @@
+import math
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import small
+import torch
+from judge_server import Reply, block, explains, said, serving, verdict
+from labs import here, nothing, profile
+
+from masters.analysis import masked_teachers as teachers
+from masters.experiments import refreshing
+from masters.experiments import run as runs
+from masters.experiments.arms import RunSpec, arm
+from masters.experiments.curriculum import authors, scores
+from masters.experiments.curriculum import stages as stages_of
+from masters.experiments.lab import Lab
+from masters.experiments.ladder import epochs
+from masters.experiments.response_plan import ResponsePlan, prepare
+from masters.experiments.results import Results, answer_times, memory, run_arm, run_arms, run_folder, run_spec
+from masters.experiments.run import part as part_of
+from masters.masking.choice import PAPERS
+from masters.masking.teacher_mask import TeacherMask
+from masters.models.loading import load, weights_hash
+from masters.models.packing import pack, response_logits
+from masters.objective.diagnostics import Diverged
+from masters.objective.divergence import jsd
+from masters.runtime.files import hash_of
+from masters.settings import Fit, LanguageJudge, Lora, Sampling, Watch
+from masters.training import plateau
+from masters.training import train as training
+
+ARMS = ["base", "sft", "naive", "masked", "masters", "mid_then_large", "own_accuracy"]
+RUN_COLUMNS = {
+    "arm", "seed", "key", "student", "teachers", "r_max", "r_step", "teacher_responses", "student_responses",
+    "rewards", "learning_rate", "beta", "steps", "accuracy", "sampled_accuracy", "tokens", "kl", "seconds",
+}  # fmt: skip
+PREDICTION_COLUMNS = {"arm", "seed", "task", "skill", "question", "mode", "correct", "tokens", "register"}
+LOG_COLUMNS = {
+    "arm", "seed", "step", "loss", "divergence", "policy", "kl", "flat_groups", "reward_accuracy",
+    "reward_distillation", "mask_ratio",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    data = tmp_path_factory.mktemp("experiments")
+    with small.scratch(data):
+        yield data
+
+
+@pytest.fixture(scope="module")
+def lab(folder: Path) -> Lab:
+    """A lab whose ladder was trained in a worker process."""
+    made = Lab(profile())
+    made.ladder()
+    return made
+
+
+@pytest.fixture
+def inline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Lab, "parallel", here)
+
+
+@pytest.fixture(scope="module")
+def results(lab: Lab) -> Results:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Lab, "parallel", here)
+        return run_arms(lab, ARMS)
+
+
+# --- the ladder ---
+
+
+def test_the_ladder_is_trained_once(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = lab.ladder()
+    assert list(first["model"]) == ["student", "mid", "large"]
+    assert first["parameters"].is_monotonic_increasing and (first["training_steps"] == 20).all()
+    assert first["weights"].nunique() == 3 and (first["seconds"] > 0).all()
+    monkeypatch.setattr(Lab, "parallel", nothing)
+    pd.testing.assert_frame_equal(Lab(profile()).ladder(), first)
+
+
+def test_the_ladders_log(lab: Lab) -> None:
+    log = lab.ladder_log()
+    assert list(log) == ["model", "step", "loss"]
+    assert set(log["model"]) == {"student", "mid", "large"} and np.isfinite(log["loss"]).all()
+
+
+def test_nothing_half_done_stays(results: Results, folder: Path) -> None:
+    for place in ("models", "runs"):
+        names = [path.name for path in (folder / "cache" / place).iterdir() if path.is_dir()]
+        assert names and not [name for name in names if name.startswith(".") or name.endswith(".run")]
+
+
+# --- runs ---
+
+
+def test_runs_have_the_documented_columns(results: Results, lab: Lab) -> None:
+    runs = results.runs.set_index("arm")
+    assert set(results.runs) >= RUN_COLUMNS and list(runs.index) == ARMS
+    assert runs["key"].nunique() == len(ARMS)
+    for column in ("accuracy", "sampled_accuracy"):
+        assert runs[column].between(0, 1).all()
+    assert runs["tokens"].between(1, 8).all()
+    assert dict(runs["teachers"]) == {
+        "base": "", "sft": "", "naive": "large", "masked": "large", "masters": "large",
+        "mid_then_large": "mid+large", "own_accuracy": "large",
+    }  # fmt: skip
+    assert runs["rewards"]["masters"] == "accuracy+distillation" and runs["rewards"]["masked"] == ""
+    assert math.isnan(runs["kl"]["base"]) and runs["kl"]["masters"] > 0
+    assert (runs["seconds"] >= 0).all()
+
+
+def test_predictions_are_a_row_a_run_question_and_mode(results: Results, lab: Lab) -> None:
+    predictions, ids = results.predictions, set(lab.questions("test").table["id"])
+    assert set(predictions) >= PREDICTION_COLUMNS
+    assert len(predictions) == len(ARMS) * len(ids) * 2
+    assert not predictions.duplicated(["arm", "seed", "question", "mode"]).any()
+    assert set(predictions["question"]) == ids and set(predictions["mode"]) == {"greedy", "sampled"}
+    accuracy = predictions[predictions["mode"] == "greedy"].groupby("arm")["correct"].mean()
+    assert dict(accuracy) == pytest.approx(dict(results.runs.set_index("arm")["accuracy"]))
+
+
+def test_the_log_shows_what_an_arm_minimised(results: Results) -> None:
+    log = results.log
+    assert set(log) >= LOG_COLUMNS and "base" not in set(log["arm"])
+    assert set(log["arm"]) == set(ARMS) - {"base"}
+    for name, rows in log.groupby("arm"):
+        assert list(rows["step"]) == list(range(1, 7)), name
+        assert np.isfinite(rows["loss"]).all()
+    by_arm = {name: rows.set_index("step") for name, rows in log.groupby("arm")}
+    assert list(by_arm["masters"]["mask_ratio"]) == [0.2, 0.2, 0.1, 0.1, 0.0, 0.0]
+    assert list(by_arm["mid_then_large"]["mask_ratio"]) == [0.2, 0.1, 0.0] * 2
+    assert (by_arm["naive"]["mask_ratio"] == 0).all()
+    assert by_arm["sft"]["divergence"].isna().all()
+    assert by_arm["masters"]["kl"][1] == pytest.approx(0, abs=1e-3)  # the student is its own reference
+    assert by_arm["masters"]["kl"][6] > by_arm["masters"]["kl"][1]
+
+
+def test_training_changes_the_student_and_only_there(results: Results, lab: Lab, folder: Path) -> None:
+    weights = {}
+    for name in ARMS:
+        saved = run_folder(lab, arm(name, lab.profile), 0) / "model"
+        assert saved.is_dir() == (name != "base")
+        if saved.is_dir():
+            weights[name] = weights_hash(load(saved)[0])
+    student = weights_hash(load(lab.folder("student"))[0])
+    assert len({student, *weights.values()}) == len(ARMS)
+
+
+def test_a_second_time_nothing_runs(results: Results, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Lab, "parallel", nothing)
+    again = run_arms(Lab(profile()), ARMS)
+    pd.testing.assert_frame_equal(again.runs, results.runs)
+    pd.testing.assert_frame_equal(again.predictions, results.predictions)
+    pd.testing.assert_frame_equal(again.log, results.log)
+    base = run_arms(Lab(profile()), ["base"])
+    assert len(base.log) == 0 and list(base.runs["arm"]) == ["base"]
+
+
+def test_what_changes_a_result_changes_the_key(lab: Lab, results: Results) -> None:
+    spec = arm("masters", lab.profile)
+    changes: list[dict[str, Any]] = [
+        {"learning_rate": 2e-3}, {"steps": 7}, {"batch": 3}, {"beta": 0.2}, {"questions": 5}, {"r_max": 0.1},
+        {"teachers": ("mid",)}, {"teachers": ("mid", "large")}, {"rewards": ()}, {"normalise": False},
+        {"ratio": "clipped"}, {"student_responses": 3},
+    ]  # fmt: skip
+    folders = {run_folder(lab, spec, seed) for seed in (0, 1)}
+    folders |= {run_folder(lab, RunSpec(**(spec.model_dump() | change)), 0) for change in changes}
+    longer = profile().model_copy(update={"sampling": Sampling(max_new_tokens=9)})
+    folders.add(run_folder(Lab(longer), spec, 0))
+    fewer = profile().model_copy(update={"test_questions": 5})
+    folders.add(run_folder(Lab(fewer), spec, 0))
+    assert len(folders) == 4 + len(changes)
+    assert run_folder(lab, spec, 0).name in set(results.runs["key"])
+
+
+def test_what_makes_a_run_fit_changes_the_key_only_where_it_is_used(lab: Lab, results: Results) -> None:
+    spec, expected = arm("masters", lab.profile), run_folder(lab, arm("masters", lab.profile), 0)
+
+    def key(**changes: Any) -> Path:
+        other = Lab(profile(**changes))
+        assert arm("masters", other.profile) == spec
+        return run_folder(other, spec, 0)
+
+    assert key(fit=Fit(), watch=Watch()) == key(watch=Watch(kl=0.5, growth=10)) == expected
+    used = [Fit(lora=Lora()), Fit(lora=Lora(rank=8)), Fit(bf16=True), Fit(accumulate=2)]
+    assert len({expected, *(key(fit=fit) for fit in used)}) == 5
+
+
+def test_the_memory_of_an_arm_is_estimated_before_it_runs(lab: Lab, results: Results) -> None:
+    cached, along = memory(lab, "masters"), memory(Lab(profile(cache_teacher=False)), "masters")
+    sizes = lab.ladder().set_index("model")["parameters"]
+    assert cached.weights == 4 * sizes["student"] and cached.teachers == cached.mask == 0
+    assert along.teachers == 4 * (sizes["large"] + sizes["student"]) and 0 < along.mask < 0.2 * along.teachers
+    halved = memory(Lab(profile(fit=Fit(accumulate=2))), "masters")
+    assert halved.activations < 0.6 * cached.activations
+
+
+@pytest.mark.usefixtures("inline")
+def test_a_run_that_was_stopped_goes_on_and_ends_the_same(
+    results: Results, lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = arm("masters", lab.profile)
+    run = run_folder(lab, spec, 0)
+    undisturbed = weights_hash(load(run / "model")[0])
+    kept = run.with_name("kept")
+    run.rename(kept)
+    monkeypatch.setattr(runs, "Budget", partial(training.Budget, save_every=2))
+    compute = training.MastersTrainer.compute_loss
+    steps: list[int] = []
+
+    def stopping(self: Any, *args: Any, **options: Any) -> Any:
+        if len(steps) == 5:
+            raise KeyboardInterrupt
+        steps.append(self.state.global_step)
+        time.sleep(0.2)
+        return compute(self, *args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training.MastersTrainer, "compute_loss", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            run_arms(lab, ["masters"])
+    assert not run.exists() and steps == [0, 1, 2, 3, 4]
+
+    later: list[int] = []
+
+    def counting(self: Any, *args: Any, **options: Any) -> Any:
+        later.append(self.state.global_step)
+        return compute(self, *args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training.MastersTrainer, "compute_loss", counting)
+        again = run_arms(lab, ["masters"])
+    assert later == [4, 5]  # from the checkpoint after four steps
+    # What it took is what all sittings took.
+    assert (again.log["seconds"][:4] > 0.2).all() and again.runs["seconds"][0] >= again.log["seconds"].sum()
+    assert weights_hash(load(run / "model")[0]) == undisturbed
+    first = results.predictions[results.predictions["arm"] == "masters"].reset_index(drop=True)
+    pd.testing.assert_frame_equal(again.predictions, first)
+    logged = results.log[results.log["arm"] == "masters"]
+    assert list(again.log["step"]) == list(logged["step"])
+    assert np.allclose(again.log["loss"], logged["loss"])
+    shutil.rmtree(run)
+    kept.rename(run)
+
+
+@pytest.mark.usefixtures("inline")
+def test_a_run_that_diverges_is_a_result_to_who_asks_for_it(lab: Lab, results: Results) -> None:
+    name = "naive+learning_rate=0.5"
+    with pytest.MonkeyPatch.context() as patch:
+        small.diverge_at(0.5, patch)
+        with pytest.raises(Diverged, match=r"^arm 'naive\+learning_rate=0.5' at seed 0: the loss is nan at"):
+            run_arms(lab, [name])
+    found = run_arms(lab, [name, "base"], diverged=True)  # what is known is not tried again
+    ended, base = found.runs.to_dict("records")
+    assert ended["diverged"].startswith("the loss is nan at step 0; lower the") and base["diverged"] == ""
+    assert ended["accuracy"] == ended["sampled_accuracy"] == ended["tokens"] == 0 and math.isnan(ended["kl"])
+    answers, usual = (found.predictions[found.predictions["arm"] == of] for of in (name, "base"))
+    for column in ("question", "task", "skill", "mode"):
+        assert sorted(answers[column]) == sorted(usual[column])
+    assert not answers["correct"].any() and set(answers["register"]) == {"none"}
+    folder = run_folder(lab, arm(name, lab.profile), 0)
+    assert not Path(f"{folder}.run").exists() and not (folder / "model").exists()
+    with pytest.raises(Diverged, match="the loss is nan"):
+        run_arm(lab, name, 0)
+
+
+@pytest.mark.usefixtures("inline")
+def test_a_run_that_watch_ended_goes_on_where_the_bound_is_lifted(lab: Lab, results: Results) -> None:
+    name = "masters+steps=5"
+    with pytest.raises(Diverged, match=r"^stopped at step"):
+        run_arms(Lab(profile(watch=Watch(kl=1e-12))), [name], seeds=[0], diverged=True)
+    assert run_arms(lab, [name], seeds=[0]).runs["diverged"].tolist() == [""]
+
+
+@pytest.fixture(scope="module")
+def refreshed_run(lab: Lab, results: Results) -> Path:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Lab, "parallel", here)
+        log = run_arms(lab, ["refreshed"]).log
+    plain = results.log[results.log["arm"] == "masters"].reset_index(drop=True)
+    assert list(log["mask_ratio"]) == list(plain["mask_ratio"])
+    assert np.array_equal(log["loss"][:2], plain["loss"][:2])  # the first stage is that of the base student
+    assert not np.isclose(log["loss"][2:], plain["loss"][2:]).any()
+    return run_folder(lab, arm("refreshed", lab.profile), 0)
+
+
+@pytest.mark.usefixtures("inline")
+def test_a_plateau_run_may_be_shorter_than_its_stages(lab: Lab, results: Results) -> None:
+    assert list(run_arms(lab, ["plateau+steps=2"]).log["step"]) == [1, 2]
+
+
+@pytest.mark.parametrize("killed", ["in a stage", "while it writes", "after it wrote"])
+def test_a_refreshed_run_that_was_stopped_ends_the_same(
+    refreshed_run: Path, lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed: str
+) -> None:
+    spec, steps = arm("refreshed", lab.profile), list[int]()
+    monkeypatch.setattr(runs, "Budget", partial(training.Budget, save_every=1))
+    compute, write = training.MastersTrainer.compute_loss, refreshing.write_atomic
+    last = 3 if killed == "in a stage" else 2
+
+    def stopping(self: Any, *args: Any, **options: Any) -> Any:
+        if len(steps) == last:
+            raise KeyboardInterrupt
+        steps.append(self.state.global_step)
+        return compute(self, *args, **options)
+
+    def full(*args: Any) -> None:
+        if killed == "while it writes":
+            raise KeyboardInterrupt
+        write(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training.MastersTrainer, "compute_loss", stopping)
+        patch.setattr(refreshing, "write_atomic", full)
+        with pytest.raises(KeyboardInterrupt):
+            runs.distil(lab, load(lab.folder("student"))[0], spec, 0, tmp_path / "run")
+    assert steps == list(range(last))
+    assert (tmp_path / "run" / "refreshed" / "1.parquet").exists() == (killed != "while it writes")
+    model, _ = load(lab.folder("student"))
+    log = runs.distil(lab, model, spec, 0, tmp_path / "run")
+    assert list(log["step"]) == list(range(1, 7)) and not (tmp_path / "run").exists()
+    assert weights_hash(model) == weights_hash(load(refreshed_run / "model")[0])
+
+
+def test_each_stage_learns_from_what_the_student_says_then(
+    lab: Lab, results: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The student in training wrote them, so at the first step of a stage its log-ratio is 0."""
+    spec = arm("clipped+refreshed+source=4:0", lab.profile)
+    writers: list[Any] = []
+    parts: list[Any] = []
+    answers, made = refreshing.answers, refreshing.refreshed
+
+    def watched(lab: Lab, student: Any, *rest: Any) -> pd.DataFrame:
+        writers.append(student)
+        return answers(lab, student, *rest)
+
+    def kept(*args: Any) -> Any:
+        part = made(*args)
+        teacher = [np.array(part.teacher[i]) for i in range(len(part.teacher))]  # the run's folder will go
+        parts.append(replace(part, teacher=teacher))
+        return part
+
+    monkeypatch.setattr(refreshing, "answers", watched)
+    monkeypatch.setattr(runs, "refreshed", kept)
+    model, _ = load(lab.folder("student"))
+    log = runs.distil(lab, model, spec, 0, tmp_path / "run").set_index("step")
+    assert len({weights_hash(one) for one in (*writers, model, load(lab.folder("student"))[0])}) == 4
+    assert all(abs(log["log_ratio"][step]) < 1e-4 for step in (1, 3, 5)) and abs(log["log_ratio"][6]) > 1e-4
+    questions, large = lab.questions("train"), load(lab.folder("large"))[0]
+    for stage, part, student in zip([(0, 0.1), (0, 0.0)], parts, writers, strict=True):
+        seen = refreshing.questions_of(spec, 0, len(lab.pool), stage)
+        assert list(part.rows) == seen and part.accuracy.shape == (len(part.tokens), 4) == (len(seen), 4)
+        row, index = part.row(seen[-1]), lab.pool[seen[-1]]
+        batch = pack([questions.prompt(index)], [part.tokens[row]], [questions.image_features([index])])
+        with torch.no_grad(), TeacherMask(large).apply(stage[1]):
+            own, said = (response_logits(m, batch)[0].log_softmax(-1) for m in (student, large))
+        for j, tokens in enumerate(part.tokens[row]):
+            taken = own[j].gather(1, batch.tokens[0, j][:, None])[: len(tokens), 0]
+            assert np.allclose(taken, part.behaviour[row][j], atol=1e-4)
+            assert np.allclose(said[j, : len(tokens)], part.teacher[row * part.n + j], atol=5e-3)
+
+
+def test_refreshed_responses_want_one_process(
+    lab: Lab, results: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("masters.runtime.distributed.world_size", lambda: 2)
+    with pytest.raises(ValueError, match="written by one process, but 2 train: start without torchrun"):
+        runs.distil(lab, None, arm("refreshed", lab.profile), 0, tmp_path / "run")
+
+
+@pytest.mark.usefixtures("inline")
+def test_a_run_is_there_as_a_whole_or_not_at_all(
+    lab: Lab, results: Results, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: Any, **options: Any) -> None:
+        raise OSError("No space left on device")
+
+    run = run_folder(lab, arm("masked", lab.profile), 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(pd.DataFrame, "to_parquet", full)
+        with pytest.raises(OSError, match="No space"):
+            run_spec(lab, arm("masked", lab.profile), 1)
+    assert not run.exists() and not list(run.parent.glob(".*.new"))
+
+
+def test_teachers_may_run_along_instead_of_being_cached(lab: Lab, results: Results, tmp_path: Path) -> None:
+    """The same losses, to the precision of the float16 cache."""
+    along = Lab(profile(cache_teacher=False))
+    spec = arm("mid_then_large", along.profile)
+    model, _ = load(along.folder("student"))
+    log = runs.distil(along, model, spec, 0, tmp_path / "run")
+    cached = results.log[results.log["arm"] == "mid_then_large"].reset_index(drop=True)
+    assert list(log["mask_ratio"]) == list(cached["mask_ratio"])
+    assert np.allclose(log["divergence"], cached["divergence"], atol=2e-3)
+    assert np.allclose(log["kl"], cached["kl"], atol=2e-3)
+
+
+def test_stages_may_be_decided_while_a_run_trains(
+    lab: Lab, results: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the cache as from teachers that run along, and a run with equal stages keeps its key."""
+    monkeypatch.setattr(plateau, "MIN_IMPROVEMENT", 10.0)
+    monkeypatch.setattr(plateau, "PATIENCE", 1)
+    assert "schedule" not in arm("masters", lab.profile).determining()
+    assert run_folder(lab, arm("plateau", lab.profile), 0) != run_folder(lab, arm("masters", lab.profile), 0)
+    logs = []
+    for used in (lab, Lab(profile(cache_teacher=False))):
+        model, _ = load(used.folder("student"))
+        logs.append(runs.distil(used, model, arm("plateau", used.profile), 0, tmp_path / "run"))
+    cached, along = logs
+    assert list(cached["mask_ratio"]) == list(along["mask_ratio"]) == [0.2] * 3 + [0.1] * 2 + [0.0]
+    assert list(cached["stage"]) == [0, 0, 0, 1, 1, 2]
+    for column in ("divergence", "kl", "held_out_divergence"):
+        assert np.allclose(cached[column], along[column], atol=2e-3) and (cached[column] >= 0).all()
+
+
+@pytest.mark.parametrize("what", ["criterion=random", "criterion=activation", "masked=vision"])
+@pytest.mark.usefixtures("inline")
+def test_another_mask_is_the_same_for_all_who_read_the_teacher(
+    lab: Lab, results: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """Cached or beside the student, the teacher says the same, which differs from the paper's mask."""
+    spec, along = arm(f"masters+{what}", lab.profile), Lab(profile(cache_teacher=False))
+    assert run_folder(lab, spec, 0) != run_folder(lab, arm("masters", lab.profile), 0)
+    prepare(lab, ResponsePlan.of([spec]))
+    with monkeypatch.context() as patch:  # nothing is missing then
+        patch.setattr("masters.responses.cached._write_missing", None)
+        patch.setattr("masters.responses.teacher_logprobs._score", None)
+        patch.setattr("masters.models.calibration.input_norms", None)
+        cached = runs.distil(lab, load(lab.folder("student"))[0], spec, 0, tmp_path / "cached")
+    beside = runs.distil(along, load(lab.folder("student"))[0], spec, 0, tmp_path / "beside")
+    assert np.allclose(beside["divergence"], cached["divergence"], atol=2e-3)
+    assert np.allclose(beside["kl"], cached["kl"], atol=2e-3)
+    paper = results.log[results.log["arm"] == "masters"].reset_index(drop=True)
+    assert not np.allclose(cached["divergence"][:4], paper["divergence"][:4], atol=2e-3)
+    written = [set(map(tuple, lab.groups("large", 0.2, 2, choice=choice)["logprobs"]))
+               for choice in (PAPERS, spec.choice())]  # fmt: skip
+    assert not written[0] & written[1]
+    assert lab.groups("large", 0.0, 2, choice=spec.choice()).equals(lab.groups("large", 0.0, 2))
+
+
+def test_a_run_on_the_largest_log_probabilities_is_near_and_has_a_key_of_its_own(
+    lab: Lab, results: Results, tmp_path: Path
+) -> None:
+    top = Lab(profile(top_k_logprobs=70))
+    spec = arm("masters", top.profile)
+    assert run_folder(top, spec, 0) != run_folder(lab, arm("masters", lab.profile), 0)
+    model, _ = load(top.folder("student"))
+    log = runs.distil(top, model, spec, 0, tmp_path / "run")
+    whole = results.log[(results.log["arm"] == "masters") & (results.log["seed"] == 0)].reset_index(drop=True)
+    assert np.allclose(log["divergence"], whole["divergence"], atol=2e-2)
+
+
+class Fickle:
+    """A judge whose verdicts hang on question, label and response alike, and who counts them."""
+
+    name = "fickle"
+    judged = 0
+
+    def score_many(self, questions: list[str], labels: list[str], responses: list[str]) -> list[Any]:
+        self.judged += len(labels)
+        triples = zip(questions, labels, responses, strict=True)
+        return [(None, 0, 1, 1)[int(hash_of(triple), 16) % 4] for triple in triples]
+
+
+def test_label_noise_judges_the_responses_of_some_questions_anew(lab: Lab, results: Results) -> None:
+    noisy, judge = Lab(profile()), Fickle()
+    noisy.judge = judge  # type: ignore[assignment]
+    plain = part_of(noisy, None, "student", ("rule", 0.0), PAPERS, "student", 0.0, 2)
+    before, changes = judge.judged, []
+    for noise in (0.3, 0.7, 1.0):
+        found = part_of(noisy, None, "student", ("rule", noise), PAPERS, "student", 0.0, 2)
+        labels = noisy.labels_with(noise)[0]["core"].iloc[noisy.pool]
+        about = noisy.questions("train").table.iloc[noisy.pool]
+        wrong = (labels != about["answer"]).to_numpy()
+        assert judge.judged - before == 2 * wrong.sum()  # and no others
+        before = judge.judged
+        frame = noisy.groups("student", 0.0, 2)
+        assert all(map(np.array_equal, [row for group in found.tokens for row in group], frame["tokens"]))
+        for place, (asked, label) in enumerate(zip(about["question"], labels, strict=True)):
+            texts = list(frame["text"][2 * place : 2 * place + 2])
+            expected = [Fickle().score_many([asked], [label], [text])[0] == 1 for text in texts]
+            assert found.accuracy is not None and plain.accuracy is not None
+            assert found.accuracy[place].tolist() == expected
+            assert wrong[place] or expected == plain.accuracy[place].tolist()
+        changes.append(set(np.flatnonzero(wrong)))
+    assert changes[0] < changes[1] < changes[2] == set(range(6))
+
+
+@pytest.mark.usefixtures("inline")
+def test_a_student_learns_from_the_verdicts_of_a_language_model(lab: Lab, results: Results) -> None:
+    def choice(text: str) -> int:
+        return int(hash_of(text), 16) % 3
+
+    def fickle(prompt: str) -> Reply:
+        if explains(prompt):
+            return said(f"Score: {choice(block(prompt, 'response'))}")
+        digit = int(block(prompt, "explanation")[-1])
+        return said(verdict(prompt, digit) if digit < 2 else "I would rather not say")
+
+    with serving() as server:
+        server.reply = fickle
+        named = profile().model_copy(update={"judge": LanguageJudge(server=server.url, model="grader")})
+        judged = Lab(named)
+        found = part_of(judged, None, "student", ("llm", 0.0), PAPERS, "student", 0.0, 2)
+        texts = list(judged.groups("student", 0.0, 2)["text"])
+        expected = [text.strip() != "" and choice(text) == 1 for text in texts]
+        assert found.accuracy is not None and found.accuracy.flatten().tolist() == expected
+        assert 0 < sum(expected) < len(texts)
+        arms = ["accuracy_only", "accuracy_only+judge=llm"]
+        by_rule, by_model = run_arms(judged, arms).runs.set_index("arm").loc[arms, "key"]
+        assert by_rule != by_model
+        asked = len(server.requests)
+        run_arms(Lab(named), arms)
+        assert len(server.requests) == asked > 0
+    other = named.model_copy(update={"judge": LanguageJudge(server=server.url, model="another")})
+    spec = arm("accuracy_only+judge=llm", named)
+    assert run_folder(Lab(other), spec, 0) != run_folder(judged, spec, 0)
+    with pytest.raises(ValueError, match="profile tiny names no language model"):
+        lab.judge_of("llm")
+
+
+def test_a_student_that_reasons_first_learns_the_same_answers_behind_their_facts(
+    lab: Lab, results: Results
+) -> None:
+    parts = [runs.parts_of(lab, arm(name, lab.profile), (0, 0.0)) for name in ("sft", "reasoning")]
+    said, reasoned = (
+        [lab.processor.tokenizer.decode(group[0], skip_special_tokens=True) for group in part.tokens]
+        for (part,) in parts
+    )
+    table = lab.questions("train").table.iloc[lab.pool]
+    assert reasoned == list(table["facts"] + " so the answer is " + table["answer"] + " .") != said
+
+
+def test_a_run_that_learns_from_labels_learns_the_wrong_ones(lab: Lab, results: Results) -> None:
+    spec = arm("naive+label_noise=1", lab.profile)
+    assert {key[2:] for key in scores(spec)} == {("labels", 1.0, 1)}  # what is scored before the runs begin
+    (part,) = runs.parts_of(lab, spec, (0, 0.0))
+    said = [lab.processor.tokenizer.decode(group[0], skip_special_tokens=True) for group in part.tokens]
+    answers = lab.questions("train").table["answer"].iloc[lab.pool]
+    cores = lab.labels_with(1.0)[0]["core"].iloc[lab.pool]
+    assert (cores != answers).all()
+    assert all(text.endswith(f"{core} .") for text, core in zip(said, cores, strict=True))
+    teacher = lab.distributions(lab.source("large"), "labels", 1.0, 1)
+    assert all(np.array_equal(part.teacher[row], teacher[row]) for row in range(6))
+
+
+def test_a_tempered_teacher_is_the_same_cached_and_along(lab: Lab, results: Results, tmp_path: Path) -> None:
+    logs = []
+    for number, changes in enumerate(({}, {"cache_teacher": False})):
+        where = Lab(profile(**changes))
+        spec = arm("mid_then_large+teacher_temperature=2.5", where.profile)
+        model, _ = load(where.folder("student"))
+        logs.append(runs.distil(where, model, spec, 0, tmp_path / str(number)))
+    cached, along = logs
+    plain = results.log[results.log["arm"] == "mid_then_large"].reset_index(drop=True)
+    assert np.allclose(cached["divergence"], along["divergence"], atol=2e-3)
+    assert np.allclose(cached["kl"], along["kl"], atol=2e-3)
+    assert np.abs(cached["divergence"] - plain["divergence"]).min() > 5e-3
+
+
+def test_a_replay_that_was_stopped_goes_on_with_the_same_questions(
+    lab: Lab, results: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = arm("replay", lab.profile)
+    monkeypatch.setattr(runs, "Budget", partial(training.Budget, save_every=2))
+    compute = training.MastersTrainer.compute_loss
+
+    def distil(folder: Path, stop: int = 6) -> str:
+        def stopping(self: Any, model: Any, inputs: dict[str, Any], *rest: Any, **options: Any) -> Any:
+            if self.state.global_step == stop:
+                raise KeyboardInterrupt
+            return compute(self, model, inputs, *rest, **options)
+
+        monkeypatch.setattr(training.MastersTrainer, "compute_loss", stopping)
+        model, _ = load(lab.folder("student"))
+        runs.distil(lab, model, spec, 0, folder)
+        return weights_hash(model)
+
+    undisturbed = distil(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        distil(tmp_path / "stopped", stop=5)
+    assert training.last_checkpoint(tmp_path / "stopped") == str(tmp_path / "stopped" / "checkpoint-4")
+    assert distil(tmp_path / "stopped") == undisturbed
+    plain = run_folder(lab, arm("masters", lab.profile), 0)
+    assert undisturbed != weights_hash(load(plain / "model")[0])
+
+
+@pytest.mark.usefixtures("inline")
+def test_masked_teachers_are_examined_once_in_every_way(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    ways = tuple(teachers.WAYS)
+    frame = teachers.masked_accuracy(lab, ["large"], [0.0, 0.5], ways)
+    assert list(frame) == ["model", "way", "ratio", "task", "accuracy", "questions"]
+    assert list(frame["ratio"]) == [0.0, 0.5] * 4 and (frame["questions"] == 6).all()
+    assert list(frame["way"].drop_duplicates()) == list(ways)
+    assert frame.loc[frame["ratio"] == 0.0, "accuracy"].nunique() == 1
+    monkeypatch.setattr(Lab, "parallel", nothing)
+    again = teachers.masked_accuracy(Lab(profile()), ["large"], [0.0, 0.5], ways)
+    pd.testing.assert_frame_equal(again, frame)
+    with pytest.raises(ValueError, match="no way 'magic' to choose weights; there are: magnitude"):
+        teachers.masked_accuracy(lab, ["large"], [0.0], ["magic"])
+
+
+def test_the_dose_of_a_mask_is_measured_against_the_whole_teacher_and_the_student(lab: Lab) -> None:
+    dose = teachers.mask_dose(lab, ["large"], [0.5], questions=3).set_index("ratio")
+    assert list(dose.index) == [0.0, 0.5] and set(dose["model"]) == {"large"}
+    assert (
+        dose["from_whole"][0.0] == dose["argmax_changed"][0.0] == 0 < dose["from_whole"][0.5] <= math.log(2)
+    )
+    assert 0 < dose["entropy"][0.5] <= math.log(len(lab.processor.tokenizer))
+    # By hand: the divergence of the masked teacher and the student on the student's first responses.
+    n = lab.profile.distillation.student_responses
+    tokens = list(lab.groups("student", 0.0, n)["tokens"])[: 3 * n]
+    texts = [tokens[i : i + n] for i in range(0, 3 * n, n)]
+    asked, train = lab.pool[:3], lab.questions("train")
+    batch = pack([train.prompt(i) for i in asked], texts, [train.image_features([i]) for i in asked])
+    teacher, student = load(lab.folder("large"))[0], load(lab.folder("student"))[0]
+    with TeacherMask(teacher).apply(0.5), torch.inference_mode():
+        pair = [
+            response_logits(model, batch)[..., : len(lab.processor.tokenizer)] for model in (teacher, student)
+        ]
+    by_hand = jsd(*pair)[batch.mask].mean().item()
+    assert dose["to_student"][0.5] == pytest.approx(by_hand, rel=0.02)
+
+
+def test_each_way_of_masking_chooses_other_weights(lab: Lab) -> None:
+    removed = {}
+    for way in teachers.WAYS:
+        model, _ = load(lab.folder("large"))
+        with teachers._mask(lab, "large", model, way).apply(0.4) as mask:
+            masked = [model.get_parameter(name) == 0 for name in mask.names]
+        shares = [float(layer.float().mean()) for layer in masked]
+        removed[way] = torch.cat([layer.flatten() for layer in masked])
+        assert removed[way].float().mean() == pytest.approx(0.4, abs=0.02)
+        assert (np.ptp(shares) > 0.02) == (way == "whole model")
+    assert len({tuple(places.tolist()) for places in removed.values()}) == 4
+
+
+def test_cache_figures_count_each_response_once(lab: Lab, results: Results) -> None:
+    for _ in range(2):
+        lab.groups("large", 0.2, 2)
+    figures = lab.cache_figures().set_index(["source", "ratio"])
+    assert list(figures) == ["responses", "generated", "seconds", "per_second", "mib"]
+    row = figures.loc[("large", 0.2)]
+    assert row["responses"] == 2 * len(lab.pool) == 12 and row["generated"] <= 12 and row["mib"] > 0
+
+
+def test_the_online_baseline_refuses_what_it_has_not(lab: Lab, tmp_path: Path) -> None:
+    fit = Fit(lora=Lora())
+    for used, name in ((lab, "online+distillation_only"), (Lab(profile(fit=fit)), "online")):
+        spec = arm(name, used.profile).model_copy(update={"learn_from": "online"})
+        with pytest.raises(ValueError, match="the accuracy reward alone and trains all weights in float32"):
+            runs.distil(used, load(lab.folder("student"))[0], spec, 0, tmp_path / "run")
+
+
+def test_latency(lab: Lab, results: Results, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Lab, "parallel", nothing)
+    frame = answer_times(lab, ["base", "masters"], 3)
+    assert list(frame) == ["arm", "seconds_per_question", "tokens"]
+    assert (frame["seconds_per_question"] > 0).all() and frame["tokens"].between(1, 8).all()
+
+
+# --- the order of things ---
+
+
+def test_each_teacher_goes_through_the_mask_schedule() -> None:
+    """Eq. 3 within each teacher's share of the steps."""
+    spec = RunSpec(teachers=("mid", "large"), r_max=0.2, r_step=0.1, steps=12)
+    stages = [stages_of(spec)(step) for step in range(12)]
+    ratios = [0.2, 0.2, 0.1, 0.1, 0.0, 0.0]
+    assert stages == [(0, ratio) for ratio in ratios] + [(1, ratio) for ratio in ratios]
+
+
+@pytest.mark.parametrize("steps", [6, 7, 11, 13, 100])
+@pytest.mark.parametrize("teachers", [("large",), ("mid", "large"), ("student", "mid", "large")])
+def test_the_schedule_falls_within_each_teacher(steps: int, teachers: tuple[str, ...]) -> None:
+    stage = stages_of(RunSpec(teachers=teachers, r_max=0.1, r_step=0.1, steps=steps))
+    stages = [stage(step) for step in range(steps)]
+    for index in range(len(teachers)):
+        ratios = [ratio for teacher, ratio in stages if teacher == index]
+        assert set(ratios) == {0.1, 0.0} and ratios == sorted(ratios, reverse=True)
+        assert len(ratios) in (steps // len(teachers), steps // len(teachers) + 1)
+    assert [index for index, _ in stages] == sorted(index for index, _ in stages)
+
+
+def test_without_a_teacher_there_is_one_stage() -> None:
+    stage = stages_of(RunSpec(teachers=(), steps=5))
+    assert {stage(step) for step in range(5)} == {(0, 0.0)}
+
+
+def test_who_writes_what_a_stage_learns_from() -> None:
+    spec = arm("mid_then_large", profile())
+    assert authors(spec, (0, 0.2)) == [("mid", 0.2, 2), ("student", 0.0, 2)]
+    assert authors(spec, (1, 0.0)) == [("large", 0.0, 2), ("student", 0.0, 2)]
+    assert authors(arm("own_accuracy", profile()), (0, 0.2)) == [("student", 0.0, 8)]
+    anew = arm("refreshed", profile())
+    assert authors(anew, (0, 0.2)) == authors(arm("masters", profile()), (0, 0.2))
+    assert authors(anew, (0, 0.1)) == [("large", 0.1, 2), ("refreshed", 0.0, 2)]
+    assert {what[1:4] for what in scores(anew) if what[2] == "student"} == {
+        (0.2, "student", 0.0),
+        (0.0, "student", 0.0),
+    }
+    assert authors(arm("naive", profile()), (0, 0.0)) == [("labels", 0.0, 1)]
+
+
+@pytest.mark.parametrize(("size", "length"), [(5, 0), (5, 3), (5, 5), (5, 13), (1, 4)])
+def test_epochs_take_every_question_equally_often(size: int, length: int) -> None:
+    order = epochs(np.random.default_rng(0), size, length)
+    assert len(order) == length
+    counts = np.bincount(order, minlength=size) if length else np.zeros(size)
+    assert counts.max() - counts.min() <= 1
+    for start in range(0, length - size + 1, size):
+        assert sorted(order[start : start + size]) == list(range(size))
+
+
+def _fail(lab: Lab) -> None:
+    raise ValueError("this one failed")
+
+
+def _sleep(lab: Lab) -> None:
+    time.sleep(600)
+
+
+def test_a_failed_job_stops_the_others(folder: Path) -> None:
+    start = time.monotonic()
+    with pytest.raises(ValueError, match="this one failed"):
+        Lab(profile().model_copy(update={"processes": 2})).parallel([(_sleep, ()), (_fail, ())], "jobs")
+    assert time.monotonic() - start < 300

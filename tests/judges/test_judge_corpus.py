@@ -1,0 +1,157 @@
+"""How far the judge by rule agrees with verdicts by hand on a varied corpus, by kind and held out."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from masters.judges import corpus
+from masters.judges.corpus import CORPUS, HELD_OUT_EVERY, Case
+from masters.judges.embedding import EmbeddingJudge
+from masters.judges.rule import RuleJudge
+
+# The agreement measured, in whole percent rounded down: all cases of a kind, held out or not.
+FLOORS = {
+    "paraphrase": 73,
+    "units": 86,
+    "number_words": 86,
+    "options": 96,
+    "negation": 76,
+    "several_answers": 97,
+    "empty": 100,
+    "repetition": 100,
+    "lookalikes": 100,
+    "addresses_judge": 94,
+    "reasoning": 83,
+    "plain": 80,
+}
+ALL_FLOOR = 89
+HELD_OUT_FLOOR = 86
+# Kinds that a trained policy could turn into reward: here no response may be right that is wrong by hand.
+CRITICAL = ["addresses_judge", "empty", "repetition", "several_answers"]
+
+
+LINES: list[list[Any]] = yaml.safe_load(CORPUS.read_text(encoding="utf-8"))
+CASES = [Case(*line) for line in LINES]
+SAID = [RuleJudge().score(case.question, case.label, case.response) for case in CASES]
+HELD_OUT = [at % HELD_OUT_EVERY == HELD_OUT_EVERY - 1 for at in range(len(CASES))]
+
+
+def agreement(kind: str | None = None, held_out: bool | None = None) -> tuple[int, int]:
+    """How many verdicts agree, and of how many: of one kind or all, held out, open, or both."""
+    agree = [
+        case.verdict == said
+        for case, said, out in zip(CASES, SAID, HELD_OUT, strict=True)
+        if kind in (None, case.kind) and held_out in (None, out)
+    ]
+    return sum(agree), len(agree)
+
+
+def percent(agree: int, of: int) -> str:
+    return f"{100 * agree / of:5.1f}% of {of:3}"
+
+
+def test_the_corpus_is_large_varied_and_well_formed() -> None:
+    assert len(CASES) >= 300
+    assert {case.kind for case in CASES} == set(FLOORS)
+    assert all(agreement(kind)[1] >= 20 for kind in FLOORS)
+    assert all(isinstance(field, str) for case in CASES for field in case[:4])
+    assert all(type(case.verdict) is int and case.verdict in (0, 1) for case in CASES)
+    assert all({case.verdict for case in CASES if case.kind == kind} == {0, 1} for kind in FLOORS)
+
+
+def test_no_case_comes_twice() -> None:
+    asked = [(case.question, case.label, case.response) for case in CASES]
+    assert sorted(asked) == sorted(set(asked))
+
+
+def test_agreement_by_kind_is_shown() -> None:
+    """Run with ``pytest -s`` or ``-rA`` to see the table."""
+    print(f"\n{'kind':16} {'open':>13} {'held out':>13} {'all':>13}")
+    for kind in [*FLOORS, None]:
+        columns = (percent(*agreement(kind, held_out)) for held_out in (False, True, None))
+        print(f"{kind or 'all':16}", *columns)
+
+
+@pytest.mark.parametrize("kind", FLOORS)
+def test_agreement_of_a_kind_keeps_its_floor(kind: str) -> None:
+    agree, of = agreement(kind)
+    assert 100 * agree / of >= FLOORS[kind]
+
+
+def test_agreement_overall_and_held_out_keeps_its_floor() -> None:
+    for held_out, floor in [(None, ALL_FLOOR), (True, HELD_OUT_FLOOR)]:
+        agree, of = agreement(held_out=held_out)
+        assert 100 * agree / of >= floor
+
+
+@pytest.mark.parametrize("kind", CRITICAL)
+def test_nothing_wrong_is_rewarded_where_reward_could_be_gamed(kind: str) -> None:
+    rewarded = [
+        case.response
+        for case, said in zip(CASES, SAID, strict=True)
+        if case.kind == kind and said > case.verdict
+    ]
+    assert not rewarded
+
+
+def test_open_and_held_out_cases_are_all_cases_once() -> None:
+    open_, held_out = corpus.cases()
+    assert sorted(open_ + held_out) == sorted(CASES)
+    assert held_out == [case for case, out in zip(CASES, HELD_OUT, strict=True) if out]
+
+
+def test_the_table_of_agreement_says_what_is_counted_here() -> None:
+    open_, _ = corpus.cases()
+    table = corpus.agreement({"rule": RuleJudge()}, open_)
+    for kind in [*FLOORS, None]:
+        agree, of = agreement(kind, held_out=False)
+        assert table.loc[kind or "all", "rule"] == pytest.approx(agree / of)
+        assert table.loc[kind or "all", "cases"] == of
+    wrong = table.loc[["called right, wrong by hand", "called wrong, right by hand"], "rule"]
+    assert wrong.sum() == pytest.approx(1 - table.loc["all", "rule"])
+
+
+def test_a_verdict_that_was_not_given_agrees_with_nothing() -> None:
+    class Silent:
+        def score_many(self, *asked: list[str]) -> list[None]:
+            return [None] * len(asked[0])
+
+    table = corpus.agreement({"silent": Silent()}, CASES)
+    assert table.loc["all", "silent"] == 0
+
+
+def test_a_broken_corpus_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "corpus.yaml"
+    for content in ("- [plain, question, label]", "- [", "7"):
+        path.write_text(content)
+        with pytest.raises(ValueError, match=r"corpus\.yaml is no corpus"):
+            corpus.cases(path)
+    with pytest.raises(ValueError, match="is no corpus"):
+        corpus.cases(tmp_path / "none.yaml")
+
+
+def test_the_embedding_judge_compares_meanings_and_is_strict_about_nothing() -> None:
+    judge = EmbeddingJudge(0.9)
+    where = "where is the cat ?"
+    assert judge.score(where, "sofa", "sofa") == 1
+    assert judge.score(where, "sofa", "couch") == 1
+    assert judge.score(where, "sofa", "on the moon") == 0
+    assert judge.score(where, "sofa", "  ") == 0
+    assert judge.score_many([], [], []) == []
+    with pytest.raises(ValueError, match="1 questions, 2 labels"):
+        judge.score_many([where], ["a", "b"], ["a"])
+
+
+def test_the_threshold_is_the_one_that_agrees_best() -> None:
+    open_, _ = corpus.cases()
+    judge = EmbeddingJudge.calibrated(open_)
+    best = corpus.agreement({"it": judge}, open_).loc["all", "it"]
+    for other in (judge.threshold - 0.02, judge.threshold + 0.02):
+        assert corpus.agreement({"it": EmbeddingJudge(other)}, open_).loc["all", "it"] <= best
+    assert EmbeddingJudge.calibrated(open_).name == judge.name != EmbeddingJudge(0.5).name
+    with pytest.raises(ValueError, match="there are none"):
+        EmbeddingJudge.calibrated([])
+    with pytest.raises(ValueError, match="from -1 to 1"):
+        EmbeddingJudge(2)

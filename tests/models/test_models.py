@@ -1,0 +1,174 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import small
+import torch
+from tokenizers import pre_tokenizers
+
+from masters.masking.teacher_mask import TeacherMask
+from masters.models import loading as models
+from masters.settings import ModelSpec
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model as it stands on disk after training."""
+    path = tmp_path_factory.mktemp("models") / "saved"
+    model, processor = small.build(seed=3)
+    model.save_pretrained(path)
+    processor.save_pretrained(path)
+    return path
+
+
+def test_a_saved_model_comes_back_bit_for_bit(folder: Path) -> None:
+    model, processor = small.build(seed=3)
+    again, its_processor = models.load(folder)
+    assert not again.training
+    assert models.weights_hash(again) == models.weights_hash(model)
+    assert its_processor.tokenizer.get_vocab() == processor.tokenizer.get_vocab()
+    inputs = processor(
+        text=["<user> what colour ? <image> <assistant>"], images=[small.picture("red")], return_tensors="pt"
+    )
+    same = its_processor(
+        text=["<user> what colour ? <image> <assistant>"], images=[small.picture("red")], return_tensors="pt"
+    )
+    assert inputs.keys() == same.keys()
+    with torch.no_grad():
+        assert torch.equal(model(**inputs).logits, again(**same).logits)
+
+
+def test_a_shared_weight_stays_shared_after_loading(folder: Path) -> None:
+    model, _ = models.load(folder)
+    head, embedding = model.get_output_embeddings().weight, model.get_input_embeddings().weight
+    assert isinstance(head, torch.Tensor) and isinstance(embedding, torch.Tensor)
+    assert head.data_ptr() == embedding.data_ptr()
+    both = sum(value.numel() for value in model.state_dict().values())
+    assert models.parameter_count(model) == both - head.numel()
+
+
+def test_an_unknown_folder_is_one_clear_line(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="cannot load a vision-language model from") as caught:
+        models.load(tmp_path / "nowhere")
+    message = str(caught.value)
+    assert "\n" not in message and "nowhere" in message and "safetensors" in message
+
+
+def test_a_folder_with_pickled_weights_only_is_refused(folder: Path, tmp_path: Path) -> None:
+    for file in folder.iterdir():
+        if file.suffix != ".safetensors":
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+    model, _ = small.build(seed=3)
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(ValueError, match="safetensors") as caught:
+        models.load(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_with_weights_cut_short_is_named(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    whole = (tmp_path / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match="cannot load a vision-language model") as caught:
+        models.load(tmp_path)
+    assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_folder_of_some_other_kind_of_model_is_refused(folder: Path, tmp_path: Path) -> None:
+    for file in folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    with pytest.raises(ValueError, match="cannot load a vision-language model"):
+        models.load(tmp_path)
+
+
+def test_the_mask_leaves_head_and_embeddings_alone() -> None:
+    model, _ = small.build()
+    mask = TeacherMask(model)
+    linear = {f"{name}.weight" for name, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
+    head = model.get_output_embeddings().weight
+    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Embedding)}
+    assert set(mask.names) == linear - {"lm_head.weight"}
+    assert {name.split(".")[-2] for name in mask.names} >= {
+        *("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+        *("out_proj", "fc1", "fc2", "linear_1", "linear_2"),
+    }
+    assert not any("embed" in name or "norm" in name or name.endswith("bias") for name in mask.names)
+    masked = {id(model.get_parameter(name)) for name in mask.names}
+    assert id(head) in embeddings and not masked & embeddings
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    with mask.apply(0.5):
+        changed = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+    assert changed == set(mask.names)
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+
+
+def test_the_seed_decides_the_weights() -> None:
+    first, again, other = (models.weights_hash(small.build(seed)[0]) for seed in (0, 0, 1))
+    assert first == again != other
+
+
+def test_the_weights_hash_sees_one_changed_bit() -> None:
+    model, _ = small.build()
+    before = models.weights_hash(model)
+    with torch.no_grad():
+        weight = next(model.parameters())
+        weight.view(torch.int32).view(-1)[0] ^= 1
+    assert models.weights_hash(model) != before
+
+
+def test_a_width_that_is_no_multiple_of_a_head_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"width 20 .* multiple of 8"):
+        models.build(ModelSpec(width=20), small.WORDS, 0)
+
+
+def test_special_tokens_and_rows_without_a_token_are_banned_but_not_the_end() -> None:
+    model, processor = small.build()
+    tokenizer = processor.tokenizer
+    banned = models.banned_tokens(processor, len(tokenizer))
+    names = ("<pad>", "<unk>", "<image>", "<user>", "<assistant>")
+    assert banned == sorted(tokenizer.convert_tokens_to_ids(name) for name in names)
+    assert model.config.image_token_id in banned and tokenizer.eos_token_id not in banned
+    words = len(tokenizer)
+    model.resize_token_embeddings(words + 3, mean_resizing=False)
+    assert models.banned_tokens(processor, words + 3) == [*banned, words, words + 1, words + 2]
+
+
+def test_different_vocabularies_are_refused() -> None:
+    ours = models.build_processor(small.WORDS)
+    models.check_same_vocabulary(ours, models.build_processor(small.WORDS))
+    with pytest.raises(ValueError, match=r"differ in 1 tokens .*'zebra'") as caught:
+        models.check_same_vocabulary(ours, models.build_processor([*small.WORDS, "zebra"]))
+    assert "\n" not in str(caught.value)
+    moved = [small.WORDS[1], small.WORDS[0], *small.WORDS[2:]]
+    with pytest.raises(ValueError, match="differ in 2 tokens"):
+        models.check_same_vocabulary(ours, models.build_processor(moved))
+
+
+def test_every_word_is_one_token_and_comes_back() -> None:
+    tokenizer = models.build_processor(small.WORDS).tokenizer
+    ids = small.tokens("The answer is RED .")
+    assert len(ids) == 6 and tokenizer.unk_token_id not in ids
+    assert tokenizer.decode(ids, skip_special_tokens=True) == "the answer is red ."
+    assert small.tokens("zebra")[0] == tokenizer.unk_token_id
+
+
+def test_a_teacher_that_cuts_text_otherwise_or_has_another_template_is_refused() -> None:
+    ours, theirs = models.build_processor(small.WORDS), models.build_processor(small.WORDS)
+    models.check_same_tokens(ours, theirs)
+    theirs.chat_template = models.CHAT_TEMPLATE.replace("<image> ", "<image> <image> ")
+    with pytest.raises(
+        ValueError, match="different chat templates: a question is '<user> <image> what"
+    ) as told:
+        models.check_same_tokens(ours, theirs)
+    assert "save it with the student's template" in str(told.value) and "\n" not in str(told.value)
+    theirs = models.build_processor(small.WORDS)
+    theirs.tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    with pytest.raises(ValueError, match="one vocabulary and cut text differently") as told:
+        models.check_same_tokens(ours, theirs)
+    assert "\n" not in str(told.value)
+    with pytest.raises(ValueError, match="differ in 1 tokens"):
+        models.check_same_tokens(ours, models.build_processor([*small.WORDS, "zebra"]))

@@ -1,0 +1,157 @@
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import small
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from masters.data.questions import Questions
+from masters.models.packing import PackedBatch, pack, response_logits
+from masters.objective.loss import cross_entropy
+
+torch.set_num_threads(1)
+TEXTS = [
+    ["red .", "the answer is red .", "it is a red square , so the answer is red ."],
+    ["blue", "the answer is blue .", "no ."],
+    ["", "so , the answer is green .", "it is green ."],
+]
+RESPONSES = [[small.tokens(text) for text in group] for group in TEXTS]
+
+
+@pytest.fixture(scope="module")
+def model() -> PreTrainedModel:
+    return small.build()[0]
+
+
+@pytest.fixture(scope="module")
+def asked(tmp_path_factory: pytest.TempPathFactory) -> Questions:
+    return small.questions(tmp_path_factory.mktemp("packing") / "questions")
+
+
+def packed(
+    asked: Questions, which: Sequence[int], groups: Sequence[Sequence[np.ndarray]], pad: int = 0
+) -> PackedBatch:
+    return pack([asked.prompt(i) for i in which], groups, [asked.image_features([i]) for i in which], pad)
+
+
+def gradients(model: PreTrainedModel, loss: Tensor) -> dict[str, Tensor]:
+    model.zero_grad()
+    loss.backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def loss_of(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
+    return cross_entropy(response_logits(model, batch), batch.tokens, batch.mask)
+
+
+def plain_logits(model: PreTrainedModel, asked: Questions, index: int, response: np.ndarray) -> Tensor:
+    """The usual forward pass of prompt and response as one row, with the usual causal mask."""
+    row = torch.from_numpy(np.concatenate([asked.prompt(index), response])).long()[None]
+    logits: Tensor = model(input_ids=row, **asked.image_features([index])).logits[0]
+    start = len(asked.prompt(index)) - 1
+    return logits[start : start + len(response)]
+
+
+def test_prompts_and_responses_of_these_tests_differ_in_length(asked: Questions) -> None:
+    assert len({len(asked.prompt(i)) for i in range(3)}) == 2
+    assert len({len(response) for group in RESPONSES for response in group}) >= 4
+
+
+def test_packed_logits_and_gradients_equal_those_of_one_row_a_response(
+    model: PreTrainedModel, asked: Questions
+) -> None:
+    batch = packed(asked, range(3), RESPONSES)
+    together = response_logits(model, batch)
+    losses = []
+    for i, group in enumerate(RESPONSES):
+        for j, response in enumerate(group):
+            alone = plain_logits(model, asked, i, response)
+            torch.testing.assert_close(together[i, j, : len(response)], alone, atol=1e-5, rtol=1e-5)
+            losses.append(torch.nn.functional.cross_entropy(alone, torch.from_numpy(response)))
+    expected = gradients(model, torch.stack(losses).mean())
+    ours = gradients(model, loss_of(model, batch))
+    assert ours.keys() == expected.keys() and len(ours) > 20
+    assert any("vision_tower" in name and grad.abs().max() > 0 for name, grad in ours.items())
+    for name, grad in ours.items():
+        torch.testing.assert_close(grad, expected[name], atol=1e-5, rtol=1e-5)
+
+
+def test_a_single_response_is_the_plain_causal_case(model: PreTrainedModel, asked: Questions) -> None:
+    batch = packed(asked, [1], [RESPONSES[1][1:2]])
+    size = batch.input_ids.shape[1]
+    assert batch.tokens.shape == (1, 1, len(RESPONSES[1][1]))
+    assert torch.equal(batch.matrix[0, 0], torch.ones(size, size).tril().bool())
+    assert torch.equal(batch.positions[0], torch.arange(size))
+    alone = plain_logits(model, asked, 1, RESPONSES[1][1])
+    torch.testing.assert_close(response_logits(model, batch)[0, 0], alone, atol=1e-5, rtol=1e-5)
+
+
+def test_order_and_padding_never_change_the_loss(model: PreTrainedModel, asked: Questions) -> None:
+    with torch.no_grad():
+        expected = loss_of(model, packed(asked, range(3), RESPONSES))
+        reordered = packed(asked, [2, 0, 1], [RESPONSES[i][::-1] for i in (2, 0, 1)])
+        other_padding = packed(asked, range(3), RESPONSES, pad=5)
+        single = [loss_of(model, packed(asked, [i], [RESPONSES[i]])) for i in range(3)]
+        torch.testing.assert_close(loss_of(model, reordered), expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(loss_of(model, other_padding), expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(torch.stack(single).mean(), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_no_response_sees_another(model: PreTrainedModel, asked: Questions) -> None:
+    changed = [[RESPONSES[0][0], small.tokens("so no yes a , it"), RESPONSES[0][2]]]
+    with torch.no_grad():
+        before = response_logits(model, packed(asked, [0], RESPONSES[:1]))
+        after = response_logits(model, packed(asked, [0], changed))
+    for j in (0, 2):
+        length = len(RESPONSES[0][j])
+        torch.testing.assert_close(after[0, j, :length], before[0, j, :length], atol=1e-5, rtol=1e-5)
+    assert (after[0, 1, 2] - before[0, 1, 2]).abs().max() > 1e-3
+
+
+def test_what_was_packed_can_be_read_back(asked: Questions) -> None:
+    batch = packed(asked, range(3), RESPONSES)
+    for i, group in enumerate(RESPONSES):
+        for j, response in enumerate(group):
+            assert batch.tokens[i, j][batch.mask[i, j]].tolist() == response.tolist()
+            places = batch.predictors[i, j, : len(response)]
+            ids = batch.input_ids.flatten()
+            assert ids[places[1:]].tolist() == response[:-1].tolist()
+            assert ids[places[0]] == asked.prompt(i)[-1]
+    assert batch.matrix.any(-1).all(), "a place that may look nowhere would give NaN"
+    assert torch.equal(batch.to("cpu").tokens, batch.tokens)
+
+
+@pytest.mark.parametrize("groups", [[], [RESPONSES[0], RESPONSES[1][:2]], [RESPONSES[0]]])
+def test_numbers_of_responses_that_differ_are_refused(
+    asked: Questions, groups: list[list[np.ndarray]]
+) -> None:
+    prompts = [asked.prompt(0), asked.prompt(1)]
+    with pytest.raises(ValueError, match="the same number of responses"):
+        pack(prompts, groups, {})
+
+
+def test_an_empty_response_is_refused() -> None:
+    with pytest.raises(ValueError, match="needs at least its end token"):
+        pack([np.array([1, 2])], [[np.array([], dtype=np.int64)]], {})
+
+
+def test_short_questions_share_a_row_that_is_no_longer_than_the_longest(
+    model: PreTrainedModel, asked: Questions
+) -> None:
+    groups = [[small.tokens("red .")] * 2, RESPONSES[0][1:], RESPONSES[1][:2], [small.tokens("no")] * 2]
+    which = [0, 1, 2, 3]
+    images = [asked.image_features([i]) for i in which]
+    prompts = [asked.prompt(i) for i in which]
+    prompts[1] = np.concatenate([prompts[1], *[small.tokens("what colour is this square ?")[:-1]] * 6])
+    plain, shared = (pack(prompts, groups, images, share_rows=share) for share in (False, True))
+    sizes = [len(p) + sum(len(r) - 1 for r in g) for p, g in zip(prompts, groups, strict=True)]
+    assert plain.input_ids.shape == (4, max(sizes))
+    assert shared.input_ids.shape == (3, max(sizes)), "two of the short ones fit into a row"
+    assert torch.equal(shared.tokens, plain.tokens) and torch.equal(shared.mask, plain.mask)
+    with torch.no_grad():
+        together, expected = response_logits(model, shared), response_logits(model, plain)
+    torch.testing.assert_close(together[plain.mask], expected[plain.mask], atol=1e-5, rtol=1e-5)
+    again = pack(prompts, groups, images, share_rows=True)
+    assert torch.equal(again.input_ids, shared.input_ids), "the same questions, the same rows"

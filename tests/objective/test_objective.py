@@ -1,0 +1,490 @@
+import itertools
+import math
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from masters.objective.divergence import Kind, divergence
+from masters.objective.loss import PARTS, Loss, cross_entropy, masters_loss
+from masters.objective.rewards import distillation_reward
+
+Q, R, T, V = 3, 4, 5, 7
+PAPER: dict[str, Any] = {}
+
+
+class Case:
+    """Random inputs for masters_loss, with padding of every kind: short responses, and places without one."""
+
+    def __init__(self, seed: int = 0, dtype: torch.dtype = torch.float64, padding: bool = True) -> None:
+        generator = torch.Generator().manual_seed(seed)
+
+        def normal(*shape: int) -> Tensor:
+            return torch.randn(shape, generator=generator, dtype=dtype) * 2
+
+        self.student = normal(Q, R, T, V).requires_grad_()
+        self.teacher, self.reference = normal(Q, R, T, V), normal(Q, R, T, V)
+        self.tokens = torch.randint(V, (Q, R, T), generator=generator)
+        lengths = torch.randint(1, T + 1, (Q, R), generator=generator)
+        lengths[0, 3] = 0
+        self.mask = (
+            torch.arange(T) < lengths.unsqueeze(-1) if padding else torch.ones(Q, R, T, dtype=torch.bool)
+        )
+        self.accuracy = (torch.rand(Q, R, generator=generator) > 0.5).to(dtype)
+        self.accuracy[1] = 1  # a question that is always answered rightly
+        self.accuracy[2, :2] = torch.tensor([0, 1])
+        chosen = self.student.detach().log_softmax(-1).gather(-1, self.tokens.unsqueeze(-1)).squeeze(-1)
+        self.behaviour = chosen + normal(Q, R, T) * 0.2
+
+    def loss(self, **options: Any) -> Loss:
+        given = {
+            "accuracy": self.accuracy,
+            "reference_logits": self.reference,
+            "behaviour_logprobs": self.behaviour,
+            **options,
+        }
+        return masters_loss(self.student, self.teacher, self.tokens, self.mask, **given)
+
+
+def softmax(x: Any) -> np.ndarray:
+    e = np.exp(x - x.max())
+    return e / e.sum()
+
+
+def by_hand(
+    case: Case,
+    rewards: tuple[str, ...] = ("accuracy", "distillation"),
+    normalise: bool = True,
+    beta: float = 0.1,
+    policy_weight: float = 1.0,
+    ratio: str = "one",
+    clip: float = 0.2,
+    advantages: str = "all",
+    flat: str = "keep",
+    distillation_on: str = "mean",
+    averaging: str = "response",
+    teacher_temperature: float = 1.0,
+) -> tuple[float, dict[str, float]]:
+    """Eq. 7 to 11 as loops over single numbers in float64; every response is a list of per-token terms."""
+    student, teacher = case.student.detach().double().numpy(), case.teacher.double().numpy()
+    reference, behaviour = case.reference.double().numpy(), case.behaviour.double().numpy()
+    rows: list[tuple[int, int, list[dict[str, float]]]] = []
+    for j, k in itertools.product(range(Q), range(R)):
+        terms = []
+        for t in range(T):
+            if not case.mask[j, k, t]:
+                continue
+            p = softmax(np.log(softmax(teacher[j, k, t])) / teacher_temperature)
+            q, r = softmax(student[j, k, t]), softmax(reference[j, k, t])
+            m = (p + q) / 2
+            jsd = sum(p[v] * math.log(p[v] / m[v]) + q[v] * math.log(q[v] / m[v]) for v in range(V)) / 2
+            kl = sum(q[v] * math.log(q[v] / r[v]) for v in range(V))
+            logprob = math.log(q[case.tokens[j, k, t]])
+            rho = 1.0 if ratio == "one" else math.exp(logprob - behaviour[j, k, t])
+            terms.append({"jsd": jsd, "kl": kl, "rho": rho})
+        if terms:
+            rows.append((j, k, terms))
+
+    reward, easy, advantage = {}, {}, {}
+    flat_groups = 0
+    for j in range(Q):
+        group = [(k, terms) for jj, k, terms in rows if jj == j]
+        d = {
+            k: sum(x["jsd"] for x in terms) / (len(terms) if distillation_on == "mean" else 1)
+            for k, terms in group
+        }
+        high, low = max(d.values()), min(d.values())
+        for k, _ in group:
+            easy[j, k] = ((high - d[k]) / (high - low) if high > low else 0.5) if normalise else -d[k]
+            reward[j, k] = ("distillation" in rewards) * easy[j, k]
+            reward[j, k] += ("accuracy" in rewards) * float(case.accuracy[j, k])
+        values = [reward[j, k] for k, _ in group]
+        mean, sd = np.mean(values), np.std(values)
+        same = len({float(case.accuracy[j, k]) for k, _ in group}) == 1
+        none = sd < 1e-9 or (flat == "skip" and same)
+        flat_groups += none
+        for k, _ in group:
+            a = 0.0 if none else (reward[j, k] - mean) / sd
+            advantage[j, k] = max(a, 0.0) if advantages == "positive" else a
+
+    def policy(rho: float, a: float) -> float:
+        return min(rho * a, min(max(rho, 1 - clip), 1 + clip) * a)
+
+    tokens = sum(len(terms) for _, _, terms in rows)
+    sums = dict.fromkeys(("divergence", "kl", "policy"), 0.0)
+    for j, k, terms in rows:
+        for x in terms:
+            weight = 1 / (len(rows) * len(terms)) if averaging == "response" else 1 / tokens
+            sums["divergence"] += weight * x["jsd"]
+            sums["kl"] += weight * x["kl"]
+            sums["policy"] -= weight * policy(x["rho"], advantage[j, k])
+    parts = {
+        **sums,
+        "flat_groups": flat_groups / Q,
+        "reward_accuracy": float(np.mean([float(case.accuracy[j, k]) for j, k, _ in rows])),
+        "reward_distillation": float(np.mean(list(easy.values()))),
+        "tokens": tokens / len(rows),
+    }
+    total = (
+        sums["divergence"] + policy_weight * sums["policy"] + beta * sums["kl"]
+        if rewards
+        else sums["divergence"]
+    )
+    return total, parts
+
+
+VARIANTS: list[dict[str, Any]] = [
+    PAPER,
+    {"rewards": ("accuracy",)},
+    {"rewards": ("distillation",)},
+    {"normalise": False},
+    {"normalise": False, "rewards": ("distillation",)},
+    {"ratio": "clipped"},
+    {"ratio": "clipped", "clip": 0.05, "advantages": "positive"},
+    {"advantages": "positive"},
+    {"flat": "skip"},
+    {"flat": "skip", "rewards": ("distillation",)},
+    {"flat": "skip", "rewards": ("accuracy",), "ratio": "clipped"},
+    {"distillation_on": "sum"},
+    {"averaging": "token"},
+    {"averaging": "token", "ratio": "clipped", "distillation_on": "sum"},
+    {"policy_weight": 0.3, "beta": 2.0, "ratio": "clipped"},
+    {"beta": 0.0},
+    {"teacher_temperature": 3.0},
+    {"teacher_temperature": 0.5, "rewards": ("distillation",), "normalise": False},
+]
+
+
+@pytest.mark.parametrize("options", VARIANTS)
+@pytest.mark.parametrize("seed", range(3))
+def test_values_against_loops_in_float64(options: dict[str, Any], seed: int) -> None:
+    case = Case(seed)
+    total, parts = by_hand(case, **options)
+    loss = case.loss(**options)
+    assert loss.total.item() == pytest.approx(total, rel=1e-6, abs=1e-7)
+    missing = {"reward_distillation"} - {
+        f"reward_{name}" for name in options.get("rewards", ("distillation",))
+    }
+    assert {name for name, value in loss.parts.items() if math.isnan(value)} == missing
+    for name in set(parts) - missing:
+        assert loss.parts[name] == pytest.approx(parts[name], rel=1e-5, abs=1e-6), name
+    assert set(loss.parts) == set(PARTS) > set(parts)
+
+
+@pytest.mark.parametrize("options", VARIANTS)
+def test_float32_agrees_with_float64(options: dict[str, Any]) -> None:
+    results = []
+    for dtype in (torch.float64, torch.float32):
+        case = Case(1)
+        for name in ("student", "teacher", "reference", "behaviour", "accuracy"):
+            value = getattr(case, name).detach().to(dtype)
+            setattr(case, name, value.requires_grad_() if name == "student" else value)
+        loss = case.loss(**options)
+        results.append((loss.total, *torch.autograd.grad(loss.total, case.student)))
+    for exact, single in zip(*results, strict=True):
+        torch.testing.assert_close(single.double(), exact, rtol=1e-4, atol=1e-6)
+
+
+def frozen_advantages(case: Case, **options: Any) -> Tensor:
+    """The advantages, read off the gradient with respect to stored behaviour, which enters rho only."""
+    behaviour = case.student.detach().log_softmax(-1).gather(-1, case.tokens.unsqueeze(-1)).squeeze(-1)
+    found = torch.zeros(Q, R, dtype=torch.float64)
+    for j, k in itertools.product(range(Q), range(R)):
+        if case.mask[j, k].any():
+            shifted = behaviour.clone()
+            shifted[j, k] -= math.log(
+                1.5
+            )  # rho 1.5 for this response: its share of the policy value grows by A / 2
+            extra = {"ratio": "clipped", "clip": 10.0, **options}
+            more = case.loss(behaviour_logprobs=shifted, **extra).total
+            less = case.loss(behaviour_logprobs=behaviour, **extra).total
+            responses = case.mask.any(-1).sum()
+            found[j, k] = (less - more).item() * 2 * responses
+    return found
+
+
+def test_ratio_one_has_zero_value_but_the_policy_gradient() -> None:
+    case = Case(2)
+    loss = case.loss(beta=0.0)
+    assert abs(loss.parts["policy"]) < 1e-7
+    (gradient,) = torch.autograd.grad(loss.total, case.student)
+    (of_jsd,) = torch.autograd.grad(case.loss(rewards=()).total, case.student)
+
+    advantage = frozen_advantages(case, beta=0.0)
+    lengths = case.mask.sum(-1)
+    weight = (1 / lengths.clamp(min=1) / (lengths > 0).sum() * advantage).unsqueeze(-1) * case.mask
+    logprob = case.student.log_softmax(-1).gather(-1, case.tokens.unsqueeze(-1)).squeeze(-1)
+    (expected,) = torch.autograd.grad(-(weight * logprob).sum(), case.student)
+    assert expected.abs().max() > 1e-3
+    torch.testing.assert_close(gradient - of_jsd, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_clipping_stops_the_gradient_beyond_the_interval_only() -> None:
+    case = Case(0, padding=False)
+    chosen = case.student.detach().log_softmax(-1).gather(-1, case.tokens.unsqueeze(-1)).squeeze(-1)
+    options: dict[str, Any] = {"rewards": ("accuracy",), "beta": 0.0, "ratio": "clipped"}
+    case.accuracy[0] = torch.tensor([1.0, 1.0, 0.0, 0.0])
+    (of_jsd,) = torch.autograd.grad(case.loss(rewards=()).total, case.student)
+    for shift, moves in (
+        (0.3, [False, False, True, True]),
+        (-0.3, [True, True, False, False]),
+        (0.1, [True] * 4),
+    ):
+        loss = case.loss(behaviour_logprobs=chosen - shift, **options)  # rho = exp(shift)
+        (gradient,) = torch.autograd.grad(loss.total, case.student)
+        assert ((gradient - of_jsd)[0].abs().amax((1, 2)) > 1e-6).tolist() == moves
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_gradient_is_that_of_float64_autograd(seed: int) -> None:
+    case = Case(seed)
+    advantage = frozen_advantages(case)
+    (gradient,) = torch.autograd.grad(case.loss(ratio="clipped").total, case.student)
+
+    log_q, log_p = case.student.log_softmax(-1), case.teacher.log_softmax(-1)
+    q, p, m = log_q.exp(), log_p.exp(), (log_q.exp() + log_p.exp()) / 2
+    jsd = ((p * (log_p - m.log())).sum(-1) + (q * (log_q - m.log())).sum(-1)) / 2
+    kl = (q * (log_q - case.reference.log_softmax(-1))).sum(-1)
+    rho = (log_q.gather(-1, case.tokens.unsqueeze(-1)).squeeze(-1) - case.behaviour).exp()
+    a = advantage.unsqueeze(-1)
+    terms = jsd + 0.1 * kl - torch.minimum(rho * a, rho.clamp(0.8, 1.2) * a)
+    lengths = case.mask.sum(-1)
+    per_response = (terms * case.mask).sum(-1) / lengths.clamp(min=1)
+    (expected,) = torch.autograd.grad(per_response.sum() / (lengths > 0).sum(), case.student)
+    torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("options", [PAPER, {"rewards": ()}, {"ratio": "clipped", "averaging": "token"}])
+def test_padding_never_counts(options: dict[str, Any]) -> None:
+    case, spoiled = Case(0), Case(0)
+    outside = ~case.mask
+    with torch.no_grad():
+        for values in (spoiled.student, spoiled.teacher, spoiled.reference, spoiled.behaviour):
+            values[outside] = math.nan
+    spoiled.tokens[outside] = -100
+    spoiled.accuracy[0, 3] = math.nan  # the place without a response
+    results = [case.loss(**options), spoiled.loss(**options)]
+    assert torch.equal(results[0].total, results[1].total)
+    np.testing.assert_equal(results[0].parts, results[1].parts)
+    gradients = [
+        torch.autograd.grad(r.total, c.student)[0] for r, c in zip(results, (case, spoiled), strict=True)
+    ]
+    assert torch.equal(*gradients) and not gradients[0][outside].any()
+
+
+def test_a_mask_of_zeros_and_ones_and_longer_padding_change_nothing() -> None:
+    case = Case(0)
+    expected = case.loss()
+    case.mask = case.mask.double()
+    assert torch.equal(case.loss().total, expected.total)
+    for name in ("student", "teacher", "reference"):
+        setattr(case, name, torch.nn.functional.pad(getattr(case, name), (0, 0, 0, 3)))
+    for name in ("tokens", "mask", "behaviour"):
+        setattr(case, name, torch.nn.functional.pad(getattr(case, name), (0, 3)))
+    torch.testing.assert_close(case.loss().total, expected.total)
+    np.testing.assert_equal(case.loss().parts, expected.parts)
+
+
+def test_a_question_without_any_response_is_flat_and_harmless() -> None:
+    case = Case(0)
+    case.mask[1] = False
+    loss = case.loss(ratio="clipped", rewards=("distillation",))
+    assert loss.total.isfinite()
+    assert loss.parts["flat_groups"] == pytest.approx(1 / 3)
+
+
+def test_gradient_reaches_the_student_only() -> None:
+    case = Case(0)
+    for name in ("teacher", "reference", "behaviour", "accuracy"):
+        getattr(case, name).requires_grad_()
+    case.loss(ratio="clipped").total.backward()
+    assert case.student.grad is not None and case.student.grad.isfinite().all()
+    for name in ("teacher", "reference", "behaviour", "accuracy"):
+        assert getattr(case, name).grad is None
+
+
+def test_without_rewards_only_the_divergence_is_left() -> None:
+    case = Case(0)
+    loss = case.loss(rewards=(), accuracy=None, reference_logits=None, behaviour_logprobs=None)
+    assert loss.total.item() == pytest.approx(loss.parts["divergence"])
+    assert {name for name, value in loss.parts.items() if not math.isnan(value)} == {"divergence", "tokens"}
+    reported = case.loss(rewards=())  # a reference and judgements are reported where there are any
+    assert torch.equal(reported.total, loss.total)
+    assert reported.parts["kl"] == pytest.approx(by_hand(case)[1]["kl"], rel=1e-5)
+
+
+def test_a_student_equal_to_teacher_and_reference_has_nothing_to_learn() -> None:
+    case = Case(0)
+    case.teacher = case.reference = case.student.detach().clone()
+    loss = case.loss(rewards=("distillation",))  # all responses are equally easy: every group is flat
+    assert loss.total.item() == pytest.approx(0, abs=1e-9)
+    assert loss.parts["flat_groups"] == 1.0
+    loss.total.backward()
+    assert case.student.grad is not None and case.student.grad.abs().max() < 1e-9
+
+
+def test_a_place_without_a_response_does_not_give_a_group_spread() -> None:
+    case = Case(0)
+    case.accuracy[0] = torch.tensor([1, 1, 1, 0])  # the last place of the first question holds no response
+    case.accuracy[2] = torch.tensor([0, 1, 0, 1])
+    assert case.loss(flat="skip").parts["flat_groups"] == pytest.approx(2 / 3)
+
+
+def test_skipped_groups_keep_divergence_and_kl() -> None:
+    case = Case(0, padding=False)
+    case.accuracy[:] = 1.0
+    loss = case.loss(flat="skip")
+    assert loss.parts["flat_groups"] == 1.0 and loss.parts["policy"] == 0.0
+    assert loss.total.item() == pytest.approx(loss.parts["divergence"] + 0.1 * loss.parts["kl"], rel=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_low_precision_and_huge_logits_stay_finite(dtype: torch.dtype) -> None:
+    case = Case(0)
+    case.student = (case.student.detach().sign() * 1e4).to(dtype).requires_grad_()
+    case.teacher = (case.teacher.sign() * 1e4).to(dtype)
+    loss = case.loss()
+    assert loss.total.isfinite()
+    loss.total.backward()
+    assert (
+        case.student.grad is not None
+        and case.student.grad.dtype == dtype
+        and case.student.grad.isfinite().all()
+    )
+
+
+def test_small_steps_down_the_gradient_lower_the_loss_and_follow_the_rewards() -> None:
+    case = Case(0, padding=False)
+    case.accuracy[:] = torch.tensor([1.0, 0.0, 0.0, 0.0])
+    options: dict[str, Any] = {"rewards": ("accuracy",), "beta": 0.0, "policy_weight": 100.0}
+
+    def of_right() -> float:
+        chosen = case.student.log_softmax(-1).gather(-1, case.tokens.unsqueeze(-1)).squeeze(-1)
+        return (chosen[:, 0].mean() - chosen[:, 1:].mean()).item()
+
+    before = of_right()
+    (gradient,) = torch.autograd.grad(case.loss(**options).total, case.student)
+    case.student = (case.student - 0.1 * gradient).detach().requires_grad_()
+    assert of_right() > before + 0.1
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        ({"accuracy": None}, "accuracy"),
+        ({"accuracy": None, "rewards": ("distillation",), "flat": "skip"}, "accuracy"),
+        ({"reference_logits": None}, "reference_logits"),
+        ({"behaviour_logprobs": None, "ratio": "clipped"}, "behaviour_logprobs"),
+        ({"accuracy": torch.ones(Q, R + 1)}, "accuracy"),
+        ({"behaviour_logprobs": torch.ones(Q, R)}, "behaviour_logprobs"),
+        ({"reference_logits": torch.ones(Q, R, T, V + 1)}, "reference_logits"),
+        ({"ratio": "two"}, "ratio"),
+        ({"rewards": ("speed",)}, "speed"),
+        ({"advantages": "negative"}, "advantages"),
+        ({"flat": "drop"}, "flat"),
+        ({"distillation_on": "max"}, "distillation_on"),
+        ({"averaging": "question"}, "averaging"),
+        ({"beta": -0.1}, "beta"),
+        ({"beta": math.nan}, "beta"),
+    ],
+)
+def test_bad_arguments_are_named_in_one_line(options: dict[str, Any], word: str) -> None:
+    with pytest.raises(ValueError, match=word) as error:
+        Case(0).loss(**options)
+    assert "\n" not in str(error.value)
+
+
+def test_bad_shapes_are_named() -> None:
+    case = Case(0)
+    with pytest.raises(ValueError, match="teacher_logits"):
+        masters_loss(case.student, case.teacher[..., :-1], case.tokens, case.mask, rewards=())
+    with pytest.raises(ValueError, match="tokens"):
+        masters_loss(case.student, case.teacher, case.tokens[..., :-1], case.mask, rewards=())
+    with pytest.raises(ValueError, match="mask is False"):
+        masters_loss(case.student, case.teacher, case.tokens, torch.zeros_like(case.mask), rewards=())
+
+
+@pytest.mark.parametrize("averaging", ["response", "token"])
+def test_cross_entropy_against_torch(averaging: Any) -> None:
+    case = Case(0)
+    labels = case.tokens.masked_fill(~case.mask, -100)
+    losses = torch.nn.functional.cross_entropy(
+        case.student.reshape(-1, V), labels.reshape(-1), ignore_index=-100, reduction="none"
+    ).view(Q, R, T)
+    present = case.mask.any(-1)
+    if averaging == "token":
+        expected = losses.sum() / case.mask.sum()
+    else:
+        expected = (losses.sum(-1)[present] / case.mask.sum(-1)[present]).mean()
+    ours = cross_entropy(case.student, labels, case.mask, averaging=averaging)
+    torch.testing.assert_close(ours, expected, rtol=1e-6, atol=1e-7)
+    gradients = [torch.autograd.grad(x, case.student, retain_graph=True)[0] for x in (ours, expected)]
+    torch.testing.assert_close(*gradients, rtol=1e-6, atol=1e-7)
+
+
+def test_cross_entropy_takes_any_leading_shape() -> None:
+    case = Case(0, padding=False)
+    flat = cross_entropy(case.student.flatten(0, 1), case.tokens.flatten(0, 1), case.mask.flatten(0, 1))
+    torch.testing.assert_close(flat, cross_entropy(case.student, case.tokens, case.mask))
+    one = cross_entropy(case.student[0, 0], case.tokens[0, 0], case.mask[0, 0])
+    expected = torch.nn.functional.cross_entropy(case.student[0, 0], case.tokens[0, 0])
+    torch.testing.assert_close(one, expected, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("kind", ["forward_kl", "reverse_kl", "skewed_kl", "total_variation"])
+def test_another_divergence_takes_the_place_of_the_jsd_in_the_loss_and_in_the_reward(kind: Kind) -> None:
+    case = Case(0, padding=False)
+    loss = case.loss(rewards=("distillation",), divergence=kind, mix=0.1)
+    of_token = divergence(case.teacher, case.student.detach(), kind, mix=0.1)
+    assert loss.parts["divergence"] == pytest.approx(of_token.mean().item(), rel=1e-5)
+    easy = distillation_reward(of_token.mean(-1))
+    assert loss.parts["reward_distillation"] == pytest.approx(easy.mean().item(), rel=1e-5)
+    assert loss.total.item() != pytest.approx(case.loss(rewards=("distillation",)).total.item())
+    with pytest.raises(ValueError, match="choose from jsd"):
+        case.loss(divergence="cosine")
+
+
+@pytest.mark.parametrize("temperature", [0.4, 2.5])
+@pytest.mark.parametrize("kind", get_args(Kind))
+def test_a_tempered_teacher_against_plain_torch(kind: Kind, temperature: float) -> None:
+    """Values and gradients of each divergence from its definition, with the teacher's logits divided by T."""
+    case = Case(0, padding=False)
+    log_p = (case.teacher / temperature).log_softmax(-1)
+    log_q = case.student.log_softmax(-1)
+    p, q, mix = log_p.exp(), log_q.exp(), 0.5 if kind == "jsd" else 0.3
+    m = mix * p + (1 - mix) * q
+
+    def kl(a: Tensor, b: Tensor) -> Tensor:
+        return (a * (a / b).log()).sum(-1)
+
+    expected = {
+        "jsd": (kl(p, m) + kl(q, m)) / 2,
+        "forward_kl": kl(p, q),
+        "reverse_kl": kl(q, p),
+        "generalised_jsd": mix * kl(p, m) + (1 - mix) * kl(q, m),
+        "skewed_kl": kl(p, m),
+        "total_variation": (p - q).abs().sum(-1) / 2,
+    }[kind].mean()
+    loss = case.loss(rewards=(), divergence=kind, mix=mix, teacher_temperature=temperature)
+    torch.testing.assert_close(loss.total, expected, rtol=1e-6, atol=1e-7)
+    gradients = [torch.autograd.grad(x, case.student)[0] for x in (loss.total, expected)]
+    torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-7)
+
+
+def test_the_policy_follows_the_tempered_teacher_too() -> None:
+    """The whole loss and its gradient are those of a teacher whose log-probabilities were tempered before."""
+    case, other = Case(1), Case(1)
+    other.teacher = (other.teacher.log_softmax(-1) / 2.5).log_softmax(-1)
+    ours, theirs = case.loss(teacher_temperature=2.5), other.loss()
+    assert ours.parts == pytest.approx(theirs.parts, rel=1e-6)
+    assert ours.parts["reward_distillation"] != pytest.approx(case.loss().parts["reward_distillation"])
+    gradients = [torch.autograd.grad(x.total, c.student)[0] for x, c in ((ours, case), (theirs, other))]
+    torch.testing.assert_close(*gradients, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, math.inf, math.nan])
+def test_a_temperature_that_is_none_is_refused(temperature: float) -> None:
+    with pytest.raises(ValueError, match=r"a temperature is .*: it must be a number above 0"):
+        Case().loss(teacher_temperature=temperature)

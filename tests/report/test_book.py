@@ -1,0 +1,299 @@
+"""The book: what is put in from the run's files, and the pages: clean, linked, from this host alone."""
+
+import ast
+import json
+import pkgutil
+import re
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import nbformat
+import pandas as pd
+import pytest
+import yaml
+from claim_lines import claim_line, write_lines
+
+import masters
+from masters.claims import table as claim_rows
+from masters.claims.comparisons import COLUMNS
+from masters.claims.verdicts import judge_claims, write_claims
+from masters.report import book
+from masters.report.departures import departures_page, paragraphs
+from masters.report.first_page import RESULTS, Judged, answer, drawn, headline
+from masters.runtime.files import ROOT
+from masters.runtime.provenance import record_provenance
+from masters.settings import NOTEBOOKS, load_profile
+
+LOADING = ("src", "srcset", "href", "data", "poster")  # no srcset here has more than one address
+
+
+class _Page(HTMLParser):
+    """What a page links to, loads, and can be linked at."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.links: list[str] = []
+        self.loads: list[str] = []
+        self.anchors: set[str] = set()
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = dict(attrs)
+        self.anchors |= {value for key, value in values.items() if key in ("id", "name") and value}
+        if tag == "a" and values.get("href"):
+            self.links.append(str(values["href"]))
+        elif tag != "a":
+            self.loads += [str(values[key]) for key in LOADING if values.get(key)]
+
+
+def _pages(folder: Path) -> Iterator[tuple[Path, _Page]]:
+    for path in sorted(folder.rglob("*.html")):
+        if "_static" not in path.parts:
+            yield path, _Page(path)
+
+
+@pytest.mark.slow
+def test_every_page_of_the_contents_is_built(built_book: Path) -> None:
+    contents = yaml.safe_load((ROOT / "book" / "_toc.yml").read_text())
+    chapters = [chapter["file"] for part in contents["parts"] for chapter in part["chapters"]]
+    assert [f"notebooks/{name}" for name in NOTEBOOKS] == [c for c in chapters if c.startswith("notebooks/")]
+    for name in [contents["root"], *chapters]:
+        assert (built_book / f"{name}.html").is_file()
+
+
+@pytest.mark.slow
+def test_links_within_the_book_lead_somewhere(built_book: Path) -> None:
+    pages = {path.resolve(): page for path, page in _pages(built_book)}
+    broken = []
+    for path, page in pages.items():
+        for link in page.links + page.loads:
+            parts = urlsplit(link)
+            if parts.scheme or parts.netloc:
+                continue
+            target = (path.parent / unquote(parts.path)).resolve() if parts.path else path
+            # "#" alone is a button of the theme.
+            anchor_lost = parts.fragment and target in pages and parts.fragment not in pages[target].anchors
+            if not target.exists() or anchor_lost:
+                broken.append(f"{path.relative_to(built_book)} -> {link}")
+    assert not broken
+
+
+@pytest.mark.slow
+def test_nothing_is_loaded_from_another_host(built_book: Path) -> None:
+    foreign = re.compile(r"^(https?:)?//")
+    for path, page in _pages(built_book):
+        assert not [link for link in page.loads if foreign.match(link)], path.name
+        text = path.read_text(encoding="utf-8")
+        assert not re.search(r"unpkg|jsdelivr|cdnjs|googleapis|googletagmanager", text), path.name
+    for style in built_book.rglob("*.css"):
+        assert not re.search(r"(url\(|@import)\s*[\"']?(https?:)?//", style.read_text(encoding="utf-8")), (
+            style.name
+        )
+
+
+@pytest.mark.slow
+def test_text_from_the_run_is_shown_as_text(built_book: Path) -> None:
+    page = (built_book / "index.html").read_text(encoding="utf-8")
+    assert "a &lt;b&gt;bold&lt;/b&gt; claim &amp; $x_1$ `code` *star* | pipe" in page
+    assert "<b>bold</b>" not in page
+
+
+@pytest.mark.slow
+def test_front_page_counts_the_verdicts(built_book: Path) -> None:
+    page = (built_book / "index.html").read_text(encoding="utf-8")
+    text = " ".join(re.sub(r"<[^>]+>", "", page).split())
+    counted = "5 claims this profile tested 4: 1 supported, 1 not supported, 1 reversed, 1 undecided."
+    assert f"Of the paper’s {counted}" in text or f"Of the paper's {counted}" in text
+
+
+def test_every_module_is_in_the_api() -> None:
+    modules = {"masters", *(info.name for info in pkgutil.walk_packages(masters.__path__, "masters."))}
+    modules -= {"masters.cli.__main__"}
+    documented = re.findall(r"automodule:: (\S+)", (ROOT / "book" / "api.md").read_text())
+    assert sorted(documented) == sorted(modules)
+
+
+def test_pages_are_not_built_from_a_run_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r"1_tasks_and_models\.ipynb is missing: run `make reproduce PROFILE=smoke`"
+    ):
+        book.assemble("smoke", tmp_path / "book", tmp_path / "run")
+
+
+def test_claims_file_is_checked(tmp_path: Path) -> None:
+    path = tmp_path / "claims.csv"
+    with pytest.raises(ValueError, match=r"claims\.csv is missing: run `make reproduce PROFILE="):
+        claim_rows.read_claims(path)
+    path.write_text("id,statement\nC1,x\n")
+    with pytest.raises(ValueError, match="no column high, low, ours, paper, unit, verdict, where"):
+        claim_rows.read_claims(path)
+    write_lines(path, [claim_line(1, "not tested")])
+    (claim,) = claim_rows.read_claims(path)
+    assert claim.verdict == "not tested" and claim.interval == ""
+    short = {name: value for name, value in claim_line(1, "supported").items() if name not in ("p", "seeds")}
+    write_lines(path, [short])
+    with pytest.raises(ValueError, match="no column p, seeds: delete it and run `make study`"):
+        claim_rows.read_frame(path, "study")
+    write_lines(path, [claim_line(1, "proven")])
+    with pytest.raises(ValueError, match="the verdict 'proven'; there are: supported, "):
+        claim_rows.read_claims(path)
+    write_lines(path, [claim_line(1, "supported", effect="much")])
+    with pytest.raises(ValueError, match=r"claims\.csv: .*much.*; delete it and run `make reproduce"):
+        claim_rows.read_frame(path)
+
+
+def test_frame_is_what_was_judged(tmp_path: Path) -> None:
+    judged = judge_claims(pd.DataFrame(columns=COLUMNS))
+    write_claims(judged, tmp_path / "claims.csv")
+    read = claim_rows.read_frame(tmp_path / "claims.csv")
+    pd.testing.assert_frame_equal(read[list(judged)], judged, check_dtype=False)
+
+
+def test_first_page_says_what_the_file_says(example_claims: Path, tmp_path: Path) -> None:
+    frame = claim_rows.read_frame(example_claims)
+    smoke, effects = load_profile("smoke"), pd.DataFrame(columns=COLUMNS)
+    own = Judged("Your run (smoke)", frame, effects, {"masters": "beta <0.1>"})
+    page = headline(smoke, own, tmp_path / "claims.svg")
+    assert "<td>+0.4 points<br>-0.2 to +1.0</td><td>+0.3 points<br>+0.1 to +0.5<br><strong>differs" in page
+    assert "<td>+2 %</td><td>+1.3 points<br>a &lt;b&gt;" in page and "</td><td>yes</td>" in page
+    assert "<code>masters</code> against <code>r_max=0.4</code><br><small>beta &lt;0.1&gt;</small>" in page
+    assert "- C1: a \\<b\\>bold" in page, "which claims the sampled answers judge otherwise"
+    assert "C5 not tested: paper +1.3 points." in page, "the picture's words"
+    assert "<code>masters train smoke r_max=0.4 --seed 0</code>" in page
+    assert f'href="notebooks/5_offline_rl.html#{RESULTS}"' in page
+    assert "<th>Your run<br>(smoke)</th><th>The paper says</th>" in page
+    # A longer run is drawn, its verdicts first and these beside; a claim that it does not have stays empty.
+    other = frame[frame["id"] != "C1"].assign(verdict="reversed", ours="-9.5", paper="+7.7")
+    study = Judged("A <longer> other run", other, effects, {})
+    page = headline(smoke, own, tmp_path / "other.svg", [study])
+    assert "in the table show A \\<longer\\> other run." in page
+    assert "<th>A &lt;longer&gt;<br>other run</th><th>Your run<br>(smoke)</th><th>The paper says</th>" in page
+    assert page.count("<td>reversed</td>") == len(frame) - 1
+    assert "C1 supported" not in page and "C3 reversed: -9.5" in page, "the picture's words"
+    assert "<td>C1</td><td>supported</td><td>supported<br>" in page
+    assert page.count("<td>-9.5 points<br>") == page.count("<td>+7.7 points<br>") > 0
+    assert (tmp_path / "other.svg").read_bytes() != (tmp_path / "claims.svg").read_bytes()
+    assert "<code>masters train smoke r_max=0.4 --seed 0</code>" in page
+
+
+def test_first_page_answers_whether_the_method_helps(tmp_path: Path) -> None:
+    pairs = [("masters", "base"), ("naive_multi", "base"), ("masters", "naive_multi")]
+
+    def page(*effects: tuple[float, float, float]) -> str:
+        rows = [
+            ["helps", *pair, "accuracy", *effect, 9.0, 10, 3.1, 2.2, 4.0, 30.0]
+            for pair, effect in zip(pairs, effects, strict=True)
+        ]
+        frame = pd.DataFrame(rows, columns=COLUMNS)
+        return answer(Judged("The <study>", frame, frame, {"masters": "policy weight 0.03"}))
+
+    text = page((1.6, 0.9, 2.4), (2.1, 1.1, 3.0), (-0.4, -0.9, 0.1))
+    assert text == (
+        "*The \\<study\\>:* training by Masters helps, +1.6 points (+0.9 to +2.4), sampled +3.1 (+2.2 to "
+        "+4.0) over the student before training; distillation on the same number of responses without mask "
+        "and rewards gives +2.1 points (+1.1 to +3.0), sampled +3.1 (+2.2 to +4.0), and Masters minus that "
+        "is -0.4 points (-0.9 to +0.1), sampled +3.1 (+2.2 to +4.0), so masking and rewards add nothing that "
+        "these runs establish (on sampled answers they add to it) (Masters with policy weight 0.03)."
+    )
+    assert "training by Masters harms" in page((-1, -2, -0.5), (0, -1, 1), (-1, -2, -0.5))
+    assert "masking and rewards take away from it" in page((-1, -2, -0.5), (0, -1, 1), (-1, -2, -0.5))
+    none = page((0.1, -0.2, 0.4), (0, -1, 1), (1.0, 0.2, 1.8))
+    assert "training by Masters has no established effect" in none
+    assert "so masking and rewards add to it (Masters" in none
+    nothing = pd.DataFrame(columns=COLUMNS)
+    assert answer(Judged("x", nothing, nothing, {})) == ""
+
+
+def test_picture_has_the_same_bytes_for_the_same_claims(example_claims: Path, tmp_path: Path) -> None:
+    frame = claim_rows.read_frame(example_claims)
+    for folder in ("first", "second"):
+        drawn(frame, tmp_path / folder / "claims.svg")
+    drawn(frame.assign(effect=0.3), tmp_path / "other" / "claims.svg")
+    for name in ("claims.svg", "claims-narrow.svg"):
+        first, second, other = ((tmp_path / f / name).read_bytes() for f in ("first", "second", "other"))
+        assert first == second != other
+
+
+@pytest.mark.slow
+def test_first_page_shows_the_picture_of_the_claims(built_book: Path) -> None:
+    page = _Page(built_book / "index.html")
+    assert "claims.svg" in page.loads and "claims-narrow.svg" in page.loads
+    assert (built_book / "claims.csv").read_text().startswith("id,statement")
+
+
+def test_every_module_that_departs_is_on_the_page() -> None:
+    page = departures_page(ROOT / "book" / "api.md", ROOT)
+    sections = dict(re.findall(r"^### (\S+)\n\n```{eval-rst}\n(.*?)\n```$", page, re.MULTILINE | re.DOTALL))
+    departing = 0
+    for path in (ROOT / "masters").rglob("*.py"):
+        docstring = ast.get_docstring(ast.parse(path.read_text())) or ""
+        module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        if not re.search("^(Departures from the paper|Choices where the paper is silent)", docstring, re.M):
+            assert module not in sections
+            continue
+        departing += 1
+        # Whole, in words: emphasis and line breaks aside.
+        said = " ".join(sections[module].replace("**", "").split())
+        for block in re.split(r"\n\n(?=\S)", docstring):
+            if re.match("Departures from the paper|Choices where the paper is silent", block):
+                assert " ".join(block.split()) in said, module
+    assert departing == len(sections) > 5
+
+
+def test_a_paragraph_ends_where_the_next_begins() -> None:
+    docstring = """One idea.
+
+Departures from the paper, both tested:
+    * One, which is
+      long.
+
+    * Two.
+
+Choices where the paper is silent: a choice,
+told in two lines.
+
+Something else.
+    * Not a choice."""
+    assert paragraphs(docstring) == [
+        "**Departures from the paper**, both tested:\n\n* One, which is\n  long.\n\n* Two.",
+        "**Choices where the paper is silent**: a choice,\ntold in two lines.",
+    ]
+
+
+def test_a_module_that_is_gone_is_named(tmp_path: Path) -> None:
+    (tmp_path / "api.md").write_text(".. automodule:: masters.gone\n")
+    with pytest.raises(ValueError, match=r"the API page names masters\.gone, but there is no .*gone\.py"):
+        departures_page(tmp_path / "api.md", ROOT)
+
+
+def test_provenance_page_shows_what_the_run_recorded(tmp_path: Path) -> None:
+    path = tmp_path / "provenance.json"
+    for name in ("1_tasks_and_models", "2_masking_ablations"):
+        record_provenance(path, name, {"profile": "x"}, 1.7e9, 2.5, {"shapes": "0123456789abcdef"})
+    page = book.provenance_page("x", json.loads(path.read_text()))
+    for text in (
+        "5.0 minutes together",
+        "2_masking_ablations",
+        "2023-11-14 22:13:20",
+        "0123456789abcdef",
+        "torch",
+    ):
+        assert text in page
+    assert "no record" in book.provenance_page("x", {})
+
+
+def test_overridden_defaults_are_folded_away(tmp_path: Path) -> None:
+    notebook = nbformat.v4.new_notebook()
+    notebook.cells = [
+        nbformat.v4.new_code_cell(
+            "a = 1", metadata={"tags": ["parameters"], "papermill": {"status": "completed"}}
+        ),
+        nbformat.v4.new_code_cell("a = 2", metadata={"tags": ["injected-parameters"]}),
+    ]
+    notebook.metadata["papermill"] = {"input_path": "somewhere"}
+    nbformat.write(notebook, tmp_path / "one.ipynb")
+    shown = nbformat.reads(book._for_reading(tmp_path / "one.ipynb"), as_version=4)
+    assert shown.cells[0].metadata == {"tags": ["hide-input", "parameters"]}
+    assert "papermill" not in shown.metadata

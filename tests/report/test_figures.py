@@ -1,0 +1,280 @@
+"""The pictures: what is drawn is what the tables say, in units, and large enough to read."""
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+from collections.abc import Iterator
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from drawn import readable, xy
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
+from scipy import stats
+
+from masters.claims.claims import all_pairs
+from masters.claims.comparisons import COLUMNS, measure
+from masters.claims.verdicts import judge_claims
+from masters.masking.schedule import MaskSchedule
+from masters.report import claims_figure, figures
+from masters.report.style import WIDTH
+from masters.runtime.files import paper_table
+
+
+@pytest.fixture(autouse=True)
+def _nothing_stays_open() -> Iterator[None]:
+    yield
+    assert plt.get_fignums() == []
+
+
+def runs() -> pd.DataFrame:
+    values = {"base": 0.5, "mid": 0.7, "large": 0.9, "masters": 0.6, "masked": 0.55}
+    rows = [
+        {"arm": arm, "seed": seed, "accuracy": value + 0.01 * seed, "r_max": 0.1 * index, "tokens": 4.0}
+        for index, (arm, value) in enumerate(values.items())
+        for seed in range(3)
+    ]
+    return pd.DataFrame(rows)
+
+
+LADDER = pd.DataFrame({"model": ["student", "mid", "large"], "parameters": [50_000, 200_000, 800_000]})
+
+
+def test_summary_is_mean_and_t_interval() -> None:
+    row = figures.summary(runs(), order=["masters"]).iloc[0]
+    half = stats.t.ppf(0.975, 2) * stats.sem([60.0, 61.0, 62.0])
+    assert row["estimate"] == pytest.approx(61.0)
+    assert (row["low"], row["high"]) == pytest.approx((61.0 - half, 61.0 + half))
+    single = figures.summary(runs().query("seed == 0"), order=["mid"]).iloc[0]
+    assert single["estimate"] == pytest.approx(70.0) and np.isnan(single["low"])
+    with pytest.raises(ValueError, match="no run with arm 'sft'"):
+        figures.summary(runs(), order=["sft"])
+
+
+def test_samples_show_pictures_questions_and_answers() -> None:
+    rows = [
+        {
+            "image": np.full((64, 64, 3), 40 * n, dtype=np.uint8),
+            "question": "what is it ? " * 4,
+            "answer": f"a{n}",
+        }
+        for n in range(5)
+    ]
+    figure = figures.samples(rows, columns=4)
+    shown = [axis for axis in figure.axes if axis.get_visible()]
+    assert [axis.get_title() for axis in shown] == [f"a{n}" for n in range(5)]
+    assert " ".join(shown[0].get_xlabel().split()) == ("what is it ? " * 4).strip()
+    assert int(np.asarray(shown[2].images[0].get_array()).max()) == 80
+    readable(figure)
+    with pytest.raises(ValueError, match="nothing to show"):
+        figures.samples([])
+
+
+def test_ladder_and_size() -> None:
+    figure = figures.size_accuracy(LADDER, runs(), blind=20.0)
+    x, y = xy(figure.axes[0])
+    assert x.tolist() == [50_000, 200_000, 800_000] and y == pytest.approx([51, 71, 91])
+    words = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]  # type: ignore[union-attr]
+    assert sorted(words) == ["blind: the question's text alone", "models of the ladder"]
+    assert "95 % interval over seeds" in figure.axes[0].get_ylabel()
+    assert figure.axes[0].get_xscale() == "log"
+    readable(figure)
+    figure = figures.size_accuracy(LADDER, runs(), ["masters", "masked"])
+    texts = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]  # type: ignore[union-attr]
+    assert texts == ["models of the ladder", "Masters", "mask-progressive"]
+    points = [xy(figure.axes[0], index) for index in range(len(figure.axes[0].lines))]
+    assert any(px.tolist() == [50_000] and py == pytest.approx([61]) for px, py in points)
+    readable(figure)
+
+
+def test_training_curves_average_the_seeds() -> None:
+    log = pd.DataFrame(
+        [
+            {"arm": arm, "seed": seed, "step": step, "loss": step + seed, "kl": np.nan if step == 1 else 0.1}
+            for arm in ("masters", "masked")
+            for seed in (0, 2)
+            for step in (0, 1, 2)
+        ]
+    )
+    axis = figures.training_curves(log).axes[0]
+    assert len(axis.lines) == 2 and xy(axis)[1].tolist() == [1, 2, 3]
+    assert len(axis.collections) == 2 and axis.get_ylabel() == "loss (nats per token)"
+    figure = figures.training_curves(log, y="kl")
+    assert xy(figure.axes[0])[0].tolist() == [0, 2]
+    readable(figure)
+    ladder_log = pd.DataFrame({"model": "student", "step": [0, 5], "loss": [2.0, 1.0]})
+    assert xy(figures.training_curves(ladder_log, hue="model").axes[0])[1].tolist() == [2, 1]
+    with pytest.raises(ValueError, match="lacks divergence"):
+        figures.training_curves(log, y="divergence")
+
+
+def test_masked_accuracy_weighs_tasks_by_questions() -> None:
+    rows = [("large", 0.0, "a", 1.0, 100), ("large", 0.0, "b", 0.5, 300), ("large", 0.4, "a", 0.0, 400)]
+    frame = pd.DataFrame(rows, columns=["model", "ratio", "task", "accuracy", "questions"])
+    figure = figures.masked_accuracy(frame)
+    x, y = xy(figure.axes[0])
+    assert x.tolist() == [0.0, 0.4] and y == pytest.approx([62.5, 0.0])
+    readable(figure)
+
+
+def test_schedule_is_the_staircase_that_trains() -> None:
+    figure = figures.schedule(0.2, 0.05, 50)
+    x, y = xy(figure.axes[0])
+    assert y[:-1].tolist() == [MaskSchedule(0.2, 0.05).ratio_at(i, 50) for i in range(50)]
+    assert x[-1] == 50 and y[0] == 0.2 and y[-1] == 0.0
+    readable(figure)
+    with pytest.raises(ValueError, match="at least one iteration"):
+        figures.schedule(0.2, 0.05, 0)
+
+
+def test_effects_put_the_paper_beside() -> None:
+    frame = figures.summary(runs(), order=["base", "masked", "masters"])
+    figure = figures.effects(frame)
+    assert len(figure.axes) == 1
+    labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert labels == ["base student", "mask-progressive", "Masters"]
+    figure = figures.effects(frame.assign(paper=[75.4, np.nan, 80.0]))
+    ours, paper = figure.axes
+    assert [xy(ours, index)[0][0] for index in (1, 3, 5)] == pytest.approx([51, 56, 61])
+    assert xy(ours, 0)[0] == pytest.approx(frame.loc[0, ["low", "high"]].to_numpy(dtype=float))
+    assert np.array_equal(xy(paper)[0], [75.4, np.nan, 80.0], equal_nan=True)
+    readable(figure)
+
+
+def test_grid_has_a_panel_for_the_paper() -> None:
+    table = paper_table("table5a_rmax")
+    figure = figures.grid(runs(), "r_max", table)
+    ours, paper = figure.axes
+    assert xy(ours)[1] == pytest.approx([51, 71, 91, 61, 56])
+    assert len(paper.lines) == 4 and xy(paper)[1].tolist() == table["Qwen2.5-VL-72B"].tolist()
+    readable(figure)
+    assert len(figures.grid(runs(), "r_max").axes) == 1
+    with pytest.raises(ValueError, match="lacks responses"):
+        figures.grid(runs(), "responses")
+
+
+def test_reward_distribution_has_both_rewards_by_source() -> None:
+    frame = pd.DataFrame(
+        {
+            "correct": [1, 0, 1, 0, 0],
+            "reward_distillation": [1.0, 0.5, 0.0, 0.02, 0.04],
+            "source": ["teacher", "teacher", "student", "student", "student"],
+        }
+    )
+    figure = figures.reward_distribution(frame)
+    bars = [patch for patch in figure.axes[0].patches if isinstance(patch, Rectangle)]
+    assert [bar.get_height() for bar in bars] == pytest.approx([50.0, 100 / 3])
+    teacher, student = (np.asarray(patch.get_path().vertices) for patch in figure.axes[1].patches)
+    assert teacher[:, 1].max() == pytest.approx(50) and student[:, 1].max() == pytest.approx(100)
+    assert student[student[:, 1] > 0, 0].max() == pytest.approx(0.1)
+    readable(figure)
+    with pytest.raises(ValueError, match="lacks source"):
+        figures.reward_distribution(frame.drop(columns="source"))
+
+
+@pytest.mark.parametrize("narrow", [False, True])
+def test_claims_have_ours_and_the_papers(narrow: bool) -> None:
+    rows = [
+        {
+            "arm": arm,
+            "seed": seed,
+            "task": "t",
+            "question": q,
+            "mode": "greedy",
+            "correct": q < n,
+            "tokens": 3.8 + 0.2 * (arm == "base"),
+        }
+        for arm, n in (("masters", 30), ("masked", 20), ("base", 10))
+        for seed in range(2)
+        for q in range(40)
+    ]
+    seconds = [("online", 0, 60), ("online", 1, 64), ("own_accuracy", 0, 10), ("own_accuracy", 1, 10)]
+    costs = pd.DataFrame(seconds, columns=["arm", "seed", "total"]).assign(total_equal=lambda t: t["total"])
+    frame = judge_claims(measure(pd.DataFrame(rows), all_pairs(), 50, costs=costs))
+    figure = claims_figure.claims(frame, narrow)
+    points, times, percent = figure.axes
+    words = [text.get_text() for text in points.texts]
+    assert len([word for word in words if word.startswith("C")]) == 13
+    third = words.index("C3  supported")
+    assert words[third + 1].startswith("+25.0 (") and words[third + 1].endswith(")  paper +2.0")
+    assert words[third + 2].replace("\n", " ") == frame.loc[2, "statement"]
+    eighth = words.index("C8  not tested")
+    assert words[eighth + 1] == "paper +7.3"
+    assert percent.texts[0].get_text() == "C15  supported" and percent.get_xlabel() == "effect (percent)"
+    assert times.texts[0].get_text().startswith("C14") and times.get_xlim()[0] == 0
+    assert marked(times, "o", 6.2) and marked(times, "D", 15.0)
+    # The effect of C3 and the paper's, one above the other, in the colour of the verdict.
+    (here,) = marked(points, "o", 25.0)
+    assert here.get_color() == claims_figure.VERDICT_COLOURS["supported"]
+    (there,) = marked(points, "D", frame.loc[2, "paper_effect"])
+    assert here.get_ydata() == there.get_ydata()
+    readable(figure, claims_figure.NARROW if narrow else WIDTH)
+    apart(figure)
+
+
+def test_a_large_effect_is_an_arrow_and_the_others_stay_apart() -> None:
+    frame = judge_claims(pd.DataFrame(columns=COLUMNS)).head(12)
+    small = {
+        "effect": 0.2,
+        "effect_low": -0.3,
+        "effect_high": 0.7,
+        "paper_effect": 0.4,
+        "verdict": "undecided",
+    }
+    large = {"effect": -40.0, "effect_low": -44.0, "effect_high": -36.0, "verdict": "reversed"}
+    frame = frame.assign(**small)
+    frame.loc[3, list(large)] = list(large.values())
+    figure = claims_figure.claims(frame)
+    (axis,) = figure.axes
+    assert axis.get_xlim()[1] < 3
+    assert len(marked(axis, "<", axis.get_xlim()[0])) == 2, "both ends of its interval"
+    assert [text.get_text() for text in figure.legends[0].texts][-1] == "beyond the axis"
+    readable(figure)
+
+
+def apart(figure: Figure) -> None:
+    """What is written on the axes stays in the picture, and no text lies on another."""
+    boxes = [text.get_window_extent() for axis in figure.axes for text in axis.texts if text.get_text()]
+    assert boxes
+    for index, box in enumerate(boxes):
+        assert box.x0 >= 0 and box.x1 <= figure.bbox.x1
+        assert not any(box.overlaps(other) for other in boxes[:index])
+
+
+def marked(axis: Axes, marker: str, x: float) -> list[Line2D]:
+    lines = [line for line in axis.lines if line.get_marker() == marker]
+    return [line for line in lines if np.asarray(line.get_xdata()).tolist() == pytest.approx([x])]
+
+
+def test_latency_in_milliseconds() -> None:
+    frame = pd.DataFrame(
+        {"arm": ["base", "large"], "seconds_per_question": [0.01, 0.05], "tokens": [4.0, 5.5]}
+    )
+    figure = figures.latency(frame)
+    assert [patch.get_width() for patch in figure.axes[0].patches] == pytest.approx([10, 50])  # type: ignore[attr-defined]
+    assert [text.get_text() for text in figure.axes[0].texts] == ["4.0 tokens", "5.5 tokens"]
+    readable(figure)
+
+
+def test_growth_shows_each_axis_and_the_power_of_each_way() -> None:
+    rows = [
+        {"axis": axis, "value": value, "way": way, "seconds": 0.01 * value**power}
+        for axis in ("prompt tokens", "responses")
+        for way, power in (("packed", 0.5), ("rows", 1.0))
+        for value in (1, 2, 4)
+    ]
+    table = pd.DataFrame(rows)
+    figure = figures.growth(table.assign(smallest=table["seconds"] * 0.9, largest=table["seconds"] * 1.2))
+    assert [axis.get_xlabel() for axis in figure.axes] == ["prompt tokens", "responses"]
+    for axis in figure.axes:
+        assert [text.get_text() for text in axis.get_legend().get_texts()] == [
+            "packed: power 0.50",
+            "rows: power 1.00",
+        ]
+        assert axis.get_xscale() == axis.get_yscale() == "log"
+        assert axis.get_lines()[0].get_ydata()[-1] == pytest.approx(10 * 4**0.5)

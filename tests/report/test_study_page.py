@@ -1,0 +1,300 @@
+"""The page of the study: what its files say, whichever of them are there."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from claim_lines import claim_line, write_lines
+
+from masters.claims import verdicts
+from masters.claims.claims import CLAIMS
+from masters.claims.comparisons import COLUMNS
+from masters.claims.table import read_frame
+from masters.report import study_page
+from masters.report.first_page import Judged
+from masters.settings import load_profile
+from masters.study.effects import COLUMNS as MAP
+from masters.study.plan import load_study
+
+
+class Kept:
+    """A study of which every row counts."""
+
+    def __init__(self, folder: Path, name: str = "study") -> None:
+        self.name, self.folder = name, folder
+        self.plan, self.profile = load_study(name)
+
+    def read(self, name: str) -> pd.DataFrame:
+        path = self.folder / name
+        return pd.read_csv(path) if path.is_file() else pd.DataFrame(columns=["replicate", "arm"])
+
+    def settings(self) -> dict[str, str]:
+        return {
+            name: name for name in ("base", "masked", "masters", "mid_then_large", "naive", "naive_multi")
+        }
+
+    runs = property(lambda self: self.read("runs.csv"))
+    costs = property(lambda self: self.read("costs.csv"))
+    tried = property(lambda self: self.read("trials.csv"))
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Judged:
+    path = tmp_path / "own.csv"
+    write_lines(path, [claim_line(1, "reversed", ours="-2.5")])
+    return Judged("Your run (mini)", read_frame(path), pd.DataFrame(columns=COLUMNS), {})
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    folder = tmp_path / "study"
+    folder.mkdir()
+    runs = [("masters", 0, 0.70), ("masters", 1, 0.72), ("masters", 2, 0.74), ("r_max=0.4", 0, 0.5)]
+    pd.DataFrame(runs, columns=["arm", "replicate", "accuracy"]).assign(
+        key="<k>", sampled_accuracy=0.25, tokens=4.0, kl=float("nan"), seconds=60.4, commit="c0ffee"
+    ).to_csv(folder / "runs.csv", index=False)
+    trials = [("masters", 1e-4, 0.1, 0.61, False), ("masters", 3e-5, None, 0.625, True)]
+    pd.DataFrame(trials, columns=["arm", "learning_rate", "policy_weight", "accuracy", "chosen"]).assign(
+        sampled_accuracy=0.5, beta=0.01
+    ).to_csv(folder / "trials.csv", index=False)
+    tasks = [
+        ("masters", mode, task, 0.5) for mode in ("greedy", "sampled") for task in ("digits", "<b>charts")
+    ]
+    names = ["arm", "mode", "task", "correct"]
+    pd.DataFrame(tasks, columns=names).assign(replicate=0).to_csv(folder / "tasks.csv", index=False)
+    registers = [("masters", "greedy", "bare", share, 0.875, 2.0) for share in (0.2, 0.3)]
+    names = ["arm", "mode", "register", "share", "correct", "tokens"]
+    frame = pd.DataFrame(registers, columns=names).assign(replicate=[0, 1])
+    gone = frame.assign(arm="taken out of the plan")
+    pd.concat([frame, gone]).to_csv(folder / "registers.csv", index=False)
+    pd.DataFrame(columns=MAP).to_csv(folder / "map.csv", index=False)
+    some = [3.0, 2.5, 3.5]
+    compared = [
+        ("C1", "naive", "base", "accuracy", 2.0, 1.5, 2.5, 20.0, 3, *some, 30.0),
+        ("C2", "masked", "naive_multi", "accuracy", 0.44, -0.2, 1.0, 20.0, 3, *some, 30.0),
+        ("C3", "masters", "masked", "accuracy", -2.0, -2.5, -1.5, 20.0, 3, *some, 30.0),
+        ("C10", "masters", "responses=2", "accuracy", 0.1, -0.1, 0.2, 9.0, 2, *[None] * 3, 30.0),
+        ("C11", "naive_multi", "naive+steps=1700", "accuracy", 0.9, -0.7, 2.4, 9.0, 2, *[None] * 3, 30.0),
+        ("helps", "masters", "base", "accuracy", 1.6, 0.9, 2.4, 9.0, 3, *some, 30.0),
+        ("helps", "naive_multi", "base", "accuracy", 2.1, 1.1, 3.0, 9.0, 3, *some, 30.0),
+        ("helps", "masters", "naive_multi", "accuracy", -0.4, -0.9, 0.1, 9.0, 3, *some, 30.0),
+    ]
+    pd.DataFrame(compared, columns=COLUMNS).to_csv(folder / "comparisons.csv", index=False)
+    blind = [("digits", 0.2, 100), ("<b>charts", 0.4, 100), ("all", 0.3, 200)]
+    pd.DataFrame(blind, columns=["task", "accuracy", "questions"]).to_csv(folder / "blind.csv", index=False)
+    costs = [("online", 60.0, 90.0, 30.0), ("online", 64.0, 94.0, 34.0), ("own_accuracy", 10.0, 20.0, 20.0)]
+    pd.DataFrame(costs, columns=["arm", "training", "total", "total_equal"]).assign(
+        steps=300, responses=1000, tokens=4000, generation=3.2, judging=0.25, scoring=0.1, accuracy=0.5
+    ).to_csv(folder / "costs.csv", index=False)
+    machine = {"commit": "c0ffee", "cores": 2, "processor": "<x86>", "packages": {"torch": "2"}}
+    (folder / "machine.json").write_text(json.dumps(machine))
+    return folder
+
+
+def page(study: Path, own: Judged) -> str:
+    return study_page.study_page(Kept(study), load_profile("mini"), own, study / "study.svg")  # type: ignore[arg-type]
+
+
+def test_the_page_says_what_the_files_say(study: Path, own: Judged) -> None:
+    text = page(study, own)
+    assert "Of the paper's 15 claims the study tested 4: **1 supported**, **1 not supported**" in text
+    assert "training by Masters helps, +1.6 points" in text and "Masters minus that is -0.4 points" in text
+    assert "answers 30.0 points more of the questions" in text
+    assert "Seeds of an arm: 2 to 3." in text and load_study()[0].about in text
+    # Effect, sampled, share, paper, whether it is excluded, p, smallest effect, seeds, the reader's own run.
+    cells = [
+        "+2.0 points<br>+1.5 to +2.5",
+        "+3.0 points<br>+2.5 to +3.5",
+        "+7 %",
+        "+0.7 points<br>table 1: +large_teacher minus base",
+        "yes",
+        "under 0.001",
+        "0.7 points",
+        "3",
+        "reversed<br>-2.5",
+    ]
+    assert "".join(f"<td>{cell}</td>" for cell in cells) in text and "<th>Your run (mini)</th>" in text
+    assert "minus (naive, responses)</td><td>no</td><td>0.2" in text, "a p-value as a number"
+    assert "- C2: masked against naive\\_multi: greedy +0.4 (-0.2 to +1.0), sampled +3.0" in text
+    assert "<small>weight 1, beta 0.1, lr 3e-05 linear, 3 mask stages from r 0.2" in text
+    assert "in `masters` r 0.2 55 %, r 0.1 34 %, r 0 11 %; in `mid_then_large`" in text
+    assert "<td>72.0 ± 2.0</td><td>25.0 ± 0.0</td><td>4.0 ± 0.0</td><td></td><td>60 ± 0</td>" in text
+    assert "<td>50.0</td><td>25.0</td>" in text, "one run has no spread"
+    assert "<td>masters</td><td>3e-05</td><td></td><td>0.01</td><td>62.5</td><td>50.0</td><td>chosen" in text
+    assert "<td>blind: the question&#x27;s text alone</td><td></td><td>30.0</td>" in text, (
+        "base has no run here"
+    )
+    assert "<td>masters</td><td>greedy</td><td>bare</td><td>25.0</td><td>87.5</td><td>2.0</td>" in text
+    assert "taken out of the plan" not in text
+    assert (
+        "Of 1 tuned arms 1 chose the smallest learning rate that was tried for them and 0 the largest" in text
+    )
+    assert (
+        "<td>C10</td><td><code>masters</code> against <code>responses=2</code><br>equal steps, not equal "
+        "computation</td><td>+0.1 points<br>-0.1 to +0.2</td><td></td><td></td><td>no figure</td>"
+        "<td>0.25</td>"
+        "<td>2</td><td>not supported</td>"
+    ) in text
+    assert "<small>equal steps, not equal computation</small></td><td>+0.1 points" in text
+    assert (
+        "<small>about equal computation, against <code>naive+steps=1700</code>: +0.9 (-0.7 to +2.4)</small>"
+    ) in text, "beside the verdict"
+    assert "<td>62 ± 3</td><td>92 ± 3</td><td>32 ± 3</td><td>50.0 ± 0.0</td>" in text
+    assert "<td>c0ffee</td>" in text and "<td>torch 2</td>" in text
+    assert (study / "study.svg").is_file()
+
+
+def test_the_page_says_whether_training_helped(study: Path, own: Judged) -> None:
+    assert "above that of the student" not in page(study, own), "nothing to compare with"
+    runs = pd.read_csv(study / "runs.csv")
+    base = runs[runs["arm"] == "masters"].assign(arm="base", accuracy=[0.71, 0.71, 0.71])
+    other = base.assign(arm="masters+student=tiny", accuracy=0.9)
+    pd.concat([runs, base, other]).to_csv(study / "runs.csv", index=False)
+    assert (
+        "Of 2 arms that train the student, 1 have a mean above that of the student before training (`base`): "
+        "from -21.0 points (`r_max=0.4`) to +1.0 points (`masters`)."
+    ) in page(study, own)
+
+
+def test_a_verdict_leads_to_its_rows_and_commands(study: Path, own: Judged) -> None:
+    text = page(study, own)
+    assert 'id="arm-masters"' in text and 'href="#arm-masters"' in text and 'id="arm-r-max-0-4"' in text
+    assert "<code>make study</code>" in text
+
+
+def test_another_margin_is_another_verdict(study: Path, own: Judged, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "**1 supported**" in page(study, own)
+    claims = [replace(claim, margin=3.0 if claim.id == "C1" else claim.margin) for claim in CLAIMS]
+    for function in (verdicts.judge_claims, verdicts.judge_comparisons):
+        monkeypatch.setattr(function, "__defaults__", (claims,))
+    assert "**0 supported**, **2 not supported**" in page(study, own)
+
+
+def test_what_the_files_hold_is_text(study: Path, own: Judged) -> None:
+    text = page(study, own)
+    assert "&lt;x86&gt;" in text and "&lt;k&gt;" in text and "&lt;b&gt;charts" in text
+    assert "<b>" not in text
+
+
+def test_nothing_there(tmp_path: Path, own: Judged) -> None:
+    assert "Nothing of it is in this copy** yet: `make study` runs it" in page(tmp_path / "nowhere", own)
+    assert study_page.judged(Kept(tmp_path)) is None  # type: ignore[arg-type]
+    assert study_page.study_sentences({}, {}) == ""
+
+
+def test_each_study_has_its_page_and_command(study: Path, own: Judged) -> None:
+    plateau: Any = Kept(study, "plateau")
+    text = study_page.study_page(plateau, load_profile("mini"), own, study / "plateau.svg")
+    assert load_study("plateau")[0].about in text and "<code>make study STUDY=plateau</code>" in text
+    assert 'href="plateau/claims.csv"' in text
+    told = study_page.study_sentences({"plateau": study_page.judged(plateau)}, {"plateau": plateau.runs})
+    title = load_study("plateau")[0].title
+    assert f"- [{title}](plateau.md) tested 4: **1 supported**, **1 not supported**" in told
+    assert "study.md" not in told
+
+
+@pytest.mark.parametrize("name", study_page.FILES)
+def test_a_file_that_is_not_there_is_named(study: Path, own: Judged, name: str) -> None:
+    (study / name).unlink()
+    text = page(study, own)
+    assert f"Not there yet: {name}. `make study` goes on." in text
+
+
+def test_fewer_seeds_than_planned(study: Path, own: Judged, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan, profile = load_study()
+    assert f"**The study is not finished:** {plan.seeds} are planned" in page(study, own)
+    kept: Any = Kept(study)
+    told = study_page.study_sentences({"study": study_page.judged(kept)}, {"study": kept.runs})
+    assert f"{plan.seeds} are planned" in told
+    enough = plan.model_copy(update={"seeds": 3, "few_seeds": 2})
+    monkeypatch.setattr(study_page, "load_study", lambda name: (enough, profile))
+    assert "not finished" not in page(study, own)
+
+
+def test_what_an_arm_is_above_base_is_taken_within_a_replicate() -> None:
+    rows = [
+        (0, "base", 0.4),
+        (1, "base", 0.6),
+        (0, "masked", 0.42),
+        (1, "masked", 0.61),
+        (1, "masters", 0.63),
+    ]
+    runs = pd.DataFrame(rows, columns=["replicate", "arm", "accuracy"])
+    runs = runs.assign(sampled_accuracy=0.5, tokens=5.0, kl=0.1, seconds=60.0, key="0123")
+    page = study_page._arms(runs, study_page._above_base(runs), {}, pd.Series({"all": 0.2}))
+    assert "alone</td><td>-30.0</td><td>20.0</td>" in page
+    assert "<th>Above base,<br>points</th>" in page
+    assert "<td>1.5 ± 0.7</td><td>51.5 ± 13.4</td>" in page
+    assert "<td>3.0</td><td>63.0</td>" in page, "of the replicate that it has"
+
+
+def test_the_map_says_where_an_effect_was_found_and_how_large_one_would_have_been(
+    study: Path, own: Judged
+) -> None:
+    assert "Where the parts help" not in page(study, own), "no pair of arms was run"
+    places = [
+        ("gap", 6.04, "masking", "masked", "naive_multi", -0.02, -0.1, 0.5, 0.4, 10, 44.1),
+        ("steps", 1000, "masking", "masked", "naive_multi", 0.2, -0.1, 0.5, 0.4, 10, 44.1),
+        ("gap", 61.2, "masking", "masked+student=tiny", "<i>", 1.3, 0.8, 1.8, 0.8, 5, 23.8),
+        ("r_max", 0.4, "rewards", "r_max=0.4", "masked+r_max=0.4", -0.6, -1.0, -0.2, 0.6, 5, None),
+    ]
+    pd.DataFrame(places, columns=MAP).to_csv(study / "map.csv", index=False)
+    text = page(study, own)
+    assert "## Where the parts help" in text and '<img src="study-map.svg" alt="' in text
+    assert (study / "study-map.svg").is_file()
+    assert (
+        "- *masking*: pairs of arms compared 2, the interval above zero in 1 and below in 0; estimates from "
+        "+0.0 to +1.3 points. Half of the comparisons would have found an effect of 0.6 points four times "
+        "out of five, all of them one of 0.8.\n- *rewards*: pairs of arms compared 1, the interval above "
+        "zero in 0 and below in 1;"
+    ) in text
+    assert (
+        "<td>gap 61.2</td><td>23.8 (below blind)</td><td>masking</td><td><code>masked+student=tiny</code> "
+        "against <code>&lt;i&gt;</code></td><td>+1.3<br>+0.8 to +1.8</td><td>0.8</td><td>5</td>"
+    ) in text
+    (study / "map.csv").write_text("axis,value\n")
+    with pytest.raises(ValueError, match=r"map.csv has no column .*points.*: restore it with git"):
+        page(study, own)
+
+
+def test_the_sweep_and_the_worst_of_each_form(study: Path, own: Judged) -> None:
+    assert "Decades of the learning rate" not in page(study, own)
+    runs = pd.read_csv(study / "runs.csv")
+    more = [
+        runs.assign(arm=name, kl=0.5, accuracy=accuracy)
+        for name, accuracy in (
+            ("masters+learning_rate=1e-04", 0.3),
+            ("masters+learning_rate=1e-05", 0.7),
+            ("masked+learning_rate=1e-04", 0.72),
+            ("masked+learning_rate=1e-05", 0.71),
+            ("masters+learning_rate=1e-03", 0.1),
+            ("base", 0.6),
+        )
+    ]
+    pd.concat([runs, *more]).drop_duplicates(["arm", "replicate"]).to_csv(study / "runs.csv", index=False)
+    text = page(study, own)
+    assert "## Decades of the learning rate" in text and '<img src="study-sweep.svg" alt="' in text
+    assert (study / "study-sweep.svg").is_file()
+    rates = "at the worst of the learning rates from 1e-05 to 0.0001"
+    words = f"Greedy accuracy, mean of 3 replicates, {rates}: "
+    more_of_it = "; 4.0 tokens an answer, KL 0.500)"
+    assert (
+        f"{words}`masters` 30.0 % (at 0.0001{more_of_it}, `masked` 71.0 % (at 1e-05{more_of_it}, "
+        "the student before training 60.0 %."
+    ) in text
+    kept: Any = Kept(study)
+    told = study_page.study_sentences({"study": study_page.judged(kept)}, {"study": kept.runs})
+    assert f" {words}`masters` 30.0 %, `masked` 71.0 %, the student before training 60.0 %." in told
+    runs = pd.read_csv(study / "runs.csv")
+    lost = (runs["replicate"] > 0) & (runs["arm"] == "masked+learning_rate=1e-05")
+    runs[~lost].to_csv(study / "runs.csv", index=False)
+    assert f"Greedy accuracy, of one replicate, {rates}: " in page(study, own), "of that which has all"
+
+
+def test_a_file_of_another_shape(study: Path, own: Judged) -> None:
+    (study / "tasks.csv").write_text("arm,correct\n")
+    with pytest.raises(ValueError, match=r"tasks.csv has no column mode, replicate, task: restore"):
+        page(study, own)

@@ -1,0 +1,313 @@
+"""The engine on a server, against a real one on this machine, and against the engine on transformers."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import small
+import torch
+from chat_server import ChatServer, serving
+
+from masters.data.questions import Questions
+from masters.masking.choice import MaskChoice
+from masters.masking.teacher_mask import TeacherMask
+from masters.models.loading import load
+from masters.responses.cached import engine_of, open_store, responses
+from masters.responses.engines.openai import OpenAIEngine
+from masters.responses.source import Source
+from masters.settings import Generation, Sampling
+
+COUNT, PADDED = 6, 3
+SAMPLING = Sampling(top_p=1.0, top_k=0, repetition_penalty=1.0, max_new_tokens=8)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A saved model, the same masked, and questions."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    where = tmp_path_factory.mktemp("engine")
+    model, processor = small.build()
+    tokens = len(processor.tokenizer)
+    model.resize_token_embeddings(tokens + PADDED, mean_resizing=False)  # rows that no token has
+    with torch.no_grad():
+        weight = model.get_output_embeddings().weight
+        weight[processor.tokenizer.eos_token_id] *= 3
+        weight[tokens:] = 1.5 * weight[processor.tokenizer.eos_token_id]  # would win
+    for name in ("large", "masked"):
+        model.save_pretrained(where / name)
+        processor.save_pretrained(where / name)
+        TeacherMask(model).apply(0.5)
+    small.questions(where / "questions", COUNT)
+    yield where
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def server(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[ChatServer]:
+    monkeypatch.setenv("MASTERS_DATA", str(tmp_path))
+    with serving({"large-0.0": folder / "large", "large-0.5": folder / "masked"}) as running:
+        yield running
+
+
+def engine(server: ChatServer, **options: object) -> OpenAIEngine:
+    given: dict[str, object] = {"concurrency": 3, "retries": 2, "backoff": 0.0} | options
+    return OpenAIEngine(server.url, **given)  # type: ignore[arg-type]
+
+
+def ask(
+    folder: Path, using: OpenAIEngine | None, ratio: float = 0.0, n: int = 1, seed: int | None = None
+) -> pd.DataFrame:
+    _, processor = load(folder / "large")
+    asked = Questions(folder / "questions")
+    source = Source("large", folder / "large", ratio)
+    return responses(
+        source,
+        processor,
+        asked,
+        range(COUNT),
+        n,
+        SAMPLING,
+        seed,
+        engine=using,  # type: ignore[arg-type]
+    )
+
+
+@pytest.mark.parametrize("ratio", [0.0, 0.5])
+def test_greedy_responses_are_those_of_transformers(server: ChatServer, folder: Path, ratio: float) -> None:
+    near, far = ask(folder, None, ratio), ask(folder, engine(server), ratio)
+    assert near["text"].tolist() == far["text"].tolist()
+    assert near["finish"].tolist() == far["finish"].tolist()
+    for one, other in zip(near["tokens"], far["tokens"], strict=True):
+        assert one.tolist() == other.tolist()
+    for one, other in zip(near["logprobs"], far["logprobs"], strict=True):
+        assert np.allclose(one, other, atol=1e-3)
+    assert far["support_logprobs"].isna().all()
+    assert 1 < server.top <= 3
+
+
+def test_responses_are_sampled_once_and_depend_on_their_own_seed(server: ChatServer, folder: Path) -> None:
+    first = ask(folder, engine(server), n=2, seed=0)
+    assert len(server.requests) == 2 * COUNT
+    assert len({request["seed"] for request in server.requests}) == 2 * COUNT
+    more = ask(folder, engine(server), n=4, seed=0)
+    assert len(server.requests) == 4 * COUNT
+    assert more[more["index"] < 2]["text"].tolist() == first["text"].tolist()
+    assert ask(folder, engine(server), n=2, seed=1)["text"].tolist() != first["text"].tolist()
+
+
+def test_the_settings_are_sent(server: ChatServer, folder: Path) -> None:
+    _, processor = load(folder / "large")
+    settings = Sampling(temperature=0.7, top_p=0.9, top_k=5, repetition_penalty=1.05, max_new_tokens=4)
+    asked = Questions(folder / "questions")
+    with engine(server).writer(Source("large", folder / "large"), processor, asked, settings, 0) as write:
+        list(write([0], [0]))
+    (request,) = server.requests
+    sent = {name: request[name] for name in ("temperature", "top_p", "top_k", "repetition_penalty")}
+    assert sent == {"temperature": 0.7, "top_p": 0.9, "top_k": 5, "repetition_penalty": 1.05}
+    assert request["max_tokens"] == 4
+    image = str(processor.image_token_id)
+    assert request["logit_bias"][image] == -100
+    assert str(processor.tokenizer.eos_token_id) not in request["logit_bias"]
+    rows = {str(len(processor.tokenizer) + i) for i in range(PADDED)}
+    assert rows <= set(request["logit_bias"])
+
+
+@pytest.mark.parametrize("seed", [0, None])
+def test_what_is_off_is_said_too(server: ChatServer, folder: Path, seed: int | None) -> None:
+    ask(folder, engine(server), n=1, seed=seed)
+    # Unsaid, they would be those of the model's own generation_config.json.
+    assert {(request["top_k"], request["repetition_penalty"]) for request in server.requests} == {(-1, 1.0)}
+
+
+def test_a_busy_server_is_asked_again(server: ChatServer, folder: Path) -> None:
+    whole = ask(folder, engine(server), n=2, seed=5)["text"].tolist()
+    server.requests.clear()
+    server.trouble = lambda number: {0: 429, 1: 503, 4: 500}.get(number)
+    other = engine(server, retries=3)  # one request may meet all of that
+    _, processor = load(folder / "large")
+    asked = Questions(folder / "questions")
+    with other.writer(Source("large", folder / "large"), processor, asked, SAMPLING, 5) as write:
+        again = [answer.text for batch in write(range(COUNT), range(2)) for answer in batch]
+    assert again == whole
+    assert len(server.requests) == 2 * COUNT + 3
+
+
+def test_a_server_that_breaks_loses_only_the_batch_under_way(
+    server: ChatServer, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from masters.responses import cached as package
+
+    monkeypatch.setattr(package, "SHARD", 2)
+    monkeypatch.setattr("masters.responses.engines.openai.WINDOW", 1)
+    server.trouble = lambda number: 500 if number >= 6 else None
+    with pytest.raises(ConnectionError, match="gave no answer in 3 tries"):
+        ask(folder, engine(server, concurrency=2), n=2, seed=0)
+    server.trouble = lambda number: None
+    before = len(server.requests)
+    counts: dict[str, int] = {}
+    _, processor = load(folder / "large")
+    asked = Questions(folder / "questions")
+    source = Source("large", folder / "large")
+    responses(source, processor, asked, range(COUNT), 2, SAMPLING, 0, counts=counts, engine=engine(server))
+    assert counts["reused"] >= 4
+    assert len(server.requests) - before == counts["generated"] == 2 * COUNT - counts["reused"]
+
+
+def test_a_server_is_not_asked_for_another_mask_than_the_papers(server: ChatServer, folder: Path) -> None:
+    source = Source("large", folder / "large", 0.5, MaskChoice("random"))
+    _, processor = load(folder / "large")
+    with pytest.raises(
+        ValueError, match=r"large \(random\) at mask 0\.5: a server knows .* by its ratio alone"
+    ):
+        responses(
+            source, processor, Questions(folder / "questions"), [0], 1, SAMPLING, 0, engine=engine(server)
+        )
+    assert not server.requests
+
+
+def test_a_server_without_token_ids_has_its_text_tokenised(server: ChatServer, folder: Path) -> None:
+    with_ids = ask(folder, engine(server), n=2, seed=0)
+    server.token_ids = False
+    other = engine(server)
+    _, processor = load(folder / "large")
+    asked = Questions(folder / "questions")
+    with other.writer(Source("large", folder / "large"), processor, asked, SAMPLING, 0) as write:
+        without = [answer for batch in write(range(COUNT), range(2)) for answer in batch]
+    assert [answer.tokens for answer in without] == [tokens.tolist() for tokens in with_ids["tokens"]]
+    refused = [request for request in server.requests[2 * COUNT :] if "return_token_ids" in request]
+    assert 1 <= len(refused) <= 3  # those that were in flight before it was known
+
+
+def test_a_server_without_log_probabilities_leaves_them_out(server: ChatServer, folder: Path) -> None:
+    server.logprobs = False
+    frame = ask(folder, engine(server), seed=0)
+    assert frame["logprobs"].isna().all()
+    assert frame["text"].str.len().gt(0).any()
+
+
+def test_transformers_serve_writes_the_greedy_responses(server: ChatServer, folder: Path) -> None:
+    server.transformers = True
+    near, far = ask(folder, None), ask(folder, engine(server))
+    assert near["text"].tolist() == far["text"].tolist()
+    assert [tokens.tolist() for tokens in near["tokens"]] == [tokens.tolist() for tokens in far["tokens"]]
+    assert far["logprobs"].isna().all()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [SAMPLING, Sampling(temperature=0.7, top_p=0.9, top_k=5, repetition_penalty=1.05, max_new_tokens=8)],
+)
+def test_transformers_serve_is_told_to_sample_and_how(
+    server: ChatServer, folder: Path, settings: Sampling
+) -> None:
+    server.transformers = True
+    _, processor = load(folder / "large")
+    asked = Questions(folder / "questions")
+    with engine(server).writer(Source("large", folder / "large"), processor, asked, settings, 0) as write:
+        texts = [answer.text for batch in write([0], range(8)) for answer in batch]
+    assert len(set(texts)) > 1  # greedy would say the same each time
+    last = server.requests[-1]
+    assert json.loads(last["generation_config"]) == {
+        "do_sample": True,
+        "top_k": settings.top_k,
+        "repetition_penalty": settings.repetition_penalty,
+    }
+    assert (last["temperature"], last["top_p"]) == (settings.temperature, settings.top_p)
+    # Whether the model is there, the responses, and three that found the way.
+    assert len(server.requests) <= 2 + 8 + 3 * 2
+
+
+def test_settings_that_a_server_refuses_are_one_clear_line(server: ChatServer, folder: Path) -> None:
+    server.refused = frozenset({"return_token_ids", "generation_config", "top_k", "repetition_penalty"})
+    assert len(ask(folder, engine(server), n=2, seed=0)) == 2 * COUNT  # they are off
+    _, processor = load(folder / "large")
+    asked = Questions(folder / "questions")
+    settings = Sampling(top_k=5, repetition_penalty=1.05)
+    with (
+        engine(server).writer(Source("large", folder / "large"), processor, asked, settings, 0) as write,
+        pytest.raises(ValueError, match=r"refuses top_k and repetition_penalty, and answers") as error,
+    ):
+        list(write([0], [0]))
+    assert "\n" not in str(error.value)
+    assert "set sampling.top_k: 0, sampling.repetition_penalty: 1," in str(error.value)
+
+
+def test_a_server_that_does_not_know_generation_config_is_not_trusted_with_it(
+    server: ChatServer, folder: Path
+) -> None:
+    server.refused = frozenset({"top_k"})  # and what else it does not know, it ignores
+    _, processor = load(folder / "large")
+    asked = Questions(folder / "questions")
+    settings = Sampling(top_k=5, repetition_penalty=1.0)
+    with (
+        engine(server).writer(Source("large", folder / "large"), processor, asked, settings, 0) as write,
+        pytest.raises(ValueError, match=r"refuses top_k, and answers without; set sampling\.top_k: 0, or"),
+    ):
+        list(write([0], [0]))
+
+
+def test_a_refusal_of_one_request_stays_one(server: ChatServer, folder: Path) -> None:
+    server.trouble = lambda number: 413 if number == 3 else None
+    with pytest.raises(ValueError, match="status 413"):
+        ask(folder, engine(server, concurrency=1), seed=0)
+    assert all(request["return_token_ids"] for request in server.requests)
+
+
+def test_the_store_says_which_engine_and_what_it_promises(server: ChatServer, folder: Path) -> None:
+    ask(folder, engine(server), seed=0)
+    _, processor = load(folder / "large")
+    far = open_store(Source("large", folder / "large"), processor, SAMPLING, 0, engine(server))
+    near = open_store(Source("large", folder / "large"), processor, SAMPLING, 0)
+    assert far.key != near.key
+    about = json.loads((far.folder / "spec.json").read_text())
+    assert about["engine"] == "openai" and "up to the server" in about["promise"]
+    assert far.read(["0" * 16], 1)["engine"].tolist() == ["openai"]
+
+
+def test_a_model_that_the_server_lacks_is_one_clear_line(server: ChatServer, folder: Path) -> None:
+    with pytest.raises(ValueError, match=r"has no model 'large-0.3', it has large-0.0, large-0.5") as error:
+        ask(folder, engine(server), ratio=0.3, seed=0)
+    assert "\n" not in str(error.value)
+    assert len(server.requests) == 1  # whether it has one that it does not list
+
+
+def test_a_server_that_answers_to_any_name_is_not_believed(server: ChatServer, folder: Path) -> None:
+    server.any_name = True
+    with pytest.raises(ValueError, match=r"has no model 'large-0.3'"):
+        ask(folder, engine(server), ratio=0.3, seed=0)
+    assert [request["max_tokens"] for request in server.requests] == [1, 1]
+
+
+def test_a_model_that_transformers_serve_lacks_is_asked_for_once(server: ChatServer, folder: Path) -> None:
+    server.transformers = True  # which answers 500, as a busy server would
+    with pytest.raises(ValueError, match=r"has no model 'large-0.3'"):
+        ask(folder, engine(server), ratio=0.3, seed=0)
+    (request,) = server.requests
+    assert request["max_tokens"] == 1
+
+
+def test_the_key_of_the_server_comes_from_the_environment(
+    server: ChatServer, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, processor = load(folder / "large")
+    asked = Questions(folder / "questions")
+    for key in (None, "secret"):
+        monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+        if key:
+            monkeypatch.setenv("OPENAI_API_KEY", key)
+        using = engine_of(Generation(engine="openai", server=server.url))
+        with using.writer(Source("large", folder / "large"), processor, asked, SAMPLING, 0) as write:
+            list(write([0], [0]))
+    assert server.keys == [None, "Bearer secret"]
+
+
+def test_an_engine_and_a_server_go_together() -> None:
+    for wrong in ({"engine": "openai"}, {"server": "http://localhost:1"}):
+        with pytest.raises(ValueError, match="go together"):
+            Generation(**wrong)
+    with pytest.raises(ValueError, match="served_as"):
+        Generation(engine="openai", server="http://localhost:1", served_as="{nobody}")

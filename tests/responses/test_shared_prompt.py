@@ -1,0 +1,127 @@
+"""A prompt that is held once gives what a prompt held by every response gives, in every family."""
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import families
+import numpy as np
+import pytest
+import torch
+from transformers import DynamicCache
+
+from masters.models.attention import attending
+from masters.responses.engines import Response, shared_prompt
+from masters.responses.engines.local import generate
+from masters.settings import Sampling
+
+torch.set_num_threads(1)
+N, LIMIT = 5, 12
+SPECIAL = [families.IMAGE, families.VIDEO, families.START, families.STOP]
+
+
+class Tokenizer:
+    """Of the models without words: as much of one as generation asks for."""
+
+    all_special_ids, added_tokens_decoder = SPECIAL, ()
+
+    def __init__(self, end: int) -> None:
+        self.eos_token_id = end
+
+    def __len__(self) -> int:
+        return families.VOCABULARY
+
+    def batch_decode(self, rows: list[list[int]], skip_special_tokens: bool) -> list[str]:
+        return [" ".join(map(str, row)) for row in rows]
+
+
+def write(here: families.Setting, folder: Path, end: int = families.STOP, seed: int = 0) -> list[Response]:
+    processor: Any = SimpleNamespace(tokenizer=Tokenizer(end))
+    questions = here.questions(folder)
+    wanted = range(len(here.prompts))
+    sampling = Sampling(max_new_tokens=LIMIT)
+    batches = generate(here.model, processor, questions, wanted, range(N), sampling, seed)
+    written = [response for batch in batches for response in batch]
+    return sorted(written, key=lambda response: (response.question, response.index))
+
+
+def alike(some: list[Response], others: list[Response]) -> None:
+    for a, b in zip(some, others, strict=True):
+        assert (a.question, a.index, a.tokens) == (b.question, b.index, b.tokens)
+        assert a.logprobs == pytest.approx(b.logprobs, abs=1e-5)
+        assert a.support_logprobs == pytest.approx(b.support_logprobs, abs=1e-5)
+
+
+def frequent(responses: list[Response]) -> int:
+    """A token that ends many of the responses early, but not all, if it is taken for their end."""
+    counts = Counter(token for response in responses for token in set(response.tokens))
+    return next(token for token, count in counts.most_common() if count < 0.8 * len(responses))
+
+
+@pytest.mark.parametrize("family", [*families.FAMILIES, "gemma3"])
+def test_log_probabilities_are_those_of_the_model_on_each_response_alone(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = families.setting(family)
+    end = frequent(write(here, tmp_path / "first"))
+    monkeypatch.setattr(shared_prompt, "BLOCK", 3)
+    used = []
+    whole = shared_prompt.SharedPrompt
+    monkeypatch.setattr(shared_prompt, "SharedPrompt", lambda *given: used.append(whole(*given)) or used[-1])
+    responses = write(here, tmp_path / "second", end)
+    assert bool(used) == (family != "gemma3")  # whose window forgets
+    groups = [responses[start : start + N] for start in range(0, len(responses), N)]
+    read = replace(here, responses=[[np.array(r.tokens) for r in group] for group in groups])
+    lengths = set()
+    for question, group in enumerate(groups):
+        for j, response in enumerate(group):
+            with torch.no_grad():
+                alone = read.alone(question, j).log_softmax(-1)
+            expected = alone.gather(1, torch.tensor(response.tokens)[:, None])[:, 0]
+            assert response.logprobs == pytest.approx(expected.tolist(), abs=1e-4)
+            lengths.add(len(response.tokens))
+    assert len(lengths) > 3, "otherwise no response leaves before the others"
+    assert all(len(cache._slots) < len(groups) * N for cache in used)
+
+
+def test_copies_of_a_prompt_write_the_same(tmp_path: Path) -> None:
+    here = families.setting("llava")
+    once = write(here, tmp_path / "once")
+    with attending([here.model], "eager"):
+        copied = write(here, tmp_path / "copied")
+    alike(once, copied)
+
+
+def test_the_prompt_is_read_in_the_models_own_way_and_so_is_everything_afterwards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = families.setting("llava")
+    text, seen = here.model.config.get_text_config(), []
+    forward = here.model.model.forward
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        seen.append((kwargs["input_ids"].shape[1], text._attn_implementation))
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(here.model.model, "forward", watched)
+    with pytest.raises(KeyboardInterrupt):
+        write(here, tmp_path / "questions")
+    prompt, *written = seen
+    assert prompt[0] > 1 and prompt[1] == "sdpa"
+    assert written == [(1, shared_prompt.NAME)] * 2
+    assert text._attn_implementation == "sdpa"
+
+
+def test_a_prompt_is_not_copied_for_its_responses() -> None:
+    prompts = DynamicCache()
+    keys, values = prompts.update(torch.randn(2, 1, 7, 4), torch.randn(2, 1, 7, 4), 0)
+    for n in (1, 8):
+        cache = shared_prompt.SharedPrompt(prompts, torch.ones(2, 7), n)
+        layer: Any = cache.layers[0]
+        assert layer.prompt_keys.data_ptr() == keys.data_ptr()
+        assert layer.prompt_values.data_ptr() == values.data_ptr()
+        assert layer.keys.shape == layer.values.shape == (2 * n, 1, shared_prompt.BLOCK, 4)

@@ -1,0 +1,150 @@
+"""The store and its manifest, on made-up responses: what is there, what is missing, what is damaged."""
+
+import json
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+
+from masters.judges.rule import RuleJudge
+from masters.responses import manifest
+from masters.responses.engines import Response
+from masters.responses.store import ResponseStore, StoreSpec, mark
+from masters.settings import Sampling
+
+COUNT = 40
+QUESTIONS = pd.DataFrame(
+    {
+        "content": [f"{7919 * (i + 1):016x}" for i in range(COUNT)],
+        "question": "How many?",
+        "answer": [str(i) for i in range(COUNT)],
+    },
+    index=[f"q{i}" for i in range(COUNT)],
+)
+CONTENT = QUESTIONS["content"].tolist()
+
+
+def response(question: int, index: int) -> Response:
+    text = str(question if index % 2 else question + 1)
+    return Response(f"q{question}", index, [5, 6, index], text, [-1.0] * 3, [-0.5] * 3, "stop")
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ResponseStore:
+    monkeypatch.setenv("MASTERS_DATA", str(tmp_path))
+    spec = StoreSpec(weights="w", ratio=0.2, processor="p", sampling=Sampling(), seed=3)
+    return ResponseStore(spec, "large")
+
+
+def fill(store: ResponseStore, pairs: list[tuple[int, int]], seconds: float = 0.0) -> Path:
+    return store.append([response(*pair) for pair in pairs], QUESTIONS, seconds)
+
+
+def test_a_row_says_all_that_determined_it_and_any_reader_reads_it(store: ResponseStore) -> None:
+    path = fill(store, [(1, 1), (0, 0)])
+    frame = pd.read_parquet(path)
+    assert set(frame["source"]) == {"large"} and set(frame["ratio"]) == {0.2} and set(frame["seed"]) == {3}
+    assert Sampling.model_validate_json(frame["sampling"][0]) == Sampling()
+    assert frame["key"].is_unique and set(frame["key"].str.len()) == {24}
+    assert len(datasets.Dataset.from_parquet(str(path), cache_dir=str(store.folder / "hf"))) == 2
+    assert pq.read_metadata(path).num_rows == 2
+    assert json.loads((store.folder / "spec.json").read_text())["engine"] == "transformers"
+
+
+def test_the_key_of_a_response_is_no_other_response(store: ResponseStore) -> None:
+    other = ResponseStore(store.spec.model_copy(update={"seed": 4}), "large")
+    keys = [pd.read_parquet(fill(s, [(0, 0), (0, 1), (1, 0)]))["key"].tolist() for s in (store, other)]
+    assert len({*keys[0], *keys[1]}) == 6
+    assert pd.read_parquet(fill(store, [(1, 0)]))["key"].tolist()[0] in keys[0]
+
+
+@pytest.mark.parametrize("n", [1, 2, 63, 64, 65, 130])
+def test_counting_is_that_of_a_set(store: ResponseStore, n: int) -> None:
+    rng = np.random.default_rng(n)
+    held: set[tuple[int, int]] = set()
+    for _ in range(4):  # some responses are written twice
+        drawn = rng.integers((0, 0), (COUNT, 140), (300, 2)).tolist()
+        pairs = list({(question, index) for question, index in drawn})
+        fill(store, pairs)
+        held.update(pairs)
+    wanted = list(range(0, COUNT, 2))
+    expected = sum(q in set(wanted) and i < n for q, i in held)
+    status = store.status([CONTENT[q] for q in wanted], n)
+    assert (status.there, status.missing) == (expected, n * len(wanted) - expected)
+    assert store.held().indices([CONTENT[q] for q in wanted]) == [
+        {i for question, i in held if question == q} for q in wanted
+    ]
+    frame = store.read([CONTENT[q] for q in wanted], n)
+    assert sorted(zip(frame["question"], frame["index"], strict=True)) == sorted(
+        (f"q{q}", i) for q, i in held if q in set(wanted) and i < n
+    )
+
+
+def test_an_empty_store_lacks_everything(store: ResponseStore) -> None:
+    status = store.status(CONTENT, 8)
+    assert (status.there, status.missing) == (0, 8 * COUNT)
+    assert status.missing_seconds is None and status.missing_size is None
+    assert store.read(CONTENT, 8).empty and store.verify() == []
+
+
+def test_the_missing_part_costs_what_the_stored_part_cost(store: ResponseStore) -> None:
+    path = fill(store, [(q, i) for q in range(10) for i in range(2)], seconds=4.0)
+    status = store.status(CONTENT, 2)
+    assert status.missing == 60
+    assert status.missing_seconds == pytest.approx(12.0)
+    assert status.missing_size == pytest.approx(3 * path.stat().st_size)
+
+
+def test_verdicts_stand_beside_their_rows(store: ResponseStore) -> None:
+    for start in (0, 20):
+        fill(store, [(q, i) for q in range(start, start + 20) for i in range(3)])
+    frame = store.read(CONTENT[5:30], 3, RuleJudge())
+    assert len(frame) == 75
+    assert frame["correct"].tolist() == [index % 2 for index in frame["index"]]
+
+
+def test_a_torn_line_of_the_manifest_loses_nothing(store: ResponseStore) -> None:
+    fill(store, [(0, 0), (1, 0)])
+    fill(store, [(2, 0)])
+    data = store.manifest.read_bytes()
+    store.manifest.write_bytes(data[:-30])
+    assert store.status(CONTENT, 1).there == 3
+    fill(store, [(3, 0)])
+    assert store.status(CONTENT, 1).there == 4
+    assert len(manifest.read(store.manifest)) == 3
+    store.manifest.unlink()
+    assert store.status(CONTENT, 1).there == 4
+
+
+def test_a_flipped_bit_is_found(store: ResponseStore) -> None:
+    path = fill(store, [(q, 0) for q in range(20)])
+    fill(store, [(q, 0) for q in range(20, COUNT)])
+    assert store.verify() == []
+    data = bytearray(path.read_bytes())
+    data[len(data) // 3] ^= 1
+    path.write_bytes(data)
+    (damage,) = store.verify()
+    assert (damage.path, damage.responses, damage.questions) == (path, 20, 20)
+    path.unlink()
+    (damage,) = store.verify()
+    assert damage.reason == "it is gone" and store.status(CONTENT, 1).missing == 20
+
+
+@pytest.mark.parametrize(
+    ("text", "finish", "expected"),
+    [
+        ("", "stop", "empty"),
+        ("  ", "length", "empty"),
+        ("four", "stop", ""),
+        ("red, red", "stop", ""),
+        ("it is red red red", "stop", "repetitive"),
+        ("a b a b a b", "length", "repetitive"),
+        ("a b a b a c", "length", "truncated"),
+        ("bars are 3, 3 and 3 high", "stop", ""),
+    ],
+)
+def test_a_bad_generation_is_marked(text: str, finish: str, expected: str) -> None:
+    assert mark(text, finish) == expected

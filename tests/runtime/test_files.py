@@ -1,0 +1,86 @@
+import errno
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from masters.runtime import files
+from masters.runtime.files import cache_dir, data_dir, hash_of, paper_table, write_atomic
+
+
+@pytest.mark.parametrize("content", ["text, ünicode\n", b"\x00bytes\xff", "", b""])
+def test_what_is_written_is_read(tmp_path: Path, content: bytes | str) -> None:
+    path = tmp_path / "new" / "folder" / "file"
+    write_atomic(path, content)
+    assert path.read_bytes() == (content.encode() if isinstance(content, str) else content)
+    assert [child.name for child in path.parent.iterdir()] == ["file"]
+    assert stat.S_IMODE(path.stat().st_mode) == 0o644
+
+
+def test_an_old_file_is_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    write_atomic(str(path), "old, and longer")
+    write_atomic(str(path), "new")
+    assert path.read_text() == "new" and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("where", ["fsync", "replace", "chmod"])
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
+@pytest.mark.parametrize("old", [True, False])
+def test_a_write_that_fails_leaves_what_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, error: BaseException, old: bool
+) -> None:
+    path = tmp_path / "file"
+    if old:
+        path.write_text("old")
+
+    def fail(*args: object) -> None:
+        raise error
+
+    monkeypatch.setattr(os, where, fail)
+    with pytest.raises(type(error)):
+        write_atomic(path, "new")
+    assert {child.name: child.read_text() for child in tmp_path.iterdir()} == ({"file": "old"} if old else {})
+
+
+def test_content_is_on_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, seen = tmp_path / "file", []
+    fsync, replace = os.fsync, os.replace
+
+    def watched_fsync(handle: int) -> None:
+        seen.append(("fsync", os.fstat(handle).st_size, path.exists()))
+        fsync(handle)
+
+    def watched_replace(source: str, target: Path) -> None:
+        seen.append(("replace", os.stat(source).st_size, path.exists()))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", watched_fsync)
+    monkeypatch.setattr(os, "replace", watched_replace)
+    write_atomic(path, "12345")
+    assert seen == [("fsync", 5, False), ("replace", 5, False)]
+
+
+def test_the_data_folder_is_where_the_variable_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("MASTERS_DATA", str(tmp_path))
+    assert data_dir() == tmp_path and cache_dir() == tmp_path / "cache"
+    monkeypatch.delenv("MASTERS_DATA")
+    assert data_dir() == files.ROOT / "data"
+
+
+def test_a_hash_depends_on_the_value_alone() -> None:
+    assert hash_of({"b": [1, 2.5, None], "a": "é"}) == hash_of({"a": "é", "b": [1, 2.5, None]})
+    values = [1, "1", 1.5, [1], [], {}, None, True, "é", "e", {"a": 1}, {"a": 2}, [1, 2], [2, 1]]
+    assert len({hash_of(value) for value in values}) == len(values)
+    assert all(len(hash_of(value)) == 16 and int(hash_of(value), 16) >= 0 for value in values)
+
+
+def test_paper_tables() -> None:
+    names = sorted(path.stem for path in (files.ROOT / "data" / "paper").glob("*.csv"))
+    assert names
+    for name in names:
+        assert len(paper_table(name))
+    with pytest.raises(ValueError, match="no paper table 'table99'") as error:
+        paper_table("table99")
+    assert all(name in str(error.value) for name in names)

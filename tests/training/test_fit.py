@@ -1,0 +1,257 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import ranks
+import small
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, TrainingArguments
+
+from masters.data.questions import Questions
+from masters.models.loading import weights_hash
+from masters.models.packing import hidden_in_parts, response_hidden
+from masters.objective.diagnostics import Diverged
+from masters.objective.logits import Logits, dense
+from masters.settings import Fit, Lora, Watch
+from masters.training import adapters, trainer
+from masters.training.checkpoints import COMPLETE
+from masters.training.examples import Collator, Examples
+from masters.training.train import Budget, train
+from masters.training.trainer import MastersTrainer, Objective
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def asked(tmp_path_factory: pytest.TempPathFactory) -> Questions:
+    return small.questions(tmp_path_factory.mktemp("fit") / "questions")
+
+
+def trained(
+    asked: Questions, folder: Path, fit: Fit | None = None, watch: Watch | None = None, **options: Any
+) -> tuple[PreTrainedModel, pd.DataFrame]:
+    """A run of Masters with live teachers, groups of four and three stages."""
+    student, teachers, reference = ranks.models()
+    objective = Objective(options, teachers, reference)
+    rest = (ranks.examples(asked, []), objective, ranks.BUDGET, folder, "fit", "cpu", fit, watch)
+    return student, train(student, asked, *rest)
+
+
+def distance(first: PreTrainedModel, second: PreTrainedModel) -> float:
+    """How far two models are apart, as a share of how far the second is from where both began."""
+    start = ranks.models()[0].state_dict()
+
+    def apart(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
+        return sum(float((a[name].float() - b[name].float()).square().sum()) for name in a) ** 0.5
+
+    return apart(first.state_dict(), second.state_dict()) / apart(second.state_dict(), start)
+
+
+@pytest.fixture(scope="module")
+def plain(asked: Questions, tmp_path_factory: pytest.TempPathFactory) -> tuple[PreTrainedModel, pd.DataFrame]:
+    return trained(asked, tmp_path_factory.mktemp("plain") / "run")
+
+
+@pytest.mark.parametrize("options", [{}, {"averaging": "token"}])
+@pytest.mark.parametrize(
+    "fit",
+    [
+        Fit(accumulate=2),
+        Fit(accumulate=4),
+        Fit(gradient_checkpointing=True),
+        Fit(responses_at_once=1),
+        Fit(responses_at_once=3, accumulate=2),
+    ],
+)
+def test_accumulation_and_checkpointing_change_nothing_but_rounding(
+    asked: Questions, tmp_path: Path, plain: Any, fit: Fit, options: dict[str, Any]
+) -> None:
+    """Although the parts of a step have different numbers of tokens."""
+    whole, log = plain if not options else trained(asked, tmp_path / "whole", **options)
+    model, in_parts = trained(asked, tmp_path / "run", fit, **options)
+    for name in ("loss", "grad_norm"):
+        assert list(in_parts[name]) == pytest.approx(list(log[name]), abs=1e-5), name
+    assert distance(model, whole) < 1e-2
+    if not options:
+        assert list(in_parts["kl"]) == pytest.approx(list(log["kl"]), abs=1e-5)
+
+
+def test_a_group_in_parts_has_the_states_and_gradients_of_the_whole(asked: Questions) -> None:
+    student, _, _ = ranks.models()
+    examples = [ranks.examples(asked, [])[i] for i in range(2)]
+    made = Collator(asked, at_once=3)(examples)
+    assert [part.tokens.shape[1] for part in made["parts"]] == [3, 1]
+    weights = list(student.parameters())
+    mask = made["batch"].mask.unsqueeze(-1)
+    results = []
+    for hidden in (response_hidden(student, made["batch"]), hidden_in_parts(student, made["parts"])):
+        states = hidden * mask
+        loss = (states * torch.linspace(-1, 1, states.numel()).view_as(states)).sum()
+        found = torch.autograd.grad(loss, weights, allow_unused=True, materialize_grads=True)
+        results.append((states.detach(), *found))
+    for whole, in_parts in zip(*results, strict=True):
+        torch.testing.assert_close(in_parts, whole, rtol=1e-5, atol=1e-5)
+
+
+def test_checkpointing_keeps_less_for_the_backward_pass(asked: Questions, tmp_path: Path) -> None:
+    kept: dict[bool, int] = {}
+    for checkpointing in (False, True):
+        student, teachers, reference = ranks.models()
+        arguments = adapters.arguments(Fit(gradient_checkpointing=checkpointing))
+        options = TrainingArguments(str(tmp_path), report_to=[], use_cpu=True, **arguments)
+        trainer = MastersTrainer(
+            model=student,
+            args=options,
+            data_collator=Collator(asked),
+            objective=Objective({"rewards": ()}, teachers, reference),
+        )
+        if checkpointing:
+            student.activation_checkpointing_enable(options.activation_checkpointing_kwargs)
+        student.train()
+        inputs = trainer.data_collator([ranks.examples(asked, [])[i] for i in range(4)])
+        sizes: dict[int, int] = {}
+
+        def pack(tensor: Tensor, sizes: dict[int, int] = sizes) -> Tensor:
+            sizes[tensor.untyped_storage()._cdata] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            trainer.compute_loss(student, inputs)
+        kept[checkpointing] = sum(sizes.values())
+    assert kept[True] < 0.7 * kept[False]
+
+
+def test_lora_trains_adapters_alone_and_leaves_an_ordinary_model(asked: Questions, tmp_path: Path) -> None:
+    seen: set[str] = set()
+    compute = MastersTrainer.compute_loss
+
+    def watching(self: MastersTrainer, model: Any, *args: Any, **options: Any) -> Any:
+        seen.update(name for name, p in model.named_parameters() if p.requires_grad)
+        return compute(self, model, *args, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MastersTrainer, "compute_loss", watching)
+        model, log = trained(asked, tmp_path / "run", Fit(lora=Lora(rank=2)))
+    assert seen and all("lora_" in name for name in seen) and not any("lm_head" in name for name in seen)
+    start = ranks.models()[0]
+    shapes = [{name: p.shape for name, p in one.named_parameters()} for one in (model, start)]
+    assert shapes[0] == shapes[1]
+    assert all(p.requires_grad for p in model.parameters()) and np.isfinite(log["loss"]).all()
+    changed = {name for name, p in model.named_parameters() if not torch.equal(p, start.get_parameter(name))}
+    assert changed and all(name.endswith(".weight") and "norm" not in name for name in changed)
+    for name in changed:
+        assert torch.linalg.matrix_rank(model.get_parameter(name) - start.get_parameter(name), rtol=1e-4) <= 2
+    model.save_pretrained(tmp_path / "saved")
+    assert weights_hash(type(model).from_pretrained(tmp_path / "saved")) == weights_hash(model)
+
+
+def test_a_stopped_run_with_adapters_goes_on_and_ends_the_same(
+    asked: Questions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit = Fit(lora=Lora(rank=2), accumulate=2)
+    undisturbed, _ = trained(asked, tmp_path / "undisturbed", fit)
+    compute, steps = MastersTrainer.compute_loss, []
+
+    def stopping(self: MastersTrainer, *args: Any, **options: Any) -> Any:
+        if len(steps) == 11:
+            raise KeyboardInterrupt
+        steps.append(self.state.global_step)
+        return compute(self, *args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MastersTrainer, "compute_loss", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            trained(asked, tmp_path / "run", fit)
+    assert (tmp_path / "run" / "checkpoint-4" / COMPLETE).is_file()
+    again, log = trained(asked, tmp_path / "run", fit)
+    assert weights_hash(again) == weights_hash(undisturbed) and list(log["step"]) == [1, 2, 3, 4, 5, 6]
+
+
+def test_bfloat16_computes_in_it_and_keeps_small_steps(asked: Questions, tmp_path: Path) -> None:
+    """At the paper's learning rate a weight that is itself in bfloat16 would hardly ever change."""
+    budget = Budget(steps=2, batch=4, learning_rate=1e-6, schedule="constant", log_every=1)
+    kinds: set[torch.dtype] = set()
+    changed = {}
+    for fit in (Fit(), Fit(bf16=True)):
+        student = small.build()[0].to(torch.bfloat16)
+        start = {name: p.detach().clone() for name, p in student.named_parameters()}
+        with pytest.MonkeyPatch.context() as patch:
+            real = trainer.response_projection
+
+            def watching(*args: Any, real: Any = real) -> Logits:
+                logits = real(*args)
+                kinds.add(dense(logits).dtype)
+                return logits
+
+            patch.setattr(trainer, "response_projection", watching)
+            examples = small.labelled(asked, budget)
+            train(student, asked, examples, Objective(), budget, tmp_path / "run", "bf16", "cpu", fit)
+        moved = sum(int((p != start[name].to(p.dtype)).sum()) for name, p in student.named_parameters())
+        changed[fit.bf16] = moved / sum(p.numel() for p in student.parameters())
+    assert kinds == {torch.bfloat16}
+    assert changed[False] < 0.1 and changed[True] > 0.7
+
+
+def test_bfloat16_is_near_float32(asked: Questions, tmp_path: Path, plain: Any) -> None:
+    _, log = trained(asked, tmp_path / "run", Fit(bf16=True))
+    assert list(log["loss"]) == pytest.approx(list(plain[1]["loss"]), abs=2e-2)
+    assert list(log["loss"]) != list(plain[1]["loss"])
+
+
+def test_parts_that_do_not_divide_a_batch_are_refused(asked: Questions, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="a batch of 4 questions cannot be shared by 1 processes in 3 parts"):
+        trained(asked, tmp_path / "run", Fit(accumulate=3))
+
+
+# --- what is watched ---
+
+
+def test_the_gradient_norms_of_the_terms_are_those_of_each_term_alone(
+    asked: Questions, tmp_path: Path, plain: Any
+) -> None:
+    model, log = trained(asked, tmp_path / "run", watch=Watch(gradient_norms=2))
+    names = ["gradient_divergence", "gradient_policy", "gradient_kl"]
+    assert log[names].notna().all(axis=1).tolist() == [False, True] * 3
+    assert weights_hash(model) == weights_hash(plain[0]), "looking at gradients changes none"
+    assert list(log["loss"]) == list(plain[1]["loss"]) and list(log["kl"]) == list(plain[1]["kl"])
+    # The first two steps again, and the gradients of the second by hand.
+    student, teachers, reference = ranks.models()
+    budget = Budget(steps=1, batch=4, learning_rate=3e-3, schedule="constant", log_every=1)
+    first = Examples(4, ranks.examples(asked, []).make)
+    train(student, asked, first, Objective({}, teachers, reference), budget, tmp_path / "one", "one", "cpu")
+    options = TrainingArguments(output_dir=str(tmp_path), report_to=[], use_cpu=True)
+    expected = {}
+    for name, terms in {
+        "gradient_divergence": {"rewards": ()},
+        "gradient_policy": {"policy_weight": 1e6, "beta": 0.0},
+        "gradient_kl": {"beta": 1e6},
+    }.items():
+        trainer = MastersTrainer(
+            model=student,
+            args=options,
+            data_collator=Collator(asked),
+            objective=Objective(terms, teachers, reference),
+        )
+        inputs = trainer.data_collator([ranks.examples(asked, [])[4 + i] for i in range(4)])
+        student.zero_grad()
+        trainer.compute_loss(student, inputs).backward()
+        gradients = [p.grad for p in student.parameters()]
+        expected[name] = float(torch.stack([g.norm() for g in gradients if g is not None]).norm())
+    found = log[names].iloc[1]
+    assert found["gradient_divergence"] == pytest.approx(expected["gradient_divergence"], rel=1e-3)
+    assert found["gradient_policy"] == pytest.approx(expected["gradient_policy"] / 1e6, rel=1e-3)
+    assert found["gradient_kl"] == pytest.approx(0.1 * expected["gradient_kl"] / 1e6, rel=1e-3)
+
+
+def test_a_run_that_leaves_its_reference_stops_with_the_reason(
+    asked: Questions, tmp_path: Path, plain: Any
+) -> None:
+    bound = float(plain[1]["kl"].max()) / 2
+    with pytest.raises(Diverged, match=r"^stopped at step \d: the KL to the student before") as caught:
+        trained(asked, tmp_path / "run", watch=Watch(kl=bound))
+    assert "lower the learning rate (0.003)" in str(caught.value) and "\n" not in str(caught.value)
+    _, log = trained(asked, tmp_path / "other", watch=Watch(kl=4 * bound, growth=100))
+    assert list(log["loss"]) == list(plain[1]["loss"])

@@ -1,0 +1,189 @@
+"""The estimate of a step's memory against what torch really allocates in one."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import small
+import torch
+from torch import Tensor
+from transformers import TrainingArguments
+
+from masters.data.questions import Questions
+from masters.masking.teacher_mask import TeacherMask
+from masters.models import loading as models
+from masters.objective import logits as logits_module
+from masters.settings import Fit, Lora, ModelSpec
+from masters.training import adapters, memory, trainer
+from masters.training.examples import Collator, Example, Examples
+from masters.training.memory import Peak, Shape, advice, estimate, skeleton
+from masters.training.train import train
+from masters.training.trainer import MastersTrainer, Objective
+
+MANY_WORDS = sorted({*small.WORDS, *(f"word{i}" for i in range(6000))})
+TEXTS = ["the answer is {} . ", "{} . ", "it is a {} square . ", "no , it is {} "]
+
+
+@pytest.fixture(scope="module")
+def asked(tmp_path_factory: pytest.TempPathFactory) -> Questions:
+    return small.questions(tmp_path_factory.mktemp("memory") / "questions", 16)
+
+
+def test_the_count_of_allocations_counts() -> None:
+    with Peak() as counted:
+        first = torch.ones(1000)
+        second = first + 1  # 8000 bytes are alive
+        del first
+        third = second[:10]  # a view costs nothing
+        assert counted.now == 4000 and counted.peak == 8000
+        del second, third
+    assert counted.now == 0
+
+
+@pytest.mark.parametrize("chunk", [logits_module.CHUNK, 1 << 16])
+@pytest.mark.parametrize(
+    ("spec", "questions", "fit", "words"),
+    [
+        (ModelSpec(width=128, layers=2), 4, Fit(), small.WORDS),
+        (ModelSpec(width=64, layers=4), 16, Fit(), small.WORDS),
+        (ModelSpec(width=192, layers=2, vision_layers=2), 2, Fit(), small.WORDS),
+        (ModelSpec(width=128, layers=4), 8, Fit(gradient_checkpointing=True), small.WORDS),
+        (ModelSpec(width=192, layers=2), 4, Fit(lora=Lora(rank=8)), small.WORDS),
+        (ModelSpec(width=192, layers=2), 4, Fit(bf16=True), small.WORDS),
+        (ModelSpec(width=64, layers=2), 4, Fit(), MANY_WORDS),
+    ],
+)
+def test_the_estimate_is_within_a_quarter_of_what_a_step_allocates(
+    asked: Questions,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    spec: ModelSpec,
+    questions: int,
+    fit: Fit,
+    words: list[str],
+    chunk: int,
+) -> None:
+    monkeypatch.setattr(logits_module, "CHUNK", chunk)
+    student, teacher, reference = (models.build(spec, words, seed)[0].train() for seed in (0, 1, 0))
+    trained = adapters.prepare(student, fit, 0)
+    options = TrainingArguments(str(tmp_path), report_to=[], use_cpu=True, **adapters.arguments(fit))
+    trainer = MastersTrainer(
+        model=trained,
+        args=options,
+        data_collator=Collator(asked),
+        objective=Objective({}, [teacher], reference),
+    )
+    if fit.gradient_checkpointing:
+        student.activation_checkpointing_enable({"use_reentrant": False})
+    answers = asked.table["answer"]
+    inputs = Collator(asked)(
+        [
+            Example(
+                i,
+                [small.tokens(3 * text.format(answers[i])) for text in TEXTS],
+                accuracy=np.array([1, 0, 1, 0]),
+            )
+            for i in range(questions)
+        ]
+    )
+    batch = inputs["batch"]
+    weights = [p for p in trained.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(weights, lr=1e-3)
+    with Peak() as counted:
+        for model in (trained, teacher, reference):
+            for parameter in model.parameters():
+                counted.see(parameter)
+        for _ in range(2):
+            trainer.compute_loss(trained, inputs).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    shape = Shape(
+        questions=questions,
+        length=batch.input_ids.shape[1],
+        tokens=batch.tokens.numel(),
+        patches=memory.patches(student.config, batch.images["pixel_values"]),
+        vocabulary=student.get_output_embeddings().weight.shape[0],
+    )
+    plain = models.build(spec, words, 0)[0]
+    guess = estimate(plain, shape, fit, (teacher, reference))
+    assert guess.total == pytest.approx(counted.peak, rel=0.25)
+    assert 0.5 * counted.peak > max(guess.weights, guess.teachers), "activations are guessed"
+
+
+def test_what_a_mask_holds_is_within_its_estimate() -> None:
+    teacher = small.build(width=64)[0]
+    guess = estimate(teacher, Shape(1, 1, 1, 1, 1), Fit(), (teacher,), mask_ratio=0.4)
+    with TeacherMask(teacher).apply(0.4) as mask:
+        assert 0.95 * guess.mask < mask.extra_bytes() <= guess.mask
+
+
+def test_shards_and_parts() -> None:
+    student, shape = small.build(width=64)[0], Shape(8, 100, 400, 136, 30)
+    whole = estimate(student, shape, Fit(accumulate=2))
+    shared = estimate(student, shape, Fit(accumulate=2), shards=2)
+    count = sum(p.numel() for p in student.parameters())
+    assert whole.weights == whole.gradients == whole.optimiser // 2 == 4 * count
+    assert shared.weights == shared.gradients == 2 * count and shared.activations == whole.activations
+    assert estimate(student, shape, Fit()).gradients == 0, "they come as activations go"
+    along = estimate(student, shape, Fit(), (student,), 0.5)
+    spread = estimate(student, shape, Fit(), (student,), 0.5, teacher_shards=2)
+    assert spread.teachers == along.teachers // 2 == 2 * count and spread.mask == along.mask // 2 > 0
+    assert spread.weights == along.weights
+
+
+def test_a_model_on_disk_is_estimated_without_reading_it(tmp_path: Path) -> None:
+    student = small.build(width=64)[0]
+    student.save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    shape = Shape(8, 100, 400, 136, 30)
+    assert estimate(skeleton(str(tmp_path)), shape, Fit()) == estimate(student, shape, Fit())
+    line = estimate(student, shape, Fit()).line()
+    assert line.startswith("memory a device: about ") and "activations" in line and "\n" not in line
+
+
+@pytest.mark.parametrize(
+    ("fit", "questions", "teachers", "knob"),
+    [
+        (Fit(), 6, True, "fit.accumulate: 2 (now 6 questions at once)"),
+        (Fit(accumulate=2), 9, True, "fit.accumulate: 6 (now 9 questions at once)"),
+        (Fit(), 1, True, "fit.gradient_checkpointing: true"),
+        (Fit(gradient_checkpointing=True), 1, True, "cache_teacher: true"),
+        (Fit(gradient_checkpointing=True), 1, False, "fit.responses_at_once: 2"),
+        (Fit(gradient_checkpointing=True, responses_at_once=2), 1, False, "fit.responses_at_once: 1"),
+        (Fit(gradient_checkpointing=True, responses_at_once=1), 1, False, "fit.lora: {rank: 16}"),
+        (
+            Fit(gradient_checkpointing=True, responses_at_once=1, lora=Lora()),
+            *(1, False, "teacher_responses and student_responses"),
+        ),
+    ],
+)
+def test_the_next_setting_to_change_is_named(fit: Fit, questions: int, teachers: bool, knob: str) -> None:
+    assert knob in advice("a run", fit, questions, teachers)
+
+
+@pytest.mark.parametrize("kind", ["cpu", "accelerator"])
+def test_out_of_memory_is_one_line_with_the_setting_to_change(
+    asked: Questions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    def full(*args: Any, **options: Any) -> Tensor:
+        if kind == "cpu":
+            return torch.empty(2**60)
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(trainer, "response_projection", full)
+    student, _ = small.build()
+    run = (small.labelled(asked), Objective(), small.BUDGET, tmp_path / "run", "a run", "cpu")
+    with pytest.raises(MemoryError, match=r"^a run: out of memory; set distillation") as caught:
+        train(student, asked, *run)
+    assert "fit.accumulate: 2" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_other_errors_are_told_as_they_are(asked: Questions, tmp_path: Path) -> None:
+    def broken(position: int) -> Example:
+        raise RuntimeError("something else")
+
+    budget = small.BUDGET
+    examples = Examples(budget.steps * budget.batch, broken)
+    with pytest.raises(RuntimeError, match="something else"):
+        train(small.build()[0], asked, examples, Objective(), budget, tmp_path / "run", "a run", "cpu")

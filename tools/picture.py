@@ -1,0 +1,18 @@
+"""Draw the claims of the tracked study for README.md: ``python tools/picture.py`` writes docs/claims.svg."""
+
+from pathlib import Path
+
+from masters.claims.comparisons import read_effects
+from masters.claims.verdicts import judge_claims
+from masters.report.claims_figure import claims
+from masters.report.style import write_svg
+from masters.runtime.files import ROOT, STUDY
+
+
+def draw(path: Path) -> None:
+    """Write the picture of the study's claims."""
+    write_svg(claims(judge_claims(read_effects(STUDY / "comparisons.csv"))), path)
+
+
+if __name__ == "__main__":
+    draw(ROOT / "docs" / "claims.svg")
