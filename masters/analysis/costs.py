@@ -40,8 +40,9 @@ import torch
 from pydantic import Field
 
 from masters.experiments.arms import arm
+from masters.experiments.curriculum import WantedResponses
 from masters.experiments.lab import Lab
-from masters.experiments.response_plan import ResponsePlan, WantedResponses
+from masters.experiments.response_plan import ResponsePlan
 from masters.experiments.results import Results
 from masters.masking.schedule import MaskSchedule
 from masters.responses.manifest import read
@@ -164,10 +165,9 @@ def measured(lab: Lab, name: str, results: Results, seed: int = 0) -> Measured:
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # should scores have been cleared away, they are made anew, and here
         try:
-            for read in plan.scores:
-                scorer = lab.source(read.scorer, read.scorer_ratio, read.choice)
-                scoring += seconds(lab.distributions(scorer, read.source, read.ratio, read.n, read.choice))
-                scored += read.n * len(lab.pool)
+            for wanted in plan.scores:
+                scoring += seconds(lab.scores(wanted))
+                scored += wanted.responses.n * len(lab.pool)
         finally:
             torch.set_num_threads(threads)
     cost = Cost(generation, judging, scoring, float(row["seconds"]), ("generation", "judging", "scoring"))

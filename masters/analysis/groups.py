@@ -11,7 +11,7 @@ import torch
 
 from masters.data.questions import Ragged
 from masters.experiments.arms import arm
-from masters.experiments.curriculum import all_stages, authors
+from masters.experiments.curriculum import all_stages, grouped, wanted_responses
 from masters.experiments.lab import Lab
 from masters.objective.divergence import jsd
 from masters.objective.rewards import distillation_reward, group_advantages
@@ -45,18 +45,17 @@ def rewarded_groups(lab: Lab, name: str = "masters") -> pd.DataFrame:
     teacher = lab.source(spec.teachers[stage[0]], stage[1], spec.choice())
     student = lab.source(spec.student)
     frames = []
-    for source, ratio, n in authors(spec, stage):
-        frame = lab.groups(source, ratio, n, spec.judge, spec.choice())
-        of_teacher, of_student = (
-            lab.distributions(scorer, source, ratio, n, spec.choice()) for scorer in (teacher, student)
-        )
+    for wanted in wanted_responses(spec, stage):
+        frame = lab.groups(wanted.model, wanted.ratio, wanted.n, wanted.judge, wanted.choice)
+        texts = grouped(frame["tokens"], wanted.n)
+        of_teacher, of_student = (lab.scores_of(scorer, texts) for scorer in (teacher, student))
         frame["divergence"] = [
             value
             for start in range(0, len(frame), AT_ONCE)
             for value in _divergences(of_teacher, of_student, range(start, min(start + AT_ONCE, len(frame))))
         ]
-        position = np.repeat(np.arange(len(lab.pool)), n)
-        frames.append(frame.assign(source=source, ratio=ratio, position=position))
+        position = np.repeat(np.arange(len(lab.pool)), wanted.n)
+        frames.append(frame.assign(source=wanted.model, ratio=wanted.ratio, position=position))
     table = pd.concat(frames, ignore_index=True).sort_values("position", kind="stable", ignore_index=True)
     groups = (len(lab.pool), -1)
     divergence = torch.tensor(table["divergence"].to_numpy()).reshape(groups)

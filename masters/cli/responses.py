@@ -18,8 +18,8 @@ from rich.table import Table
 from masters.runtime import progress
 
 if TYPE_CHECKING:
+    from masters.experiments.curriculum import WantedResponses
     from masters.experiments.lab import Lab
-    from masters.experiments.response_plan import WantedResponses
 
 ProfileName = Annotated[str, typer.Argument(help="A folder of notebooks/params, such as smoke or mini.")]
 ArmName = Annotated[str, typer.Option(help="Whose responses: an arm such as masters, clipped or mid_only.")]

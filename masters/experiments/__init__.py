@@ -1,4 +1,4 @@
-"""Runs as data: the name of an arm becomes a spec, a trained student, and a row of results.
+"""Experiments: the name of an arm becomes a spec, a trained student, and a row of results.
 
 The path of a run, downward: :mod:`~masters.experiments.arms` (name to spec),
 :mod:`~masters.experiments.results` (what is missing), :mod:`~masters.experiments.response_plan` (the

@@ -1,8 +1,8 @@
-"""The arms of every comparison, by name: what differs from the paper's method, and nothing else.
+"""The arms of every comparison: a name, and how it differs from the paper's method.
 
-An arm becomes a :class:`RunSpec`, the full description of a training run, when it meets a profile. A new
-variant is one line in ``CHANGES``; every table and figure takes it from there. Names are put together with a
-plus sign: ``clipped+learning_rate=1e-4`` is the clipped variant at another learning rate.
+:func:`arm` turns a name and a profile into a :class:`RunSpec`, the full description of a training run. To add
+a variant, add one line to ``CHANGES``. Join names with a plus sign: ``clipped+learning_rate=1e-4`` is the
+clipped variant at another learning rate.
 """
 
 import re
@@ -21,26 +21,24 @@ Judge = Literal["rule", "embedding", "llm"]
 
 
 class RunSpec(Strict):
-    """A distillation run as data; with a seed it determines the result."""
+    """A training run as data; together with a seed it determines the result."""
 
     student: str = "student"
     teachers: tuple[str, ...] = Field(
-        ("large",), description="one after the other, equal shares of the steps"
+        ("large",), description="in order; each gets an equal share of the steps"
     )
     r_max: Ratio = 0.0
     r_step: Positive = 0.1
     schedule: Literal["equal", "plateau"] = Field("equal", description="when a stage ends")
-    criterion: Name = Field("magnitude", description="by what the teacher's weights are masked")
+    criterion: Name = Field("magnitude", description="how the weights to mask are chosen")
     masked: Part = Field("all", description="which part of the teacher is masked")
     learn_from: Literal["nothing", "labels", "rationales", "responses", "online"] = "responses"
-    cross_entropy: bool = Field(False, description="on the labels, without a teacher")
+    cross_entropy: bool = Field(False, description="train on the labels without a teacher")
     teacher_responses: int = Field(4, ge=0)
     student_responses: int = Field(4, ge=0)
-    refreshed: bool = Field(False, description="each stage has responses of the student as it is then")
+    refreshed: bool = Field(False, description="the current student answers again at each stage")
     rewards: tuple[Literal["accuracy", "distillation"], ...] = ()
-    judge: Judge = Field(
-        "rule", description="whose verdicts are the accuracy reward; paper: a language model's"
-    )
+    judge: Judge = Field("rule", description="judge of the accuracy reward; the paper uses a language model")
     normalise: bool = True
     beta: float = Field(0.1, ge=0)
     ratio: Literal["one", "clipped"] = "one"
@@ -52,8 +50,10 @@ class RunSpec(Strict):
     divergence: Kind = "jsd"
     mix: float = 0.5
     teacher_temperature: Positive = 1.0
-    label_noise: float = Field(0.0, ge=0, le=1, description="share of wrong labels where it learns from them")
-    replay: bool = Field(False, description="half of each batch is drawn from what the student finds hard")
+    label_noise: float = Field(0.0, ge=0, le=1, description="share of wrong training labels")
+    replay: bool = Field(
+        False, description="draw half of each batch from questions that the student finds hard"
+    )
     questions: Count = 1
     steps: Count = 1
     batch: Count = 1
@@ -62,30 +62,30 @@ class RunSpec(Strict):
 
     @property
     def models(self) -> tuple[str, ...]:
-        """The models of the ladder that it needs: its student, then its teachers."""
+        """The rungs that the run needs: its student, then its teachers."""
         return (self.student, *self.teachers)
 
     def objective(self) -> dict[str, Any] | None:
-        """Arguments of :func:`masters.objective.loss.masters_loss`; None means cross-entropy."""
+        """Return the arguments of :func:`masters.objective.loss.masters_loss`; None means cross-entropy."""
         if self.cross_entropy:
             return None
         return {name: getattr(self, name) for name in OPTIONS}
 
     def choice(self) -> MaskChoice:
-        """Which weights of its teachers are masked."""
+        """Return which weights of the teachers are masked."""
         return MaskChoice(self.criterion, self.masked)
 
     def determining(self) -> dict[str, Any]:
-        """What differs from the defaults, for the keys of results: they outlive a new field.
+        """Return the fields that differ from their defaults, so that keys of results outlive a new field.
 
-        A default that changes needs another ``experiments.VERSION``.
+        Raise ``experiments.lab.VERSION`` when a default changes.
         """
         return self.model_dump(mode="json", exclude_defaults=True)
 
 
-LABELS = ("labels", "rationales")  # in all registers, or in the one that reasons before it answers
+LABELS = ("labels", "rationales")  # in all registers, or in the register that gives a reason first
 
-# Of a spec, what masters_loss takes.
+# The fields that masters_loss takes.
 OPTIONS = (
     *("rewards", "normalise", "beta", "policy_weight", "ratio", "advantages", "flat", "distillation_on"),
     *("averaging", "divergence", "mix", "teacher_temperature"),
@@ -112,7 +112,7 @@ CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
         {"learn_from": "labels", "cross_entropy": True, "teachers": (), **PLAIN, **UNMASKED},
     ),
     "reasoning": (
-        "supervised to give a reason first",
+        "supervised on rationales",
         {"learn_from": "rationales", "cross_entropy": True, "teachers": (), **PLAIN, **UNMASKED},
     ),
     "naive": ("naive distillation, one label", {"learn_from": "labels", **PLAIN, **UNMASKED}),
@@ -131,10 +131,10 @@ CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
     "summed": ("distillation reward on summed divergence", {"distillation_on": "sum"}),
     "by_token": ("averaged over tokens", {"averaging": "token"}),
     "replay": ("hard questions replayed", {"replay": True}),
-    "plateau": ("stages until the student stops to gain", {"schedule": "plateau"}),
-    "refreshed": ("own responses refreshed at each stage", {"refreshed": True}),
+    "plateau": ("a stage ends when the student stops improving", {"schedule": "plateau"}),
+    "refreshed": ("student responses refreshed at each stage", {"refreshed": True}),
     "own_accuracy": (
-        "own responses, accuracy reward",
+        "student responses only, accuracy reward",
         {"rewards": ("accuracy",), **ALONE},
     ),
     "online": (
@@ -144,42 +144,40 @@ CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-# Titles of what may be masked otherwise; the criteria and the parts of a model have no name in common.
+# Titles of other masks. Criteria and parts of a model have no name in common.
 MASKS = {
     "magnitude": "masked by magnitude",
     "random": "masked at random",
     "activation": "masked by activation (Wanda)",
     "all": "all linear layers masked",
-    "language": "language model alone masked",
-    "vision": "vision encoder alone masked",
+    "language": "only the language model masked",
+    "vision": "only the vision encoder masked",
 }
 
-# The share of the teacher in the mixture of a divergence, as its paper has it; half where it does not say.
+# The teacher's share in the mixture of a divergence, from its paper; 0.5 where the paper does not say.
 MIX: dict[Kind, float] = {"skewed_kl": 0.1}
 
 
 def arm(name: str, profile: Profile) -> RunSpec:
-    """The run that an arm stands for in a profile.
+    """Return the run that an arm stands for in a profile.
 
     Args:
-        name: one or several of these, joined by ``+``, the later ones having the last word: a name of
-            ``CHANGES``, ``r_max=0.4``, ``responses=2`` (half of each model), ``source=6:2``
-            (student to teacher responses), ``teachers=mid,large`` (one after the other),
-            ``student=mid``, ``learning_rate=1e-4``, ``policy_weight=0.1``, ``beta=0.01``,
-            ``judge=embedding``
-            or ``judge=llm`` (the language model that the profile names),
-            ``label_noise=0.2`` (that share of wrong labels), ``teacher_temperature=2`` (above 1 softer),
-            ``alone=skewed_kl`` (a divergence without masks and rewards), ``masters=skewed_kl`` (Masters with
-            it in the place of the JSD), ``steps=60``, and ``criterion=random`` or ``masked=vision`` (other
-            weights of the teacher masked).
-        profile: its distillation settings are the paper's method where the arm says nothing.
+        name: one or several of these joined by ``+``, later ones overriding earlier ones: a name of
+            ``CHANGES``, ``r_max=0.4``, ``responses=2`` (half from each model), ``source=6:2`` (student to
+            teacher responses), ``teachers=mid,large`` (in this order), ``student=mid``,
+            ``learning_rate=1e-4``, ``policy_weight=0.1``, ``beta=0.01``, ``judge=embedding`` or ``judge=llm``
+            (the profile's language model), ``label_noise=0.2`` (share of wrong labels),
+            ``teacher_temperature=2`` (above 1 is softer), ``alone=skewed_kl`` (a divergence without masks and
+            rewards), ``masters=skewed_kl`` (Masters with it instead of the JSD), ``steps=60``, and
+            ``criterion=random`` or ``masked=vision`` (other weights masked).
+        profile: gives every setting that the arm does not.
 
     Raises:
         ValueError: no such arm, an odd number of responses, a model that the profile's ladder lacks, or a
-            part that has nothing to change in this arm.
+            change without effect in this arm.
     """
     settings = profile.distillation
-    how = {"cache_teacher", "top_k_logprobs", "fit", "watch"}  # not what, is run
+    how = {"cache_teacher", "top_k_logprobs", "fit", "watch"}  # how a run is computed, not what is run
     spec = RunSpec(**(settings.model_dump(exclude=how) | {"rewards": BOTH} | _changes(name)))
     if lacking := [model for model in spec.models if model not in profile.ladder]:
         raise ValueError(
@@ -192,7 +190,7 @@ def arm(name: str, profile: Profile) -> RunSpec:
 
 
 def _idle(spec: RunSpec, profile: Profile) -> str:
-    """Why a part of a name cannot do what it says in this arm; empty where it can."""
+    """Return why a change has no effect, or cannot work, in this arm; empty if it can."""
     top_k, engine = profile.distillation.top_k_logprobs, profile.generation.engine
     if spec.choice() != PAPERS and not (spec.teachers and spec.r_max):
         return f"masks nothing, so {spec.choice()} has no effect: leave it out"
@@ -202,53 +200,51 @@ def _idle(spec: RunSpec, profile: Profile) -> str:
             return "has no stage with responses to refresh: leave out refreshed"
         if engine != "transformers":
             return (
-                f"cannot have the student in training write by engine {engine}: take generation.engine "
+                f"cannot use engine {engine} for a student in training: set generation.engine to "
                 f"transformers in profile {profile.name}, or leave out refreshed"
             )
         if spec.replay or spec.label_noise or spec.schedule == "plateau":
-            return (
-                "refreshes responses, which goes with no replay, label_noise or plateau: leave out refreshed"
-            )
+            return "cannot combine refreshed with replay, label_noise or plateau: leave out refreshed"
     tempered = spec.teacher_temperature != 1
     if tempered and not spec.teachers:
-        return "has no teacher whose distribution could be tempered: leave out teacher_temperature"
+        return "has no teacher: leave out teacher_temperature"
     if tempered and top_k is not None:
         return (
-            f"needs the teacher's whole distribution, and the profile keeps the {top_k} largest entries: "
-            "leave out teacher_temperature, or top_k_logprobs of the profile"
+            f"needs the teacher's full distribution, and the profile keeps the {top_k} largest entries: "
+            "leave out teacher_temperature, or the profile's top_k_logprobs"
         )
     judged = spec.learn_from == "responses" and ("accuracy" in spec.rewards or spec.replay)
     if spec.label_noise and not (judged or spec.learn_from in LABELS):
-        return "neither learns from stored labels nor from responses judged by them: leave out label_noise"
+        return "learns neither from labels nor from responses judged by them: leave out label_noise"
     if spec.judge != "rule" and not judged and spec.learn_from != "online":
-        return "is rewarded for no verdict: leave out judge"
+        return "has no accuracy reward: leave out judge"
     if spec.judge == "llm" and profile.judge is None:
         return (
-            f"asks a language model, and profile {profile.name} names none: say judge: {{server: ADDRESS, "
+            f"needs a language model, and profile {profile.name} names none: add judge: {{server: ADDRESS, "
             "model: NAME}} there"
         )
     if spec.replay and not (spec.learn_from == "responses" and spec.student_responses):
-        return "has no stored responses of its student to say what is hard: leave out replay"
+        return "has no stored student responses to measure difficulty: leave out replay"
     if spec.schedule == "plateau" and not (spec.objective() and spec.teachers and spec.r_max):
         return (
-            "has no masked teacher, so there is no stage to end: leave out plateau, or put a teacher and a "
-            "mask behind the rest, such as r_max=0.2"
+            "has no masked teacher, so there is no stage to end: leave out plateau, or add a teacher and a "
+            "mask, such as r_max=0.2"
         )
     if spec.replay and spec.batch < 2:
-        return "replays half of each batch, and a batch is one question: make it larger in the profile"
+        return "replays half of each batch, but a batch is one question: raise batch in the profile"
     return ""
 
 
 def title(name: str) -> str:
-    """The arm's name for people."""
+    """Return the arm's title for tables and figures."""
     _changes(name)
     return ", ".join(map(_title, name.split("+")))
 
 
 def setting(spec: RunSpec) -> str:
-    """Return what an arm was trained with, for the tables: policy weight, beta, learning rate, mask stages.
+    """Return an arm's policy weight, beta, learning rate and mask stages in words, for the tables.
 
-    Two arms called alike in two studies may differ in these, so they stand wherever a result does.
+    Arms of the same name may differ in these between studies, so tables show them beside each result.
     """
     if spec.learn_from == "nothing":
         return "not trained"
@@ -265,7 +261,7 @@ def setting(spec: RunSpec) -> str:
 
 
 def settings_of(profile: Profile, arms: Iterable[str]) -> dict[str, str]:
-    """Return the :func:`setting` of each arm at a profile; arms that the profile cannot run are left out."""
+    """Return the :func:`setting` of each arm that the profile can run."""
     found = {}
     for name in arms:
         try:
@@ -279,8 +275,8 @@ def is_papers_form(spec: RunSpec) -> bool:
     """Return whether a run has the paper's objective and schedule as Eq. 3 and 8 to 11 have them.
 
     Policy weight 1, beta 0.1, every stage of Eq. 3 in steps of 0.05, a constant learning rate, 4 + 4
-    responses, and no departure of this project switched on. The learning rate's value does not count: the
-    paper's belongs to models of billions of weights.
+    responses, and none of this project's departures. The learning rate's value may differ: the paper's is for
+    models of billions of weights.
     """
     paper = RunSpec(
         rewards=BOTH,
@@ -348,9 +344,8 @@ def _change(part: str, name: str) -> dict[str, Any]:
         return plugged if family == "masters" else PLAIN | UNMASKED | plugged
     known = ", ".join(CHANGES)
     raise ValueError(
-        f"there is no arm {part!r}{f' (in {name!r})' if part != name else ''}; there are: {known}, "
+        f"no arm {part!r}{f' (in {name!r})' if part != name else ''}; there are: {known}, "
         "r_max=0.4, responses=2 (even), source=6:2, teachers=mid,large, student=mid, judge=embedding, "
         "learning_rate=1e-4, policy_weight=0.1, beta=0.01, label_noise=0.2, teacher_temperature=2, "
-        "alone=skewed_kl, masters=skewed_kl, steps=60, criterion=random, masked=vision, and several of them "
-        "joined by +"
+        "alone=skewed_kl, masters=skewed_kl, steps=60, criterion=random, masked=vision; join several with +"
     )

@@ -1,8 +1,8 @@
-"""The same generation over a Ray cluster: shares of the questions as rows of a Ray dataset.
+"""Generation on a Ray cluster: shards of the questions as rows of a Ray dataset.
 
-Every node sees the same data folder (a network file system) and can import ``masters``. A share is a job that
-can be done again at no cost: what is in the store is not generated a second time. So a worker that dies,
-whatever kills it, loses the batch under way, and Ray gives its share to another.
+Every node needs the same data folder (a network file system) and an importable ``masters``. A shard can be
+rerun at no cost, because stored responses are not generated again: when a worker dies, only the batch under
+way is lost, and Ray reruns its shard elsewhere.
 """
 
 import os
@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 
+from masters.experiments.curriculum import WantedResponses
 from masters.experiments.lab import Lab
-from masters.experiments.response_plan import WantedResponses, make, shard
+from masters.experiments.response_plan import make, shard
 from masters.runtime.files import data_dir
 from masters.settings import Profile
 
@@ -21,14 +22,14 @@ from masters.settings import Profile
 def make_on_ray(
     lab: Lab, wanted: Sequence[WantedResponses], pool: Sequence[int], shares: int, address: str
 ) -> None:
-    """Generate and judge what is missing of several authors, a share of the questions a task.
+    """Generate and judge the missing responses of several models, one shard of the questions per task.
 
     Args:
-        lab: of the profile.
+        lab: the profile's assets.
         wanted: whose responses, and how many.
         pool: indices of the questions.
-        shares: into how many tasks the questions are cut; several times the number of workers keep all busy.
-        address: of the cluster; ``local`` starts one on this machine, ``auto`` takes the one that runs here.
+        shares: number of tasks; several times the number of workers keeps all of them busy.
+        address: the cluster's; ``local`` starts one on this machine, ``auto`` uses one running here.
 
     Raises:
         ValueError: Ray is not installed, or there is no cluster at the address.
@@ -46,7 +47,7 @@ def make_on_ray(
     options: dict[str, Any] = {"runtime_env": {"env_vars": variables}, "logging_level": "ERROR"}
     if address == "local":
         options |= {"num_cpus": lab.profile.processes, "include_dashboard": False}
-    # Its next default, which leaves the GPUs of tasks that ask for none as they are.
+    # Ray's coming default: do not hide the GPUs from tasks that request none.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
         ray.init(address=address, log_to_driver=False, **options)
@@ -58,16 +59,17 @@ def make_on_ray(
         given = {"profile": lab.profile, "wanted": list(wanted), "pool": list(pool), "shares": shares}
         gpus = 1 if torch.cuda.is_available() and lab.profile.generation.engine != "openai" else 0
         rows = ray.data.from_items([{"share": index} for index in range(shares)], override_num_blocks=shares)
-        made: Any = _share  # Ray's types know of the row alone
-        again = {"max_retries": -1}
-        done = rows.map(made, fn_kwargs=given, num_cpus=1, num_gpus=gpus, ray_remote_args_fn=lambda: again)
-        done.materialize()
+        make_share: Any = _share  # Ray's types know the row alone
+        retry = {"max_retries": -1}
+        rows.map(
+            make_share, fn_kwargs=given, num_cpus=1, num_gpus=gpus, ray_remote_args_fn=lambda: retry
+        ).materialize()
     finally:
         ray.shutdown()
 
 
 def _reachable(address: str) -> None:
-    """Ray itself waits for minutes for a cluster that is not there."""
+    """Raise ValueError at once if nothing listens at the address; Ray itself waits for minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host:  # local, auto
         return
@@ -75,7 +77,7 @@ def _reachable(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=10).close()
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"no Ray cluster at {address!r} ({error}); see that it runs and is reachable"
+            f"no Ray cluster at {address!r} ({error}); check that it runs and is reachable"
         ) from None
 
 

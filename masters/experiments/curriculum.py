@@ -1,18 +1,18 @@
-"""Which question is seen when, from which teacher at which mask ratio, with whose responses (Eq. 3, 5).
+"""Fix which question is seen when, from which teacher at which mask ratio, with whose responses (Eq. 3, 5).
 
-Fixed before a run begins: the spec gives the stages and their authors, the seed gives the order of the
-questions, and the parts hold what each author wrote. When a stage begins is fixed too, unless the spec leaves
-that to the training (:mod:`masters.training.plateau`).
+All of it is fixed before training: the spec gives the stages and their responses, the seed gives the order of
+the questions. Only the plateau schedule (:mod:`masters.training.plateau`) decides during training when a
+stage ends.
 
 Departures from the paper:
-    * replay, off by default: half of each batch is drawn, with replacement, from what the base student finds
-      hard, question i with probability ``(1 - a_i) / sum_k (1 - a_k)``. Here a_i is the mean accuracy reward
-      (Eq. 6) of its stored responses, by the judge and the labels of the run. The other half comes from the
-      plain order, so the number of questions and steps is the same.
+    * replay, off by default: half of each batch is drawn, with replacement, from the questions that the base
+      student finds hard, question i with probability ``(1 - a_i) / sum_k (1 - a_k)``. a_i is the mean
+      accuracy reward (Eq. 6) of its stored responses. The other half keeps the plain order, so the number of
+      questions and steps is the same.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,41 +20,90 @@ import pandas as pd
 
 from masters.experiments.arms import LABELS, RunSpec
 from masters.experiments.ladder import epochs
+from masters.masking.choice import PAPERS, MaskChoice
 from masters.masking.schedule import MaskSchedule
 from masters.training.examples import Example, Examples, Stage
 from masters.training.plateau import PlateauStages, held_out
 
+REFRESHED = "refreshed"  # the student as it is when the stage begins
+
 
 @dataclass(frozen=True)
-class Part:
-    """What one author contributes to a stage, for every question that it sees.
+class WantedResponses:
+    """The first ``n`` responses of a model, masked at a ratio, to every question of the pool.
 
     Attributes:
-        n: responses a question.
-        tokens: token ids, by question and response.
-        behaviour: log-probabilities of the tokens under their author, by question and response.
-        accuracy: ``(questions, n)``, 1 where a response is right.
-        teacher: whole log-probabilities of the stage's teacher, one array a response, questions in order.
+        model: a rung of the ladder, one of ``LABELS``, or ``REFRESHED``.
+        ratio: the model's mask ratio; for labels, the share of them that is wrong.
+        n: responses per question.
+        choice: which of the model's weights are masked.
+        judge: ``rule``, ``embedding`` or ``llm``.
+    """
+
+    model: str
+    ratio: float
+    n: int
+    choice: MaskChoice = PAPERS
+    judge: str = "rule"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "choice", self.choice.at(self.ratio))
+
+    @property
+    def is_stored(self) -> bool:
+        """Whether the responses are in a store that runs share."""
+        return self.model not in (*LABELS, REFRESHED)
+
+
+@dataclass(frozen=True)
+class WantedScores:
+    """Log-probabilities of a model at every token of some responses.
+
+    Attributes:
+        scorer: the rung that reads the responses.
+        responses: the responses it reads.
+        ratio: the scorer's mask ratio.
+        choice: which of its weights are masked.
+    """
+
+    scorer: str
+    responses: WantedResponses
+    ratio: float = 0.0
+    choice: MaskChoice = PAPERS
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "choice", self.choice.at(self.ratio))
+
+
+@dataclass(frozen=True)
+class ResponseSet:
+    """The responses of one model to every question of a stage, with their scores.
+
+    Attributes:
+        n: responses per question.
+        tokens: ``(questions, n)`` arrays of token ids.
+        behavior: ``(questions, n)`` arrays: log-probabilities of the tokens under the model that wrote them.
+        accuracy: ``(questions, n)``, 1 where a response is correct.
+        teacher: full log-probabilities of the stage's teacher, one array per response, questions in order.
         reference: the same of the student before training.
-        rows: where each of the questions stands in all this, by its place in the pool; None where all of the
-            pool are there, in its order.
+        rows: the row of each question by its place in the pool; None where row and place are the same.
     """
 
     n: int
     tokens: Sequence[Sequence[np.ndarray]]
-    behaviour: Sequence[Sequence[np.ndarray]] | None = None
+    behavior: Sequence[Sequence[np.ndarray]] | None = None
     accuracy: np.ndarray | None = None
     teacher: Any = None
     reference: Any = None
     rows: Mapping[int, int] | None = None
 
     def row(self, place: int) -> int:
-        """Where the question at a place of the pool stands."""
+        """Return the row of the question at a place of the pool."""
         return place if self.rows is None else self.rows[place]
 
 
 def stages(spec: RunSpec) -> Callable[[int], Stage]:
-    """From a step to its stage: Eq. 3 anew for each teacher, which all get equal shares of the steps."""
+    """Return the function from a step to its stage: Eq. 3, repeated by each teacher on its share of steps."""
     if not spec.teachers:
         return lambda step: (0, 0.0)
     schedule, bounds = MaskSchedule(spec.r_max, spec.r_step), _bounds(spec)
@@ -67,12 +116,12 @@ def stages(spec: RunSpec) -> Callable[[int], Stage]:
 
 
 def _bounds(spec: RunSpec) -> list[int]:
-    """The first step of each teacher, and the number of steps."""
+    """Return the first step of each teacher, then the number of steps."""
     return [spec.steps * i // len(spec.teachers) for i in range(len(spec.teachers) + 1)]
 
 
 def all_stages(spec: RunSpec) -> list[Stage]:
-    """Every stage of a run once, in order; where the training decides, every stage that it may come to."""
+    """Return every stage of a run once, in order; for the plateau schedule, every stage it may reach."""
     if spec.schedule == "plateau":
         ratios = MaskSchedule(spec.r_max, spec.r_step).ratios
         return [(index, ratio) for index in range(len(spec.teachers)) for ratio in ratios]
@@ -80,10 +129,10 @@ def all_stages(spec: RunSpec) -> list[Stage]:
 
 
 def learning_rate_shares(spec: RunSpec) -> dict[Stage, float]:
-    """Return how much of the learning rate, summed over all steps, each stage of a run gets.
+    """Return each stage's share of the learning rate summed over all steps.
 
-    Equal stages get equal shares at a constant rate, as in the paper. Where the rate falls to zero, the late
-    stages, those of the whole teacher, hardly count.
+    Equal stages get equal shares at a constant rate, as in the paper. With a linear decay to zero, the last
+    stages, those of the whole teacher, get little of it.
     """
     stage_of, shares = stages(spec), dict.fromkeys(all_stages(spec), 0.0)
     warm_up = max(1, spec.steps // 50)
@@ -96,43 +145,43 @@ def learning_rate_shares(spec: RunSpec) -> dict[Stage, float]:
     return {stage: share / total for stage, share in shares.items()}
 
 
-def authors(spec: RunSpec, stage: Stage) -> list[tuple[str, float, int]]:
-    """Who wrote the responses of a stage: (model, one of ``LABELS`` or ``refreshed``, mask ratio, responses a
-    question); ``refreshed`` is the student as it is when the stage begins.
-
-    Labels have no mask ratio; in its place is the share of them that is wrong.
-    """
+def wanted_responses(spec: RunSpec, stage: Stage) -> list[WantedResponses]:
+    """Return the responses that a stage reads: the teacher's, then the student's; or the labels."""
     if spec.learn_from in LABELS:
-        return [(spec.learn_from, spec.label_noise, 1)]
-    teacher = (spec.teachers[stage[0]], stage[1], spec.teacher_responses)
-    anew = spec.refreshed and stage != stages(spec)(0)
-    student = ("refreshed" if anew else spec.student, 0.0, spec.student_responses)
-    return [author for author in (teacher, student) if author[2]]
+        return [WantedResponses(spec.learn_from, spec.label_noise, 1)]
+    student = REFRESHED if spec.refreshed and stage != stages(spec)(0) else spec.student
+    teacher = (spec.teachers[stage[0]], stage[1], spec.teacher_responses) if spec.teachers else ("", 0.0, 0)
+    return [
+        WantedResponses(model, ratio, n, spec.choice(), spec.judge)
+        for model, ratio, n in (teacher, (student, 0.0, spec.student_responses))
+        if n
+    ]
 
 
-def scores(spec: RunSpec) -> list[tuple[str, float, str, float, int]]:
-    """Whose log-probabilities a run learns from, on whose responses: the stage's teacher and the student
-    before training, as (scorer, its mask ratio, author, mask ratio of the author, responses a question);
-    without those that are refreshed, since no two runs share them."""
-    found: dict[tuple[str, float, str, float, int], None] = {}
+def wanted_scores(spec: RunSpec) -> list[WantedScores]:
+    """Return the log-probabilities that a run learns from: its teachers' and the base student's.
+
+    Those of refreshed responses are left out, since no two runs share them.
+    """
+    found: dict[WantedScores, None] = {}
     for stage in all_stages(spec) if spec.teachers else ():
-        for author in authors(spec, stage):
-            if author[0] == "refreshed":
-                continue
-            found[spec.teachers[stage[0]], stage[1], *author] = None
-            found[spec.student, 0.0, *author] = None
+        for responses in wanted_responses(spec, stage):
+            if responses.model != REFRESHED:
+                unjudged = replace(responses, judge="rule")
+                found[WantedScores(spec.teachers[stage[0]], unjudged, stage[1], spec.choice())] = None
+                found[WantedScores(spec.student, unjudged)] = None
     return list(found)
 
 
 def order(spec: RunSpec, seed: int, size: int, accuracy: np.ndarray | None = None) -> np.ndarray:
-    """Which questions of a pool a run sees, one after the other.
+    """Return the order in which a run sees the questions of a pool.
 
     Args:
         spec: the run.
-        seed: of the order.
-        size: questions of the pool.
+        seed: seed of the order.
+        size: number of questions in the pool.
         accuracy: ``(size,)`` in [0, 1], mean accuracy of the base student, for a run with ``replay``. The
-            last ``batch // 2`` questions of each batch are then drawn in proportion to 1 minus it; all alike
+            last ``batch // 2`` questions of each batch are then drawn in proportion to 1 minus it, uniformly
             where it is 1 everywhere.
 
     Returns:
@@ -156,67 +205,66 @@ def order(spec: RunSpec, seed: int, size: int, accuracy: np.ndarray | None = Non
 
 
 def curriculum(
-    spec: RunSpec, seed: int, pool: Sequence[int], parts: Mapping[Stage, Sequence[Part]]
+    spec: RunSpec, seed: int, pool: Sequence[int], responses: Mapping[Stage, Sequence[ResponseSet]]
 ) -> tuple[Examples, PlateauStages | None]:
-    """The examples of a run in the order of its steps, and what decides its stages if the run itself does.
+    """Return the examples of a run in the order of its steps, and its plateau schedule if it has one.
 
     Args:
         spec: the run.
-        seed: of the order of the questions.
+        seed: seed of the order of the questions.
         pool: index of each question of the pool among all questions.
-        parts: what the authors of each stage wrote.
+        responses: what each stage reads. A stage may be added any time before its first example is asked for.
 
     Raises:
         ValueError: the plateau schedule has no question to hold out.
     """
     trained = np.arange(len(pool))
     stage_of, plateau = stages(spec), None
-    # The student's part is the last one; of the first stage, it is that of the base student.
-    own = parts[stage_of(0)][-1].accuracy if spec.replay else None
+    # The student's responses come last; those of the first stage are the base student's.
+    own = responses[stage_of(0)][-1].accuracy if spec.replay else None
     if spec.schedule == "plateau":
         held = held_out(len(pool))
         trained = np.setdiff1d(trained, held)
 
-        def measured(stage: Stage) -> list[Example]:
-            return [_example(pool[place], place, stage, parts[stage]) for place in held]
+        def held_examples(stage: Stage) -> list[Example]:
+            return [_example(pool[place], place, stage, responses[stage]) for place in held]
 
-        plateau = PlateauStages(spec.r_max, spec.r_step, _bounds(spec), measured)
+        plateau = PlateauStages(spec.r_max, spec.r_step, _bounds(spec), held_examples)
         stage_of = plateau.stage_of
     places = order(spec, seed, len(trained), None if own is None else own[trained].mean(1))
 
     def make(position: int) -> Example:
         place, stage = int(trained[places[position]]), stage_of(position // spec.batch)
-        return _example(pool[place], place, stage, parts[stage])
+        return _example(pool[place], place, stage, responses[stage])
 
     return Examples(spec.steps * spec.batch, make), plateau
 
 
-def _example(question: int, place: int, stage: Stage, parts: Sequence[Part]) -> Example:
+def _example(question: int, place: int, stage: Stage, sets: Sequence[ResponseSet]) -> Example:
     def by_question(name: str) -> list[np.ndarray] | None:
-        values = [getattr(part, name) for part in parts]
+        values = [getattr(one, name) for one in sets]
         if any(value is None for value in values):
             return None
-        pairs = zip(parts, values, strict=True)
-        return [array for part, value in pairs for array in value[part.row(place)]]
+        return [array for one, value in zip(sets, values, strict=True) for array in value[one.row(place)]]
 
     def by_response(name: str) -> list[np.ndarray] | None:
-        if getattr(parts[0], name) is None:
+        if getattr(sets[0], name) is None:
             return None
-        return [getattr(part, name)[part.row(place) * part.n + j] for part in parts for j in range(part.n)]
+        return [getattr(one, name)[one.row(place) * one.n + j] for one in sets for j in range(one.n)]
 
-    accuracy = [part.accuracy[part.row(place)] for part in parts if part.accuracy is not None]
+    accuracy = [one.accuracy[one.row(place)] for one in sets if one.accuracy is not None]
     return Example(
         question=question,
         responses=by_question("tokens") or [],
         stage=stage,
         accuracy=np.concatenate(accuracy) if accuracy else None,
-        behaviour=by_question("behaviour"),
+        behaviour=by_question("behavior"),
         teacher=by_response("teacher"),
         reference=by_response("reference"),
     )
 
 
 def grouped(column: pd.Series, n: int) -> list[list[np.ndarray]]:
-    """A column of all responses as a list of those to each question, ``n`` side by side."""
+    """Return a column of all responses as one list per question, ``n`` responses each."""
     values = list(column)
     return [values[start : start + n] for start in range(0, len(values), n)]

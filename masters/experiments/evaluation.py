@@ -1,4 +1,4 @@
-"""Scores of a model: its greedy and its sampled answers to a set of questions, judged by one judge."""
+"""Evaluate a model: its greedy and sampled answers to a set of questions, judged."""
 
 import time
 from typing import Any
@@ -21,16 +21,16 @@ def evaluate(
     seed: int | None,
     greedy: bool = True,
 ) -> pd.DataFrame:
-    """Answers of a model, one row a question and mode.
+    """Return a model's answers, one row per question and mode.
 
     Args:
         model: in evaluation mode.
-        processor: of the model.
-        questions: all of them are asked.
-        judge: scores the answer against the label.
-        max_new_tokens: longest answer.
-        seed: of the sampled answers, drawn at temperature 1 from the whole distribution; None skips them.
-        greedy: whether to ask for the greedy answers.
+        processor: the model's.
+        questions: all of them are answered.
+        judge: scores each answer against the label.
+        max_new_tokens: longest answer, tokens.
+        seed: seed of the sampled answers (temperature 1, full distribution); None skips them.
+        greedy: whether to generate the greedy answers.
 
     Returns:
         Columns question, task, skill, mode (``greedy`` or ``sampled``), correct, tokens, register.
@@ -64,14 +64,14 @@ def evaluate(
 
 
 def unanswered(questions: Questions) -> pd.DataFrame:
-    """The rows of a model that answers nothing: all wrong, without a token."""
+    """Return the rows of a model that answers nothing: all wrong, no tokens."""
     table = questions.table[["id", "task", "skill"]].rename(columns={"id": "question"})
     modes = pd.DataFrame({"mode": ["greedy", "sampled"], "correct": False, "tokens": 0, "register": "none"})
     return table.merge(modes, how="cross")
 
 
 def register(text: str) -> str:
-    """In which of the registers of :mod:`masters.data.labels` an answer is written, by its wording."""
+    """Return the register of an answer (:mod:`masters.data.labels`), recognized by its wording."""
     if "answer is" not in text:
         return "bare"
     if text.startswith("the answer is"):
@@ -82,11 +82,7 @@ def register(text: str) -> str:
 def latency(
     model: PreTrainedModel, processor: Any, questions: Questions, count: int, max_new_tokens: int
 ) -> pd.Series:
-    """Time to answer, one question at a time, greedily.
-
-    Returns:
-        ``seconds_per_question`` and ``tokens`` (mean length of the answers).
-    """
+    """Return ``seconds_per_question`` and ``tokens`` per answer, greedy, one question at a time."""
     sampling = Sampling(max_new_tokens=max_new_tokens)
     wanted = range(min(count, len(questions)))
     list(

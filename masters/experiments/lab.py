@@ -1,12 +1,11 @@
-"""A run as data: a spec goes in, a result row comes out, and both stay on disk under a key made of all that
-determines them. Notebooks ask a :class:`Lab` for results; what is there is read, what is missing is made.
+"""The assets of a profile: its questions, models, responses and log-probabilities.
 
-A run that was killed goes on from its checkpoint; two notebooks that need the same run share it. ``VERSION``
-stands for the meaning of every stage: it changes whenever a number could.
+Each is computed on first use and stored under a key of all that determines it, so notebooks and runs share
+it. Change ``VERSION`` whenever a number could change.
 
-Choices where the paper is silent: the responses come once from the base student, unless they are refreshed
-(:mod:`masters.experiments.refreshing`); the reference of the KL is the base student, for a second teacher
-too; several teachers share the steps equally.
+Choices where the paper is silent: responses are generated once, by the base student, unless they are
+refreshed (:mod:`masters.experiments.refreshing`); the reference of the KL is the base student, for a second
+teacher too; several teachers get equal shares of the steps.
 """
 
 import os
@@ -24,7 +23,7 @@ from huggingface_hub import snapshot_download
 from masters.data.questions import Questions, Ragged, load_questions, training_labels
 from masters.data.tasks import REGISTERS, vocabulary
 from masters.experiments.arms import LABELS
-from masters.experiments.curriculum import grouped
+from masters.experiments.curriculum import WantedScores, grouped
 from masters.experiments.ladder import about_rung, end_tokens, train_rung
 from masters.judges import Judge, corpus
 from masters.judges.embedding import EmbeddingJudge
@@ -45,10 +44,10 @@ VERSION = 2
 
 
 class Lab:
-    """All that a profile's notebooks work with, made on first use and kept on disk.
+    """The assets of a profile, computed on first use and stored.
 
     Args:
-        profile: its name, or the profile itself.
+        profile: a name, or the profile itself.
     """
 
     def __init__(self, profile: str | Profile) -> None:
@@ -63,7 +62,7 @@ class Lab:
 
     @cached_property
     def processor(self) -> Any:
-        """The processor that student and teachers share."""
+        """The processor shared by student and teachers."""
         paths = {name: spec.path for name, spec in self.profile.ladder.items() if spec.path}
         if not paths:
             return build_processor(vocabulary(self.profile.tasks))
@@ -73,7 +72,7 @@ class Lab:
         return found.get("student", next(iter(found.values())))
 
     def questions(self, split: str) -> Questions:
-        """The encoded questions of a split, of all tasks of the profile."""
+        """Return the encoded questions of a split, of all tasks of the profile."""
         if split not in self._questions:
             limit = {
                 "train": self.profile.train_questions,
@@ -85,20 +84,20 @@ class Lab:
 
     @cached_property
     def pool(self) -> list[int]:
-        """Indices of the training questions that are answered by the models before distillation."""
+        """Indices of the training questions that the models answer before distillation."""
         each = max(1, self.profile.distillation.questions // len(self.profile.tasks))
         table = self.questions("train").table
         return [int(index) for index in table.groupby("task", sort=False).head(each).index]
 
     @property
     def labels(self) -> tuple[pd.DataFrame, list[np.ndarray]]:
-        """Training labels in several registers, as text and as token ids with their end token."""
+        """Training labels in several registers, as text and as token ids with an end token."""
         return self.labels_with(self.profile.wrong_labels)
 
     def labels_with(
         self, wrong_share: float, registers: tuple[str, ...] = REGISTERS
     ) -> tuple[pd.DataFrame, list[np.ndarray]]:
-        """The same with that share of wrong ones; those that are wrong at a share are so at a larger one."""
+        """Return the labels with a share of wrong ones. Nested: labels wrong at 20 % stay wrong at 40 %."""
         key = wrong_share, registers
         if key not in self._labels:
             tasks, limit = self.profile.tasks, self.profile.train_questions
@@ -107,10 +106,10 @@ class Lab:
         return self._labels[key]
 
     def labels_of_pool(self, noise: float, kind: str = "labels") -> list[list[np.ndarray]]:
-        """Token ids of the pool's labels, of which at least a share ``noise`` is wrong, as groups of one.
+        """Return the token ids of the pool's labels, as groups of one response.
 
         Args:
-            noise: that share.
+            noise: share of wrong labels; the profile's ``wrong_labels`` if that is larger.
             kind: ``labels`` in all registers, or ``rationales`` that end in the answer.
         """
         registers = REGISTERS if kind == "labels" else ("rationale",)
@@ -118,7 +117,7 @@ class Lab:
         return [[tokens[index]] for index in self.pool]
 
     def folder(self, model: str) -> Path:
-        """Where a model of the ladder is saved; it is trained first if it is not there."""
+        """Return where a rung is saved, training the ladder first if it is missing."""
         spec = self.profile.ladder[model]  # type: ignore[index]
         if spec.path:
             return Path(spec.path) if Path(spec.path).is_dir() else Path(snapshot_download(spec.path))
@@ -127,28 +126,28 @@ class Lab:
         return self._ladder_folder(model)
 
     def is_trained(self, model: str) -> bool:
-        """Whether a model needs no training before it is used."""
+        """Return whether a rung is ready to use without training."""
         spec = self.profile.ladder[model]  # type: ignore[index]
         return bool(spec.path) or (self._ladder_folder(model) / "config.json").is_file()
 
     def source(self, model: str, ratio: float = 0.0, choice: MaskChoice = PAPERS) -> Source:
-        """A model of the ladder as a writer of responses, masked at a ratio."""
+        """Return a rung, masked at a ratio, as a source of responses or log-probabilities."""
         return Source(model, self.folder(model), ratio, self.choice(model, choice.at(ratio)))
 
     def choice(self, model: str, choice: MaskChoice) -> MaskChoice:
-        """A choice of what is masked with all that it needs of a model, which is calibrated on first use."""
+        """Return a mask choice with the activation norms it needs, measured on first use."""
         if choice.criterion != "activation":
             return choice
         weights, train = self.source(model).weights(), self.questions("train")
         return replace(choice, norms=calibrated(self.folder(model), weights, train, self.pool))
 
     def ladder(self) -> pd.DataFrame:
-        """The models: parameters, training steps, seconds of training, hash of the weights."""
+        """Return the rungs: parameters, training steps, seconds of training, hash of the weights."""
         ladder = self.profile.ladder.items()
         return pd.DataFrame([about_rung(name, spec, self.folder(name)) for name, spec in ladder])
 
     def ladder_log(self) -> pd.DataFrame:
-        """The training curves of the ladder: model, step, loss."""
+        """Return the training curves of the ladder: model, step, loss."""
         frames = []
         for name, spec in self.profile.ladder.items():
             if not spec.path:
@@ -166,14 +165,14 @@ class Lab:
 
     def _train_ladder(self) -> None:
         missing = [name for name in self.profile.ladder if not self.is_trained(name)]
-        # The longest first, so that the others fill the second process meanwhile.
+        # Longest first, so that the others run beside it.
         sizes = {name: self.profile.ladder[name].steps * self.profile.ladder[name].width for name in missing}
         self.parallel(
             [(Lab.train_rung, (name,)) for name in sorted(missing, key=lambda name: -sizes[name])], "models"
         )
 
     def train_rung(self, name: str) -> None:
-        """Train one model of the ladder, unless it is there."""
+        """Train one rung, unless it is there."""
         spec = self.profile.ladder[name]  # type: ignore[index]
         train_rung(
             name,
@@ -190,7 +189,7 @@ class Lab:
     def groups(
         self, model: str, ratio: float, n: int, judge: str = "rule", choice: MaskChoice = PAPERS
     ) -> pd.DataFrame:
-        """The first ``n`` responses of a model to every question of the pool, judged."""
+        """Return the first ``n`` responses of a model to every question of the pool, judged."""
         zero = {"generated": 0, "reused": 0, "responses": 0, "seconds": 0.0}
         counts = self._counts.setdefault((model, ratio, choice.at(ratio)), zero)
         start = time.perf_counter()
@@ -211,10 +210,10 @@ class Lab:
         return frame
 
     def judge_of(self, name: str) -> Judge:
-        """The judge of a run: ``rule``, ``embedding`` or ``llm``, which the profile names.
+        """Return a judge by name: ``rule``, ``embedding`` or ``llm`` (the profile's language model).
 
         Raises:
-            ValueError: the profile names no language model, or its address is none.
+            ValueError: the profile names no language model, or its address is not valid.
         """
         if name == "llm":
             return self._language_judge
@@ -233,31 +232,32 @@ class Lab:
         return LLMJudge(asked.server, asked.model, key, memory=cache_dir() / "verdicts")
 
     def store(self, model: str, ratio: float, choice: MaskChoice = PAPERS) -> ResponseStore:
-        """Where the responses of a model at a mask ratio are kept."""
+        """Return the store of a model's responses at a mask ratio."""
         source = self.source(model, ratio, choice)
         return open_store(source, self.processor, self.profile.sampling, self.profile.replicate, self.engine)
 
-    def distributions(
-        self, scorer: Source, author: str, ratio: float, n: int, choice: MaskChoice = PAPERS
-    ) -> Ragged | TopK:
-        """What a model would have said at each token of the pool's responses, or of its labels."""
-        if author in LABELS:
-            return self.scores(scorer, self.labels_of_pool(ratio, author))
-        return self.scores(scorer, grouped(self.groups(author, ratio, n, choice=choice)["tokens"], n))
+    def scores(self, wanted: WantedScores) -> Ragged | TopK:
+        """Return a model's log-probabilities at each token of the pool's responses or labels."""
+        read = wanted.responses
+        if read.model in LABELS:
+            texts = self.labels_of_pool(read.ratio, read.model)
+        else:
+            texts = grouped(self.groups(read.model, read.ratio, read.n, choice=read.choice)["tokens"], read.n)
+        return self.scores_of(self.source(wanted.scorer, wanted.ratio, wanted.choice), texts)
 
-    def scores(self, scorer: Source, texts: Sequence[Sequence[np.ndarray]]) -> Ragged | TopK:
-        """What a model would have said at each token of some texts of the pool, made once."""
+    def scores_of(self, scorer: Source, texts: Sequence[Sequence[np.ndarray]]) -> Ragged | TopK:
+        """Return a model's log-probabilities at each token of some texts, one group per question."""
         top_k = self.profile.distillation.top_k_logprobs
         size = len(self.processor.tokenizer)
         return distributions(scorer, self.questions("train"), self.pool, texts, top_k, size)
 
     def cache_figures(self) -> pd.DataFrame:
-        """Return what this lab asked of the cache, one row per source and mask ratio.
+        """Return this lab's use of the response stores, one row per source and mask ratio.
 
         Returns:
-            source, ratio, ``responses`` (asked for at least once), ``generated`` (of these, by this lab; the
-            others were there), ``seconds``, ``per_second`` (of those generated; NaN without any) and ``mib``
-            (size on disk of all responses of the source).
+            source, ratio, ``responses`` (read at least once), ``generated`` (of these, by this lab),
+            ``seconds``, ``per_second`` (generated responses per second; NaN without any) and ``mib`` (size on
+            disk of all responses of the source).
         """
         rows = []
         for (model, ratio, choice), counts in sorted(self._counts.items(), key=lambda item: str(item[0])):
@@ -278,9 +278,9 @@ class Lab:
 
     @property
     def writers(self) -> int:
-        """Processes that generate side by side; vLLM and a server are busy enough with one."""
+        """Number of generating processes: one for vLLM or a server, which batch by themselves."""
         return self.profile.processes if self.profile.generation.engine == "transformers" else 1
 
     def parallel(self, jobs: Sequence[workers.Job], what: str, processes: int | None = None) -> None:
-        """Do independent jobs in some processes, those of the profile when None, one thread each."""
+        """Run independent jobs in parallel processes of one thread each; the profile's number when None."""
         workers.run(Lab, self.profile, jobs, processes or self.profile.processes, what)

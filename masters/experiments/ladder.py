@@ -1,7 +1,7 @@
 """The ladder: small models trained from scratch, first to describe pictures, then to answer questions.
 
-Without the descriptions, models of this size learn how answers are worded and never look at the picture. A
-share of them may go on among the questions.
+Without the captioning warm-up, models this small learn how answers are worded and ignore the image. A share
+of captions can be mixed with the questions after it.
 """
 
 import json
@@ -33,16 +33,16 @@ def train_rung(
     folder: Path,
     replicate: int = 0,
 ) -> None:
-    """Train one model of the ladder and save it, unless its folder is there; a killed training goes on.
+    """Train one rung and save it, unless its folder exists; a killed training resumes.
 
     Args:
-        name: of the model; its seed comes from it and from ``replicate``.
+        name: the rung; its seed is a hash of the name plus ``replicate``.
         spec: sizes and budget.
-        processor: which all models of the ladder share.
+        processor: shared by all rungs.
         questions: the training questions.
         labels: token ids of the label of each question.
-        folder: where the model goes, with its training log.
-        replicate: which of several models that differ in the initial weights and in the order of the data.
+        folder: where the model and its training log go.
+        replicate: replicates differ in the initial weights and in the order of the data.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
@@ -73,10 +73,9 @@ def train_rung(
 
 
 def about_rung(name: str, spec: ModelSpec, folder: Path) -> dict[str, Any]:
-    """What there is to say of a model of the ladder; one from elsewhere has no steps and no seconds.
+    """Return model, parameters, training_steps, seconds and weights (a hash) of a rung.
 
-    Returns:
-        model, parameters, training_steps, seconds, weights (a hash of them).
+    A model from a folder or the hub has no steps and no seconds.
     """
     about = folder / "training.json"
     trained = json.loads(about.read_text()) if about.is_file() else {}
@@ -90,21 +89,21 @@ def about_rung(name: str, spec: ModelSpec, folder: Path) -> dict[str, Any]:
 
 
 def end_tokens(processor: Any, texts: list[str]) -> list[np.ndarray]:
-    """Token ids of some responses, each with its end token."""
+    """Return the token ids of some responses, each with an end token."""
     tokenizer = processor.tokenizer
     ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
     return [np.array([*row, tokenizer.eos_token_id], dtype=np.int64) for row in ids]
 
 
 def epochs(rng: np.random.Generator, size: int, length: int) -> np.ndarray:
-    """``length`` indices below ``size``: one shuffled epoch after another."""
+    """Return ``length`` indices below ``size``: one shuffled epoch after another."""
     return np.concatenate([rng.permutation(size) for _ in range(-(-length // size))] or [np.zeros(0, int)])[
         :length
     ]
 
 
 def _words(processor: Any) -> list[str]:
-    """The vocabulary without its special tokens, in the order of the ids."""
+    """Return the vocabulary without special tokens, in the order of the ids."""
     special = set(processor.tokenizer.all_special_tokens)
     ids = processor.tokenizer.get_vocab()
     return [word for word in sorted(ids, key=lambda word: ids[word]) if word not in special]
@@ -134,7 +133,7 @@ def _examples(
 
 
 def _caption_prompt(processor: Any, example: np.ndarray) -> np.ndarray:
-    """The caption prompt with as many image tokens as a question's prompt has."""
+    """Return the caption prompt with as many image tokens as a question's prompt has."""
     image = processor.image_token_id
     count = int((example == image).sum())
     ids = processor.tokenizer(prompt_text(processor, CAPTION_PROMPT), add_special_tokens=False)["input_ids"]

@@ -1,20 +1,19 @@
-"""The student's responses written anew at each stage, by the student as it is then.
+"""Refreshed responses: at each stage, the current student answers the stage's questions again.
 
-The idea: the policy term learns from responses of the base student, which training leaves behind. With
-``refreshed`` the student that has ended stage m - 1 of Eq. 3, with weights theta, answers the questions that
-stage m will see, as often as the base student did. Its responses take the place of the base student's: their
-reward is judged anew (Eq. 6), the teacher of the stage and the student before training score them (Eq. 5, 8),
-and their behaviour log-probabilities are those under theta.
+Why: the policy term learns from responses of the base student, and the trained student moves away from it.
+With ``refreshed``, the student with weights theta after stage m - 1 of Eq. 3 answers the questions of stage
+m. Its responses replace the base student's: the judge scores them (Eq. 6), the stage's teacher and the
+student before training score them (Eq. 5, 8), and their behavior log-probabilities are those under theta.
 
-A stage ends as a stopped run does, in a checkpoint, and the next one begins as a run that goes on. So the
-data loader, which reads a batch ahead, meets no response that is not yet written; and as what was written
-stays in the run's folder until the run ends, one that was killed ends with the weights of one that was not.
+Each stage ends in a checkpoint, and the next one resumes from it, so the data loader, which reads a batch
+ahead, never needs a response that is not written yet. The responses stay in the run's folder until the run
+ends, so a killed run ends with the same weights as an undisturbed one.
 
 Choices where the paper is silent:
-    * It does not say whether the student's responses are refreshed between stages. They are not, unless an
-      arm says so: all runs then share what the base student wrote.
-    * Refreshed, each stage of each run has random numbers of its own. Only the questions of the stage are
-      answered; one that comes twice has the same responses both times.
+    * Whether the student's responses are refreshed between stages. By default they are not, and all runs
+      share the base student's responses.
+    * Each stage of each run has its own random numbers. Only the questions of the stage are answered; a
+      question that comes twice has the same responses both times.
 """
 
 import io
@@ -27,7 +26,7 @@ import pandas as pd
 from transformers import PreTrainedModel
 
 from masters.experiments.arms import RunSpec
-from masters.experiments.curriculum import Part, Stage, all_stages, grouped, order, stages
+from masters.experiments.curriculum import ResponseSet, Stage, all_stages, grouped, order, stages
 from masters.experiments.lab import Lab
 from masters.responses.engines.local import generate
 from masters.responses.teacher_logprobs import distributions
@@ -35,16 +34,16 @@ from masters.runtime import distributed
 from masters.runtime.files import hash_of, write_atomic
 from masters.runtime.progress import report
 
-FOLDER = "refreshed"  # within that of the run
+FOLDER = "refreshed"  # inside the run's folder
 
 
 def first_step(spec: RunSpec, stage: Stage) -> int:
-    """The step with which a stage begins."""
+    """Return the first step of a stage."""
     return list(map(stages(spec), range(spec.steps))).index(stage)
 
 
 def questions_of(spec: RunSpec, seed: int, size: int, stage: Stage) -> list[int]:
-    """The places in a pool of the questions that a stage sees, each once, in the order of the pool."""
+    """Return the places in the pool of the questions that a stage sees, each once, in pool order."""
     stage_of, places = stages(spec), order(spec, seed, size)
     seen = {int(place) for i, place in enumerate(places) if stage_of(i // spec.batch) == stage}
     return sorted(seen)
@@ -57,16 +56,16 @@ def refreshed(
     stage: Stage,
     folder: Path,
     student: Callable[[], PreTrainedModel],
-) -> Part:
-    """What the student contributes to a stage after the first.
+) -> ResponseSet:
+    """Return the current student's responses to the questions of a stage after the first.
 
     Args:
-        lab: of the profile.
-        spec: of the run.
-        seed: of the run.
-        stage: that is about to begin.
-        folder: of the run, in which the responses are kept, and what was made of them.
-        student: gives the student as the stage before has left it; not asked if the responses are there.
+        lab: the profile's assets.
+        spec: the run.
+        seed: the run's seed.
+        stage: the stage about to begin.
+        folder: the run's folder, which keeps the responses and their scores.
+        student: returns the student after the previous stage; called only if the responses are missing.
 
     Raises:
         ValueError: several processes train, and each would write its own responses.
@@ -80,7 +79,7 @@ def refreshed(
         what = f"responses of the student for stage {number + 1}"
         own_seed = int(hash_of([FOLDER, lab.profile.replicate, seed, number]), 16)
         write_atomic(path, _parquet(answers(lab, student(), spec, wanted, own_seed, what)))
-    # From disk even if they were just written, so that nothing depends on it.
+    # Always read from disk, so that a resumed run gets the same values.
     frame, n = pd.read_parquet(path), spec.student_responses
     tokens, behaviour = (
         grouped(frame[name].map(partial(np.asarray, dtype=kind)), n)
@@ -94,7 +93,7 @@ def refreshed(
         teacher, reference = (
             distributions(source, questions, wanted, tokens, top_k, size, kept) for source in sources
         )
-    return Part(
+    return ResponseSet(
         n,
         tokens,
         behaviour,
@@ -106,34 +105,30 @@ def refreshed(
 
 
 def check_alone() -> None:
-    """Refuse what cannot be combined with refreshed responses.
-
-    Raises:
-        ValueError: several processes train.
-    """
+    """Raise ValueError if several processes train: refreshed responses need one."""
     if (size := distributed.world_size()) > 1:
         raise ValueError(
-            f"refreshed responses are written by one process, but {size} train: start without torchrun, or "
-            "take the arm without refreshed"
+            f"refreshed responses need a single process, but {size} train: start without torchrun, or leave "
+            "out refreshed"
         )
 
 
 def answers(
     lab: Lab, student: PreTrainedModel, spec: RunSpec, wanted: Sequence[int], seed: int, what: str
 ) -> pd.DataFrame:
-    """The responses of a student in memory, sampled as those of the base student and judged.
+    """Return judged responses of a student in memory, sampled like the base student's.
 
     Args:
-        lab: of the profile.
+        lab: the profile's assets.
         student: in evaluation mode.
-        spec: how many responses a question, and who judges.
+        spec: number of responses per question, and the judge.
         wanted: indices of the questions.
-        seed: of the responses.
-        what: for progress.
+        seed: seed of the responses.
+        what: label of the progress line.
 
     Returns:
-        A row a response, ordered as ``wanted`` and by index: question, index, tokens, text, logprobs, finish,
-        asked, label, correct.
+        One row per response, ordered as ``wanted`` and by index: question, index, tokens, text, logprobs,
+        finish, asked, label, correct.
     """
     questions, n = lab.questions("train"), spec.student_responses
     rows = []

@@ -1,67 +1,32 @@
-"""Which responses, and which teacher log-probabilities on them, a set of runs needs; and making them.
+"""Which responses, and which log-probabilities on them, a set of runs reads; and generating them.
 
-One plan serves ``Lab.results``' preparation, ``masters generate``, its ``--dry-run``, and the costs of a run.
+One plan serves training, ``masters generate``, its ``--dry-run``, and the cost of a run.
 """
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pandas as pd
 
-from masters.experiments.arms import LABELS, RunSpec, arm
-from masters.experiments.curriculum import all_stages, authors, scores
+from masters.experiments.arms import RunSpec, arm
+from masters.experiments.curriculum import (
+    WantedResponses,
+    WantedScores,
+    all_stages,
+    wanted_responses,
+    wanted_scores,
+)
 from masters.experiments.lab import Lab
 from masters.judges import Judge
-from masters.masking.choice import PAPERS, MaskChoice
 from masters.responses.cached import responses
 from masters.responses.store import Status
 from masters.runtime.workers import Job
 
 
 @dataclass(frozen=True)
-class WantedResponses:
-    """The first ``n`` responses of a model, masked at a ratio, to every question of the pool.
-
-    Attributes:
-        model: a rung of the ladder.
-        ratio: its mask ratio.
-        n: responses per question.
-        choice: which of its weights are masked.
-        judge: ``rule``, ``embedding`` or ``llm``.
-    """
-
-    model: str
-    ratio: float
-    n: int
-    choice: MaskChoice = PAPERS
-    judge: str = "rule"
-
-
-@dataclass(frozen=True)
-class WantedScores:
-    """Log-probabilities of a model at every token of some responses, or of the labels.
-
-    Attributes:
-        scorer: the rung that reads.
-        scorer_ratio: its mask ratio.
-        source: the rung that wrote the responses, or one of ``LABELS``.
-        ratio: the source's mask ratio, or the share of wrong labels.
-        n: responses per question.
-        choice: which weights of teachers are masked.
-    """
-
-    scorer: str
-    scorer_ratio: float
-    source: str
-    ratio: float
-    n: int
-    choice: MaskChoice = PAPERS
-
-
-@dataclass(frozen=True)
 class ResponsePlan:
-    """What a set of runs reads: each store once, with the most responses that any run asks of it."""
+    """What a set of runs reads: each store once, with the most responses that any run reads from it."""
 
     responses: tuple[WantedResponses, ...]
     scores: tuple[WantedScores, ...]
@@ -71,24 +36,22 @@ class ResponsePlan:
         """Return the plan of some runs.
 
         Args:
-            specs: runs; those that read no stored responses or labels add nothing, and responses that a run
-                refreshes for itself are no part of the plan.
-            cache_teacher: whether log-probabilities are stored; without, teachers run along.
+            specs: the runs. Refreshed responses belong to their run and are not part of the plan.
+            cache_teacher: whether log-probabilities are stored; if not, the plan has no scores.
         """
-        most: dict[tuple[str, float, MaskChoice, str], int] = {}
-        scored: dict[WantedScores, None] = {}
+        most: dict[WantedResponses, int] = {}
+        scores: dict[WantedScores, None] = {}
         for spec in specs:
             if spec.learn_from in ("nothing", "online"):
                 continue
             for stage in all_stages(spec):
-                for source, ratio, n in authors(spec, stage):
-                    if source not in (*LABELS, "refreshed"):
-                        what = source, ratio, spec.choice().at(ratio), spec.judge
-                        most[what] = max(n, most.get(what, 0))
+                for wanted in wanted_responses(spec, stage):
+                    if wanted.is_stored:
+                        store = replace(wanted, n=0)
+                        most[store] = max(wanted.n, most.get(store, 0))
             if cache_teacher:
-                scored |= dict.fromkeys(WantedScores(*what, spec.choice()) for what in scores(spec))
-        wanted = (WantedResponses(*what[:2], n, *what[2:]) for what, n in most.items())
-        return cls(tuple(wanted), tuple(scored))
+                scores |= dict.fromkeys(wanted_scores(spec))
+        return cls(tuple(replace(store, n=n) for store, n in most.items()), tuple(scores))
 
     @classmethod
     def of_arm(cls, lab: Lab, name: str) -> "ResponsePlan":
@@ -99,12 +62,12 @@ class ResponsePlan:
         """
         spec = arm(name, lab.profile)
         if spec.learn_from != "responses":
-            raise ValueError(f"arm {name!r} reads no responses; take one that does, such as masters")
+            raise ValueError(f"arm {name!r} reads no responses; choose one that does, such as masters")
         return cls.of([spec], lab.profile.distillation.cache_teacher)
 
     def models(self) -> set[str]:
-        """The rungs whose weights are needed to make all of it."""
-        return {what.model for what in self.responses} | {what.scorer for what in self.scores}
+        """Return the rungs whose weights the plan needs."""
+        return {wanted.model for wanted in self.responses} | {wanted.scorer for wanted in self.scores}
 
 
 def prepare(lab: Lab, plan: ResponsePlan) -> None:
@@ -112,18 +75,10 @@ def prepare(lab: Lab, plan: ResponsePlan) -> None:
     for name in plan.models():
         lab.folder(name)
     write: list[Job] = [
-        (Lab.groups, (what.model, what.ratio, what.n, what.judge, what.choice)) for what in plan.responses
+        (Lab.groups, (wanted.model, wanted.ratio, wanted.n, wanted.judge, wanted.choice))
+        for wanted in plan.responses
     ]
-    score: list[Job] = [
-        (
-            Lab.distributions,
-            (
-                lab.source(what.scorer, what.scorer_ratio, what.choice),
-                *(what.source, what.ratio, what.n, what.choice),
-            ),
-        )
-        for what in plan.scores
-    ]
+    score: list[Job] = [(Lab.scores, (wanted,)) for wanted in plan.scores]
     lab.parallel(write, "sets of responses", lab.writers)
     lab.parallel(score, "sets of responses scored")
 
@@ -141,17 +96,17 @@ def shard(pool: Sequence[int], shard_index: int, num_shards: int) -> list[int]:
     return list(pool[shard_index::num_shards])
 
 
-def status(lab: Lab, what: WantedResponses, pool: Sequence[int]) -> Status:
-    """Return what is there and what is missing; before the ladder is trained, all is missing."""
-    if not lab.is_trained(what.model):
-        return Status(0, what.n * len(pool), 0, None, None)
+def status(lab: Lab, wanted: WantedResponses, pool: Sequence[int]) -> Status:
+    """Return what is stored and what is missing; before the ladder is trained, all is missing."""
+    if not lab.is_trained(wanted.model):
+        return Status(0, wanted.n * len(pool), 0, None, None)
     contents = lab.questions("train").table["content"].iloc[list(pool)].tolist()
-    return lab.store(what.model, what.ratio, what.choice).status(contents, what.n)
+    return lab.store(wanted.model, wanted.ratio, wanted.choice).status(contents, wanted.n)
 
 
 def make(
     lab: Lab,
-    what: WantedResponses,
+    wanted: WantedResponses,
     pool: Sequence[int],
     judge: Judge | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -159,18 +114,18 @@ def make(
     """Return responses, generated and judged where they are missing.
 
     Args:
-        lab: of the profile.
-        what: whose responses, and how many.
+        lab: the profile's assets.
+        wanted: whose responses, and how many.
         pool: indices of the questions.
         judge: the rule judge when None.
-        progress: called with the responses written so far and all that are missing.
+        progress: called with the number of responses written and the number that were missing.
     """
     return responses(
-        lab.source(what.model, what.ratio, what.choice),
+        lab.source(wanted.model, wanted.ratio, wanted.choice),
         lab.processor,
         lab.questions("train"),
         pool,
-        what.n,
+        wanted.n,
         lab.profile.sampling,
         lab.profile.replicate,
         judge or lab.judge,
@@ -180,25 +135,19 @@ def make(
 
 
 def make_all(lab: Lab, wanted: Sequence[WantedResponses], pool: Sequence[int]) -> None:
-    """Generate and judge what is missing of several models, in the profile's number of processes.
-
-    Args:
-        lab: of the profile.
-        wanted: whose responses, and how many.
-        pool: indices of the questions.
-    """
-    for what in wanted:
-        lab.folder(what.model)
+    """Generate and judge the missing responses of several models, in the profile's number of processes."""
+    for one in wanted:
+        lab.folder(one.model)
     shards = min(lab.writers, len(pool))
-    jobs: list[Job] = [(make, (what, shard(pool, one, shards))) for what in wanted for one in range(shards)]
+    jobs: list[Job] = [(make, (one, shard(pool, i, shards))) for one in wanted for i in range(shards)]
     lab.parallel(jobs, "shards of the responses", lab.writers)
 
 
-def marks(lab: Lab, what: WantedResponses) -> dict[str, int]:
+def marks(lab: Lab, wanted: WantedResponses) -> dict[str, int]:
     """Return how many stored responses of a model are empty, truncated or repetitive."""
-    if not lab.is_trained(what.model):
+    if not lab.is_trained(wanted.model):
         return {}
     counts: Counter[str] = Counter()
-    for path in lab.store(what.model, what.ratio, what.choice).shards():
+    for path in lab.store(wanted.model, wanted.ratio, wanted.choice).shards():
         counts.update(pd.read_parquet(path, columns=["mark"])["mark"])
     return {mark: count for mark, count in counts.items() if mark}

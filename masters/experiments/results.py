@@ -1,6 +1,6 @@
-"""The results of arms: what is on disk is read, what is missing is run.
+"""The results of arms: read what is stored, run what is missing.
 
-A run that was killed goes on from its checkpoint; two notebooks that need the same run share it.
+A killed run resumes from its checkpoint; two notebooks that need the same run share it.
 """
 
 import json
@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 
 from masters.experiments.arms import RunSpec, arm
-from masters.experiments.curriculum import all_stages, authors
+from masters.experiments.curriculum import all_stages, wanted_responses
 from masters.experiments.evaluation import latency
 from masters.experiments.lab import VERSION, Lab
 from masters.experiments.response_plan import ResponsePlan, prepare
@@ -27,13 +27,13 @@ from masters.training.memory import Memory, Shape, estimate, patches, skeleton
 
 @dataclass(frozen=True)
 class Results:
-    """What the runs of some arms gave.
+    """The results of some arms.
 
     Attributes:
-        runs: one row a run: the spec, accuracy, sampled_accuracy, tokens, kl, seconds (of training),
-            evaluation_seconds, diverged (why, or nothing).
-        predictions: one row a run, question and mode: correct, tokens, register.
-        log: one row a logged step: the loss and its parts.
+        runs: one row per run: the spec, accuracy, sampled_accuracy, tokens, kl, seconds (of training),
+            evaluation_seconds, diverged (the reason, or empty).
+        predictions: one row per run, question and mode: correct, tokens, register.
+        log: one row per logged step: the loss and its terms.
     """
 
     runs: pd.DataFrame
@@ -42,14 +42,14 @@ class Results:
 
 
 def read(runs: Sequence[tuple[str, int, Path]], diverged: bool = False) -> Results:
-    """Read what runs kept.
+    """Read stored runs.
 
     Args:
-        runs: of each the name of its arm, its seed and its folder.
-        diverged: whether a run that diverged is a result too.
+        runs: arm, seed and folder of each.
+        diverged: whether to return diverged runs too.
 
     Raises:
-        Diverged: a run did, and is none.
+        Diverged: a run diverged, and ``diverged`` is False.
     """
     rows, predictions, logs = [], [], []
     for name, seed, folder in runs:
@@ -75,17 +75,17 @@ def run_arms(
     split: str = "test",
     diverged: bool = False,
 ) -> Results:
-    """Return the runs of some arms, evaluated on a split; what is missing is run side by side.
+    """Return the runs of some arms on a split; missing runs run in parallel.
 
     Args:
         lab: of the profile.
         arms: names for :func:`masters.experiments.arms.arm`.
         seeds: seeds of the question order; all of the profile when None.
         split: ``test``, or ``validation`` for choices made before the test.
-        diverged: whether a run whose loss is not finite counts as a result.
+        diverged: whether to return diverged runs too.
 
     Raises:
-        Diverged: a run did, and ``diverged`` is False.
+        Diverged: a run diverged, and ``diverged`` is False.
     """
     specs = {name: arm(name, lab.profile) for name in arms}
     seeds = range(lab.profile.seeds) if seeds is None else seeds
@@ -99,12 +99,12 @@ def run_arms(
 
 
 def run_folder(lab: Lab, spec: RunSpec, seed: int, split: str = "test") -> Path:
-    """Return where the result of a run is kept: a key over all that determines it."""
+    """Return the folder of a run's result, named by a key of all that determines it."""
     weights = [lab.source(name).weights() for name in spec.models]
     data = [lab.questions("train").hash, lab.questions(split).hash, lab.profile.wrong_labels]
     sampling = lab.profile.sampling.model_dump() | {"engine": lab.engine.name}
     what = [VERSION, spec.determining(), seed, weights, data, sampling, lab.judge_of(spec.judge).name]
-    if (top_k := lab.profile.distillation.top_k_logprobs) is not None:  # an approximation: other numbers
+    if (top_k := lab.profile.distillation.top_k_logprobs) is not None:  # an approximation changes the numbers
         what.append(top_k)
     if changed := lab.profile.distillation.fit.model_dump(mode="json", exclude_defaults=True):
         what.append(changed)
@@ -114,7 +114,7 @@ def run_folder(lab: Lab, spec: RunSpec, seed: int, split: str = "test") -> Path:
 
 
 def run_spec(lab: Lab, spec: RunSpec, seed: int, split: str = "test") -> None:
-    """Train and evaluate one run, unless that is done."""
+    """Train and evaluate one run, unless it is done."""
     run(lab, spec, seed, run_folder(lab, spec, seed, split), split)
 
 
@@ -138,19 +138,19 @@ def answer_times(lab: Lab, arms: Sequence[str], questions: int) -> pd.DataFrame:
 
 
 def run_arm(lab: Lab, name: str, seed: int) -> Path:
-    """Train and evaluate an arm at a seed, unless that is done.
+    """Train and evaluate an arm at a seed, unless it is done.
 
     Args:
-        lab: of the profile.
-        name: of the arm.
-        seed: of the order of the questions.
+        lab: the profile's assets.
+        name: the arm.
+        seed: seed of the question order.
 
     Returns:
         The folder of its result, log, predictions and weights.
 
     Raises:
         ValueError: no such arm.
-        Diverged: the run did.
+        Diverged: the run diverged.
     """
     spec = arm(name, lab.profile)
     if distributed.rank() == 0:
@@ -164,14 +164,14 @@ def run_arm(lab: Lab, name: str, seed: int) -> Path:
     run_spec(lab, spec, seed)
     folder = run_folder(lab, spec, seed)
     if distributed.rank() == 0:
-        read([(name, seed, folder)])  # refuses one that diverged
+        read([(name, seed, folder)])  # raises if it diverged
     return folder
 
 
 def memory(lab: Lab, name: str) -> Memory:
-    """What a run of an arm needs on each device at most: every response as long as it may become."""
+    """Return the peak memory of an arm per device, with every response at its longest."""
     spec, settings = arm(name, lab.profile), lab.profile.distillation
-    n = max(sum(n for *_, n in authors(spec, stage)) for stage in all_stages(spec))
+    n = max(sum(one.n for one in wanted_responses(spec, stage)) for stage in all_stages(spec))
     questions, pool = lab.questions("train"), lab.pool
     rows = spec.batch // (distributed.world_size() * settings.fit.accumulate)
     longest, at_once = lab.profile.sampling.max_new_tokens, min(n, settings.fit.responses_at_once or n)

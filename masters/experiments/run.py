@@ -1,13 +1,13 @@
-"""One run: from the parts that the cache holds to a trained student, its answers and a row of results.
+"""One run: from stored responses to a trained student, its answers and a row of results.
 
-What a run reads is laid out in :mod:`masters.experiments.curriculum`, how it trains in
-:mod:`masters.training.train`, and where its result is kept in :mod:`masters.experiments.lab`.
+:mod:`masters.experiments.curriculum` says what a run reads, :mod:`masters.training.train` how it trains, and
+:mod:`masters.experiments.results` where its result is stored.
 
 Departures from the paper:
     * label_noise, off by default: each question of the pool has a wrong label with that probability, a
       plausible one and the same in every run (:func:`masters.data.questions.training_labels`). The accuracy
-      reward of Eq. 6 is then judged by it, and a run that learns from labels learns it. The responses stay
-      what they are, and so does what the evaluation takes for right.
+      reward of Eq. 6 is judged by it, and runs that learn from labels learn it. Responses and evaluation do
+      not change.
 """
 
 import json
@@ -24,11 +24,20 @@ import pandas as pd
 from filelock import FileLock
 
 from masters.experiments.arms import LABELS, RunSpec
-from masters.experiments.curriculum import Part, Stage, all_stages, authors, curriculum, grouped, order
+from masters.experiments.curriculum import (
+    REFRESHED,
+    ResponseSet,
+    Stage,
+    WantedResponses,
+    all_stages,
+    curriculum,
+    grouped,
+    order,
+    wanted_responses,
+)
 from masters.experiments.evaluation import evaluate, unanswered
 from masters.experiments.lab import Lab
 from masters.experiments.refreshing import first_step, refreshed
-from masters.masking.choice import MaskChoice
 from masters.models.loading import load
 from masters.objective.diagnostics import NotFinite
 from masters.responses.source import Source
@@ -42,17 +51,17 @@ from masters.training.trainer import Objective
 
 
 def run(lab: Lab, spec: RunSpec, seed: int, folder: Path, split: str = "test") -> None:
-    """Train and evaluate one run, and keep its row, predictions, log and weights, unless they are there.
+    """Train and evaluate one run and store its row, predictions, log and weights, unless it is done.
 
-    All ranks train, one evaluates and writes. A run whose loss is not finite has a result too: it answers
-    nothing, and its row has the reason. One that ``watch`` ends has none, and keeps its checkpoints.
+    All ranks train; rank 0 evaluates and writes. A run whose loss becomes infinite or NaN has a result too:
+    no answers, and the reason in its row. One that ``watch`` ends has no result and keeps its checkpoints.
 
     Args:
-        lab: that has the models, questions and responses.
-        spec: of the run.
-        seed: of the order of the questions, and of answers at temperature one.
-        folder: of the result.
-        split: on whose questions it is evaluated.
+        lab: the profile's assets.
+        spec: the run.
+        seed: seed of the question order and of the sampled answers.
+        folder: where the result goes.
+        split: split of the evaluation questions.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     alone = distributed.rank() == 0
@@ -68,7 +77,7 @@ def run(lab: Lab, spec: RunSpec, seed: int, folder: Path, split: str = "test") -
             except NotFinite as reason:
                 diverged = str(reason)
         trained = time.perf_counter() - start
-        # Of a run that was stopped and went on, the log has the seconds of all sittings.
+        # A resumed run's log has the seconds before the stop too.
         earlier = max(0.0, float(log["seconds"].sum()) - trained) if len(log) else 0.0
         if not alone:
             distributed.wait()
@@ -108,11 +117,7 @@ def run(lab: Lab, spec: RunSpec, seed: int, folder: Path, split: str = "test") -
 
 
 def distil(lab: Lab, model: Any, spec: RunSpec, seed: int, folder: Path) -> pd.DataFrame:
-    """Train a student as a spec says, in place.
-
-    Returns:
-        The log, one row a logged step.
-    """
+    """Train a student in place as a spec says and return the log, one row per logged step."""
     budget = Budget(
         spec.steps,
         spec.batch,
@@ -149,8 +154,8 @@ def distil(lab: Lab, model: Any, spec: RunSpec, seed: int, folder: Path) -> pd.D
         choices=[lab.choice(name, spec.choice()) for name in spec.teachers] if live else (),
     )
     first, *later = all_stages(spec)
-    parts = {first: parts_of(lab, spec, first)}
-    examples, plateau = curriculum(spec, seed, lab.pool, parts)
+    sets = {first: response_sets(lab, spec, first)}
+    examples, plateau = curriculum(spec, seed, lab.pool, sets)
 
     def learn(student: Any, steps: int) -> pd.DataFrame:
         return train(
@@ -176,77 +181,62 @@ def distil(lab: Lab, model: Any, spec: RunSpec, seed: int, folder: Path) -> pd.D
         own = None
         if spec.refreshed:
             own = refreshed(lab, spec, seed, stage, folder, partial(as_before, stage))
-        parts[stage] = parts_of(lab, spec, stage, own)
+        sets[stage] = response_sets(lab, spec, stage, own)
     return learn(model, spec.steps)
 
 
-def parts_of(lab: Lab, spec: RunSpec, stage: Stage, own: Part | None = None) -> list[Part]:
-    """What each author contributes to a stage: responses, verdicts, log-probabilities, distributions.
+def response_sets(
+    lab: Lab, spec: RunSpec, stage: Stage, refreshed_set: ResponseSet | None = None
+) -> list[ResponseSet]:
+    """Return what a stage reads: the teacher's responses, then the student's; or the labels.
 
     Args:
-        lab: of the profile.
-        spec: of the run.
-        stage: one of the run.
-        own: the student's contribution where its responses are refreshed.
+        lab: the profile's assets.
+        spec: the run.
+        stage: one of its stages.
+        refreshed_set: the student's responses, where they are refreshed.
     """
-    choice, judge = spec.choice(), (spec.judge, spec.label_noise)
-    teacher = lab.source(spec.teachers[stage[0]], stage[1], choice) if spec.teachers else None
+    teacher = lab.source(spec.teachers[stage[0]], stage[1], spec.choice()) if spec.teachers else None
     return [
-        own if own and who == "refreshed" else part(lab, teacher, spec.student, judge, choice, who, *rest)
-        for who, *rest in authors(spec, stage)
+        refreshed_set
+        if refreshed_set and wanted.model == REFRESHED
+        else _response_set(lab, wanted, spec.label_noise, teacher, spec.student)
+        for wanted in wanted_responses(spec, stage)
     ]
 
 
-@lru_cache(maxsize=8)  # the next run may have the same
-def part(
-    lab: Lab,
-    teacher: Source | None,
-    student: str,
-    judge: tuple[str, float],
-    choice: MaskChoice,
-    author: str,
-    at: float,
-    n: int,
-) -> Part:
-    """What an author contributes.
-
-    Args:
-        lab: of the profile.
-        teacher: of the stage.
-        student: the reference.
-        judge: who says what is right, and for which share of the questions by a wrong label.
-        choice: of what is masked of an author.
-        author: who wrote the responses, or one of ``LABELS``.
-        at: the author's mask ratio, or the share of wrong labels.
-        n: responses a question.
-    """
-    if author in LABELS:
-        made = Part(1, lab.labels_of_pool(at, author))
+@lru_cache(maxsize=8)  # the next run often reads the same responses
+def _response_set(
+    lab: Lab, wanted: WantedResponses, label_noise: float, teacher: Source | None, student: str
+) -> ResponseSet:
+    if wanted.model in LABELS:
+        found = ResponseSet(1, lab.labels_of_pool(wanted.ratio, wanted.model))
     else:
-        frame = lab.groups(author, at, n, judge[0], choice)
-        made = Part(
+        n = wanted.n
+        frame = lab.groups(wanted.model, wanted.ratio, n, wanted.judge, wanted.choice)
+        found = ResponseSet(
             n,
             tokens=grouped(frame["tokens"], n),
-            behaviour=None if frame["logprobs"].isna().any() else grouped(frame["logprobs"], n),
-            accuracy=accuracy_reward(lab, frame, *judge).reshape(-1, n),
+            behavior=None if frame["logprobs"].isna().any() else grouped(frame["logprobs"], n),
+            accuracy=accuracy_reward(lab, frame, wanted.judge, label_noise).reshape(-1, n),
         )
     if teacher is None or not lab.profile.distillation.cache_teacher:
-        return made
-    reference = lab.scores(lab.source(student), made.tokens)
-    return replace(made, teacher=lab.scores(teacher, made.tokens), reference=reference)
+        return found
+    reference = lab.scores_of(lab.source(student), found.tokens)
+    return replace(found, teacher=lab.scores_of(teacher, found.tokens), reference=reference)
 
 
 def accuracy_reward(lab: Lab, frame: pd.DataFrame, judge: str, noise: float) -> np.ndarray:
-    """The accuracy reward of responses, Eq. 6, where some questions have a wrong label.
+    """Return the accuracy reward of responses, Eq. 6, where some questions have a wrong label.
 
     Args:
-        lab: of the profile.
-        frame: responses to every question of the pool, judged by the right labels.
-        judge: who judges the responses to the questions with a wrong label anew.
-        noise: share of the questions with a wrong label, see :meth:`masters.experiments.lab.Lab.labels_with`.
+        lab: the profile's assets.
+        frame: responses to every question of the pool, judged by the correct labels.
+        judge: the judge for responses to questions with a wrong label.
+        noise: share of questions with a wrong label, see :meth:`masters.experiments.lab.Lab.labels_with`.
 
     Returns:
-        ``(rows of frame,)`` float32, 1 where a response is right, or passes for it.
+        ``(rows of frame,)`` float32, 1 where a response agrees with the label.
     """
     right = (frame["correct"] == 1).to_numpy(np.float32)
     if noise:
@@ -254,6 +244,6 @@ def accuracy_reward(lab: Lab, frame: pd.DataFrame, judge: str, noise: float) -> 
         labels = np.repeat(cores.to_numpy(), len(frame) // len(lab.pool))
         wrong = labels != frame["label"].to_numpy()
         asked, text = frame["asked"][wrong], frame["text"][wrong]
-        anew = lab.judge_of(judge).score_many(list(asked), list(labels[wrong]), list(text))
-        right[wrong] = [verdict == 1 for verdict in anew]
+        verdicts = lab.judge_of(judge).score_many(list(asked), list(labels[wrong]), list(text))
+        right[wrong] = [verdict == 1 for verdict in verdicts]
     return right

@@ -29,7 +29,7 @@ from masters.analysis.costs import (
     with_equal_rates,
 )
 from masters.experiments.arms import arm
-from masters.experiments.curriculum import all_stages, authors
+from masters.experiments.curriculum import WantedScores, all_stages, wanted_responses
 from masters.experiments.lab import Lab
 from masters.experiments.response_plan import ResponsePlan, prepare
 from masters.experiments.results import Results, run_arms, run_folder, run_spec
@@ -194,23 +194,24 @@ def test_an_offline_run_costs_what_was_kept_of_all_it_reads(
     monkeypatch.setattr(Lab, "parallel", nothing)
     run, spec = measured(lab, name, results), arm(name, lab.profile)
     generation, scoring, responses, tokens, scored, readings = 0.0, 0.0, 0, 0, set(), set()
-    most = {(author, at): n for stage in all_stages(spec) for author, at, n in authors(spec, stage)}
-    for (author, at), n in most.items():
-        status = lab.store(author, at).status(["0" * 16], 1)  # what one more response would take
+    read = {wanted for stage in all_stages(spec) for wanted in wanted_responses(spec, stage)}
+    for wanted in read:
+        status = lab.store(wanted.model, wanted.ratio).status(["0" * 16], 1)  # one more response would take
         assert status.missing_seconds is not None
-        frame = lab.groups(author, at, n)
+        frame = lab.groups(wanted.model, wanted.ratio, wanted.n)
         responses, tokens = responses + len(frame), tokens + sum(map(len, frame["tokens"]))
         generation += status.missing_seconds * len(frame)
     for stage in all_stages(spec):
-        for author, at, n in authors(spec, stage):
+        for wanted in wanted_responses(spec, stage):
             for scorer, ratio in ((spec.teachers[0], stage[1]), ("student", 0.0)):
-                scored.add(lab.distributions(lab.source(scorer, ratio), author, at, n).folder)
-                readings.add((scorer, ratio, author, at, n))
+                reading = WantedScores(scorer, wanted, ratio)
+                scored.add(lab.scores(reading).folder)
+                readings.add(reading)
     for folder in scored:
         scoring += float((folder / "seconds.txt").read_text())
     assert run.cost.generation == pytest.approx(generation) and run.cost.scoring == pytest.approx(scoring)
     assert (run.responses, run.tokens, run.steps) == (responses, tokens, 6)
-    assert run.scored == sum(n for *_, n in readings) * len(lab.pool)
+    assert run.scored == sum(reading.responses.n for reading in readings) * len(lab.pool)
     assert run.cost.training == results.runs.set_index("arm").loc[name, "seconds"]
     assert 0 < run.cost.judging < 5 and run.cost.shared == ("generation", "judging", "scoring")
 

@@ -14,7 +14,7 @@ from masters.experiments.arms import arm
 from masters.experiments.curriculum import all_stages, curriculum
 from masters.experiments.lab import Lab
 from masters.experiments.response_plan import ResponsePlan, prepare
-from masters.experiments.run import parts_of
+from masters.experiments.run import response_sets
 from masters.models.loading import load
 from masters.models.packing import response_logits
 from masters.objective.loss import masters_loss
@@ -35,7 +35,7 @@ def test_the_groups_are_those_of_the_first_step_of_training(lab: Lab) -> None:
     """Rewards and advantages of a batch by the loss itself, from the examples that training reads."""
     spec = arm("masters", lab.profile)
     stage = all_stages(spec)[0]
-    examples, _ = curriculum(spec, 0, lab.pool, {stage: parts_of(lab, spec, stage)})
+    examples, _ = curriculum(spec, 0, lab.pool, {stage: response_sets(lab, spec, stage)})
     batch = Collator(lab.questions("train"))([examples[i] for i in range(spec.batch)])
     assert batch["stage"] == stage == (0, 0.2)
     student, _ = load(lab.folder("student"))

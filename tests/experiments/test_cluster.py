@@ -13,8 +13,8 @@ from labs import profile
 
 from masters.experiments import response_plan
 from masters.experiments.cluster import make_on_ray
+from masters.experiments.curriculum import WantedResponses
 from masters.experiments.lab import Lab
-from masters.experiments.response_plan import WantedResponses
 
 pytest.importorskip("ray", reason="Ray is not installed: pip install ray")
 

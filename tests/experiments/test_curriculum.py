@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from masters.experiments.arms import RunSpec
-from masters.experiments.curriculum import Part, curriculum, learning_rate_shares, order
+from masters.experiments.curriculum import ResponseSet, curriculum, learning_rate_shares, order
 from masters.experiments.ladder import epochs
 
 SIZE = 10
@@ -78,9 +78,9 @@ def test_without_accuracy_there_is_nothing_to_replay() -> None:
 def test_what_is_hard_is_what_the_base_student_failed_not_the_teacher() -> None:
     run = spec(teacher_responses=2, student_responses=2)
 
-    def part(accuracy: np.ndarray) -> Part:
+    def part(accuracy: np.ndarray) -> ResponseSet:
         tokens = [[np.array([place]), np.array([place])] for place in range(SIZE)]
-        return Part(2, tokens, accuracy=accuracy.astype(np.float32))
+        return ResponseSet(2, tokens, accuracy=accuracy.astype(np.float32))
 
     teacher, failed = np.zeros((SIZE, 2)), np.ones((SIZE, 2))
     failed[[2, 7], 1] = 0

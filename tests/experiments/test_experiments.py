@@ -19,7 +19,7 @@ from masters.analysis import masked_teachers as teachers
 from masters.experiments import refreshing
 from masters.experiments import run as runs
 from masters.experiments.arms import RunSpec, arm
-from masters.experiments.curriculum import authors, scores
+from masters.experiments.curriculum import WantedResponses, WantedScores, wanted_responses, wanted_scores
 from masters.experiments.curriculum import stages as stages_of
 from masters.experiments.lab import Lab
 from masters.experiments.ladder import epochs
@@ -534,10 +534,10 @@ def test_a_student_learns_from_the_verdicts_of_a_language_model(lab: Lab, result
 def test_a_student_that_reasons_first_learns_the_same_answers_behind_their_facts(
     lab: Lab, results: Results
 ) -> None:
-    parts = [runs.parts_of(lab, arm(name, lab.profile), (0, 0.0)) for name in ("sft", "reasoning")]
+    sets = [runs.response_sets(lab, arm(name, lab.profile), (0, 0.0)) for name in ("sft", "reasoning")]
     said, reasoned = (
-        [lab.processor.tokenizer.decode(group[0], skip_special_tokens=True) for group in part.tokens]
-        for (part,) in parts
+        [lab.processor.tokenizer.decode(group[0], skip_special_tokens=True) for group in labels.tokens]
+        for (labels,) in sets
     )
     table = lab.questions("train").table.iloc[lab.pool]
     assert reasoned == list(table["facts"] + " so the answer is " + table["answer"] + " .") != said
@@ -545,15 +545,16 @@ def test_a_student_that_reasons_first_learns_the_same_answers_behind_their_facts
 
 def test_a_run_that_learns_from_labels_learns_the_wrong_ones(lab: Lab, results: Results) -> None:
     spec = arm("naive+label_noise=1", lab.profile)
-    assert {key[2:] for key in scores(spec)} == {("labels", 1.0, 1)}  # what is scored before the runs begin
-    (part,) = runs.parts_of(lab, spec, (0, 0.0))
-    said = [lab.processor.tokenizer.decode(group[0], skip_special_tokens=True) for group in part.tokens]
+    wrong = WantedResponses("labels", 1.0, 1)
+    assert {wanted.responses for wanted in wanted_scores(spec)} == {wrong}
+    (labels,) = runs.response_sets(lab, spec, (0, 0.0))
+    said = [lab.processor.tokenizer.decode(group[0], skip_special_tokens=True) for group in labels.tokens]
     answers = lab.questions("train").table["answer"].iloc[lab.pool]
     cores = lab.labels_with(1.0)[0]["core"].iloc[lab.pool]
     assert (cores != answers).all()
     assert all(text.endswith(f"{core} .") for text, core in zip(said, cores, strict=True))
-    teacher = lab.distributions(lab.source("large"), "labels", 1.0, 1)
-    assert all(np.array_equal(part.teacher[row], teacher[row]) for row in range(6))
+    teacher = lab.scores(WantedScores("large", wrong))
+    assert all(np.array_equal(labels.teacher[row], teacher[row]) for row in range(6))
 
 
 def test_a_tempered_teacher_is_the_same_cached_and_along(lab: Lab, results: Results, tmp_path: Path) -> None:
@@ -701,17 +702,20 @@ def test_without_a_teacher_there_is_one_stage() -> None:
 
 def test_who_writes_what_a_stage_learns_from() -> None:
     spec = arm("mid_then_large", profile())
-    assert authors(spec, (0, 0.2)) == [("mid", 0.2, 2), ("student", 0.0, 2)]
-    assert authors(spec, (1, 0.0)) == [("large", 0.0, 2), ("student", 0.0, 2)]
-    assert authors(arm("own_accuracy", profile()), (0, 0.2)) == [("student", 0.0, 8)]
-    anew = arm("refreshed", profile())
-    assert authors(anew, (0, 0.2)) == authors(arm("masters", profile()), (0, 0.2))
-    assert authors(anew, (0, 0.1)) == [("large", 0.1, 2), ("refreshed", 0.0, 2)]
-    assert {what[1:4] for what in scores(anew) if what[2] == "student"} == {
-        (0.2, "student", 0.0),
-        (0.0, "student", 0.0),
-    }
-    assert authors(arm("naive", profile()), (0, 0.0)) == [("labels", 0.0, 1)]
+    student = WantedResponses("student", 0.0, 2)
+    assert wanted_responses(spec, (0, 0.2)) == [WantedResponses("mid", 0.2, 2), student]
+    assert wanted_responses(spec, (1, 0.0)) == [WantedResponses("large", 0.0, 2), student]
+    alone = wanted_responses(arm("own_accuracy", profile()), (0, 0.2))
+    assert alone == [WantedResponses("student", 0.0, 8)]
+    refreshed = arm("refreshed", profile())
+    first = wanted_responses(arm("masters", profile()), (0, 0.2))
+    assert wanted_responses(refreshed, (0, 0.2)) == first
+    later = [WantedResponses("large", 0.1, 2), WantedResponses("refreshed", 0.0, 2)]
+    assert wanted_responses(refreshed, (0, 0.1)) == later
+    scored = [wanted for wanted in wanted_scores(refreshed) if wanted.responses == student]
+    assert scored == [WantedScores("large", student, 0.2), WantedScores("student", student)]
+    labels = wanted_responses(arm("naive", profile()), (0, 0.0))
+    assert labels == [WantedResponses("labels", 0.0, 1)]
 
 
 @pytest.mark.parametrize(("size", "length"), [(5, 0), (5, 3), (5, 5), (5, 13), (1, 4)])

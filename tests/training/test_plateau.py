@@ -13,7 +13,7 @@ from transformers import TrainingArguments
 
 from masters.data.questions import Questions
 from masters.experiments.arms import RunSpec
-from masters.experiments.curriculum import Part, all_stages, curriculum
+from masters.experiments.curriculum import ResponseSet, all_stages, curriculum
 from masters.masking.schedule import PlateauSchedule
 from masters.masking.teacher_mask import TeacherMask
 from masters.models.loading import weights_hash
@@ -119,9 +119,9 @@ def test_a_curriculum_does_not_train_on_what_it_measures_on() -> None:
     spec = RunSpec(schedule="plateau", r_max=0.2, r_step=0.1, steps=40, batch=3, teachers=("mid", "large"))
     pool = list(range(100, 130))
 
-    def part(stage: tuple[int, float]) -> list[Part]:
+    def part(stage: tuple[int, float]) -> list[ResponseSet]:
         words = [[np.array([place, stage[0], int(10 * stage[1])])] for place in range(len(pool))]
-        return [Part(1, words, accuracy=np.ones((len(pool), 1)))]
+        return [ResponseSet(1, words, accuracy=np.ones((len(pool), 1)))]
 
     parts = {stage: part(stage) for stage in all_stages(spec)}
     assert list(parts) == [(teacher, ratio) for teacher in (0, 1) for ratio in (0.2, 0.1, 0.0)]
