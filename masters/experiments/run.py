@@ -200,13 +200,13 @@ def response_sets(
     return [
         refreshed_set
         if refreshed_set and wanted.model == REFRESHED
-        else _response_set(lab, wanted, spec.label_noise, teacher, spec.student)
+        else response_set(lab, wanted, spec.label_noise, teacher, spec.student)
         for wanted in wanted_responses(spec, stage)
     ]
 
 
 @lru_cache(maxsize=8)  # the next run often reads the same responses
-def _response_set(
+def response_set(
     lab: Lab, wanted: WantedResponses, label_noise: float, teacher: Source | None, student: str
 ) -> ResponseSet:
     if wanted.model in LABELS:

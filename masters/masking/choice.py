@@ -2,7 +2,7 @@
 
 The idea: Eq. 2 removes the first ``floor(r * n)`` weights in an order, among those of some layers. A choice
 names the order (:mod:`masters.masking.criteria`) and the layers. It goes along with the folder and the ratio
-of a model (:class:`masters.responses.engines.Source`), so that who generates, who scores and the teacher that
+of a model (:class:`masters.responses.source.Source`), so that who generates, who scores and the teacher that
 runs beside the student remove the same weights. Without a mask all choices are one.
 
 Choices where the paper is silent:

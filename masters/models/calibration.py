@@ -23,7 +23,7 @@ def calibrated(folder: Path, weights: str, questions: Questions, pool: Sequence[
 
     Args:
         folder: of the model.
-        weights: their hash, as :meth:`masters.responses.engines.Source.weights` gives it.
+        weights: their hash, as :meth:`masters.responses.source.Source.weights` gives it.
         questions: encoded for the model.
         pool: indices of the questions among which those of the calibration are.
     """

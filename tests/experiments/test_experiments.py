@@ -25,7 +25,7 @@ from masters.experiments.lab import Lab
 from masters.experiments.ladder import epochs
 from masters.experiments.response_plan import ResponsePlan, prepare
 from masters.experiments.results import Results, answer_times, memory, run_arm, run_arms, run_folder, run_spec
-from masters.experiments.run import part as part_of
+from masters.experiments.run import response_set
 from masters.masking.choice import PAPERS
 from masters.masking.teacher_mask import TeacherMask
 from masters.models.loading import load, weights_hash
@@ -338,18 +338,20 @@ def test_each_stage_learns_from_what_the_student_says_then(
     """The student in training wrote them, so at the first step of a stage its log-ratio is 0."""
     spec = arm("clipped+refreshed+source=4:0", lab.profile)
     writers: list[Any] = []
-    parts: list[Any] = []
-    answers, made = refreshing.answers, refreshing.refreshed
+    sets: list[Any] = []
+    answers, refreshed = refreshing.answers, refreshing.refreshed
 
     def watched(lab: Lab, student: Any, *rest: Any) -> pd.DataFrame:
         writers.append(student)
         return answers(lab, student, *rest)
 
     def kept(*args: Any) -> Any:
-        part = made(*args)
-        teacher = [np.array(part.teacher[i]) for i in range(len(part.teacher))]  # the run's folder will go
-        parts.append(replace(part, teacher=teacher))
-        return part
+        refreshed_set = refreshed(*args)
+        teacher = [
+            np.array(refreshed_set.teacher[i]) for i in range(len(refreshed_set.teacher))
+        ]  # the run's folder will go
+        sets.append(replace(refreshed_set, teacher=teacher))
+        return refreshed_set
 
     monkeypatch.setattr(refreshing, "answers", watched)
     monkeypatch.setattr(runs, "refreshed", kept)
@@ -358,24 +360,31 @@ def test_each_stage_learns_from_what_the_student_says_then(
     assert len({weights_hash(one) for one in (*writers, model, load(lab.folder("student"))[0])}) == 4
     assert all(abs(log["log_ratio"][step]) < 1e-4 for step in (1, 3, 5)) and abs(log["log_ratio"][6]) > 1e-4
     questions, large = lab.questions("train"), load(lab.folder("large"))[0]
-    for stage, part, student in zip([(0, 0.1), (0, 0.0)], parts, writers, strict=True):
+    for stage, refreshed_set, student in zip([(0, 0.1), (0, 0.0)], sets, writers, strict=True):
         seen = refreshing.questions_of(spec, 0, len(lab.pool), stage)
-        assert list(part.rows) == seen and part.accuracy.shape == (len(part.tokens), 4) == (len(seen), 4)
-        row, index = part.row(seen[-1]), lab.pool[seen[-1]]
-        batch = pack([questions.prompt(index)], [part.tokens[row]], [questions.image_features([index])])
+        assert list(refreshed_set.rows) == seen and refreshed_set.accuracy.shape == (
+            len(refreshed_set.tokens),
+            4,
+        ) == (len(seen), 4)
+        row, index = refreshed_set.row(seen[-1]), lab.pool[seen[-1]]
+        batch = pack(
+            [questions.prompt(index)], [refreshed_set.tokens[row]], [questions.image_features([index])]
+        )
         with torch.no_grad(), TeacherMask(large).apply(stage[1]):
             own, said = (response_logits(m, batch)[0].log_softmax(-1) for m in (student, large))
-        for j, tokens in enumerate(part.tokens[row]):
+        for j, tokens in enumerate(refreshed_set.tokens[row]):
             taken = own[j].gather(1, batch.tokens[0, j][:, None])[: len(tokens), 0]
-            assert np.allclose(taken, part.behaviour[row][j], atol=1e-4)
-            assert np.allclose(said[j, : len(tokens)], part.teacher[row * part.n + j], atol=5e-3)
+            assert np.allclose(taken, refreshed_set.behavior[row][j], atol=1e-4)
+            assert np.allclose(
+                said[j, : len(tokens)], refreshed_set.teacher[row * refreshed_set.n + j], atol=5e-3
+            )
 
 
 def test_refreshed_responses_want_one_process(
     lab: Lab, results: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("masters.runtime.distributed.world_size", lambda: 2)
-    with pytest.raises(ValueError, match="written by one process, but 2 train: start without torchrun"):
+    with pytest.raises(ValueError, match="need a single process, but 2 train: start without torchrun"):
         runs.distil(lab, None, arm("refreshed", lab.profile), 0, tmp_path / "run")
 
 
@@ -477,10 +486,10 @@ class Fickle:
 def test_label_noise_judges_the_responses_of_some_questions_anew(lab: Lab, results: Results) -> None:
     noisy, judge = Lab(profile()), Fickle()
     noisy.judge = judge  # type: ignore[assignment]
-    plain = part_of(noisy, None, "student", ("rule", 0.0), PAPERS, "student", 0.0, 2)
+    plain = response_set(noisy, WantedResponses("student", 0.0, 2), 0.0, None, "student")
     before, changes = judge.judged, []
     for noise in (0.3, 0.7, 1.0):
-        found = part_of(noisy, None, "student", ("rule", noise), PAPERS, "student", 0.0, 2)
+        found = response_set(noisy, WantedResponses("student", 0.0, 2), noise, None, "student")
         labels = noisy.labels_with(noise)[0]["core"].iloc[noisy.pool]
         about = noisy.questions("train").table.iloc[noisy.pool]
         wrong = (labels != about["answer"]).to_numpy()
@@ -513,7 +522,7 @@ def test_a_student_learns_from_the_verdicts_of_a_language_model(lab: Lab, result
         server.reply = fickle
         named = profile().model_copy(update={"judge": LanguageJudge(server=server.url, model="grader")})
         judged = Lab(named)
-        found = part_of(judged, None, "student", ("llm", 0.0), PAPERS, "student", 0.0, 2)
+        found = response_set(judged, WantedResponses("student", 0.0, 2, judge="llm"), 0.0, None, "student")
         texts = list(judged.groups("student", 0.0, 2)["text"])
         expected = [text.strip() != "" and choice(text) == 1 for text in texts]
         assert found.accuracy is not None and found.accuracy.flatten().tolist() == expected
