@@ -1,15 +1,14 @@
-"""By what weights are ordered for masking: magnitude (the paper), share in the activations, or chance.
+"""Criteria that order the weights for masking: magnitude (the paper), input activations, or chance.
 
-A criterion orders the weights, and the mask removes the first ones. The paper uses magnitude and leaves
-data-driven masking open: ``Activation`` is that of Wanda (arXiv 2306.11695), ``Random`` the control.
+The mask removes the first weights of the order. The paper uses magnitude and leaves data-driven masks open:
+``Activation`` is Wanda (arXiv 2306.11695), ``Random`` is the control.
 
-A criterion has two things:
+A criterion has two members:
 
-* ``keys(name, values, first)``: an integer for each value, smaller for those that go earlier, never negative.
-  The values belong to the layer of that name and stand, in row-major order, at ``first`` and the following
-  places; they begin and end with a row.
-* ``scope``: among which weights it compares by default: those of a "row" (which feed one output), of a
-  "layer", or all that are masked ("global").
+* ``keys(name, values, first)`` returns a non-negative integer per value; smaller ones are removed first. The
+  values are whole rows of the layer of that name, in row-major order, and begin at its index ``first``.
+* ``scope`` is the default set of weights that are compared: those of a "row" (which feed one output), of a
+  "layer", or all masked weights ("global").
 """
 
 import zlib
@@ -30,36 +29,32 @@ Scope = Literal["row", "layer", "global"]
 
 @dataclass(frozen=True)
 class Magnitude:
-    """Eq. 1, 2: the score of a weight is ``abs(w)``, compared within its layer."""
+    """Eq. 1, 2: score a weight by ``abs(w)``, within its layer."""
 
     scope: ClassVar[Scope] = "layer"
 
     def keys(self, name: str, values: Tensor, first: int) -> Tensor:
-        """The bit patterns of the magnitudes; see the top of the module."""
+        """Return the bit patterns of the magnitudes."""
         return magnitude_keys(values)
 
 
 @dataclass(frozen=True)
 class Random:
-    """Any weight may go, with the same probability: what a mask does that knows nothing.
+    """Remove any weight with the same probability.
 
-    The score is a hash of the seed, the layer's name and the weight's place. So a larger ratio removes the
-    same weights and more, on every device and however the layer is sharded.
-
-    Args:
-        seed: another one, other weights.
+    The score is a hash of the layer's name and the weight's index. So a larger ratio removes the same weights
+    and more, in every run, on every device, and however the layer is sharded.
     """
-
-    seed: int = 0
 
     scope: ClassVar[Scope] = "layer"
 
     def keys(self, name: str, values: Tensor, first: int) -> Tensor:
-        """30 random bits for each place; see the top of the module."""
-        # An integer hash, a bijection on 32 bits; its factor is below 2**27, so no product overflows 63.
+        """Return 30 random bits per weight."""
+        salt = zlib.crc32(f"0 {name}".encode())
+        # An integer hash, a bijection on 32 bits. Its factor is below 2**27, so no product overflows 63 bits.
         bits = torch.arange(first, first + len(values), device=values.device) & 0xFFFFFFFF
         for _ in range(3):
-            bits = bits ^ zlib.crc32(f"{self.seed} {name}".encode())
+            bits = bits ^ salt
             bits = ((bits >> 16) ^ bits) * 0x45D9F3B & 0xFFFFFFFF
         return (((bits >> 16) ^ bits) >> 2).to(torch.int32)
 
@@ -68,12 +63,11 @@ class Random:
 class Activation:
     """Wanda, arXiv 2306.11695: ``abs(w[i, j]) * norm[j]``, with the L2 norm of input feature j over tokens.
 
-    As there, weights are compared within a row, that is among those that feed the same output; give
-    ``scope="layer"`` to compare them as the paper's magnitudes are. Computed in float32.
+    As in Wanda, weights are compared within a row. Computed in float32.
 
     Args:
-        norms: for each parameter's name the norms ``(inputs,)``, such as :func:`input_norms` gives; the
-            same in all processes that hold shards.
+        norms: for each parameter name the norms ``(inputs,)``, as :func:`input_norms` returns them; the same
+            in all processes that hold shards.
     """
 
     norms: Mapping[str, Tensor]
@@ -81,26 +75,26 @@ class Activation:
     scope: ClassVar[Scope] = "row"
 
     def keys(self, name: str, values: Tensor, first: int) -> Tensor:
-        """The bit patterns of the scores; see the top of the module."""
+        """Return the bit patterns of the scores."""
         norms = self.norms[name].to(values.device, torch.float32)
         return magnitude_keys((values.float().view(-1, len(norms)) * norms).flatten())
 
     def check(self, layers: Iterable[Layer]) -> None:
-        """Refuse layers for which the norms are missing or do not fit.
+        """Check that there are norms for all layers and that they fit.
 
         Raises:
-            ValueError: one line says which.
+            ValueError: norms are missing, not finite, or of the wrong length.
         """
         for layer in layers:
             norms = self.norms.get(layer.name)
             if norms is None or not norms.any():
                 raise ValueError(
-                    f"no input norms for {layer.name}: exclude it, or calibrate with inputs that reach it"
+                    f"no input norms for {layer.name}: leave it out, or calibrate with inputs that reach it"
                 )
             if norms.shape != (layer.width,) or not norms.isfinite().all():
                 raise ValueError(
                     f"the input norms of {layer.name} must be {layer.width} finite numbers, "
-                    f"got {tuple(norms.shape)}: were they taken from another model?"
+                    f"got {tuple(norms.shape)}: were they measured on another model?"
                 )
 
 
@@ -108,21 +102,20 @@ Criterion = Magnitude | Random | Activation
 
 
 @torch.no_grad()
-def input_norms(model: nn.Module, inputs: Iterable[Any]) -> dict[str, Tensor]:
-    """The L2 norm of every input feature of every linear layer, over all tokens of a calibration set.
+def input_norms(model: nn.Module, inputs: Iterable[Mapping[str, Any]]) -> dict[str, Tensor]:
+    """Return the L2 norm of every input feature of every linear layer, over all tokens of a calibration set.
 
-    Every position counts, so give inputs without padding. The model computes in the mode that it is in,
-    training or evaluation. Under FSDP2 each process gives inputs of its own, all of them equally many; the
-    squares are averaged over processes, which orders the scores as if one had seen all inputs.
+    Every position counts, so give inputs without padding. Under FSDP2 each process gives its own inputs, all
+    of them equally many. Squares are averaged over processes, which orders the scores as if one process had
+    read all inputs.
 
     Args:
         model: the teacher, without a mask.
-        inputs: what the model is called with: mappings as keywords, tuples and lists as positional arguments,
-            anything else as the only argument.
+        inputs: keyword arguments of each call of the model.
 
     Returns:
-        ``(inputs,)`` in float32 by parameter name; without the layers that no input reaches. Layers that
-        share one weight share the norms.
+        ``(inputs,)`` in float32 per parameter name, without layers that no input reaches. Layers that share a
+        weight share the norms.
     """
     modules = {
         f"{name}.weight" if name else "weight": module
@@ -146,12 +139,7 @@ def input_norms(model: nn.Module, inputs: Iterable[Any]) -> dict[str, Tensor]:
             hook = partial(add, weights[name])
             hooks.append(module.register_forward_pre_hook(hook, with_kwargs=True))
         for batch in inputs:
-            if isinstance(batch, Mapping):
-                model(**batch)
-            elif isinstance(batch, (tuple, list)):
-                model(*batch)
-            else:
-                model(batch)
+            model(**batch)
     finally:
         for handle in hooks:
             handle.remove()

@@ -1,7 +1,7 @@
-"""Which weights of a model a mask touches, and which rows of them are in this process.
+"""Find the weights that a mask may remove, and the rows of them that this process holds.
 
-The weights are those of the linear layers; never an embedding, nor an output head that shares its storage
-with one. Under FSDP2 (``fully_shard``) a weight is a DTensor, and a process holds some of its rows only.
+These are the weights of the linear layers, except an output head that shares its storage with an embedding.
+Under FSDP2 (``fully_shard``) a weight is a DTensor, and each process holds some of its rows.
 """
 
 import re
@@ -21,8 +21,7 @@ class Layer:
 
     Attributes:
         name: the parameter's name in the model.
-        weight: the parameter.
-        group: the processes that hold its rows between them; None where this one holds all.
+        group: the processes that share its rows; None where each holds all of them.
     """
 
     name: str
@@ -31,32 +30,23 @@ class Layer:
 
     @property
     def width(self) -> int:
-        """The length of a row: the number of input features."""
+        """Return the number of input features, the length of a row."""
         return self.weight.shape[1]
 
     @property
-    def size(self) -> int:
-        """The number of weights, those of other processes included."""
-        return self.weight.numel()
-
-    @property
     def first(self) -> int:
-        """Where the first weight held here stands in the whole layer, in row-major order."""
+        """Return the row-major index, in the whole layer, of the first weight in this process."""
         if self.group is None:
             return 0
         rows = self.weight.shape[0]
-        each = -(-rows // self.group.size())  # as torch.chunk deals them out, and so does DTensor
+        each = -(-rows // self.group.size())  # DTensor splits rows as torch.chunk does
         return min(rows, each * self.group.rank()) * self.width
-
-    def local(self) -> Tensor:
-        """The rows in this process, ``(rows, inputs)``, in the memory of the model."""
-        return local(self.weight)
 
     @contextmanager
     def flat(self) -> Iterator[Tensor]:
-        """The rows in this process as one sequence, in row-major order, whose changes reach the model."""
-        rows = self.local()
-        flat = rows.reshape(-1)  # a copy where the rows stand otherwise in memory
+        """Yield the rows in this process as one row-major sequence; changes to it reach the model."""
+        rows = local(self.weight)
+        flat = rows.reshape(-1)  # a copy where the rows are not contiguous
         try:
             yield flat
         finally:
@@ -65,44 +55,39 @@ class Layer:
 
 
 def local(weight: Tensor) -> Tensor:
-    """What this process holds of a tensor, in the same memory, without gradient."""
+    """Return the part of a tensor in this process, as a view without gradient."""
     weight = weight.detach()
     return weight.to_local() if isinstance(weight, DTensor) else weight
 
 
-def linear_layers(model: nn.Module, include: str | None = None, exclude: str | None = None) -> list[Layer]:
-    """The linear layers of a model whose names match, each weight once, in the model's order.
+def linear_layers(model: nn.Module, include: str | None = None) -> list[Layer]:
+    """Return the linear layers of a model, in its order; a shared weight appears once.
 
     Args:
-        model: any module.
         include: regular expression searched in module names; default: all.
-        exclude: regular expression of module names to leave out.
 
     Raises:
-        ValueError: a pattern is no regular expression, no layer is left, or a weight is sharded in another
-            way than by rows.
+        ValueError: include is not a regular expression or matches no linear layer, or a weight is sharded in
+            another way than by rows.
     """
     try:
-        wanted, unwanted = re.compile(include or ""), re.compile(exclude) if exclude else None
+        wanted = re.compile(include or "")
     except re.error as error:
-        raise ValueError(
-            f"include={include!r}, exclude={exclude!r}: no regular expression, {error}"
-        ) from None
+        raise ValueError(f"include is {include!r}, which is not a regular expression: {error}") from None
     shared = {module.weight for module in model.modules() if isinstance(module, nn.Embedding)}
-    # Not to be masked, or not again: embeddings, and layers already seen, as two may share one weight.
+    # Weights not to return: embeddings, and those already seen.
     taken = [_memory(weight) for weight in shared]
     layers: list[Layer] = []
     for name, module in model.named_modules():
         if not isinstance(module, nn.Linear) or not isinstance(module.weight, nn.Parameter):
-            continue  # a weight that is computed (parametrised) would not remember a mask
+            continue  # a computed (parametrized) weight would lose its mask
         weight = module.weight
-        chosen = wanted.search(name) and not (unwanted and unwanted.search(name))
         start, end = _memory(weight)
         # A shard without rows overlaps nothing, but it is the same object wherever it is shared.
         seen = weight in shared or any(
             start < other_end and other_start < end for other_start, other_end in taken
         )
-        if chosen and not seen:
+        if wanted.search(name) and not seen:
             shared.add(weight)
             taken.append((start, end))
             name = f"{name}.weight" if name else "weight"
@@ -111,22 +96,22 @@ def linear_layers(model: nn.Module, include: str | None = None, exclude: str | N
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from None
     if not layers:
-        raise ValueError(f"nothing to mask: no linear layer matches include={include!r}, exclude={exclude!r}")
+        raise ValueError(f"nothing to mask: no linear layer matches include={include!r}")
     return layers
 
 
 def reshard(model: nn.Module) -> None:
-    """Drop the whole weights that FSDP2 may keep after a forward pass: a change of shards misses them."""
+    """Drop the whole weights that FSDP2 may keep after a forward pass, which a change of shards misses."""
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
 
 
 def shard_group(weight: Tensor) -> dist.ProcessGroup | None:
-    """The processes that hold a weight between them, or None where each holds all of it.
+    """Return the processes that share the rows of a weight; None where each holds all of them.
 
     Raises:
-        ValueError: it is sharded in another way than by rows.
+        ValueError: the weight is sharded in another way than by rows.
     """
     if not isinstance(weight, DTensor):
         return None
@@ -135,12 +120,12 @@ def shard_group(weight: Tensor) -> dist.ProcessGroup | None:
         return None
     if len(sharded) > 1 or weight.placements[sharded[0]] != Shard(0):
         raise ValueError(
-            f"sharded as {weight.placements}: only rows can be, Shard(0), as fully_shard does by default"
+            f"sharded as {weight.placements}: shard by rows, Shard(0), as fully_shard does by default"
         )
     return weight.device_mesh.get_group(sharded[0])
 
 
 def _memory(weight: Tensor) -> tuple[int, int]:
-    # Not the whole storage: weights read from one file may be parts of one large storage.
+    # Not the whole storage: weights read from one file may share one.
     weight = local(weight)
     return weight.data_ptr(), weight.data_ptr() + weight.nbytes

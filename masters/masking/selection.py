@@ -1,12 +1,11 @@
-"""Select the k smallest scores exactly, without a sort and without a limit on the size.
+"""Select the k smallest scores exactly, without sorting and without a limit on size.
 
-The magnitude of a floating number is ordered as its bit pattern without the sign bit. So the k-th smallest
-follows from a histogram of those integers, 15 or 16 bits at a time from the top: for a 16-bit format one
-histogram is the answer, for 32 bits a second one counts the entries that share the leading digit found. A
-pass reads the weights once, in blocks, on the device where they are; histograms of shards add up to that of
-the whole.
+Floating magnitudes have the order of their bit patterns without the sign bit. So the k-th smallest follows
+from histograms of those integers, 15 or 16 bits at a time from the top. A 16-bit format needs one histogram;
+a 32-bit format needs a second one, over the entries that share the leading digit found. Each pass reads the
+weights once, in blocks, on their device. The histograms of shards add up to that of the whole.
 
-An integer that is ordered as a weight's score is called its key. Keys are never negative.
+A key is a non-negative integer with the order of a weight's score.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 BLOCK = 1 << 22  # entries whose keys are in memory at once
-_DIGIT = 16  # bits of a key that one histogram counts
+_DIGIT = 16  # bits of a key per histogram
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 Keys = Callable[[], Iterable[Tensor]]
@@ -27,8 +26,7 @@ def blocks(entries: Tensor, multiple: int = 1) -> Iterator[tuple[int, int]]:
     """Yield start and end of consecutive blocks of a flat tensor; at least one, possibly empty.
 
     Args:
-        entries: a flat tensor.
-        multiple: every block but the last is a multiple of this long, such as the length of a row.
+        multiple: the length of every block but the last is a multiple of this, such as the length of a row.
     """
     size = max(1, BLOCK // max(1, multiple)) * max(1, multiple)
     for start in range(0, max(1, len(entries)), size):
@@ -36,34 +34,31 @@ def blocks(entries: Tensor, multiple: int = 1) -> Iterator[tuple[int, int]]:
 
 
 def magnitude_keys(values: Tensor) -> Tensor:
-    """Return the bit patterns of the magnitudes: integers in the same order, equal where they are equal.
+    """Return the bit patterns of the magnitudes, as integers of the same width, at least 16 bits.
 
     Args:
-        values: any shape, contiguous, any floating dtype.
-
-    Returns:
-        The same shape, in integers as wide as the values, at least 16 bits.
+        values: any shape, contiguous, any floating type.
     """
     if values.element_size() == 1:
-        values = values.to(torch.bfloat16)  # holds every value of every 8-bit format
+        values = values.to(torch.bfloat16)  # represents every value of every 8-bit format
     integers = _INTEGERS[values.element_size()]
     return values.view(integers) & torch.iinfo(integers).max
 
 
 @dataclass
 class Cut:
-    """The smallest keys of a sequence of blocks: those below a threshold, and the first that equal it.
+    """Selects the keys below a threshold, and the first keys that equal it.
 
     Attributes:
-        threshold: the largest key that is taken.
-        ties: how many keys equal to the threshold are still to be taken.
+        threshold: the largest selected key.
+        ties: how many keys equal to the threshold are still to be selected.
     """
 
     threshold: int
     ties: int
 
     def taken(self, keys: Tensor) -> Tensor:
-        """Return which keys of the next block are among the smallest; blocks come once, in their order."""
+        """Return which keys of the next block are selected; call once per block, in order."""
         taken = keys < self.threshold
         equal = keys == self.threshold
         first = equal & (equal.cumsum(0) <= self.ties)
@@ -73,42 +68,31 @@ class Cut:
 
 @dataclass(frozen=True)
 class RowCut:
-    """The ``count`` smallest keys of each row of ``width``; among equals the earlier go first.
-
-    Attributes:
-        count: keys taken per row.
-        width: length of a row; a block holds whole rows.
-    """
+    """Selects the ``count`` smallest keys of every row of ``width``, and among equal keys the first."""
 
     count: int
     width: int
 
     def taken(self, keys: Tensor) -> Tensor:
-        """Return which keys of a block are among the smallest of their row."""
-        if self.count == 0 or keys.numel() == 0:
-            return torch.zeros_like(keys, dtype=torch.bool)
+        """Return which keys of a block of whole rows are selected."""
         rows = keys.view(-1, self.width)
-        threshold = rows.kthvalue(self.count, dim=1, keepdim=True).values
-        below, equal = rows < threshold, rows == threshold
-        room = self.count - below.sum(1, keepdim=True)
-        return (below | (equal & (equal.cumsum(1) <= room))).flatten()
+        order = rows.argsort(dim=1, stable=True)[:, : self.count]
+        return torch.zeros_like(rows, dtype=torch.bool).scatter_(1, order, True).flatten()
 
 
 def cuts(parts: Sequence[Keys], count: int, group: dist.ProcessGroup | None = None) -> list[Cut]:
-    """Return the ``count`` smallest keys of several parts together; among equals the earlier go first.
+    """Select the ``count`` smallest keys of several parts together.
 
-    Earlier is: in an earlier part; in it, on a lower rank of the group; there, in an earlier place.
+    Among equal keys the earlier part comes first; within a part the lower rank, then the lower index.
 
     Args:
         parts: each returns its blocks of keys at every call: flat, at least one, of one integer type.
-        count: how many, over all parts and all processes of the group, from 0 to the number of keys.
-        group: the processes that hold the rest of each part; None where one holds all.
+        count: from 1 to the number of keys of all parts and processes.
+        group: the processes that share each part; None where one holds all.
 
     Returns:
-        A cut for each part, for the keys that this process holds.
+        A cut per part, for the keys in this process.
     """
-    if count == 0:
-        return [Cut(0, 0) for _ in parts]
     bits = 8 * next(iter(parts[0]())).element_size()
     threshold, rank = 0, count - 1
     for shift in range(bits - _DIGIT, -1, -_DIGIT):
@@ -119,11 +103,11 @@ def cuts(parts: Sequence[Keys], count: int, group: dist.ProcessGroup | None = No
         digit = int(torch.searchsorted(cumulative, rank, right=True))
         rank -= int(cumulative[digit - 1]) if digit else 0
         threshold = threshold << _DIGIT | digit
-    return [Cut(threshold, ties) for ties in _shares(parts, threshold, rank + 1, group)]
+    return [Cut(threshold, ties) for ties in _ties(parts, threshold, rank + 1, group)]
 
 
 def _histogram(parts: Sequence[Keys], shift: int, prefix: int | None) -> Tensor:
-    """How often each digit occurs at a shift, among the keys that begin with the prefix if there is one."""
+    """Count each digit at a shift, among the keys that begin with the prefix if there is one."""
     histogram = None
     for keys in (block for part in parts for block in part()):
         if prefix is not None:
@@ -134,12 +118,12 @@ def _histogram(parts: Sequence[Keys], shift: int, prefix: int | None) -> Tensor:
         # The leading digit has one bit less: keys are not negative.
         counts = torch.bincount(digits, minlength=1 << (_DIGIT - (prefix is None)))
         histogram = counts if histogram is None else histogram.add_(counts.to(histogram.device))
-    assert histogram is not None, "every part gives a block, be it empty"
+    assert histogram is not None, "every part returns at least one block"
     return histogram
 
 
-def _shares(parts: Sequence[Keys], threshold: int, ties: int, group: dist.ProcessGroup | None) -> list[int]:
-    """How many of the keys equal to the threshold go from each part on this process."""
+def _ties(parts: Sequence[Keys], threshold: int, ties: int, group: dist.ProcessGroup | None) -> list[int]:
+    """Return how many keys equal to the threshold each part selects in this process."""
     if group is None and len(parts) == 1:
         return [ties]
     counts = [[(keys == threshold).sum() for keys in part()] for part in parts]

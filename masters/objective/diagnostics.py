@@ -1,10 +1,10 @@
-"""Whether offline reinforcement learning is healthy: figures for the log, and when a run counts as diverged.
+"""Diagnostics of offline reinforcement learning, and when a run counts as diverged.
 
-The idea: rewards teach only while the responses of a question differ in them (advantages with spread),
-while the student is near the models that wrote the responses (log-ratio near 0, many effective samples),
-and while it has not left the model it started from (KL). With ratios ``w_i = pi_theta / pi_behaviour`` of n
-tokens the effective sample size is ``(sum w)^2 / sum w^2`` (Kong 1992); here as a share of n: 1 where the
-two models agree, 1/n where one token outweighs all others.
+Rewards teach only if the responses to a question differ in reward (advantages have a spread), if the student
+stays close to the models that generated the responses (log-ratio near 0, many effective samples), and if it
+stays close to its initial weights (KL). With ratios ``w_i = pi_theta / pi_behaviour`` of n tokens the
+effective sample size is ``(sum w)^2 / sum w^2`` (Kong 1992). Here it is divided by n: 1 where the two models
+agree, 1/n where one token outweighs all others.
 
 Departures from the paper: none; it logs nothing of the kind.
 """
@@ -17,23 +17,23 @@ from torch import Tensor
 
 
 class Diverged(FloatingPointError):
-    """A run that has no use in going on; raised by all ranks at the same step."""
+    """Raised by all ranks at the same step when a run has diverged."""
 
 
 class NotFinite(Diverged):
-    """Its loss is no longer finite, so no checkpoint of it leads anywhere else."""
+    """Raised when the loss is not finite; no checkpoint of the run can then avoid it."""
 
 
 def advantage_figures(advantages: Tensor, valid: Tensor) -> dict[str, Tensor]:
-    """How the advantages of a batch are distributed.
+    """Summarize the advantages of a batch.
 
     Args:
         advantages: ``(questions, responses)``, as the policy term uses them.
         valid: ``(questions, responses)`` bool, True where there is a response.
 
     Returns:
-        ``advantage_mean``, ``advantage_std`` (over all responses; 1 without flat groups, as each group has
-        unit variance) and ``advantage_positive`` (share above 0).
+        ``advantage_mean``, ``advantage_std`` (over all responses; 1 if no group is flat) and
+        ``advantage_positive`` (fraction above 0).
     """
     values = advantages.detach()[valid].float()
     return {
@@ -44,15 +44,15 @@ def advantage_figures(advantages: Tensor, valid: Tensor) -> dict[str, Tensor]:
 
 
 def ratio_figures(logprobs: Tensor, behaviour_logprobs: Tensor) -> dict[str, Tensor]:
-    """How far the student is from the models that wrote the responses, on the tokens of these.
+    """Measure how far the student is from the models that generated the responses.
 
     Args:
-        logprobs: ``(tokens,)``, log-probabilities under the student; tokens that count only.
-        behaviour_logprobs: ``(tokens,)``, the same under the model that wrote each.
+        logprobs: ``(tokens,)``, log-probabilities of the response tokens under the student.
+        behaviour_logprobs: ``(tokens,)``, the same under the model that generated each response.
 
     Returns:
-        ``log_ratio`` (mean, nats a token; below 0 where the student finds the responses less likely than
-        their author did) and ``effective_samples`` (share of the tokens, in (0, 1]).
+        ``log_ratio`` (mean, nats per token; below 0 where the student finds the responses less likely) and
+        ``effective_samples`` (fraction of the tokens, in (0, 1]).
 
     Raises:
         ValueError: the shapes differ.
@@ -61,29 +61,29 @@ def ratio_figures(logprobs: Tensor, behaviour_logprobs: Tensor) -> dict[str, Ten
         shapes = f"{tuple(logprobs.shape)} and {tuple(behaviour_logprobs.shape)}"
         raise ValueError(f"log-probabilities of {shapes} are not those of the same tokens")
     log_ratio = (logprobs.detach() - behaviour_logprobs.detach()).float().flatten()
-    # In logarithms: a single ratio may be beyond what a float holds.
-    share = (2 * log_ratio.logsumexp(0) - (2 * log_ratio).logsumexp(0)).exp() / len(log_ratio)
-    return {"log_ratio": log_ratio.mean(), "effective_samples": share}
+    # In logarithms: a single ratio may overflow.
+    effective = (2 * log_ratio.logsumexp(0) - (2 * log_ratio).logsumexp(0)).exp() / len(log_ratio)
+    return {"log_ratio": log_ratio.mean(), "effective_samples": effective}
 
 
 def reason_to_stop(
     losses: Sequence[float], rows: int, kl: float, max_kl: float | None, growth: float | None
 ) -> str | None:
-    """Why a run has diverged, or None while it has not.
+    """Return why a run has diverged, or None.
 
     Args:
-        losses: of all log rows so far, the present one last.
-        rows: that the whole run will log.
-        kl: of the present row, nats a token; NaN where there is none.
-        max_kl: the KL must not be above; None: whatever it is.
-        growth: the loss must not be above this many times the largest of the first tenth of the rows; None:
-            whatever it is.
+        losses: of all log rows so far, the current one last.
+        rows: log rows of the whole run.
+        kl: of the current row, nats per token; NaN if there is none.
+        max_kl: largest allowed KL; None: no limit.
+        growth: largest allowed loss, as a multiple of the largest loss in the first tenth of the rows; None:
+            no limit.
     """
     loss, first = losses[-1], losses[: max(1, rows // 10)]
     if loss != loss or abs(loss) == float("inf"):
         return f"the loss is {loss}"
     if max_kl is not None and kl > max_kl:
-        return f"the KL to the student before training is {kl:.3g} nats a token, above {max_kl:g}"
+        return f"the KL to the student before training is {kl:.3g} nats per token, above {max_kl:g}"
     largest = max(abs(value) for value in first)
     if growth is not None and len(losses) > len(first) and loss > growth * largest:
         return f"the loss is {loss:.3g}, above {growth:g} times the largest at the start, {largest:.3g}"
@@ -91,14 +91,13 @@ def reason_to_stop(
 
 
 def term_norms(loss: Callable[..., Tensor], weights: Sequence[Tensor]) -> dict[str, float]:
-    """The gradient norm of each term of Eq. 11.
+    """Return the gradient norm of each term of Eq. 11, from three forward and backward passes.
 
-    The loss is a sum of terms, and so is its gradient: a term's is what the gradient of the loss without it
-    lacks. That takes three forward and backward passes.
+    The loss is a sum of terms, so the gradient of a term is a difference of gradients of the loss.
 
     Args:
-        loss: of the same batch, with options of :func:`masters.objective.loss.masters_loss` changed by name.
-        weights: that are trained.
+        loss: the loss of a batch, with options of :func:`masters.objective.loss.masters_loss` as keywords.
+        weights: the trained weights.
 
     Returns:
         ``gradient_divergence``, ``gradient_policy`` and ``gradient_kl``, the last multiplied by beta.
@@ -116,5 +115,5 @@ def term_norms(loss: Callable[..., Tensor], weights: Sequence[Tensor]) -> dict[s
 
 
 def norm(gradients: Sequence[Tensor]) -> float:
-    """The norm of the gradients of all weights together."""
+    """Return the norm over the gradients of all weights."""
     return float(torch.stack([gradient.float().norm() for gradient in gradients]).norm())

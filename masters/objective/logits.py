@@ -1,9 +1,9 @@
-"""Logits that are never all there: what makes them is kept, and they are made a chunk of tokens at a time.
+"""Logits that are computed a chunk of tokens at a time, so that they never all are in memory.
 
-The logits of one token over a vocabulary of 151,936 take 600 kB in float32; those of some groups of
-responses, for the student, the teacher and the reference, take more than the models. A loss therefore takes
-logits in three forms: a tensor, an output head with the hidden states it reads (:class:`Projection`), and
-the k largest log-probabilities of each token (:class:`masters.objective.topk.Packed`).
+The logits of one token over a vocabulary of 151,936 take 600 kB in float32. For a few groups of responses and
+three models (student, teacher, reference) they take more memory than the models. So a loss takes logits in
+three forms: a tensor; an output head with the hidden states it reads (:class:`Projection`); the k largest
+log-probabilities of each token (:class:`masters.objective.topk.Packed`).
 """
 
 from collections.abc import Callable, Iterator
@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from masters.objective.topk import Packed
 
-# Logits in one chunk: enough rows for an efficient product with the head, 64 MB in float32.
+# Logits per chunk: enough rows for an efficient product with the head, 64 MB in float32.
 CHUNK = 1 << 24
 
 
@@ -24,8 +24,8 @@ class Projection:
     """The logits ``hidden @ weight.T + bias`` over the first ``vocabulary`` rows of an output head.
 
     Attributes:
-        hidden: ``(..., width)``, the states that the head reads.
-        weight: ``(rows, width)`` of the head.
+        hidden: ``(..., width)``, the hidden states.
+        weight: ``(rows, width)``.
         bias: ``(rows,)``, or None.
         vocabulary: rows of the head that have a token; heads are often padded beyond them.
     """
@@ -37,15 +37,15 @@ class Projection:
 
     @property
     def shape(self) -> torch.Size:
-        """``(..., vocabulary)``."""
+        """Return the shape of the logits, ``(..., vocabulary)``."""
         return torch.Size((*self.hidden.shape[:-1], self.vocabulary))
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "Projection":
-        """The same head on other states."""
+        """Apply a function to the hidden states."""
         return replace(self, hidden=function(self.hidden))
 
     def logits(self) -> Tensor:
-        """All of them at once, ``(..., vocabulary)``."""
+        """Compute all logits at once, ``(..., vocabulary)``."""
         bias = None if self.bias is None else self.bias[: self.vocabulary]
         return functional.linear(self.hidden, self.weight[: self.vocabulary], bias)
 
@@ -59,17 +59,17 @@ def each(source: Logits, function: Callable[[Tensor], Tensor]) -> Logits:
 
 
 def select(source: Logits, where: slice | Tensor) -> Logits:
-    """Some tokens of logits in any form: ``source[where]``."""
+    """Return ``source[where]`` for logits in any form."""
     return each(source, lambda x: x[where])
 
 
 def dense(source: Logits) -> Tensor:
-    """Logits in any form as a tensor."""
+    """Return logits in any form as a tensor."""
     return source if isinstance(source, Tensor) else source.logits()
 
 
 def detached(source: Logits) -> Logits:
-    """The same logits without a gradient."""
+    """Return the same logits without gradient."""
     if isinstance(source, Projection):
         bias = None if source.bias is None else source.bias.detach()
         return replace(source, hidden=source.hidden.detach(), weight=source.weight.detach(), bias=bias)
@@ -77,20 +77,19 @@ def detached(source: Logits) -> Logits:
 
 
 def tempered(source: Logits, temperature: float) -> Logits:
-    """Logits in any form of ``softmax(log p / temperature)``, where p is the softmax of these.
+    """Return the logits of ``softmax(log p / temperature)``, where p is the softmax of the source.
 
-    An output head's are tempered by what it reads, so they are still made a chunk at a time.
+    For an output head the hidden states and the bias are divided, so it is still computed in chunks.
 
     Args:
-        source: ``(..., vocabulary)``.
-        temperature: above 1 softer, below 1 sharper; at 1 the source itself comes back.
+        temperature: above 1 softens the distribution, below 1 sharpens it; 1 returns the source.
 
     Raises:
-        ValueError: the temperature is not a positive number, or only the largest log-probabilities of a
-            token are known: the mass of the rest cannot be tempered.
+        ValueError: the temperature is not a positive number, or the source has only the largest
+            log-probabilities of a token, so the rest of the distribution is unknown.
     """
     if not 0 < temperature < float("inf"):
-        raise ValueError(f"a temperature is {temperature}: it must be a number above 0")
+        raise ValueError(f"the temperature is {temperature}: give a number above 0")
     if temperature == 1:
         return source
     if isinstance(source, Packed):
@@ -105,7 +104,7 @@ def tempered(source: Logits, temperature: float) -> Logits:
 
 
 def chunks(rows: int, vocabulary: int) -> Iterator[slice]:
-    """Slices of rows whose logits fit into one chunk."""
+    """Yield slices of rows whose logits fit into one chunk."""
     size = max(1, CHUNK // vocabulary)
     for start in range(0, rows, size):
         yield slice(start, min(start + size, rows))

@@ -1,29 +1,29 @@
 """The loss of Masters: imitate the masked teacher, prefer the better of the cached responses (Eq. 8, 9, 11).
 
-The idea: over the responses of the batch, minimise the mean of ``L_GRPO + JSD(teacher_r || student)``, where
+The loss is the mean over the responses of a batch of ``L_GRPO + JSD(teacher_r || student)``, where
 ``L_GRPO = -mean_j mean_t (rho_jt * A_j - beta * KL(pi_theta || pi_ref))`` for token t of response j. All
 responses were generated before training, by the masked teachers and by the student: offline reinforcement
 learning.
 
-The defaults are the paper's form: ratio one, all advantages, flat groups kept, both rewards, beta 0.1, the
-two terms unweighted. Ratio one means pi_theta over its own detached value. As advantages sum to 0 in a group,
-the policy term is then 0 in value whatever is learned (a log that shows 0 is right); its gradient is not, it
-is ``-A * grad log pi``.
+The defaults are the paper's: ratio one, all advantages, flat groups kept, both rewards, beta 0.1, unweighted
+terms. Ratio one is pi_theta divided by its own detached value. As advantages sum to 0 within a group, the
+policy term then always has the value 0, and the log shows 0. Its gradient is ``-A * grad log pi``.
 
 Departures from the paper, each a parameter and off by default:
-    * ratio="clipped": rho is pi_theta over the stored probability of the model that wrote the response,
-      clipped as in PPO. With ratio one, negative advantages on fixed responses push without a bound.
+    * ratio="clipped": rho is pi_theta over the stored probability under the model that generated the
+      response, clipped as in PPO. With ratio one, negative advantages on fixed responses push without bound.
     * advantages="positive": only responses better than their group's mean take part.
-    * flat="skip": questions whose responses are all right, or all wrong, take no policy term. Otherwise the
+    * flat="skip": questions whose responses are all correct, or all wrong, have no policy term. Otherwise the
       distillation reward alone decides there, at full unit variance.
     * distillation_on="sum": Eq. 7 on the divergence summed over a response's tokens instead of its mean,
-      which favours long, predictable text.
+      which favors long, predictable text.
     * policy_weight: weight of the reward term of L_GRPO. The KL keeps its own weight, beta, so a smaller
       policy_weight makes the KL stronger relative to the rewards. Weighting all of L_GRPO by w, as an earlier
       version did, is policy_weight w with beta w times as large.
-    * divergence: another one in the place of the JSD, as table 5f plugs Masters into other methods.
+    * divergence: another divergence in place of the JSD, as table 5f combines Masters with other methods.
     * teacher_temperature: the teacher of Eq. 5 and 7 is ``softmax(log p / T)``, softer above 1 and sharper
-      below. The student is not tempered, so no factor of T squared is due (Hinton et al., arXiv 1503.02531).
+      below. The student is not tempered, so no factor of T squared is needed (Hinton et al., arXiv
+      1503.02531).
 
 Choices where the paper is silent:
     * The divergence of Eq. 7 is that of the current student, at each step.
@@ -47,7 +47,6 @@ from masters.objective.token_terms import Given, Terms, in_chunks, linear_terms,
 
 Averaging = Literal["response", "token"]
 
-
 PARTS = (
     *("divergence", "policy", "kl", "flat_groups", "reward_accuracy", "reward_distillation", "tokens"),
     *("advantage_mean", "advantage_std", "advantage_positive", "log_ratio", "effective_samples"),
@@ -55,15 +54,15 @@ PARTS = (
 
 
 class Loss(NamedTuple):
-    """What a training step needs: the scalar to minimise, and its parts for the log."""
+    """The scalar to minimize, and its parts for the log."""
 
     total: Tensor
     """Eq. 11, a scalar with gradient."""
     parts: dict[str, float]
-    """``divergence`` (nats a token), ``policy`` (the reward part of L_GRPO, without the KL), ``kl`` (nats a
-    token, not multiplied by beta), ``flat_groups`` (share of questions without any advantage),
-    ``reward_accuracy`` and ``reward_distillation`` (means), ``tokens`` (mean length), and the figures of
-    :mod:`masters.objective.diagnostics`; NaN for what a variant lacks."""
+    """``divergence`` (nats per token), ``policy`` (the reward term of L_GRPO, without the KL), ``kl`` (nats
+    per token, not multiplied by beta), ``flat_groups`` (fraction of questions without advantages),
+    ``reward_accuracy`` and ``reward_distillation`` (means), ``tokens`` (mean length of a response), and the
+    figures of :mod:`masters.objective.diagnostics`; NaN for what a variant lacks."""
 
 
 def masters_loss(
@@ -89,46 +88,39 @@ def masters_loss(
     mix: float = 0.5,
     teacher_temperature: float = 1.0,
 ) -> Loss:
-    """Eq. 8 to 11 for a batch of questions with their responses.
+    """Compute Eq. 8 to 11 for a batch of questions with their responses.
 
-    The logits at a place are those that predict the token of that place: already shifted by one. Places where
-    the mask is False never count, whatever they hold; a response without any token is no member of its group.
-
-    Logits come as tensors or in the forms of :mod:`masters.objective.logits`, which are never all in memory.
+    Logits are already shifted: those at a position predict the token at that position. Positions where the
+    mask is False never count, whatever their values; a response without tokens is no member of its group.
 
     Args:
-        student_logits: ``(questions, responses, tokens, vocabulary)``; no other argument gets a gradient.
-        teacher_logits: the same shape, from the teacher at the current stage's mask ratio.
+        student_logits: ``(questions, responses, tokens, vocabulary)``, in any form of
+            :mod:`masters.objective.logits`; no other argument gets a gradient.
+        teacher_logits: the same shape, from the teacher at the mask ratio of the current stage.
         tokens: ``(questions, responses, tokens)`` int64, the responses.
         mask: ``(questions, responses, tokens)`` bool (or 0 and 1), True where a token counts.
-        accuracy: ``(questions, responses)``, R_acc of Eq. 6; needed for the accuracy reward and for
+        accuracy: ``(questions, responses)``, R_acc of Eq. 6; required for the accuracy reward and for
             flat="skip".
-        reference_logits: the same shape as the student's, from the student before training; needed where
-            there is a reward and beta is positive. Otherwise, if given, it serves to report the KL.
+        reference_logits: the same shape as the student's, from the student before training; required with a
+            reward and a positive beta, otherwise used to report the KL.
         behaviour_logprobs: ``(questions, responses, tokens)``, the log-probability of each token under the
-            model that wrote it, at temperature 1 over the whole vocabulary; needed for ratio="clipped".
+            model that generated it, at temperature 1 over the whole vocabulary; required for
+            ratio="clipped".
         rewards: which of "accuracy" and "distillation" are summed. Empty: only the JSD remains (naive or
             masked distillation).
         normalise: Eq. 7 as written; False: the negative divergence (table 5e).
-        beta: weight of the KL; the paper's is 0.1.
-        policy_weight: weight of the reward term of L_GRPO; the paper's sum is unweighted.
-        ratio: "one" or "clipped", see the top of the module.
-        clip: half-width of the clipped ratio's interval around 1; for ratio="clipped" only.
-        advantages: "all" or "positive".
-        flat: "keep" or "skip".
-        distillation_on: "mean" or "sum".
-        averaging: "response" or "token".
-        divergence: what is minimised beside the policy term and what Eq. 7 rewards; Eq. 5 has the JSD.
-        mix: of the divergences that mix teacher and student, see
-            :func:`masters.objective.divergence.divergence`.
-        teacher_temperature: T of the teacher's distribution, see :func:`masters.objective.logits.tempered`.
+        beta: weight of the KL; 0.1 in the paper.
+        policy_weight: weight of the reward term of L_GRPO; 1 in the paper.
+        clip: half-width of the interval around 1 for ratio="clipped".
+        divergence: replaces the JSD, also in Eq. 7; see :func:`masters.objective.divergence.divergence`.
+        mix: weight of the teacher in divergences that mix teacher and student.
+        teacher_temperature: T of the teacher's distribution.
 
-    Returns:
-        The loss and its parts.
+    The other options are explained at the top of the module.
 
     Raises:
-        ValueError: shapes differ, a needed argument is missing, an option is unknown, beta or clip is
-            negative, or no token counts; a reward is not finite; a teacher cannot be tempered.
+        ValueError: shapes differ, a required argument is missing, an option is unknown, beta or clip is
+            negative, or no token counts; a reward is not finite; the teacher cannot be tempered.
     """
     _check_options(
         ratio=(ratio, ("one", "clipped")),
@@ -139,7 +131,7 @@ def masters_loss(
     )
     check_kind(divergence, mix)
     if not (beta >= 0 and clip >= 0):
-        raise ValueError(f"beta is {beta} and clip is {clip}: neither can be negative")
+        raise ValueError(f"beta is {beta} and clip is {clip}: give 0 or more")
     regularised = bool(rewards) and beta > 0
     wanted = "accuracy" in rewards or (bool(rewards) and flat == "skip")
     _check_given(accuracy, wanted, "accuracy", "the accuracy reward and flat='skip'")
@@ -153,7 +145,7 @@ def masters_loss(
     _check_shape("behaviour_logprobs", behaviour_logprobs, student_logits.shape[:-1])
     _check_shape("accuracy", accuracy, student_logits.shape[:-2])
 
-    batch = _Batch(tokens, mask, averaging)
+    batch = _Batch(mask, averaging)
     reference = None if reference_logits is None else batch.logits(detached(reference_logits))
     teacher = tempered(batch.logits(detached(teacher_logits)), teacher_temperature)
     given = Given(batch.rows(tokens), teacher, reference, divergence, mix, regularised)
@@ -200,33 +192,32 @@ def masters_loss(
             total = total + beta * parts["kl"]
         return total, parts
 
-    # With the advantages known beforehand and ratio one, the loss is linear in the terms of each token.
+    # With advantages that are known beforehand and ratio one, the loss is linear in the terms of each token.
     linear = not rewards or ("distillation" not in rewards and ratio == "one")
     total, parts = _evaluate(combine, batch.logits(student_logits), given, linear)
     logged = torch.stack([part.detach().float() for part in parts.values()]).tolist()
     return Loss(total, dict.fromkeys(PARTS, float("nan")) | dict(zip(parts, logged, strict=True)))
 
 
-def cross_entropy(
-    student_logits: Logits, tokens: Tensor, mask: Tensor, *, averaging: Averaging = "response"
-) -> Tensor:
-    """Supervised fine-tuning on given answers: the mean negative log-probability of their tokens, in nats.
+def cross_entropy(student_logits: Logits, tokens: Tensor, mask: Tensor) -> Tensor:
+    """Return the mean negative log-probability of given responses, in nats, for supervised fine-tuning.
+
+    Averaged over the tokens of a response, then over responses.
 
     Args:
-        student_logits: ``(..., tokens, vocabulary)``, already shifted as in ``masters_loss``.
+        student_logits: ``(..., tokens, vocabulary)``, already shifted as in :func:`masters_loss`.
         tokens: ``(..., tokens)`` int64.
         mask: ``(..., tokens)`` bool (or 0 and 1), True where a token counts.
-        averaging: "response" or "token".
 
     Returns:
-        A scalar tensor with gradient.
+        A scalar with gradient.
 
     Raises:
-        ValueError: shapes differ, the option is unknown, or no token counts.
+        ValueError: shapes differ, or no token counts.
     """
     _check_shape("tokens", tokens, student_logits.shape[:-1])
     _check_shape("mask", mask, student_logits.shape[:-1])
-    batch = _Batch(tokens, mask, averaging)
+    batch = _Batch(mask, "response")
 
     def combine(terms: Terms) -> tuple[Tensor, dict[str, Tensor]]:
         return -batch.mean(terms.logprobs), {}
@@ -240,12 +231,12 @@ Combine = Callable[[Terms], tuple[Tensor, dict[str, Tensor]]]
 def _evaluate(
     combine: Combine, student: Logits, given: Given, linear: bool
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss that ``combine`` makes of the terms of each token, with gradient for the student."""
+    """Return the loss as ``combine`` computes it from the terms of each token, with gradient."""
     ahead = linear and isinstance(student, Projection) and in_chunks(student) and torch.is_grad_enabled()
     if not ahead:
         return combine(token_terms(student, given))
     assert isinstance(student, Projection)
-    # Of a linear function any point gives the derivatives.
+    # The derivatives of a linear function are the same at every point.
     point = Terms(*(None if x is None else x.requires_grad_() for x in no_terms(student.hidden, given)))
     present = [x for x in point if x is not None]
     found = iter(torch.autograd.grad(combine(point)[0], present, allow_unused=True))
@@ -255,12 +246,12 @@ def _evaluate(
 
 
 class _Batch:
-    """The tokens that count, as rows: padding is dropped before any work over the vocabulary is done.
+    """The tokens that count, as rows. Padding is dropped before any work over the vocabulary.
 
     ``lengths`` and ``valid`` are ``(questions, responses)``.
     """
 
-    def __init__(self, tokens: Tensor, mask: Tensor, averaging: Averaging) -> None:
+    def __init__(self, mask: Tensor, averaging: Averaging) -> None:
         _check_options(averaging=(averaging, ("response", "token")))
         mask = mask.bool()
         self._places = mask.flatten().nonzero().squeeze(1)
@@ -276,25 +267,25 @@ class _Batch:
             self._weights = torch.full_like(self._places, 1 / len(self._places), dtype=torch.float32)
 
     def rows(self, values: Tensor) -> Tensor:
-        """``(questions, responses, tokens, ...)`` to ``(rows, ...)``."""
+        """Convert ``(questions, responses, tokens, ...)`` to ``(rows, ...)``."""
         flat = values.reshape(-1, *values.shape[self.lengths.ndim + 1 :])
         return flat if self._all else flat.index_select(0, self._places)
 
     def logits(self, source: Logits) -> Logits:
-        """``(questions, responses, tokens, vocabulary)`` to ``(rows, vocabulary)``, in any form."""
+        """Convert logits in any form to ``(rows, vocabulary)``."""
         return each(source, self.rows)
 
     def of_token(self, values: Tensor) -> Tensor:
-        """A value of each response, ``(questions, responses)``, to one of each row, ``(rows,)``."""
+        """Repeat a value per response, ``(questions, responses)``, for its tokens, ``(rows,)``."""
         return values.flatten()[self._response]
 
     def per_response(self, values: Tensor) -> Tensor:
-        """The sum over each response's tokens, ``(rows,)`` to ``(questions, responses)``."""
+        """Sum ``(rows,)`` over the tokens of each response, to ``(questions, responses)``."""
         sums = torch.zeros_like(self.lengths, dtype=values.dtype).flatten()
         return sums.index_add(0, self._response, values).view_as(self.lengths)
 
     def mean(self, values: Tensor) -> Tensor:
-        """The average over the batch of a value of each row."""
+        """Average a value per row over the batch."""
         return torch.dot(self._weights.to(values.dtype), values)
 
 
@@ -312,5 +303,5 @@ def _check_given(value: Logits | None, wanted: bool, name: str, reason: str) -> 
 def _check_shape(name: str, value: Logits | None, expected: torch.Size) -> None:
     if value is not None and value.shape != expected:
         raise ValueError(
-            f"{name} has shape {tuple(value.shape)}; the student's logits ask for {tuple(expected)}"
+            f"{name} has shape {tuple(value.shape)}; the student's logits require {tuple(expected)}"
         )

@@ -1,13 +1,13 @@
-"""What a response is worth, and how much more than its neighbours (Eq. 6, 7, 10).
+"""Rewards of a response, and advantages within the responses to a question (Eq. 6, 7, 10).
 
-The idea: of the responses to one question, reward those that are right (R_acc, from a judge, Eq. 6) and those
-that the student finds easy to imitate (R_distill, Eq. 7). Only differences within a question train anything.
+Responses are rewarded if they are correct (R_acc, from a judge, Eq. 6) and if the student can imitate them
+easily (R_distill, Eq. 7). Only differences between responses to the same question have an effect.
 
 Departures from the paper, all of them where it is silent:
-    * A group without spread makes Eq. 7 and Eq. 10 divide by zero. Here Eq. 7 gives each of its responses one
-      half, Eq. 10 gives each advantage 0, and such groups are reported.
-    * The standard deviation is that of the population (divided by the number of responses): the group is all
-      there is. Implementations that divide by one less get advantages smaller by ``sqrt((n - 1) / n)``.
+    * A group without spread makes Eq. 7 and Eq. 10 divide by zero. Here Eq. 7 then gives each response one
+      half, Eq. 10 gives advantages of 0, and such groups are reported.
+    * The standard deviation is that of the population (divided by n), as the group is complete.
+      Implementations that divide by n - 1 get advantages smaller by ``sqrt((n - 1) / n)``.
 """
 
 from typing import NamedTuple
@@ -15,8 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# A smaller spread is rounding in float32, not a preference: dividing by it would turn noise into advantages
-# of full size. Relative where values exceed 1.
+# A smaller spread is float32 rounding, which must not be scaled up to advantages of full size. Relative where
+# values exceed 1.
 SPREAD = 1e-6
 
 
@@ -26,22 +26,20 @@ class Advantages(NamedTuple):
     values: Tensor
     """``(questions, responses)``, mean 0 and population variance 1 within a group; 0 in flat groups."""
     flat: Tensor
-    """``(questions,)`` bool, True for the groups without spread."""
+    """``(questions,)`` bool, True for groups without spread."""
 
 
 def distillation_reward(divergence: Tensor, *, normalise: bool = True, valid: Tensor | None = None) -> Tensor:
-    """Eq. 7: ``(D_max - D) / (D_max - D_min)`` within a question; 1 is the easiest response, 0 the hardest.
-
-    Responses that are all equally easy (a single one, too) get one half: neither the easiest nor the hardest.
-    Being equal, they have no part in the advantages.
+    """Eq. 7: return ``(D_max - D) / (D_max - D_min)`` within a question; 1 is the easiest response, 0 the
+    hardest, one half where all are equally easy.
 
     Args:
-        divergence: ``(questions, responses)``, nats, one value a response.
-        normalise: False gives -D instead, the paper's ablation (table 5e).
-        valid: ``(questions, responses)`` bool, False for places without a response: 0, and not counted.
+        divergence: ``(questions, responses)``, nats, one value per response.
+        normalise: False returns -D instead, the paper's ablation (table 5e).
+        valid: ``(questions, responses)`` bool, False where there is no response; its reward is 0.
 
     Returns:
-        ``(questions, responses)``; in [0, 1] when normalised.
+        ``(questions, responses)``; in [0, 1] if normalized.
 
     Raises:
         ValueError: the shape is wrong or a divergence is not finite.
@@ -56,14 +54,11 @@ def distillation_reward(divergence: Tensor, *, normalise: bool = True, valid: Te
 
 
 def group_advantages(rewards: Tensor, *, valid: Tensor | None = None) -> Advantages:
-    """Eq. 10: ``(R - mean(R)) / std(R)`` over the responses of each question.
+    """Eq. 10: return ``(R - mean(R)) / std(R)`` over the responses to each question, and the flat groups.
 
     Args:
         rewards: ``(questions, responses)``.
-        valid: ``(questions, responses)`` bool, False for places without a response: 0, and not counted.
-
-    Returns:
-        The advantages and which groups are flat.
+        valid: ``(questions, responses)`` bool, False where there is no response; its advantage is 0.
 
     Raises:
         ValueError: the shape is wrong or a reward is not finite.
@@ -72,9 +67,9 @@ def group_advantages(rewards: Tensor, *, valid: Tensor | None = None) -> Advanta
     flat = _is_flat(*_range(rewards, valid))
     count = valid.sum(1, keepdim=True).clamp(min=1)
     mean = rewards.masked_fill(~valid, 0).sum(1, keepdim=True) / count
-    centred = (rewards - mean).masked_fill(~valid | flat, 0)
-    deviation = (centred.square().sum(1, keepdim=True) / count).sqrt()
-    return Advantages(centred / deviation.masked_fill(flat, 1), flat.squeeze(1))
+    centered = (rewards - mean).masked_fill(~valid | flat, 0)
+    deviation = (centered.square().sum(1, keepdim=True) / count).sqrt()
+    return Advantages(centered / deviation.masked_fill(flat, 1), flat.squeeze(1))
 
 
 def _groups(values: Tensor, valid: Tensor | None, what: str) -> tuple[Tensor, Tensor]:
@@ -84,9 +79,9 @@ def _groups(values: Tensor, valid: Tensor | None, what: str) -> tuple[Tensor, Te
     values = values if values.dtype == torch.float64 else values.float()
     valid = torch.ones_like(values, dtype=torch.bool) if valid is None else valid.bool()
     if valid.shape != values.shape:
-        raise ValueError(f"valid has shape {tuple(valid.shape)}, not {tuple(values.shape)} as the {what}")
+        raise ValueError(f"valid has shape {tuple(valid.shape)}, not that of {what}, {tuple(values.shape)}")
     if not values[valid].isfinite().all():
-        raise ValueError(f"a {what} is not finite: a judge or a model gave NaN or infinity")
+        raise ValueError(f"a {what} is not finite: a judge or a model returned NaN or infinity")
     return values, valid
 
 
@@ -98,4 +93,4 @@ def _range(values: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
 
 def _is_flat(low: Tensor, high: Tensor) -> Tensor:
     scale = torch.maximum(low.abs(), high.abs()).clamp(min=1)
-    return ~(high - low > SPREAD * scale)  # a group without any response has low above high: flat
+    return ~(high - low > SPREAD * scale)  # also True for a group without responses, where low > high

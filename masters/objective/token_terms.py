@@ -1,16 +1,15 @@
-"""What Eq. 11 needs of each token, however large the vocabulary: divergence, KL and log-probability.
+"""The three terms of Eq. 11 per token for vocabularies of any size: divergence, KL and log-probability.
 
-The loss is a function of three numbers a token: ``D`` (Eq. 4, 5), ``KL(pi_theta || pi_ref)`` (Eq. 9) and
-``log pi_theta(token)``. For a small batch they come from logits in memory. Where the logits are those of an
-output head and would not fit into one chunk (:mod:`masters.objective.logits`), each chunk is made, used and
-dropped:
+The loss is a function of ``D`` (Eq. 4, 5), ``KL(pi_theta || pi_ref)`` (Eq. 9) and ``log pi_theta(token)`` of
+each token. For a small batch they come from logits in memory. Where the logits are those of an output head
+and exceed one chunk (:mod:`masters.objective.logits`), each chunk is computed, used and dropped:
 
-* where the loss is linear in the three, its derivatives a, b, c are known before them, and the gradient
-  ``g = a dD/dz + b dKL/dz + c (onehot - q)`` of a chunk's logits z is computed at once, in the forward pass;
-* otherwise (a reward that compares the divergences of a group, a clipped ratio) the backward pass makes each
-  chunk a second time.
+* If the loss is linear in the three terms, its derivatives a, b, c are known beforehand. The gradient
+  ``g = a dD/dz + b dKL/dz + c (onehot - q)`` for a chunk's logits z is then computed in the forward pass.
+* Otherwise (a reward that compares the divergences of a group, a clipped ratio) the backward pass computes
+  each chunk again.
 
-Either way only ``g @ weight`` and ``g.T @ hidden`` are kept, and no tensor ever holds all logits.
+Only ``g @ weight`` and ``g.T @ hidden`` are kept, and no tensor ever holds all logits.
 """
 
 from typing import Any, NamedTuple
@@ -21,30 +20,23 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from masters.objective import logits as logits_module
-from masters.objective.divergence import (
-    Kind,
-    block_rows,
-    divergence,
-    kl,
-    kl_with_gradient,
-    rows_with_gradient,
-)
+from masters.objective.divergence import Kind, block_rows, divergence, rows_with_gradient
 from masters.objective.logits import Logits, Projection, chunks, dense, select
 
 
 class Terms(NamedTuple):
-    """Values of each token, ``(rows,)``, or the derivatives of a loss for them (None: it takes no part)."""
+    """Values per token, ``(rows,)``, or derivatives of a loss for them (None: not in the loss)."""
 
     divergence: Tensor | None
-    """Of the teacher and the student, nats; None without a teacher."""
+    """Of the student from the teacher, nats; None without a teacher."""
     kl: Tensor | None
-    """Of the student and the reference, nats; None without a reference."""
+    """Of the student from the reference, nats; None without a reference."""
     logprobs: Any
     """Of the token under the student, nats."""
 
 
 class Given(NamedTuple):
-    """What the student is compared with, a row a token; none of it gets a gradient."""
+    """What the student is compared with, a row per token, without gradient."""
 
     tokens: Tensor
     teacher: Logits | None = None
@@ -52,21 +44,20 @@ class Given(NamedTuple):
     kind: Kind = "jsd"
     mix: float = 0.5
     regularised: bool = True
-    """Whether the KL takes part in the loss; otherwise it is computed without gradient."""
+    """Whether the KL is in the loss; otherwise it is computed without gradient."""
 
 
 def in_chunks(student: Logits) -> bool:
-    """Whether the student's logits are too many to be made at once."""
+    """Return whether the student's logits are too many to be computed at once."""
     rows = student.shape[:-1].numel()
     return isinstance(student, Projection) and rows * student.shape[-1] > logits_module.CHUNK
 
 
 def token_terms(student: Logits, given: Given) -> Terms:
-    """The three terms of each token, with gradient for the student.
+    """Return the three terms of each token, with gradient for the student.
 
     Args:
         student: ``(rows, vocabulary)``, logits in any form.
-        given: tokens, teacher and reference of the same rows.
     """
     if isinstance(student, Projection) and in_chunks(student):
         return Terms(
@@ -75,24 +66,24 @@ def token_terms(student: Logits, given: Given) -> Terms:
     logits = dense(student)
     log_q = (logits if logits.dtype == torch.float64 else logits.float()).log_softmax(-1)
     logprobs = log_q.gather(1, given.tokens.unsqueeze(1)).squeeze(1)
-    of_teacher = to_reference = None
+    from_teacher = from_reference = None
     if given.teacher is not None:
-        of_teacher = divergence(dense(given.teacher), log_q, given.kind, mix=given.mix)
+        from_teacher = divergence(dense(given.teacher), log_q, given.kind, mix=given.mix)
     if given.reference is not None:
-        to_reference = kl(log_q if given.regularised else log_q.detach(), dense(given.reference))
-    return Terms(of_teacher, to_reference, logprobs)
+        regularised = log_q if given.regularised else log_q.detach()
+        from_reference = divergence(dense(given.reference), regularised, "reverse_kl")
+    return Terms(from_teacher, from_reference, logprobs)
 
 
 def linear_terms(student: Projection, given: Given, derivatives: Terms) -> tuple[Terms, Tensor]:
-    """The three terms without gradient, and a scalar whose gradient is that of a loss linear in them.
+    """Return the three terms without gradient, and a scalar with the gradient of a loss linear in them.
 
     Args:
-        student: ``(rows, vocabulary)``, an output head and what it reads.
-        given: tokens, teacher and reference of the same rows.
-        derivatives: of the loss for each term of each row; None where a term takes no part.
+        student: ``(rows, vocabulary)``.
+        derivatives: of the loss for each term of each row.
 
     Returns:
-        The terms, and ``sum(a * D + b * KL + c * logprob)``; its gradient is computed already.
+        The terms, and ``sum(a * D + b * KL + c * logprob)``, whose gradient is already computed.
     """
     total, *values = _Ahead.apply(
         student.hidden, student.weight, student.bias, student.vocabulary, given, derivatives
@@ -101,7 +92,7 @@ def linear_terms(student: Projection, given: Given, derivatives: Terms) -> tuple
 
 
 def no_terms(hidden: Tensor, given: Given) -> Terms:
-    """Terms of 0 for the rows of some hidden states; None without a teacher, or without a reference."""
+    """Return zeros for the terms of some hidden states; None without a teacher or without a reference."""
     wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
     there = (given.teacher is not None, given.reference is not None, True)
     return Terms(*(torch.zeros(len(hidden), dtype=wide, device=hidden.device) if x else None for x in there))
@@ -117,7 +108,7 @@ class _Head:
         self.bias = None if bias is None else bias[:vocabulary].to(dtype)
 
     def logits(self, rows: slice) -> Tensor:
-        """``(rows, vocabulary)`` in float32, or in float64 for a model of float64."""
+        """Compute ``(rows, vocabulary)`` in float32, or in float64 for a float64 model."""
         z = functional.linear(self.hidden[rows], self.weight, self.bias)
         return z if z.dtype == torch.float64 else z.float()
 
@@ -125,7 +116,7 @@ class _Head:
 def _pass(
     head: _Head, given: Given, into: Terms | None, derivatives: Terms | None, gradients: "_Gradients | None"
 ) -> None:
-    """Make every chunk of logits once: write the terms, add up the gradients, whichever is asked for."""
+    """Compute every chunk of logits once; write the terms and add up the gradients, where they are given."""
     for rows in chunks(len(head.hidden), len(head.weight)):
         z = head.logits(rows)
         teacher, reference = (
@@ -162,53 +153,53 @@ def _block(
     given: Given,
     derivatives: Terms | None,
 ) -> tuple[Terms, Tensor | None]:
-    """The terms of a few rows and the gradient for their logits, in closed form."""
-    of_teacher = to_reference = None
+    """Return the terms of some rows and the gradient for their logits, in closed form."""
     a, b, c = derivatives or (None, None, None)
     gradient = None if derivatives is None else torch.zeros_like(z)
     logprobs = (z.gather(1, tokens) - z.logsumexp(-1, keepdim=True)).squeeze(1)
     if gradient is not None and c is not None:
         gradient.addcmul_(z.softmax(-1), c, value=-1).scatter_add_(1, tokens, c.to(z.dtype))
+    from_teacher = from_reference = None
     if teacher is not None:
-        of_teacher, slope = rows_with_gradient(teacher, z, given.kind, given.mix)
+        from_teacher, slope = rows_with_gradient(teacher, z, given.kind, given.mix)
         if gradient is not None and a is not None:
             gradient.addcmul_(slope, a)
     if reference is not None:
-        to_reference, slope = kl_with_gradient(z, reference)
+        from_reference, slope = rows_with_gradient(reference, z, "reverse_kl")
         if gradient is not None and b is not None:
             gradient.addcmul_(slope, b)
-    return Terms(of_teacher, to_reference, logprobs), gradient
+    return Terms(from_teacher, from_reference, logprobs), gradient
 
 
 class _Gradients:
-    """The gradients for the hidden states and the head, where they are needed, added up chunk by chunk."""
+    """Gradients for the hidden states and the head, where needed, added up chunk by chunk."""
 
     def __init__(self, ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
         wanted = ctx.needs_input_grad
         wide = torch.float64 if weight.dtype == torch.float64 else torch.float32
         self.hidden = torch.empty_like(hidden) if wanted[0] else None
-        # In float32, since hundreds of chunks are added; padded rows of the head stay 0.
+        # In float32, as hundreds of chunks are added. Padded rows of the head stay 0.
         self.weight = torch.zeros_like(weight, dtype=wide) if wanted[1] else None
         self.bias = torch.zeros_like(bias, dtype=wide) if bias is not None and wanted[2] else None
 
     def add(self, rows: slice, gradient: Tensor, head: _Head) -> None:
-        """Take in the gradient for the logits of some rows."""
+        """Add the gradient for the logits of some rows."""
         narrow = gradient.to(head.weight.dtype)
         if self.hidden is not None:
             self.hidden[rows] = narrow @ head.weight
         if self.weight is not None:
-            of_head = self.weight[: len(head.weight)]
-            if narrow.dtype == of_head.dtype:
-                of_head.addmm_(narrow.t(), head.hidden[rows])
+            used = self.weight[: len(head.weight)]
+            if narrow.dtype == used.dtype:
+                used.addmm_(narrow.t(), head.hidden[rows])
             else:
-                of_head += narrow.t() @ head.hidden[rows]
+                used += narrow.t() @ head.hidden[rows]
         if self.bias is not None:
             self.bias[: gradient.shape[1]] += gradient.sum(0)
 
     def of(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """In the types of the parameters."""
-        of_bias = None if self.bias is None or bias is None else self.bias.to(bias.dtype)
-        return self.hidden, None if self.weight is None else self.weight.to(weight.dtype), of_bias
+        """Return the gradients in the types of the parameters."""
+        bias_gradient = None if self.bias is None or bias is None else self.bias.to(bias.dtype)
+        return self.hidden, None if self.weight is None else self.weight.to(weight.dtype), bias_gradient
 
 
 class _Recomputed(torch.autograd.Function):

@@ -1,10 +1,10 @@
 """The k largest log-probabilities of a token and the mass of the rest, packed into a fixed number of bytes.
 
-A whole distribution over 151,936 entries takes 300 kB a token; its 64 largest entries take 274 bytes: token
-ids of as many bits as the vocabulary needs, log-probabilities and the log of the remaining mass as float16.
-What is read back is a distribution over the whole vocabulary again, with the remaining mass spread evenly, so
-a student trains on it with no teacher in memory. Where the kept mass is p, its total variation distance from
-the true distribution is at most 1 - p.
+A whole distribution over 151,936 entries takes 300 kB per token in float16; its 64 largest entries take 274
+bytes: token ids in as many bits as the vocabulary needs, log-probabilities and the log of the remaining mass
+in float16. Unpacking returns a distribution over the whole vocabulary, with the remaining mass spread evenly,
+so a student trains on it without a teacher in memory. If the kept mass is p, its total variation distance
+from the true distribution is at most 1 - p.
 """
 
 import math
@@ -15,14 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-LEAST = -30.0  # stands for the logarithm of a remaining mass of 0
+LEAST = -30.0  # lower bound of the log of the remaining mass, which may be 0
 
 
 def bytes_per_token(vocabulary: int, k: int) -> int:
-    """How many bytes a token takes.
+    """Return the bytes per token.
 
     Raises:
-        ValueError: k is not from 1 to the size of the vocabulary - 1.
+        ValueError: k is not in 1 .. vocabulary - 1.
     """
     if not 1 <= k < vocabulary:
         raise ValueError(
@@ -35,14 +35,14 @@ def encode(log_probabilities: Tensor, k: int) -> np.ndarray:
     """Pack distributions.
 
     Args:
-        log_probabilities: ``(tokens, vocabulary)``, normalised.
-        k: entries to keep.
+        log_probabilities: ``(tokens, vocabulary)``, normalized.
+        k: number of entries to keep.
 
     Returns:
-        ``(tokens, bytes_per_token)`` of type uint8.
+        ``(tokens, bytes_per_token)`` uint8.
 
     Raises:
-        ValueError: as :func:`bytes_per_token`.
+        ValueError: k is not in 1 .. vocabulary - 1.
     """
     tokens, vocabulary = log_probabilities.shape
     size = bytes_per_token(vocabulary, k)
@@ -61,13 +61,12 @@ def encode(log_probabilities: Tensor, k: int) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class Packed:
-    """Packed distributions as a tensor, which :mod:`masters.objective.logits` unpacks a chunk of tokens at a
-    time.
+    """Packed distributions; :mod:`masters.objective.logits` unpacks them a chunk of tokens at a time.
 
     Attributes:
-        rows: ``(..., bytes_per_token)`` of type uint8.
-        vocabulary: entries of the distributions.
-        k: entries that were kept.
+        rows: ``(..., bytes_per_token)`` uint8.
+        vocabulary: entries of each distribution.
+        k: entries kept of each distribution.
     """
 
     rows: Tensor
@@ -76,15 +75,15 @@ class Packed:
 
     @property
     def shape(self) -> torch.Size:
-        """``(..., vocabulary)``."""
+        """Return the shape of the distributions, ``(..., vocabulary)``."""
         return torch.Size((*self.rows.shape[:-1], self.vocabulary))
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "Packed":
-        """Other tokens of the same distributions."""
+        """Apply a function to the packed rows."""
         return replace(self, rows=function(self.rows))
 
     def logits(self) -> Tensor:
-        """Log-probabilities ``(..., vocabulary)`` in float32."""
+        """Unpack the log-probabilities, ``(..., vocabulary)`` in float32."""
         lead, bits = self.rows.shape[:-1], _bits(self.vocabulary)
         size = -(-self.k * bits // 8)
         device = self.rows.device
@@ -93,8 +92,8 @@ class Packed:
         ids = (of_ids.long() << torch.arange(bits, device=device)).sum(-1)
         halves = self.rows[..., size:].clone(memory_format=torch.contiguous_format)
         values = halves.view(torch.float16).float()
-        share = values[..., self.k :] - math.log(self.vocabulary - self.k)
-        return share.expand(self.shape).scatter(-1, ids, values[..., : self.k])
+        rest = values[..., self.k :] - math.log(self.vocabulary - self.k)
+        return rest.expand(self.shape).scatter(-1, ids, values[..., : self.k])
 
 
 def _bits(vocabulary: int) -> int:

@@ -1,4 +1,4 @@
-"""One choice of weights, whoever masks: the writer of responses, who scores them, the exported folder."""
+"""A choice masks the same weights wherever it is used: generation, scoring, and the exported folder."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -62,7 +62,7 @@ CHOICES = [("magnitude", "all"), ("random", "all"), ("activation", "all"), ("mag
 
 
 def masked_by_hand(setting: Setting, choice: MaskChoice) -> PreTrainedModel:
-    """By the options of the mask itself, with the names that this model's parts have."""
+    """Mask with the options of TeacherMask and the module names of this model."""
     model, _ = load(setting.folder)
     criteria: dict[str, Any] = {"magnitude": Magnitude(), "random": Random()}
     if choice.criterion == "activation":
@@ -77,7 +77,7 @@ def zeros(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize(("criterion", "part"), CHOICES)
-def test_who_writes_and_who_scores_mask_the_same_weights(
+def test_generation_and_scoring_mask_the_same_weights(
     setting: Setting, criterion: str, part: str, tmp_path: Path
 ) -> None:
     choice = setting.choice(criterion, part)
@@ -102,7 +102,7 @@ def test_who_writes_and_who_scores_mask_the_same_weights(
             assert np.allclose(written[2 * place + j].logprobs, taken, atol=1e-4)
 
 
-def test_every_choice_removes_other_weights(setting: Setting) -> None:
+def test_every_choice_removes_different_weights(setting: Setting) -> None:
     found = set()
     for criterion, part in CHOICES:
         model, _ = load(setting.folder)
@@ -121,13 +121,13 @@ def test_the_parts_of_every_family(family: str) -> None:
     assert all(any(word in name for word in ("project", "connector", "merger")) for name in between)
 
 
-def test_a_model_that_does_not_tell_its_parts() -> None:
+def test_a_model_that_does_not_expose_its_parts() -> None:
     model = families.setting("llava").model.get_decoder()
-    with pytest.raises(ValueError, match="does not tell its vision part; mask all of it"):
+    with pytest.raises(ValueError, match="does not expose its vision part: mask all of it"):
         MaskChoice(part="vision").mask(model)
 
 
-def test_without_a_mask_all_choices_are_one(setting: Setting) -> None:
+def test_at_ratio_0_all_choices_are_equal(setting: Setting) -> None:
     plain = Source("large", setting.folder)
     for criterion, part in CHOICES:
         assert Source("large", setting.folder, 0.0, setting.choice(criterion, part)) == plain
@@ -138,7 +138,7 @@ def test_without_a_mask_all_choices_are_one(setting: Setting) -> None:
     )
 
 
-def test_what_the_papers_mask_made_is_found_where_it_was(setting: Setting) -> None:
+def test_the_keys_of_the_papers_choice_are_those_of_before_there_were_others(setting: Setting) -> None:
     spec = StoreSpec(weights="ab", ratio=0.2, processor="x", sampling=SAMPLING, seed=0)
     before = {"weights": "ab", "ratio": 0.2, "processor": "x", "sampling": SAMPLING.model_dump(mode="json"),
               "seed": 0, "engine": "transformers", "version": 3}  # fmt: skip
@@ -165,7 +165,7 @@ def test_each_choice_is_scored_on_its_own(setting: Setting) -> None:
     assert len(made) == len(CHOICES)
 
 
-def test_the_norms_are_those_of_the_prompts_and_made_once(
+def test_the_norms_are_those_of_the_prompts_and_measured_once(
     setting: Setting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, _ = load(setting.folder)
@@ -190,11 +190,9 @@ def test_the_norms_are_those_of_the_prompts_and_made_once(
         calibrated(setting.folder, weights, setting.questions, range(3))
 
 
-def test_activation_wants_its_norms(setting: Setting) -> None:
+def test_activation_needs_its_norms(setting: Setting) -> None:
     model, _ = load(setting.folder)
-    with pytest.raises(
-        ValueError, match=r"needs the norms of the model's inputs: take the source from a lab"
-    ):
+    with pytest.raises(ValueError, match=r"needs the norms of the model's inputs: take the source from Lab"):
         MaskChoice("activation").mask(model)
 
 

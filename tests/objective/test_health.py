@@ -24,7 +24,7 @@ def test_advantages_of_groups_with_spread_have_mean_zero_and_unit_deviation() ->
     assert figures["advantage_positive"] == pytest.approx(2 / 8)
 
 
-def test_a_response_that_is_not_there_does_not_count() -> None:
+def test_a_missing_response_does_not_count() -> None:
     values = torch.tensor([[1.0, -1.0, 1e6]])
     figures = floats(advantage_figures(values, torch.tensor([[True, True, False]])))
     assert figures == {"advantage_mean": 0.0, "advantage_std": 1.0, "advantage_positive": 0.5}
@@ -32,20 +32,20 @@ def test_a_response_that_is_not_there_does_not_count() -> None:
 
 def test_ratio_figures_agree_with_their_definitions() -> None:
     rng = np.random.default_rng(0)
-    student, author = rng.normal(-2, 1, 500), rng.normal(-2, 1, 500)
-    weights = np.exp(student - author)
-    figures = floats(ratio_figures(torch.tensor(student), torch.tensor(author)))
-    assert figures["log_ratio"] == pytest.approx(np.mean(student - author), rel=1e-5)
+    student, behavior = rng.normal(-2, 1, 500), rng.normal(-2, 1, 500)
+    weights = np.exp(student - behavior)
+    figures = floats(ratio_figures(torch.tensor(student), torch.tensor(behavior)))
+    assert figures["log_ratio"] == pytest.approx(np.mean(student - behavior), rel=1e-5)
     expected = weights.sum() ** 2 / (weights**2).sum() / 500
     assert figures["effective_samples"] == pytest.approx(expected, rel=1e-4)
 
 
 def test_effective_samples_at_their_limits() -> None:
-    author = torch.full((8,), -3.0)
-    assert floats(ratio_figures(author, author)) == {"log_ratio": 0.0, "effective_samples": pytest.approx(1)}
-    far = author.clone()
-    far[3] = 500  # beyond what exp can hold in float32
-    assert float(ratio_figures(far, author)["effective_samples"]) == pytest.approx(1 / 8)
+    same = torch.full((8,), -3.0)
+    assert floats(ratio_figures(same, same)) == {"log_ratio": 0.0, "effective_samples": pytest.approx(1)}
+    far = same.clone()
+    far[3] = 500  # exp overflows in float32
+    assert float(ratio_figures(far, same)["effective_samples"]) == pytest.approx(1 / 8)
 
 
 def test_ratio_figures_leave_no_gradient_and_refuse_other_shapes() -> None:
@@ -60,7 +60,7 @@ def test_ratio_figures_leave_no_gradient_and_refuse_other_shapes() -> None:
     [
         ([1.0, NAN], NAN, None, None, "the loss is nan"),
         ([1.0, math.inf], NAN, None, None, "the loss is inf"),
-        ([1.0, 1.0], 0.6, 0.5, None, "KL to the student before training is 0.6 nats a token, above 0.5"),
+        ([1.0, 1.0], 0.6, 0.5, None, "KL to the student before training is 0.6 nats per token, above 0.5"),
         ([1.0, 1.0], 0.5, 0.5, None, None),
         ([1.0, 1.0], NAN, 0.5, None, None),
         ([1.0, 5.0], 9.0, None, None, None),
@@ -79,7 +79,7 @@ def test_when_a_run_has_diverged(
 
 
 def test_the_start_of_a_run_is_its_first_tenth() -> None:
-    assert reason_to_stop([1.0, 9.0, 20.0], 30, NAN, None, 4.0) is None, "these three rows are its start"
+    assert reason_to_stop([1.0, 9.0, 20.0], 30, NAN, None, 4.0) is None, "these three rows are the start"
     assert reason_to_stop([1.0, 9.0, 2.0, 37.0], 30, NAN, None, 4.0) is not None
 
 
@@ -87,7 +87,7 @@ def test_norm_of_all_weights_together() -> None:
     assert norm([torch.tensor([3.0]), torch.tensor([[0.0, 4.0]])]) == pytest.approx(5)
 
 
-def test_norms_of_terms_of_a_loss_that_is_written_down() -> None:
+def test_norms_of_the_terms_of_a_known_loss() -> None:
     weights = [torch.ones(2, requires_grad=True), torch.ones(3, requires_grad=True)]
 
     def loss(rewards: tuple[str, ...] = ("accuracy",), beta: float = 0.1) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""The chunked divergence against that of liger-kernel, which has chunks and gradients of its own."""
+"""The chunked divergence against that of liger-kernel, which has its own chunks and gradients."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from masters.objective.token_terms import in_chunks
 
 LIGER = pytest.importorskip(
     "liger_kernel.chunked_loss.jsd_loss",
-    reason="liger-kernel is not among the pinned packages: make test-extras",
+    reason="liger-kernel is not a pinned package: make test-extras",
 )
 
 

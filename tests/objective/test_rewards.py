@@ -60,7 +60,7 @@ def test_a_small_real_spread_is_kept() -> None:
     )
 
 
-def test_flat_groups_do_not_disturb_the_others() -> None:
+def test_flat_groups_do_not_change_the_others() -> None:
     rewards = torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.0, 0.0]])
     values, flat = group_advantages(rewards)
     assert flat.tolist() == [True, False]
@@ -68,7 +68,7 @@ def test_flat_groups_do_not_disturb_the_others() -> None:
     torch.testing.assert_close(values, torch.tensor([[0, 0, 0], [2 / 3 / sd, -1 / 3 / sd, -1 / 3 / sd]]))
 
 
-def test_places_without_a_response_do_not_count() -> None:
+def test_missing_responses_do_not_count() -> None:
     full = random(4, 5)
     valid = torch.tensor([[1, 1, 1, 0, 0], [0, 1, 1, 1, 1], [0, 0, 1, 0, 0], [0, 0, 0, 0, 0]]).bool()
     padded = full.masked_fill(~valid, math.nan)

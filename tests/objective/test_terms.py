@@ -1,4 +1,4 @@
-"""The chunked loss against the one on logits in memory: values, gradients, and what is held."""
+"""The chunked loss against the loss on logits in memory: values, gradients, and memory."""
 
 from typing import Any
 
@@ -39,7 +39,7 @@ def small_chunks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 
 
 class Case:
-    """A student and a teacher of different widths, whose heads have rows that no token has."""
+    """A student and a teacher of different widths, with padded heads."""
 
     def __init__(self, dtype: torch.dtype = torch.float64, seed: int = 0) -> None:
         generator = torch.Generator().manual_seed(seed)
@@ -75,7 +75,7 @@ class Case:
             **options,
         )
         parts = torch.tensor([value for _, value in sorted(loss.parts.items())])
-        # Scaled, as gradient accumulation and mixed precision do.
+        # Scaled, as in gradient accumulation and mixed precision.
         found = torch.autograd.grad(loss.total * 0.5, [self.hidden, self.weight, self.bias])
         return loss.total.detach(), parts, *found
 
@@ -152,7 +152,7 @@ def test_no_tensor_holds_the_logits_of_all_tokens(
     options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     case = Case()
-    largest, heads = 0, (WIDTH, 2 * WIDTH)  # a transposed head has the vocabulary as its last axis too
+    largest, heads = 0, (WIDTH, 2 * WIDTH)  # the last axis of a transposed head is the vocabulary too
 
     class Watch(torch.utils._python_dispatch.TorchDispatchMode):
         def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -168,7 +168,7 @@ def test_no_tensor_holds_the_logits_of_all_tokens(
     assert 0 < largest <= max(V, logits_module.CHUNK) < int(case.mask.sum()) * V
 
 
-def test_a_batch_that_fits_into_one_chunk_is_made_at_once() -> None:
+def test_a_batch_that_fits_into_one_chunk_is_computed_at_once() -> None:
     case = Case()
     assert not in_chunks(case.student.map(lambda x: x.flatten(0, -2)))
     expected = case.gradients(dense(case.student), dense(case.teacher), dense(case.reference))
@@ -179,7 +179,7 @@ def test_a_batch_that_fits_into_one_chunk_is_made_at_once() -> None:
 
 
 @pytest.mark.usefixtures("small_chunks")
-def test_without_a_graph_nothing_is_kept_and_the_loss_is_the_same() -> None:
+def test_without_gradients_the_loss_is_the_same() -> None:
     case = Case()
     arguments = (case.teacher, case.tokens, case.mask)
     with torch.no_grad():
@@ -190,7 +190,7 @@ def test_without_a_graph_nothing_is_kept_and_the_loss_is_the_same() -> None:
 
 
 @pytest.mark.usefixtures("small_chunks")
-def test_a_frozen_head_gets_no_gradient_and_the_states_get_theirs() -> None:
+def test_hidden_states_get_their_gradient_below_a_frozen_head() -> None:
     case = Case()
     for options in ({}, {"rewards": ()}):
         expected = case.gradients(dense(case.student), dense(case.teacher), dense(case.reference), **options)[

@@ -1,4 +1,4 @@
-"""Packed distributions against the whole ones."""
+"""Packed distributions against whole ones."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ def unpacked(packed: np.ndarray, vocabulary: int, k: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("vocabulary", "k"), [(2, 1), (7, 3), (256, 64), (257, 64), (151_936, 64)])
-def test_the_largest_entries_come_back(vocabulary: int, k: int) -> None:
+def test_the_largest_entries_are_restored(vocabulary: int, k: int) -> None:
     whole = random(5, vocabulary)
     packed = encode(whole, k)
     assert packed.dtype == np.uint8 and packed.shape == (5, bytes_per_token(vocabulary, k))
@@ -46,7 +46,7 @@ def test_a_certain_teacher_stays_finite() -> None:
     assert back[0, 7] == 0 and back[0].isfinite().all()
 
 
-def test_the_divergence_nears_the_true_one_as_k_grows() -> None:
+def test_the_divergence_approaches_the_true_one_as_k_grows() -> None:
     teacher, student = random(64, 500), random(64, 500, 1.0)
     true = jsd(teacher, student)
     errors = [
@@ -72,7 +72,7 @@ def test_a_file_is_read_response_by_response(tmp_path: Path) -> None:
     assert torch.equal(kept[2].logits(), unpacked(encode(whole[2:], 5), 30, 5))
 
 
-def test_tokens_are_chosen_and_reshaped_before_they_are_unpacked() -> None:
+def test_packed_tokens_can_be_selected_and_reshaped() -> None:
     packed = Packed(torch.from_numpy(encode(random(6, 300), 9)), 300, 9)
     folded = packed.map(lambda rows: rows.view(2, 3, -1))
     assert folded.shape == (2, 3, 300)

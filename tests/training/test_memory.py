@@ -114,8 +114,13 @@ def test_the_estimate_is_within_a_quarter_of_what_a_step_allocates(
 def test_what_a_mask_holds_is_within_its_estimate() -> None:
     teacher = small.build(width=64)[0]
     guess = estimate(teacher, Shape(1, 1, 1, 1, 1), Fit(), (teacher,), mask_ratio=0.4)
-    with TeacherMask(teacher).apply(0.4) as mask:
-        assert 0.95 * guess.mask < mask.extra_bytes() <= guess.mask
+    with Peak() as counted:
+        for parameter in teacher.parameters():
+            counted.see(parameter)
+        before, mask = counted.now, TeacherMask(teacher).apply(0.4)
+        assert 0.95 * guess.mask < counted.now - before <= guess.mask
+        mask.restore()
+        assert counted.now == before
 
 
 def test_shards_and_parts() -> None:
