@@ -18,6 +18,7 @@ from masters.models.packing import pack, response_projection
 from masters.objective.divergence import jsd
 from masters.objective.logits import Projection
 from masters.objective.loss import masters_loss
+from masters.objective.options import LossOptions
 from masters.objective.topk import Packed, encode
 from masters.settings import ModelSpec
 
@@ -164,7 +165,7 @@ class Head:
             Projection(self.of_teacher, self.teacher, None, size),
             self.tokens,
             torch.ones_like(self.tokens),
-            rewards=(),
+            options=LossOptions(rewards=()),
         )
         loss.total.backward()
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from masters.masking.teacher_mask import TeacherMask
     from masters.objective.divergence import jsd
     from masters.objective.loss import masters_loss
+    from masters.objective.options import LossOptions
     from masters.objective.rewards import distillation_reward, group_advantages
     from masters.settings import load_profile
 
@@ -20,6 +21,7 @@ __version__ = "0.1.0"
 
 _WHERE = {
     "Lab": "masters.experiments.lab",
+    "LossOptions": "masters.objective.options",
     "MaskSchedule": "masters.masking.schedule",
     "TeacherMask": "masters.masking.teacher_mask",
     "distillation_reward": "masters.objective.rewards",
@@ -30,6 +32,7 @@ _WHERE = {
 }
 __all__ = [
     "Lab",
+    "LossOptions",
     "MaskSchedule",
     "TeacherMask",
     "distillation_reward",

@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from masters.masking.schedule import MaskSchedule
+from masters.objective.options import LossOptions
 from masters.runtime.files import ROOT
 
 PARAMS = ROOT / "notebooks" / "params"
@@ -150,7 +151,7 @@ class Watch(Strict):
     )
 
 
-class Distillation(Strict):
+class Distillation(Strict, LossOptions):
     """What every distillation run shares unless an arm says otherwise."""
 
     questions: Count = Field(description="size of the question pool; paper: 1.5 million")
@@ -166,7 +167,6 @@ class Distillation(Strict):
     top_k_logprobs: Count | None = Field(
         None, description="keep this many log-probabilities a token and the mass of the rest; none keeps all"
     )
-    beta: float = Field(0.1, ge=0, description="weight of the KL to the reference; paper: 0.1")
     teacher_responses: int = Field(4, ge=0, description="paper: 4")
     student_responses: int = Field(4, ge=0, description="paper: 4")
     r_max: Ratio = Field(0.2, description="first mask ratio; paper: 0.2 for most teachers, 0.4 for two")

@@ -23,6 +23,7 @@ from masters.data.questions import Questions
 from masters.experiments.lab import Lab
 from masters.experiments.results import run_arm
 from masters.objective.diagnostics import Diverged
+from masters.objective.options import LossOptions
 from masters.runtime import distributed
 from masters.training import plateau
 from masters.training import train as training
@@ -69,7 +70,7 @@ def trained(asked: Questions, folder: Path, options: dict[str, Any]) -> dict[str
             return super().compute_loss(model, inputs, *args, **named)
 
     training.MastersTrainer = Watched  # type: ignore[misc]
-    objective = Objective(options, teachers, reference)
+    objective = Objective(LossOptions(**options), teachers, reference)
     log = train(student, asked, examples(asked, seen["read"]), objective, BUDGET, folder, "ranks", "cpu")
     training.MastersTrainer = MastersTrainer  # type: ignore[misc]
     weights = {name: value.clone() for name, value in student.state_dict().items()}
@@ -87,7 +88,7 @@ def decided(asked: Questions, folder: Path) -> list[dict[str, Any]]:
             patch.setattr(plateau, "MIN_IMPROVEMENT", 10.0)
             patch.setattr(plateau, "PATIENCE", 1)
             given, stages = small.decided(asked, BUDGET, seen, measured)
-        objective = Objective({}, teachers, reference)
+        objective = Objective(LossOptions(), teachers, reference)
         log = train(student, asked, given, objective, BUDGET, folder, "ranks", "cpu", plateau=stages)
         made.append({"log": log.to_dict("list"), "stages": seen[:: len(seen) // BUDGET.steps]})
     return made
@@ -123,7 +124,7 @@ def resumed(asked: Questions, folder: Path) -> dict[str, Any]:
     """Interrupted on all ranks after the checkpoint of step 4, and started again."""
     training.MastersTrainer = stopped_at(5, KeyboardInterrupt(), (0, 1))  # type: ignore[misc]
     student, teachers, reference = models()
-    rest: tuple[Any, ...] = (Objective({}, teachers, reference), BUDGET, folder, "ranks", "cpu")
+    rest: tuple[Any, ...] = (Objective(LossOptions(), teachers, reference), BUDGET, folder, "ranks", "cpu")
     try:
         train(student, asked, examples(asked, []), *rest)
     except KeyboardInterrupt:
@@ -137,7 +138,7 @@ def diverged(asked: Questions, folder: Path) -> str:
     """What every rank is told when the loss of one is NaN."""
     training.MastersTrainer = stopped_at(2, None, (distributed.world_size() - 1,))  # type: ignore[misc]
     student, teachers, reference = models()
-    rest: tuple[Any, ...] = (Objective({}, teachers, reference), BUDGET, folder, "ranks", "cpu")
+    rest: tuple[Any, ...] = (Objective(LossOptions(), teachers, reference), BUDGET, folder, "ranks", "cpu")
     try:
         train(student, asked, examples(asked, []), *rest)
     except Diverged as error:
@@ -154,7 +155,7 @@ def steps(asked: Questions, folder: Path, kind: str) -> dict[str, Any]:
     """
     world, rank = distributed.world_size(), distributed.rank()
     student, teachers, reference = models()
-    objective = Objective({}, teachers[:1], reference)
+    objective = Objective(LossOptions(), teachers[:1], reference)
     if kind == "fsdp2" and world > 1:
         distributed.shard(student)
         objective.shard()

@@ -59,7 +59,7 @@ def rewarded_groups(lab: Lab, name: str = "masters") -> pd.DataFrame:
     table = pd.concat(frames, ignore_index=True).sort_values("position", kind="stable", ignore_index=True)
     groups = (len(lab.pool), -1)
     divergence = torch.tensor(table["divergence"].to_numpy()).reshape(groups)
-    table["reward_distillation"] = distillation_reward(divergence, normalise=spec.normalise).flatten().numpy()
+    table["reward_distillation"] = distillation_reward(divergence, normalize=spec.normalize).flatten().numpy()
     table["correct"] = (table["correct"] == 1).astype(float)
     table["reward"] = table["correct"] + table["reward_distillation"]
     advantages = group_advantages(torch.tensor(table["reward"].to_numpy()).reshape(groups))

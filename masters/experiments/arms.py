@@ -13,14 +13,13 @@ from pydantic import Field
 
 from masters.masking.choice import PAPERS, MaskChoice, Name, Part
 from masters.masking.schedule import MaskSchedule
-from masters.objective.divergence import Kind
-from masters.objective.loss import Averaging
+from masters.objective.options import Kind, LossOptions
 from masters.settings import Count, Positive, Profile, Ratio, Strict
 
 Judge = Literal["rule", "embedding", "llm"]
 
 
-class RunSpec(Strict):
+class RunSpec(Strict, LossOptions):
     """A training run as data; together with a seed it determines the result."""
 
     student: str = "student"
@@ -37,19 +36,7 @@ class RunSpec(Strict):
     teacher_responses: int = Field(4, ge=0)
     student_responses: int = Field(4, ge=0)
     refreshed: bool = Field(False, description="the current student answers again at each stage")
-    rewards: tuple[Literal["accuracy", "distillation"], ...] = ()
     judge: Judge = Field("rule", description="judge of the accuracy reward; the paper uses a language model")
-    normalise: bool = True
-    beta: float = Field(0.1, ge=0)
-    ratio: Literal["one", "clipped"] = "one"
-    advantages: Literal["all", "positive"] = "all"
-    flat: Literal["keep", "skip"] = "keep"
-    policy_weight: Positive = 1.0
-    distillation_on: Literal["mean", "sum"] = "mean"
-    averaging: Averaging = "response"
-    divergence: Kind = "jsd"
-    mix: float = 0.5
-    teacher_temperature: Positive = 1.0
     label_noise: float = Field(0.0, ge=0, le=1, description="share of wrong training labels")
     replay: bool = Field(
         False, description="draw half of each batch from questions that the student finds hard"
@@ -65,11 +52,9 @@ class RunSpec(Strict):
         """The rungs that the run needs: its student, then its teachers."""
         return (self.student, *self.teachers)
 
-    def objective(self) -> dict[str, Any] | None:
-        """Return the arguments of :func:`masters.objective.loss.masters_loss`; None means cross-entropy."""
-        if self.cross_entropy:
-            return None
-        return {name: getattr(self, name) for name in OPTIONS}
+    def objective(self) -> LossOptions | None:
+        """Return the options of the loss; None means cross-entropy."""
+        return None if self.cross_entropy else self.loss_options()
 
     def choice(self) -> MaskChoice:
         """Return which weights of the teachers are masked."""
@@ -85,12 +70,6 @@ class RunSpec(Strict):
 
 LABELS = ("labels", "rationales")  # in all registers, or in the register that gives a reason first
 
-# The fields that masters_loss takes.
-OPTIONS = (
-    *("rewards", "normalise", "beta", "policy_weight", "ratio", "advantages", "flat", "distillation_on"),
-    *("averaging", "divergence", "mix", "teacher_temperature"),
-)
-BOTH = ("accuracy", "distillation")
 UNMASKED = {"r_max": 0.0}
 PLAIN: dict[str, Any] = {"rewards": ()}
 ALONE = {"teacher_responses": 0, "student_responses": 8}
@@ -122,10 +101,10 @@ CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
     "masters": ("Masters", {}),
     "accuracy_only": ("accuracy reward only", {"rewards": ("accuracy",)}),
     "distillation_only": ("distillation reward only", {"rewards": ("distillation",)}),
-    "unnormalised": ("distillation reward not normalised", {"normalise": False}),
+    "unnormalised": ("distillation reward not normalised", {"normalize": False}),
     "mid_only": ("mid teacher only", {"teachers": ("mid",)}),
     "mid_then_large": ("mid, then large teacher", {"teachers": ("mid", "large")}),
-    "clipped": ("clipped ratio", {"ratio": "clipped"}),
+    "clipped": ("clipped ratio", {"policy_ratio": "clipped"}),
     "positive": ("positive advantages only", {"advantages": "positive"}),
     "skip_flat": ("groups without spread skipped", {"flat": "skip"}),
     "summed": ("distillation reward on summed divergence", {"distillation_on": "sum"}),
@@ -178,7 +157,7 @@ def arm(name: str, profile: Profile) -> RunSpec:
     """
     settings = profile.distillation
     how = {"cache_teacher", "top_k_logprobs", "fit", "watch"}  # how a run is computed, not what is run
-    spec = RunSpec(**(settings.model_dump(exclude=how) | {"rewards": BOTH} | _changes(name)))
+    spec = RunSpec(**(settings.model_dump(exclude=how) | _changes(name)))
     if lacking := [model for model in spec.models if model not in profile.ladder]:
         raise ValueError(
             f"arm {name!r} needs the model {lacking[0]}; profile {profile.name} has "
@@ -279,7 +258,6 @@ def is_papers_form(spec: RunSpec) -> bool:
     models of billions of weights.
     """
     paper = RunSpec(
-        rewards=BOTH,
         r_max=spec.r_max,
         r_step=PAPERS_STEP,
         **spec.model_dump(include={"teachers", "judge", "questions", "steps", "batch", "learning_rate"}),

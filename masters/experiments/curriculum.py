@@ -258,7 +258,7 @@ def _example(question: int, place: int, stage: Stage, sets: Sequence[ResponseSet
         responses=by_question("tokens") or [],
         stage=stage,
         accuracy=np.concatenate(accuracy) if accuracy else None,
-        behaviour=by_question("behavior"),
+        behavior=by_question("behavior"),
         teacher=by_response("teacher"),
         reference=by_response("reference"),
     )

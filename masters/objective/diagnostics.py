@@ -2,7 +2,7 @@
 
 Rewards teach only if the responses to a question differ in reward (advantages have a spread), if the student
 stays close to the models that generated the responses (log-ratio near 0, many effective samples), and if it
-stays close to its initial weights (KL). With ratios ``w_i = pi_theta / pi_behaviour`` of n tokens the
+stays close to its initial weights (KL). With ratios ``w_i = pi_theta / pi_behavior`` of n tokens the
 effective sample size is ``(sum w)^2 / sum w^2`` (Kong 1992). Here it is divided by n: 1 where the two models
 agree, 1/n where one token outweighs all others.
 
@@ -43,12 +43,12 @@ def advantage_figures(advantages: Tensor, valid: Tensor) -> dict[str, Tensor]:
     }
 
 
-def ratio_figures(logprobs: Tensor, behaviour_logprobs: Tensor) -> dict[str, Tensor]:
+def ratio_figures(logprobs: Tensor, behavior_logprobs: Tensor) -> dict[str, Tensor]:
     """Measure how far the student is from the models that generated the responses.
 
     Args:
         logprobs: ``(tokens,)``, log-probabilities of the response tokens under the student.
-        behaviour_logprobs: ``(tokens,)``, the same under the model that generated each response.
+        behavior_logprobs: ``(tokens,)``, the same under the model that generated each response.
 
     Returns:
         ``log_ratio`` (mean, nats per token; below 0 where the student finds the responses less likely) and
@@ -57,10 +57,10 @@ def ratio_figures(logprobs: Tensor, behaviour_logprobs: Tensor) -> dict[str, Ten
     Raises:
         ValueError: the shapes differ.
     """
-    if logprobs.shape != behaviour_logprobs.shape:
-        shapes = f"{tuple(logprobs.shape)} and {tuple(behaviour_logprobs.shape)}"
+    if logprobs.shape != behavior_logprobs.shape:
+        shapes = f"{tuple(logprobs.shape)} and {tuple(behavior_logprobs.shape)}"
         raise ValueError(f"log-probabilities of {shapes} are not those of the same tokens")
-    log_ratio = (logprobs.detach() - behaviour_logprobs.detach()).float().flatten()
+    log_ratio = (logprobs.detach() - behavior_logprobs.detach()).float().flatten()
     # In logarithms: a single ratio may overflow.
     effective = (2 * log_ratio.logsumexp(0) - (2 * log_ratio).logsumexp(0)).exp() / len(log_ratio)
     return {"log_ratio": log_ratio.mean(), "effective_samples": effective}

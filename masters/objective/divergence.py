@@ -11,13 +11,13 @@ costs one buffer of the logits' size, not one per step of the formula.
 Departures from the paper: none known. It does not say how the KL of Eq. 9 is estimated; here it is exact.
 """
 
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-Kind = Literal["jsd", "forward_kl", "reverse_kl", "generalised_jsd", "skewed_kl", "total_variation"]
+from masters.objective.options import Kind, check_kind
 
 # Logits per block: on a CPU few enough to keep the temporaries in a core's cache, on an accelerator enough to
 # keep it busy.
@@ -82,22 +82,6 @@ def divergence(
     if not torch.is_grad_enabled():  # otherwise the forward pass would compute a gradient
         student_logits = student_logits.detach()
     return _Divergence.apply(teacher_logits.detach(), student_logits, kind, mix)
-
-
-def check_kind(kind: str, mix: float) -> None:
-    """Check a kind of divergence and its mix.
-
-    Raises:
-        ValueError: the kind is unknown, or mix is out of range.
-    """
-    if kind not in get_args(Kind):
-        raise ValueError(f"divergence is {kind!r}: choose from {', '.join(get_args(Kind))}")
-    if kind == "generalised_jsd" and not 0 < mix < 1:
-        raise ValueError(
-            f"generalised_jsd needs a mix between 0 and 1, got {mix}; its limits are the two KLs"
-        )
-    if kind == "skewed_kl" and not 0 <= mix < 1:
-        raise ValueError(f"skewed_kl needs a mix from 0 to below 1, got {mix}; at 1 it is zero")
 
 
 def rows_with_gradient(

@@ -9,8 +9,8 @@ The defaults are the paper's: ratio one, all advantages, flat groups kept, both 
 terms. Ratio one is pi_theta divided by its own detached value. As advantages sum to 0 within a group, the
 policy term then always has the value 0, and the log shows 0. Its gradient is ``-A * grad log pi``.
 
-Departures from the paper, each a parameter and off by default:
-    * ratio="clipped": rho is pi_theta over the stored probability under the model that generated the
+Departures from the paper, each one of :class:`~masters.objective.options.LossOptions` and off by default:
+    * policy_ratio="clipped": rho is pi_theta over the stored probability under the model that generated the
       response, clipped as in PPO. With ratio one, negative advantages on fixed responses push without bound.
     * advantages="positive": only responses better than their group's mean take part.
     * flat="skip": questions whose responses are all correct, or all wrong, have no policy term. Otherwise the
@@ -34,31 +34,30 @@ Choices where the paper is silent:
 """
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from masters.objective.diagnostics import advantage_figures, ratio_figures
-from masters.objective.divergence import Kind, check_kind
 from masters.objective.logits import Logits, Projection, detached, each, tempered
+from masters.objective.options import Averaging, LossOptions
 from masters.objective.rewards import distillation_reward, group_advantages
 from masters.objective.token_terms import Given, Terms, in_chunks, linear_terms, no_terms, token_terms
 
-Averaging = Literal["response", "token"]
-
-PARTS = (
+PAPER = LossOptions()
+METRICS = (
     *("divergence", "policy", "kl", "flat_groups", "reward_accuracy", "reward_distillation", "tokens"),
     *("advantage_mean", "advantage_std", "advantage_positive", "log_ratio", "effective_samples"),
 )
 
 
 class Loss(NamedTuple):
-    """The scalar to minimize, and its parts for the log."""
+    """The scalar to minimize, and the metrics for the log."""
 
     total: Tensor
     """Eq. 11, a scalar with gradient."""
-    parts: dict[str, float]
+    metrics: dict[str, float]
     """``divergence`` (nats per token), ``policy`` (the reward term of L_GRPO, without the KL), ``kl`` (nats
     per token, not multiplied by beta), ``flat_groups`` (fraction of questions without advantages),
     ``reward_accuracy`` and ``reward_distillation`` (means), ``tokens`` (mean length of a response), and the
@@ -73,20 +72,8 @@ def masters_loss(
     *,
     accuracy: Tensor | None = None,
     reference_logits: Logits | None = None,
-    behaviour_logprobs: Tensor | None = None,
-    rewards: tuple[str, ...] = ("accuracy", "distillation"),
-    normalise: bool = True,
-    beta: float = 0.1,
-    policy_weight: float = 1.0,
-    ratio: Literal["one", "clipped"] = "one",
-    clip: float = 0.2,
-    advantages: Literal["all", "positive"] = "all",
-    flat: Literal["keep", "skip"] = "keep",
-    distillation_on: Literal["mean", "sum"] = "mean",
-    averaging: Averaging = "response",
-    divergence: Kind = "jsd",
-    mix: float = 0.5,
-    teacher_temperature: float = 1.0,
+    behavior_logprobs: Tensor | None = None,
+    options: LossOptions = PAPER,
 ) -> Loss:
     """Compute Eq. 8 to 11 for a batch of questions with their responses.
 
@@ -103,100 +90,82 @@ def masters_loss(
             flat="skip".
         reference_logits: the same shape as the student's, from the student before training; required with a
             reward and a positive beta, otherwise used to report the KL.
-        behaviour_logprobs: ``(questions, responses, tokens)``, the log-probability of each token under the
+        behavior_logprobs: ``(questions, responses, tokens)``, the log-probability of each token under the
             model that generated it, at temperature 1 over the whole vocabulary; required for
-            ratio="clipped".
-        rewards: which of "accuracy" and "distillation" are summed. Empty: only the JSD remains (naive or
-            masked distillation).
-        normalise: Eq. 7 as written; False: the negative divergence (table 5e).
-        beta: weight of the KL; 0.1 in the paper.
-        policy_weight: weight of the reward term of L_GRPO; 1 in the paper.
-        clip: half-width of the interval around 1 for ratio="clipped".
-        divergence: replaces the JSD, also in Eq. 7; see :func:`masters.objective.divergence.divergence`.
-        mix: weight of the teacher in divergences that mix teacher and student.
-        teacher_temperature: T of the teacher's distribution.
-
-    The other options are explained at the top of the module.
+            policy_ratio="clipped".
+        options: the paper's objective by default.
 
     Raises:
-        ValueError: shapes differ, a required argument is missing, an option is unknown, beta or clip is
-            negative, or no token counts; a reward is not finite; the teacher cannot be tempered.
+        ValueError: shapes differ, a required argument is missing, or no token counts; a reward is not finite;
+            the teacher cannot be tempered.
     """
-    _check_options(
-        ratio=(ratio, ("one", "clipped")),
-        advantages=(advantages, ("all", "positive")),
-        flat=(flat, ("keep", "skip")),
-        distillation_on=(distillation_on, ("mean", "sum")),
-        **{f"rewards ({reward})": (reward, ("accuracy", "distillation")) for reward in rewards},
-    )
-    check_kind(divergence, mix)
-    if not (beta >= 0 and clip >= 0):
-        raise ValueError(f"beta is {beta} and clip is {clip}: give 0 or more")
-    regularised = bool(rewards) and beta > 0
-    wanted = "accuracy" in rewards or (bool(rewards) and flat == "skip")
-    _check_given(accuracy, wanted, "accuracy", "the accuracy reward and flat='skip'")
-    _check_given(reference_logits, regularised, "reference_logits", "a policy term with beta > 0")
-    clipped = bool(rewards) and ratio == "clipped"
-    _check_given(behaviour_logprobs, clipped, "behaviour_logprobs", "ratio='clipped'")
+    rewards, clipped = options.rewards, bool(options.rewards) and options.policy_ratio == "clipped"
+    regularized = bool(rewards) and options.beta > 0
+    skips_flat = bool(rewards) and options.flat == "skip"
+    judged = "accuracy" in rewards or skips_flat
+    _check_given(accuracy, judged, "accuracy", "the accuracy reward and flat='skip'")
+    _check_given(reference_logits, regularized, "reference_logits", "a policy term with beta > 0")
+    _check_given(behavior_logprobs, clipped, "behavior_logprobs", "policy_ratio='clipped'")
     _check_shape("teacher_logits", teacher_logits, student_logits.shape)
     _check_shape("reference_logits", reference_logits, student_logits.shape)
     _check_shape("tokens", tokens, student_logits.shape[:-1])
     _check_shape("mask", mask, student_logits.shape[:-1])
-    _check_shape("behaviour_logprobs", behaviour_logprobs, student_logits.shape[:-1])
+    _check_shape("behavior_logprobs", behavior_logprobs, student_logits.shape[:-1])
     _check_shape("accuracy", accuracy, student_logits.shape[:-2])
 
-    batch = _Batch(mask, averaging)
+    batch = _Batch(mask, options.averaging)
     reference = None if reference_logits is None else batch.logits(detached(reference_logits))
-    teacher = tempered(batch.logits(detached(teacher_logits)), teacher_temperature)
-    given = Given(batch.rows(tokens), teacher, reference, divergence, mix, regularised)
+    teacher = tempered(batch.logits(detached(teacher_logits)), options.teacher_temperature)
+    given = Given(batch.rows(tokens), teacher, reference, options.divergence, options.mix, regularized)
 
     def combine(terms: Terms) -> tuple[Tensor, dict[str, Tensor]]:
         assert terms.divergence is not None
         total = batch.mean(terms.divergence)
-        parts = {"divergence": total, "tokens": batch.lengths.sum() / batch.valid.sum()}
+        metrics = {"divergence": total, "tokens": batch.lengths.sum() / batch.valid.sum()}
         if accuracy is not None:
-            parts["reward_accuracy"] = accuracy[batch.valid].mean(dtype=torch.float32)
+            metrics["reward_accuracy"] = accuracy[batch.valid].mean(dtype=torch.float32)
         if terms.kl is not None:
-            parts["kl"] = batch.mean(terms.kl)
-        if behaviour_logprobs is not None:
-            parts |= ratio_figures(terms.logprobs, batch.rows(behaviour_logprobs))
+            metrics["kl"] = batch.mean(terms.kl)
+        if behavior_logprobs is not None:
+            metrics |= ratio_figures(terms.logprobs, batch.rows(behavior_logprobs))
         if not rewards:
-            return total, parts
+            return total, metrics
 
         reward = torch.zeros_like(batch.lengths)
         if "accuracy" in rewards and accuracy is not None:
             reward = reward + accuracy
         if "distillation" in rewards:
             of_response = batch.per_response(terms.divergence.detach())
-            if distillation_on == "mean":
+            if options.distillation_on == "mean":
                 of_response = of_response / batch.lengths.clamp(min=1)
-            easy = distillation_reward(of_response, normalise=normalise, valid=batch.valid)
-            parts["reward_distillation"] = easy[batch.valid].mean()
+            easy = distillation_reward(of_response, normalize=options.normalize, valid=batch.valid)
+            metrics["reward_distillation"] = easy[batch.valid].mean()
             reward = reward + easy
         values, is_flat = group_advantages(reward, valid=batch.valid)
-        if flat == "skip" and accuracy is not None:
+        if skips_flat and accuracy is not None:
             is_flat = is_flat | group_advantages(accuracy, valid=batch.valid).flat
             values = values.masked_fill(is_flat.unsqueeze(1), 0)
-        parts["flat_groups"] = is_flat.float().mean()
-        values = values.clamp(min=0) if advantages == "positive" else values
-        parts |= advantage_figures(values, batch.valid)
+        metrics["flat_groups"] = is_flat.float().mean()
+        values = values.clamp(min=0) if options.advantages == "positive" else values
+        metrics |= advantage_figures(values, batch.valid)
 
-        advantage, behaviour = batch.of_token(values), terms.logprobs.detach()
-        if ratio == "clipped" and behaviour_logprobs is not None:
-            behaviour = batch.rows(behaviour_logprobs.detach())
-        rho = (terms.logprobs - behaviour).exp()  # with ratio "one" exactly 1, so never clipped
-        policy = -batch.mean(torch.minimum(rho * advantage, rho.clamp(1 - clip, 1 + clip) * advantage))
-        parts["policy"] = policy
-        total = total + policy_weight * policy
-        if regularised:
-            total = total + beta * parts["kl"]
-        return total, parts
+        advantage, behavior = batch.of_token(values), terms.logprobs.detach()
+        if clipped and behavior_logprobs is not None:
+            behavior = batch.rows(behavior_logprobs.detach())
+        rho = (terms.logprobs - behavior).exp()  # with policy_ratio "one" exactly 1, so never clipped
+        bounded = rho.clamp(1 - options.clip, 1 + options.clip)
+        policy = -batch.mean(torch.minimum(rho * advantage, bounded * advantage))
+        metrics["policy"] = policy
+        total = total + options.policy_weight * policy
+        if regularized:
+            total = total + options.beta * metrics["kl"]
+        return total, metrics
 
     # With advantages that are known beforehand and ratio one, the loss is linear in the terms of each token.
-    linear = not rewards or ("distillation" not in rewards and ratio == "one")
-    total, parts = _evaluate(combine, batch.logits(student_logits), given, linear)
-    logged = torch.stack([part.detach().float() for part in parts.values()]).tolist()
-    return Loss(total, dict.fromkeys(PARTS, float("nan")) | dict(zip(parts, logged, strict=True)))
+    linear = not rewards or ("distillation" not in rewards and not clipped)
+    total, metrics = _evaluate(combine, batch.logits(student_logits), given, linear)
+    logged = torch.stack([part.detach().float() for part in metrics.values()]).tolist()
+    return Loss(total, dict.fromkeys(METRICS, float("nan")) | dict(zip(metrics, logged, strict=True)))
 
 
 def cross_entropy(student_logits: Logits, tokens: Tensor, mask: Tensor) -> Tensor:
@@ -241,8 +210,8 @@ def _evaluate(
     present = [x for x in point if x is not None]
     found = iter(torch.autograd.grad(combine(point)[0], present, allow_unused=True))
     terms, total = linear_terms(student, given, Terms(*(None if x is None else next(found) for x in point)))
-    value, parts = combine(terms)
-    return value.detach() + (total - total.detach()), parts
+    value, metrics = combine(terms)
+    return value.detach() + (total - total.detach()), metrics
 
 
 class _Batch:
@@ -252,7 +221,6 @@ class _Batch:
     """
 
     def __init__(self, mask: Tensor, averaging: Averaging) -> None:
-        _check_options(averaging=(averaging, ("response", "token")))
         mask = mask.bool()
         self._places = mask.flatten().nonzero().squeeze(1)
         if not len(self._places):
@@ -287,12 +255,6 @@ class _Batch:
     def mean(self, values: Tensor) -> Tensor:
         """Average a value per row over the batch."""
         return torch.dot(self._weights.to(values.dtype), values)
-
-
-def _check_options(**options: tuple[str, tuple[str, ...]]) -> None:
-    for name, (value, known) in options.items():
-        if value not in known:
-            raise ValueError(f"{name} is {value!r}: choose from {', '.join(known)}")
 
 
 def _check_given(value: Logits | None, wanted: bool, name: str, reason: str) -> None:

@@ -29,13 +29,13 @@ class Advantages(NamedTuple):
     """``(questions,)`` bool, True for groups without spread."""
 
 
-def distillation_reward(divergence: Tensor, *, normalise: bool = True, valid: Tensor | None = None) -> Tensor:
+def distillation_reward(divergence: Tensor, *, normalize: bool = True, valid: Tensor | None = None) -> Tensor:
     """Eq. 7: return ``(D_max - D) / (D_max - D_min)`` within a question; 1 is the easiest response, 0 the
     hardest, one half where all are equally easy.
 
     Args:
         divergence: ``(questions, responses)``, nats, one value per response.
-        normalise: False returns -D instead, the paper's ablation (table 5e).
+        normalize: False returns -D instead, the paper's ablation (table 5e).
         valid: ``(questions, responses)`` bool, False where there is no response; its reward is 0.
 
     Returns:
@@ -45,7 +45,7 @@ def distillation_reward(divergence: Tensor, *, normalise: bool = True, valid: Te
         ValueError: the shape is wrong or a divergence is not finite.
     """
     divergence, valid = _groups(divergence, valid, "divergence")
-    if not normalise:
+    if not normalize:
         return (-divergence).masked_fill(~valid, 0)
     low, high = _range(divergence, valid)
     spread = high - low

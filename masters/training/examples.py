@@ -30,7 +30,7 @@ class Example:
         responses: token ids of each response.
         stage: index of the teacher and its mask ratio.
         accuracy: the accuracy reward of each response, Eq. 6.
-        behaviour: for each response, the log-probabilities of its tokens under the model that wrote it.
+        behavior: for each response, the log-probabilities of its tokens under the model that wrote it.
         teacher: for each response, ``(tokens, vocabulary)`` log-probabilities of the masked teacher, whole or
             packed; None where the teacher itself is asked during training.
         reference: the same of the student before training.
@@ -41,7 +41,7 @@ class Example:
     responses: Sequence[np.ndarray]
     stage: Stage = (0, 0.0)
     accuracy: np.ndarray | None = None
-    behaviour: Sequence[np.ndarray] | None = None
+    behavior: Sequence[np.ndarray] | None = None
     teacher: Sequence[np.ndarray | Packed] | None = None
     reference: Sequence[np.ndarray | Packed] | None = None
     prompt: np.ndarray | None = None
@@ -108,7 +108,7 @@ class Collator:
             made["parts"] = [packed(slice(start, start + self.at_once)) for start in starts]
         if examples[0].accuracy is not None:
             made["accuracy"] = torch.tensor(np.array([e.accuracy for e in examples]), dtype=torch.float32)
-        for name in ("behaviour", "teacher", "reference"):
+        for name in ("behavior", "teacher", "reference"):
             values = [getattr(example, name) for example in examples]
             if values[0] is not None:
                 made[name] = _padded(values, batch.tokens.shape)

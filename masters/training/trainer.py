@@ -22,6 +22,7 @@ from masters.models.packing import PackedBatch, hidden_in_parts, project, respon
 from masters.objective.diagnostics import Diverged, NotFinite, reason_to_stop, term_norms
 from masters.objective.logits import Logits, dense
 from masters.objective.loss import cross_entropy, masters_loss
+from masters.objective.options import LossOptions
 from masters.runtime import distributed
 from masters.settings import Watch
 from masters.training import adapters
@@ -34,15 +35,14 @@ class Objective:
     """What is minimised.
 
     Attributes:
-        options: arguments of :func:`masters.objective.loss.masters_loss`, or None for cross-entropy on
-            labels.
+        options: of :func:`masters.objective.loss.masters_loss`; None for cross-entropy on labels.
         teachers: the teachers by index, when examples carry no teacher log-probabilities.
         reference: the student before training, when a KL is wanted and examples do not carry it.
         vocabulary: tokens that the shared tokenizer has; rows of an output head beyond them take no part.
         choices: of what is masked of each teacher; the paper's when empty.
     """
 
-    options: dict[str, Any] | None = None
+    options: LossOptions | None = None
     teachers: Sequence[PreTrainedModel] = ()
     reference: PreTrainedModel | None = None
     vocabulary: int | None = None
@@ -138,7 +138,8 @@ class MastersTrainer(Trainer):
     def _weight(self, inputs: dict[str, Any]) -> int:
         """What the loss is a mean over: responses, or tokens where an objective averages over those."""
         mask: Tensor = inputs["batch"].mask
-        by_token = (self.objective.options or {}).get("averaging") == "token"
+        options = self.objective.options
+        by_token = options is not None and options.averaging == "token"
         return int(mask.sum() if by_token else mask.any(-1).sum())
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> Tensor:
@@ -164,10 +165,10 @@ class MastersTrainer(Trainer):
                 batch.mask,
                 accuracy=inputs.get("accuracy"),
                 reference_logits=self._reference(inputs, batch),
-                behaviour_logprobs=inputs.get("behaviour"),
-                **options,
+                behavior_logprobs=inputs.get("behavior"),
+                options=options,
             )
-            loss, parts = result.total, result.parts | {"mask_ratio": inputs["stage"][1]}
+            loss, parts = result.total, result.metrics | {"mask_ratio": inputs["stage"][1]}
         self._parts.append(parts)
         return loss
 
@@ -210,13 +211,14 @@ class MastersTrainer(Trainer):
     def _divergence(self, inputs: dict[str, Any], batch: PackedBatch) -> float:
         """Of one batch, nats a token, without what a policy term needs."""
         inner = self.accelerator.unwrap_model(self.model_wrapped)
-        options = (self.objective.options or {}) | {"rewards": ()}
+        options = (self.objective.options or LossOptions()).model_copy(update={"rewards": ()})
 
         def compute(batch: PackedBatch) -> float:
             with self.accelerator.autocast():
                 logits = response_projection(adapters.whole(inner), batch, self.objective.vocabulary)
                 teacher = self._teacher(inputs, batch)
-                return masters_loss(logits, teacher, batch.tokens, batch.mask, **options).parts["divergence"]
+                loss = masters_loss(logits, teacher, batch.tokens, batch.mask, options=options)
+                return loss.metrics["divergence"]
 
         return distributed.inside_forward(self.model_wrapped, inner, compute, batch)
 
@@ -233,17 +235,18 @@ class MastersTrainer(Trainer):
     def _norms_are_due(self) -> bool:
         """On the first part of the last step of every ``watch.gradient_norms``-th log row."""
         rows, options = self.watch.gradient_norms, self.objective.options
-        if rows is None or options is None or not options.get("rewards", True):  # one term: grad_norm is its
+        if rows is None or options is None or not options.rewards:  # one term: grad_norm is its
             return False
         step = self.state.global_step + 1
         return not self._norms and step % (rows * self.args.logging_steps) == 0
 
     def _norms_of_terms(self, student: Any, inputs: dict[str, Any], batch: PackedBatch) -> dict[str, float]:
         """Of this rank's first questions, before gradients are clipped."""
-        options = self.objective.options or {}
+        options = self.objective.options
 
         def loss(**variant: Any) -> Tensor:
-            self.objective.options = options | variant
+            assert options is not None  # cross-entropy has one term
+            self.objective.options = options.model_copy(update=variant)
             try:
                 with self.accelerator.autocast():
                     found = self._loss(student, inputs, batch)

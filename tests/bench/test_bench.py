@@ -7,6 +7,7 @@ from benchmarks.training import Head, Step, autograd_jsd
 from masters.models.packing import response_projection
 from masters.objective.logits import dense
 from masters.objective.loss import masters_loss
+from masters.objective.options import LossOptions
 
 torch.set_num_threads(1)
 
@@ -37,7 +38,9 @@ def test_trl_computes_our_divergence_on_the_same_batch() -> None:
     step.trl()()
     theirs = gradients(step.student)
     arguments = (response_projection(step.teacher, step.batch), step.batch.tokens, step.batch.mask)
-    loss = masters_loss(response_projection(step.student, step.batch), *arguments, rewards=())
+    loss = masters_loss(
+        response_projection(step.student, step.batch), *arguments, options=LossOptions(rewards=())
+    )
     loss.total.backward()
     ours = gradients(step.student)
     for name, gradient in ours.items():

@@ -22,6 +22,7 @@ from masters.experiments.evaluation import evaluate
 from masters.judges.rule import RuleJudge
 from masters.models.loading import banned_tokens, load
 from masters.models.packing import pack, response_logits
+from masters.objective.options import LossOptions
 from masters.responses.cached import responses
 from masters.responses.source import Source
 from masters.runtime.files import hash_of
@@ -169,7 +170,7 @@ def test_a_student_learns_from_judged_responses_of_a_masked_teacher(setting: Set
 
     budget = Budget(steps=60, batch=4, learning_rate=5e-3, schedule="constant", log_every=10)
     vocabulary = len(setting.processor.tokenizer)
-    objective = Objective({}, [setting.model], reference, vocabulary)
+    objective = Objective(LossOptions(), [setting.model], reference, vocabulary)
     log = train(
         student, setting.questions, Examples(240, make), objective, budget, tmp_path / "run", "student", "cpu"
     )

@@ -35,11 +35,13 @@ def test_the_papers_form(profile: Profile) -> None:
     spec = arm("masters", profile)
     assert (spec.teacher_responses, spec.student_responses) == (4, 4)
     assert spec.r_max == profile.distillation.r_max and spec.teachers == ("large",)
-    assert spec.objective() == {
+    options = spec.objective()
+    assert options is not None and options.model_dump() == {
+        "clip": 0.2,
         "rewards": ("accuracy", "distillation"),
-        "normalise": True,
+        "normalize": True,
         "beta": 0.1,
-        "ratio": "one",
+        "policy_ratio": "one",
         "advantages": "all",
         "flat": "keep",
         "policy_weight": 1.0,
@@ -59,10 +61,10 @@ def test_the_papers_form(profile: Profile) -> None:
         ("naive_multi", {"rewards", "r_max"}),
         ("accuracy_only", {"rewards"}),
         ("distillation_only", {"rewards"}),
-        ("unnormalised", {"normalise"}),
+        ("unnormalised", {"normalize"}),
         ("mid_only", {"teachers"}),
         ("mid_then_large", {"teachers"}),
-        ("clipped", {"ratio"}),
+        ("clipped", {"policy_ratio"}),
         ("positive", {"advantages"}),
         ("skip_flat", {"flat"}),
         ("summed", {"distillation_on"}),
@@ -83,7 +85,7 @@ def test_the_papers_form(profile: Profile) -> None:
         ("masked=vision", {"masked"}),
         ("masked=vision+masked=all+criterion=magnitude", set()),
         ("teachers=mid,large", {"teachers"}),
-        ("clipped+r_max=0.4", {"ratio", "r_max"}),
+        ("clipped+r_max=0.4", {"policy_ratio", "r_max"}),
         ("r_max=0.4+r_max=0.2", set()),
         ("own_accuracy", {"rewards", "teacher_responses", "student_responses"}),
         ("r_max=0.4", {"r_max"}),
@@ -108,7 +110,7 @@ def test_the_papers_form_is_a_name_for_nothing_else(profile: Profile) -> None:
         {"beta": 0.003},
         {"r_step": 0.1},
         {"lr_schedule": "linear"},
-        {"ratio": "clipped"},
+        {"policy_ratio": "clipped"},
         {"student_responses": 8},
         {"rewards": ("accuracy",)},
         {"r_max": 0.0},

@@ -170,8 +170,8 @@ def test_what_changes_a_result_changes_the_key(lab: Lab, results: Results) -> No
     spec = arm("masters", lab.profile)
     changes: list[dict[str, Any]] = [
         {"learning_rate": 2e-3}, {"steps": 7}, {"batch": 3}, {"beta": 0.2}, {"questions": 5}, {"r_max": 0.1},
-        {"teachers": ("mid",)}, {"teachers": ("mid", "large")}, {"rewards": ()}, {"normalise": False},
-        {"ratio": "clipped"}, {"student_responses": 3},
+        {"teachers": ("mid",)}, {"teachers": ("mid", "large")}, {"rewards": ()}, {"normalize": False},
+        {"policy_ratio": "clipped"}, {"student_responses": 3},
     ]  # fmt: skip
     folders = {run_folder(lab, spec, seed) for seed in (0, 1)}
     folders |= {run_folder(lab, RunSpec(**(spec.model_dump() | change)), 0) for change in changes}

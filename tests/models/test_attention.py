@@ -22,6 +22,7 @@ from masters.models.attention import FLEX, attending, is_flex, may_flex
 from masters.models.compatibility import fit
 from masters.models.packing import PackedBatch, pack, response_logits
 from masters.objective.loss import cross_entropy
+from masters.objective.options import LossOptions
 from masters.training import train as training
 from masters.training.examples import Example, Examples
 from masters.training.train import Budget, train
@@ -249,7 +250,7 @@ def test_training_with_flex_attention_gives_the_losses_of_sdpa(
 
         monkeypatch.setattr(training, "MastersTrainer", Watched)
         budget = Budget(steps=2, batch=3, learning_rate=1e-3, schedule="constant", log_every=1)
-        objective = Objective({}, [teacher], before)
+        objective = Objective(LossOptions(), [teacher], before)
         log = train(student, questions, Examples(6, make), objective, budget, tmp_path / name, name, "cpu")
         assert not any(map(is_flex, models)), "generation needs them as they were"
         return log["loss"].tolist(), used

@@ -12,6 +12,7 @@ import torch
 from masters.models import compatibility as fitting
 from masters.models.compatibility import fit, image_tokens, reads_packed
 from masters.models.packing import PackedBatch, pack, response_logits
+from masters.objective.options import LossOptions
 from masters.training.examples import Example, Examples
 from masters.training.train import Budget, train
 from masters.training.trainer import Objective
@@ -186,7 +187,7 @@ def trained(family: str, folder: Path) -> pd.DataFrame:
         index = position % 3
         return Example(index, here.responses[index], accuracy=np.array([1, 0, 1]))
 
-    objective = Objective({}, [teacher], reference)
+    objective = Objective(LossOptions(), [teacher], reference)
     return train(student, questions, Examples(6, make), objective, budget, folder / "run", "t", "cpu")
 
 

@@ -6,6 +6,7 @@ import torch
 from masters.objective import logits as logits_module
 from masters.objective.logits import Projection
 from masters.objective.loss import masters_loss
+from masters.objective.options import LossOptions
 from masters.objective.token_terms import in_chunks
 
 LIGER = pytest.importorskip(
@@ -40,7 +41,9 @@ def test_value_and_gradients_are_those_of_liger(
 
     scores = Projection(of_teacher, teacher, teacher_bias, vocabulary)
     # Liger's mean is over all tokens at once.
-    ours = masters_loss(student, scores, tokens, mask, rewards=(), averaging="token").total
+    ours = masters_loss(
+        student, scores, tokens, mask, options=LossOptions(rewards=(), averaging="token")
+    ).total
     found = torch.autograd.grad(ours, wanted)
 
     liger = LIGER.LigerFusedLinearJSDLoss(

@@ -7,11 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from masters.objective.divergence import Kind
-from masters.objective.loss import PARTS, Loss, cross_entropy, masters_loss
+from masters.objective.loss import METRICS, Loss, cross_entropy, masters_loss
+from masters.objective.options import Kind, LossOptions
 
 Q, R, T, V = 3, 4, 5, 7
 PAPER: dict[str, Any] = {}
+ALONE = LossOptions(rewards=())
 
 
 class Case:
@@ -35,16 +36,17 @@ class Case:
         self.accuracy[1] = 1  # a question with correct responses only
         self.accuracy[2, :2] = torch.tensor([0, 1])
         chosen = self.student.detach().log_softmax(-1).gather(-1, self.tokens.unsqueeze(-1)).squeeze(-1)
-        self.behaviour = chosen + normal(Q, R, T) * 0.2
+        self.behavior = chosen + normal(Q, R, T) * 0.2
 
     def loss(self, **options: Any) -> Loss:
         given = {
             "accuracy": self.accuracy,
             "reference_logits": self.reference,
-            "behaviour_logprobs": self.behaviour,
-            **options,
+            "behavior_logprobs": self.behavior,
         }
-        return masters_loss(self.student, self.teacher, self.tokens, self.mask, **given)
+        given |= {name: options.pop(name) for name in given if name in options}
+        arguments = self.student, self.teacher, self.tokens, self.mask
+        return masters_loss(*arguments, **given, options=LossOptions(**options))
 
 
 def softmax(x: Any) -> np.ndarray:
@@ -59,10 +61,10 @@ def kl(p: np.ndarray, q: np.ndarray) -> float:
 def by_hand(
     case: Case,
     rewards: tuple[str, ...] = ("accuracy", "distillation"),
-    normalise: bool = True,
+    normalize: bool = True,
     beta: float = 0.1,
     policy_weight: float = 1.0,
-    ratio: str = "one",
+    policy_ratio: str = "one",
     clip: float = 0.2,
     advantages: str = "all",
     flat: str = "keep",
@@ -74,7 +76,7 @@ def by_hand(
 ) -> tuple[float, dict[str, float], Tensor]:
     """Eq. 7 to 11 in loops over numbers in float64; a response is a list of terms per token."""
     student, teacher = case.student.detach().double().numpy(), case.teacher.double().numpy()
-    reference, behaviour = case.reference.double().numpy(), case.behaviour.double().numpy()
+    reference, behavior = case.reference.double().numpy(), case.behavior.double().numpy()
     rows: list[tuple[int, int, list[dict[str, float]]]] = []
     for j, k in itertools.product(range(Q), range(R)):
         terms = []
@@ -93,7 +95,7 @@ def by_hand(
                 "total_variation": np.abs(p - q).sum() / 2,
             }
             logprob = math.log(q[case.tokens[j, k, t]])
-            rho = 1.0 if ratio == "one" else math.exp(logprob - behaviour[j, k, t])
+            rho = 1.0 if policy_ratio == "one" else math.exp(logprob - behavior[j, k, t])
             terms.append({"distance": distances[divergence], "kl": kl(q, r), "rho": rho})
         if terms:
             rows.append((j, k, terms))
@@ -108,7 +110,7 @@ def by_hand(
         }
         high, low = max(d.values()), min(d.values())
         for k, _ in group:
-            easy[j, k] = ((high - d[k]) / (high - low) if high > low else 0.5) if normalise else -d[k]
+            easy[j, k] = ((high - d[k]) / (high - low) if high > low else 0.5) if normalize else -d[k]
             reward[j, k] = ("distillation" in rewards) * easy[j, k]
             reward[j, k] += ("accuracy" in rewards) * float(case.accuracy[j, k])
         values = [reward[j, k] for k, _ in group]
@@ -151,21 +153,21 @@ VARIANTS: list[dict[str, Any]] = [
     PAPER,
     {"rewards": ("accuracy",)},
     {"rewards": ("distillation",)},
-    {"normalise": False},
-    {"normalise": False, "rewards": ("distillation",)},
-    {"ratio": "clipped"},
-    {"ratio": "clipped", "clip": 0.05, "advantages": "positive"},
+    {"normalize": False},
+    {"normalize": False, "rewards": ("distillation",)},
+    {"policy_ratio": "clipped"},
+    {"policy_ratio": "clipped", "clip": 0.05, "advantages": "positive"},
     {"advantages": "positive"},
     {"flat": "skip"},
     {"flat": "skip", "rewards": ("distillation",)},
-    {"flat": "skip", "rewards": ("accuracy",), "ratio": "clipped"},
+    {"flat": "skip", "rewards": ("accuracy",), "policy_ratio": "clipped"},
     {"distillation_on": "sum"},
     {"averaging": "token"},
-    {"averaging": "token", "ratio": "clipped", "distillation_on": "sum"},
-    {"policy_weight": 0.3, "beta": 2.0, "ratio": "clipped"},
+    {"averaging": "token", "policy_ratio": "clipped", "distillation_on": "sum"},
+    {"policy_weight": 0.3, "beta": 2.0, "policy_ratio": "clipped"},
     {"beta": 0.0},
     {"teacher_temperature": 3.0},
-    {"teacher_temperature": 0.5, "rewards": ("distillation",), "normalise": False},
+    {"teacher_temperature": 0.5, "rewards": ("distillation",), "normalize": False},
     *(
         {"divergence": kind, "mix": 0.3, "teacher_temperature": 2.5}
         for kind in get_args(Kind)
@@ -184,10 +186,10 @@ def test_values_against_loops_in_float64(options: dict[str, Any], seed: int) -> 
     missing = {"reward_distillation"} - {
         f"reward_{name}" for name in options.get("rewards", ("distillation",))
     }
-    assert {name for name, value in loss.parts.items() if math.isnan(value)} == missing
+    assert {name for name, value in loss.metrics.items() if math.isnan(value)} == missing
     for name in set(parts) - missing:
-        assert loss.parts[name] == pytest.approx(parts[name], rel=1e-5, abs=1e-6), name
-    assert set(loss.parts) == set(PARTS) > set(parts)
+        assert loss.metrics[name] == pytest.approx(parts[name], rel=1e-5, abs=1e-6), name
+    assert set(loss.metrics) == set(METRICS) > set(parts)
 
 
 @pytest.mark.parametrize("options", VARIANTS)
@@ -195,7 +197,7 @@ def test_float32_agrees_with_float64(options: dict[str, Any]) -> None:
     results = []
     for dtype in (torch.float64, torch.float32):
         case = Case(1)
-        for name in ("student", "teacher", "reference", "behaviour", "accuracy"):
+        for name in ("student", "teacher", "reference", "behavior", "accuracy"):
             value = getattr(case, name).detach().to(dtype)
             setattr(case, name, value.requires_grad_() if name == "student" else value)
         loss = case.loss(**options)
@@ -207,7 +209,7 @@ def test_float32_agrees_with_float64(options: dict[str, Any]) -> None:
 def test_ratio_one_has_zero_value_but_the_policy_gradient() -> None:
     case = Case(2)
     loss = case.loss(beta=0.0)
-    assert abs(loss.parts["policy"]) < 1e-7
+    assert abs(loss.metrics["policy"]) < 1e-7
     (gradient,) = torch.autograd.grad(loss.total, case.student)
     (of_jsd,) = torch.autograd.grad(case.loss(rewards=()).total, case.student)
 
@@ -223,7 +225,7 @@ def test_ratio_one_has_zero_value_but_the_policy_gradient() -> None:
 def test_clipping_stops_the_gradient_beyond_the_interval_only() -> None:
     case = Case(0, padding=False)
     chosen = case.student.detach().log_softmax(-1).gather(-1, case.tokens.unsqueeze(-1)).squeeze(-1)
-    options: dict[str, Any] = {"rewards": ("accuracy",), "beta": 0.0, "ratio": "clipped"}
+    options: dict[str, Any] = {"rewards": ("accuracy",), "beta": 0.0, "policy_ratio": "clipped"}
     case.accuracy[0] = torch.tensor([1.0, 1.0, 0.0, 0.0])
     (of_jsd,) = torch.autograd.grad(case.loss(rewards=()).total, case.student)
     for shift, moves in (
@@ -231,7 +233,7 @@ def test_clipping_stops_the_gradient_beyond_the_interval_only() -> None:
         (-0.3, [True, True, False, False]),
         (0.1, [True] * 4),
     ):
-        loss = case.loss(behaviour_logprobs=chosen - shift, **options)  # rho = exp(shift)
+        loss = case.loss(behavior_logprobs=chosen - shift, **options)  # rho = exp(shift)
         (gradient,) = torch.autograd.grad(loss.total, case.student)
         assert ((gradient - of_jsd)[0].abs().amax((1, 2)) > 1e-6).tolist() == moves
 
@@ -240,13 +242,13 @@ def test_clipping_stops_the_gradient_beyond_the_interval_only() -> None:
 def test_the_gradient_is_that_of_float64_autograd(seed: int) -> None:
     case = Case(seed)
     advantage = by_hand(case)[2]
-    (gradient,) = torch.autograd.grad(case.loss(ratio="clipped").total, case.student)
+    (gradient,) = torch.autograd.grad(case.loss(policy_ratio="clipped").total, case.student)
 
     log_q, log_p = case.student.log_softmax(-1), case.teacher.log_softmax(-1)
     q, p, m = log_q.exp(), log_p.exp(), (log_q.exp() + log_p.exp()) / 2
     jsd = ((p * (log_p - m.log())).sum(-1) + (q * (log_q - m.log())).sum(-1)) / 2
     kl = (q * (log_q - case.reference.log_softmax(-1))).sum(-1)
-    rho = (log_q.gather(-1, case.tokens.unsqueeze(-1)).squeeze(-1) - case.behaviour).exp()
+    rho = (log_q.gather(-1, case.tokens.unsqueeze(-1)).squeeze(-1) - case.behavior).exp()
     a = advantage.unsqueeze(-1)
     terms = jsd + 0.1 * kl - torch.minimum(rho * a, rho.clamp(0.8, 1.2) * a)
     lengths = case.mask.sum(-1)
@@ -255,18 +257,20 @@ def test_the_gradient_is_that_of_float64_autograd(seed: int) -> None:
     torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("options", [PAPER, {"rewards": ()}, {"ratio": "clipped", "averaging": "token"}])
+@pytest.mark.parametrize(
+    "options", [PAPER, {"rewards": ()}, {"averaging": "token", "policy_ratio": "clipped"}]
+)
 def test_padding_never_counts(options: dict[str, Any]) -> None:
     case, spoiled = Case(0), Case(0)
     outside = ~case.mask
     with torch.no_grad():
-        for values in (spoiled.student, spoiled.teacher, spoiled.reference, spoiled.behaviour):
+        for values in (spoiled.student, spoiled.teacher, spoiled.reference, spoiled.behavior):
             values[outside] = math.nan
     spoiled.tokens[outside] = -100
     spoiled.accuracy[0, 3] = math.nan  # the missing response
     results = [case.loss(**options), spoiled.loss(**options)]
     assert torch.equal(results[0].total, results[1].total)
-    np.testing.assert_equal(results[0].parts, results[1].parts)
+    np.testing.assert_equal(results[0].metrics, results[1].metrics)
     gradients = [
         torch.autograd.grad(r.total, c.student)[0] for r, c in zip(results, (case, spoiled), strict=True)
     ]
@@ -280,38 +284,38 @@ def test_a_mask_of_zeros_and_ones_and_longer_padding_change_nothing() -> None:
     assert torch.equal(case.loss().total, expected.total)
     for name in ("student", "teacher", "reference"):
         setattr(case, name, torch.nn.functional.pad(getattr(case, name), (0, 0, 0, 3)))
-    for name in ("tokens", "mask", "behaviour"):
+    for name in ("tokens", "mask", "behavior"):
         setattr(case, name, torch.nn.functional.pad(getattr(case, name), (0, 3)))
     torch.testing.assert_close(case.loss().total, expected.total)
-    np.testing.assert_equal(case.loss().parts, expected.parts)
+    np.testing.assert_equal(case.loss().metrics, expected.metrics)
 
 
 def test_a_question_without_responses_is_flat() -> None:
     case = Case(0)
     case.mask[1] = False
-    loss = case.loss(ratio="clipped", rewards=("distillation",))
+    loss = case.loss(policy_ratio="clipped", rewards=("distillation",))
     assert loss.total.isfinite()
-    assert loss.parts["flat_groups"] == pytest.approx(1 / 3)
+    assert loss.metrics["flat_groups"] == pytest.approx(1 / 3)
 
 
 def test_gradient_reaches_the_student_only() -> None:
     case = Case(0)
-    for name in ("teacher", "reference", "behaviour", "accuracy"):
+    for name in ("teacher", "reference", "behavior", "accuracy"):
         getattr(case, name).requires_grad_()
-    case.loss(ratio="clipped").total.backward()
+    case.loss(policy_ratio="clipped").total.backward()
     assert case.student.grad is not None and case.student.grad.isfinite().all()
-    for name in ("teacher", "reference", "behaviour", "accuracy"):
+    for name in ("teacher", "reference", "behavior", "accuracy"):
         assert getattr(case, name).grad is None
 
 
 def test_without_rewards_only_the_divergence_is_left() -> None:
     case = Case(0)
-    loss = case.loss(rewards=(), accuracy=None, reference_logits=None, behaviour_logprobs=None)
-    assert loss.total.item() == pytest.approx(loss.parts["divergence"])
-    assert {name for name, value in loss.parts.items() if not math.isnan(value)} == {"divergence", "tokens"}
+    loss = case.loss(rewards=(), accuracy=None, reference_logits=None, behavior_logprobs=None)
+    assert loss.total.item() == pytest.approx(loss.metrics["divergence"])
+    assert {name for name, value in loss.metrics.items() if not math.isnan(value)} == {"divergence", "tokens"}
     reported = case.loss(rewards=())  # the KL to a reference is reported where there is one
     assert torch.equal(reported.total, loss.total)
-    assert reported.parts["kl"] == pytest.approx(by_hand(case)[1]["kl"], rel=1e-5)
+    assert reported.metrics["kl"] == pytest.approx(by_hand(case)[1]["kl"], rel=1e-5)
 
 
 def test_a_student_equal_to_teacher_and_reference_has_nothing_to_learn() -> None:
@@ -319,7 +323,7 @@ def test_a_student_equal_to_teacher_and_reference_has_nothing_to_learn() -> None
     case.teacher = case.reference = case.student.detach().clone()
     loss = case.loss(rewards=("distillation",))  # all responses are equally easy: every group is flat
     assert loss.total.item() == pytest.approx(0, abs=1e-9)
-    assert loss.parts["flat_groups"] == 1.0
+    assert loss.metrics["flat_groups"] == 1.0
     loss.total.backward()
     assert case.student.grad is not None and case.student.grad.abs().max() < 1e-9
 
@@ -328,15 +332,15 @@ def test_a_missing_response_does_not_give_a_group_spread() -> None:
     case = Case(0)
     case.accuracy[0] = torch.tensor([1, 1, 1, 0])  # the last response of the first question is missing
     case.accuracy[2] = torch.tensor([0, 1, 0, 1])
-    assert case.loss(flat="skip").parts["flat_groups"] == pytest.approx(2 / 3)
+    assert case.loss(flat="skip").metrics["flat_groups"] == pytest.approx(2 / 3)
 
 
 def test_skipped_groups_keep_divergence_and_kl() -> None:
     case = Case(0, padding=False)
     case.accuracy[:] = 1.0
     loss = case.loss(flat="skip")
-    assert loss.parts["flat_groups"] == 1.0 and loss.parts["policy"] == 0.0
-    assert loss.total.item() == pytest.approx(loss.parts["divergence"] + 0.1 * loss.parts["kl"], rel=1e-6)
+    assert loss.metrics["flat_groups"] == 1.0 and loss.metrics["policy"] == 0.0
+    assert loss.total.item() == pytest.approx(loss.metrics["divergence"] + 0.1 * loss.metrics["kl"], rel=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -375,19 +379,10 @@ def test_small_steps_down_the_gradient_lower_the_loss_and_follow_the_rewards() -
         ({"accuracy": None}, "accuracy"),
         ({"accuracy": None, "rewards": ("distillation",), "flat": "skip"}, "accuracy"),
         ({"reference_logits": None}, "reference_logits"),
-        ({"behaviour_logprobs": None, "ratio": "clipped"}, "behaviour_logprobs"),
+        ({"behavior_logprobs": None, "policy_ratio": "clipped"}, "behavior_logprobs"),
         ({"accuracy": torch.ones(Q, R + 1)}, "accuracy"),
-        ({"behaviour_logprobs": torch.ones(Q, R)}, "behaviour_logprobs"),
+        ({"behavior_logprobs": torch.ones(Q, R)}, "behavior_logprobs"),
         ({"reference_logits": torch.ones(Q, R, T, V + 1)}, "reference_logits"),
-        ({"ratio": "two"}, "ratio"),
-        ({"rewards": ("speed",)}, "speed"),
-        ({"advantages": "negative"}, "advantages"),
-        ({"flat": "drop"}, "flat"),
-        ({"distillation_on": "max"}, "distillation_on"),
-        ({"averaging": "question"}, "averaging"),
-        ({"beta": -0.1}, "beta"),
-        ({"beta": math.nan}, "beta"),
-        ({"divergence": "cosine"}, "choose from jsd"),
     ],
 )
 def test_bad_arguments_are_named_in_one_line(options: dict[str, Any], word: str) -> None:
@@ -396,14 +391,45 @@ def test_bad_arguments_are_named_in_one_line(options: dict[str, Any], word: str)
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("policy_ratio", "two"),
+        ("rewards", ("speed",)),
+        ("advantages", "negative"),
+        ("flat", "drop"),
+        ("distillation_on", "max"),
+        ("averaging", "question"),
+        ("beta", -0.1),
+        ("beta", math.nan),
+        ("policy_weight", 0.0),
+        ("divergence", "cosine"),
+        ("speed", 1.0),
+    ],
+)
+def test_bad_options_are_named(option: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=option):
+        LossOptions(**{option: value})
+
+
 def test_bad_shapes_are_named() -> None:
     case = Case(0)
     with pytest.raises(ValueError, match="teacher_logits"):
-        masters_loss(case.student, case.teacher[..., :-1], case.tokens, case.mask, rewards=())
+        masters_loss(
+            case.student, case.teacher[..., :-1], case.tokens, case.mask, options=LossOptions(rewards=())
+        )
     with pytest.raises(ValueError, match="tokens"):
-        masters_loss(case.student, case.teacher, case.tokens[..., :-1], case.mask, rewards=())
+        masters_loss(
+            case.student, case.teacher, case.tokens[..., :-1], case.mask, options=LossOptions(rewards=())
+        )
     with pytest.raises(ValueError, match="mask is False"):
-        masters_loss(case.student, case.teacher, case.tokens, torch.zeros_like(case.mask), rewards=())
+        masters_loss(
+            case.student,
+            case.teacher,
+            case.tokens,
+            torch.zeros_like(case.mask),
+            options=LossOptions(rewards=()),
+        )
 
 
 def test_cross_entropy_against_torch() -> None:
@@ -425,13 +451,13 @@ def test_the_policy_follows_the_tempered_teacher_too() -> None:
     case, other = Case(1), Case(1)
     other.teacher = (other.teacher.log_softmax(-1) / 2.5).log_softmax(-1)
     ours, theirs = case.loss(teacher_temperature=2.5), other.loss()
-    assert ours.parts == pytest.approx(theirs.parts, rel=1e-6)
-    assert ours.parts["reward_distillation"] != pytest.approx(case.loss().parts["reward_distillation"])
+    assert ours.metrics == pytest.approx(theirs.metrics, rel=1e-6)
+    assert ours.metrics["reward_distillation"] != pytest.approx(case.loss().metrics["reward_distillation"])
     gradients = [torch.autograd.grad(x.total, c.student)[0] for x, c in ((ours, case), (theirs, other))]
     torch.testing.assert_close(*gradients, rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, math.inf, math.nan])
 def test_temperatures_out_of_range_are_refused(temperature: float) -> None:
-    with pytest.raises(ValueError, match=r"the temperature is .*: give a number above 0"):
+    with pytest.raises(ValueError, match="temperature"):
         Case().loss(teacher_temperature=temperature)

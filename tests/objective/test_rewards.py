@@ -26,7 +26,7 @@ def test_distillation_reward_against_scikit_learn(seed: int) -> None:
 
 def test_the_unnormalised_reward_is_the_negative_divergence() -> None:
     divergence = random(3, 4)
-    assert torch.equal(distillation_reward(divergence, normalise=False), -divergence)
+    assert torch.equal(distillation_reward(divergence, normalize=False), -divergence)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -79,7 +79,7 @@ def test_missing_responses_do_not_count() -> None:
             torch.testing.assert_close(result[row, valid[row]], function(full[row, valid[row]][None])[0])
     assert group_advantages(padded, valid=valid).flat.tolist() == [False, False, True, True]
     assert distillation_reward(padded, valid=valid)[2, 2] == 0.5
-    assert not distillation_reward(padded, normalise=False, valid=valid)[~valid].any()
+    assert not distillation_reward(padded, normalize=False, valid=valid)[~valid].any()
 
 
 def test_rewards_of_any_type_and_without_gradient() -> None:

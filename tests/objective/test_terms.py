@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from masters.objective import logits as logits_module
 from masters.objective.logits import Projection, chunks, dense, tempered
 from masters.objective.loss import cross_entropy, masters_loss
+from masters.objective.options import LossOptions
 from masters.objective.token_terms import Given, in_chunks, token_terms
 from masters.objective.topk import Packed, encode
 
@@ -20,9 +21,9 @@ VARIANTS: list[dict[str, Any]] = [
     {"rewards": ("accuracy",)},
     {"rewards": ("accuracy",), "beta": 0.0},
     {"rewards": ("accuracy",), "flat": "skip", "advantages": "positive", "averaging": "token"},
-    {"rewards": ("distillation",), "normalise": False},
-    {"ratio": "clipped", "distillation_on": "sum"},
-    {"rewards": ("accuracy",), "ratio": "clipped", "policy_weight": 0.3},
+    {"rewards": ("distillation",), "normalize": False},
+    {"policy_ratio": "clipped", "distillation_on": "sum"},
+    {"rewards": ("accuracy",), "policy_ratio": "clipped", "policy_weight": 0.3},
     *(
         {"divergence": kind, "mix": 0.1}
         for kind in ("forward_kl", "reverse_kl", "skewed_kl", "total_variation")
@@ -57,7 +58,7 @@ class Case:
         self.mask = torch.arange(T) < lengths.unsqueeze(-1)
         self.tokens = torch.randint(V, (Q, R, T), generator=generator)
         self.accuracy = (torch.rand(Q, R, generator=generator) > 0.5).float()
-        self.behaviour = -3 + 0.3 * normal(Q, R, T)
+        self.behavior = -3 + 0.3 * normal(Q, R, T)
 
     @property
     def student(self) -> Projection:
@@ -71,10 +72,10 @@ class Case:
             self.mask,
             accuracy=self.accuracy,
             reference_logits=reference,
-            behaviour_logprobs=self.behaviour,
-            **options,
+            behavior_logprobs=self.behavior,
+            options=LossOptions(**options),
         )
-        parts = torch.tensor([value for _, value in sorted(loss.parts.items())])
+        parts = torch.tensor([value for _, value in sorted(loss.metrics.items())])
         # Scaled, as in gradient accumulation and mixed precision.
         found = torch.autograd.grad(loss.total * 0.5, [self.hidden, self.weight, self.bias])
         return loss.total.detach(), parts, *found
@@ -183,8 +184,8 @@ def test_without_gradients_the_loss_is_the_same() -> None:
     case = Case()
     arguments = (case.teacher, case.tokens, case.mask)
     with torch.no_grad():
-        loss = masters_loss(case.student, *arguments, rewards=())
-        whole = masters_loss(dense(case.student), *arguments, rewards=())
+        loss = masters_loss(case.student, *arguments, options=LossOptions(rewards=()))
+        whole = masters_loss(dense(case.student), *arguments, options=LossOptions(rewards=()))
     assert not loss.total.requires_grad
     torch.testing.assert_close(loss.total, whole.total)
 
@@ -204,7 +205,7 @@ def test_hidden_states_get_their_gradient_below_a_frozen_head() -> None:
             case.mask,
             accuracy=case.accuracy,
             reference_logits=case.reference,
-            **options,
+            options=LossOptions(**options),
         )
         torch.testing.assert_close(torch.autograd.grad(loss.total * 0.5, case.hidden)[0], expected)
 

@@ -15,6 +15,7 @@ from masters.models.loading import weights_hash
 from masters.models.packing import hidden_in_parts, response_hidden
 from masters.objective.diagnostics import Diverged
 from masters.objective.logits import Logits, dense
+from masters.objective.options import LossOptions
 from masters.settings import Fit, Lora, Watch
 from masters.training import adapters, trainer
 from masters.training.checkpoints import COMPLETE
@@ -35,7 +36,7 @@ def trained(
 ) -> tuple[PreTrainedModel, pd.DataFrame]:
     """A run of Masters with live teachers, groups of four and three stages."""
     student, teachers, reference = ranks.models()
-    objective = Objective(options, teachers, reference)
+    objective = Objective(LossOptions(**options), teachers, reference)
     rest = (ranks.examples(asked, []), objective, ranks.BUDGET, folder, "fit", "cpu", fit, watch)
     return student, train(student, asked, *rest)
 
@@ -106,7 +107,7 @@ def test_checkpointing_keeps_less_for_the_backward_pass(asked: Questions, tmp_pa
             model=student,
             args=options,
             data_collator=Collator(asked),
-            objective=Objective({"rewards": ()}, teachers, reference),
+            objective=Objective(LossOptions(rewards=()), teachers, reference),
         )
         if checkpointing:
             student.activation_checkpointing_enable(options.activation_checkpointing_kwargs)
@@ -221,19 +222,21 @@ def test_the_gradient_norms_of_the_terms_are_those_of_each_term_alone(
     student, teachers, reference = ranks.models()
     budget = Budget(steps=1, batch=4, learning_rate=3e-3, schedule="constant", log_every=1)
     first = Examples(4, ranks.examples(asked, []).make)
-    train(student, asked, first, Objective({}, teachers, reference), budget, tmp_path / "one", "one", "cpu")
+    objective = Objective(LossOptions(), teachers, reference)
+    train(student, asked, first, objective, budget, tmp_path / "one", "one", "cpu")
     options = TrainingArguments(output_dir=str(tmp_path), report_to=[], use_cpu=True)
     expected = {}
-    for name, terms in {
+    variants: dict[str, dict[str, Any]] = {
         "gradient_divergence": {"rewards": ()},
         "gradient_policy": {"policy_weight": 1e6, "beta": 0.0},
         "gradient_kl": {"beta": 1e6},
-    }.items():
+    }
+    for name, terms in variants.items():
         trainer = MastersTrainer(
             model=student,
             args=options,
             data_collator=Collator(asked),
-            objective=Objective(terms, teachers, reference),
+            objective=Objective(LossOptions(**terms), teachers, reference),
         )
         inputs = trainer.data_collator([ranks.examples(asked, [])[4 + i] for i in range(4)])
         student.zero_grad()

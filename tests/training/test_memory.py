@@ -14,6 +14,7 @@ from masters.data.questions import Questions
 from masters.masking.teacher_mask import TeacherMask
 from masters.models import loading as models
 from masters.objective import logits as logits_module
+from masters.objective.options import LossOptions
 from masters.settings import Fit, Lora, ModelSpec
 from masters.training import adapters, memory, trainer
 from masters.training.examples import Collator, Example, Examples
@@ -72,7 +73,7 @@ def test_the_estimate_is_within_a_quarter_of_what_a_step_allocates(
         model=trained,
         args=options,
         data_collator=Collator(asked),
-        objective=Objective({}, [teacher], reference),
+        objective=Objective(LossOptions(), [teacher], reference),
     )
     if fit.gradient_checkpointing:
         student.activation_checkpointing_enable({"use_reentrant": False})

@@ -19,6 +19,7 @@ from masters.masking.teacher_mask import TeacherMask
 from masters.models.loading import weights_hash
 from masters.models.packing import response_logits
 from masters.objective.divergence import jsd
+from masters.objective.options import LossOptions
 from masters.training import plateau
 from masters.training.checkpoints import last_checkpoint
 from masters.training.examples import Collator, Example
@@ -149,7 +150,7 @@ def test_the_measured_divergence_is_that_of_the_masked_teacher(asked: Questions,
         str(tmp_path), report_to=[], use_cpu=True, disable_tqdm=True, per_device_train_batch_size=3
     )
     for options in ({}, {"rewards": ()}, {"averaging": "token"}):
-        objective = Objective(options, [teacher])
+        objective = Objective(LossOptions(**options), [teacher])
         trainer = MastersTrainer(
             model=student, args=arguments, data_collator=Collator(asked), objective=objective
         )
@@ -161,7 +162,10 @@ def test_the_measured_divergence_is_that_of_the_masked_teacher(asked: Questions,
 
 def trained(asked: Questions, folder: Path, seen: list[tuple[int, float]]) -> tuple[str, Any]:
     student, teacher, reference = (small.build(seed)[0] for seed in (0, 1, 0))
-    (examples, stages), objective = small.decided(asked, BUDGET, seen), Objective({}, [teacher], reference)
+    (examples, stages), objective = (
+        small.decided(asked, BUDGET, seen),
+        Objective(LossOptions(), [teacher], reference),
+    )
     log = train(student, asked, examples, objective, BUDGET, folder, "plateau", "cpu", plateau=stages)
     return weights_hash(student), log
 

@@ -18,6 +18,7 @@ from masters.masking.teacher_mask import TeacherMask
 from masters.models.loading import weights_hash
 from masters.models.packing import PackedBatch, response_logits, response_projection
 from masters.objective.logits import Logits
+from masters.objective.options import LossOptions
 from masters.training import trainer as trainer_module
 from masters.training.checkpoints import COMPLETE, last_checkpoint
 from masters.training.examples import Collator, Example, Examples
@@ -183,8 +184,8 @@ def test_cached_log_probabilities_give_the_gradients_of_the_live_models(
         ).backward()
         return {name: p.grad for name, p in student.named_parameters() if p.grad is not None}
 
-    live = gradients(plain, Objective({}, [teacher], reference))
-    from_cache = gradients(cached, Objective({}))
+    live = gradients(plain, Objective(LossOptions(), [teacher], reference))
+    from_cache = gradients(cached, Objective(LossOptions()))
     assert live.keys() == from_cache.keys() and max(float(g.abs().max()) for g in live.values()) > 0.01
     for name, gradient in live.items():
         torch.testing.assert_close(from_cache[name], gradient, atol=tolerance, rtol=tolerance)
@@ -205,7 +206,7 @@ def test_each_stage_has_its_teacher_and_its_mask_and_the_teachers_come_back(
 
     monkeypatch.setattr(trainer_module, "response_projection", watching)
     budget = Budget(steps=8, batch=2, learning_rate=1e-3, schedule="constant", log_every=1)
-    objective = Objective({"rewards": ()}, teachers)
+    objective = Objective(LossOptions(rewards=()), teachers)
     log = train(student, asked, grouped(asked, STAGES, budget), objective, budget, tmp_path / "r", "t", "cpu")
     expected = [stage for stage in STAGES for _ in range(2)]
     assert [index for index, _ in seen] == [index for index, _ in expected]
@@ -225,7 +226,7 @@ def test_output_heads_of_different_sizes_are_compared_on_the_tokens_alone(
         student, teacher, reference = (small.build(seed)[0] for seed in (0, 1, 0))
         tokens = student.get_input_embeddings().weight.shape[0]
         teacher.resize_token_embeddings(tokens + extra, mean_resizing=False)
-        objective = Objective({}, [teacher], reference, vocabulary=tokens)
+        objective = Objective(LossOptions(), [teacher], reference, vocabulary=tokens)
         examples = grouped(asked, [(0, 0.0)], budget)
         log = train(student, asked, examples, objective, budget, tmp_path / f"r{extra}", "t", "cpu")
         losses.append(list(log["loss"]))
@@ -266,7 +267,7 @@ def test_the_trajectory_of_masters_is_the_recorded_one(asked: Questions, tmp_pat
     student, teacher, reference = (small.build(seed)[0] for seed in (0, 1, 0))
     budget = Budget(steps=12, batch=2, learning_rate=3e-3, schedule="constant", log_every=1)
     examples = grouped(asked, [(0, 0.0), (0, 0.1), (0, 0.2)], budget)
-    objective = Objective({}, [teacher], reference)
+    objective = Objective(LossOptions(), [teacher], reference)
     log = train(student, asked, examples, objective, budget, tmp_path / "run", "golden", "cpu")
     loss = log["loss"]
     assert list(loss) == pytest.approx(list(log["divergence"] + log["policy"] + 0.1 * log["kl"]), abs=1e-6)
