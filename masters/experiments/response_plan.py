@@ -4,7 +4,7 @@ One plan serves ``Lab.results``' preparation, ``masters generate``, its ``--dry-
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -154,7 +154,6 @@ def make(
     what: WantedResponses,
     pool: Sequence[int],
     judge: Judge | None = None,
-    progress: Callable[[int, int], None] | None = None,
 ) -> pd.DataFrame:
     """Return responses, generated and judged where they are missing.
 
@@ -163,7 +162,6 @@ def make(
         what: whose responses, and how many.
         pool: indices of the questions.
         judge: the rule judge when None.
-        progress: called with the responses written so far and all that are missing.
     """
     return responses(
         lab.source(what.model, what.ratio, what.choice),
@@ -174,7 +172,6 @@ def make(
         lab.profile.sampling,
         lab.profile.replicate,
         judge or lab.judge,
-        progress=progress,
         engine=lab.engine,
     )
 
