@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from filelock import FileLock
 
 from masters.data.questions import Questions, Ragged
 from masters.models.compatibility import reads_packed
@@ -22,7 +21,7 @@ from masters.models.packing import pack, response_projection
 from masters.objective.logits import chunks, dense, select
 from masters.objective.topk import Packed, bytes_per_token, encode
 from masters.responses.source import Source
-from masters.runtime.files import cache_dir, hash_of, write_folder
+from masters.runtime.files import cache_dir, hash_of, write_folder_once
 from masters.runtime.progress import report
 
 VERSION = 2
@@ -83,10 +82,7 @@ def distributions(
         _score(scorer, questions, wanted, groups, lengths, top_k, vocabulary, target)
         (target / SECONDS).write_text(str(time.perf_counter() - start))
 
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):
-        if not folder.is_dir():
-            write_folder(folder, save)
+    write_folder_once(folder, save)
     return Ragged(folder, "logprobs") if top_k is None else TopK(folder)
 
 

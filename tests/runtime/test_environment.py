@@ -1,4 +1,4 @@
-"""Where versions are named they agree: requirements, constraints, pyproject, conda, and what is installed."""
+"""Versions agree between requirements, constraints, pyproject, conda and the installed packages."""
 
 import ast
 import importlib.metadata
@@ -37,7 +37,7 @@ LOCKED = _read("constraints.txt")
 
 def _declared() -> dict[str, Requirement]:
     extras = PYPROJECT["project"]["optional-dependencies"]
-    # One compiles parts of itself, one needs Triton for a single test, one brings 100 MB of weights.
+    # deepspeed compiles code, liger needs Triton for a single test, pretrained has 100 MB of weights.
     unpinned = {"deepspeed", "liger", "pretrained"}
     groups = [PYPROJECT["project"]["dependencies"], *(extras[name] for name in extras.keys() - unpinned)]
     return {canonicalize_name(r.name): r for group in groups for r in map(Requirement, group)}
