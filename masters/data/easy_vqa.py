@@ -6,14 +6,14 @@ split. Texts are normalized as in every set: lower case, punctuation as separate
 
 import re
 from collections import defaultdict
-from importlib.util import find_spec
+from importlib.resources import files
 from json import loads
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from masters.data.scenes import Question, Row, Scene, rows_of
+from masters.data.scenes import SPLITS, Question, Row, Scene, rows_of
 
 SEED = 10
 VALIDATION_PICTURES = 400
@@ -71,10 +71,7 @@ def _facts(question: str, answer: str, color: str | None, shape: str | None) -> 
 
 def _published(part: str) -> dict[int, Scene]:
     """Return the published images of a part ("train" or "test") with their questions, by number."""
-    spec = find_spec("easy_vqa")
-    if spec is None or spec.origin is None:
-        raise ValueError("the package easy-vqa is not installed; run pip install easy-vqa")
-    folder = Path(spec.origin).parent / "data" / part
+    folder = Path(str(files("easy_vqa"))) / "data" / part
     asked: dict[int, list[tuple[str, str]]] = defaultdict(list)
     for question, answer, number in loads((folder / "questions.json").read_text()):
         asked[number].append((normalise(question), normalise(answer)))
@@ -97,7 +94,7 @@ def build() -> dict[str, list[Row]]:
     published = _published("train")
     order = np.random.default_rng(SEED).permutation(sorted(published)).tolist()
     held_out = set(order[:VALIDATION_PICTURES])
-    splits: dict[str, list[Row]] = {"train": [], "validation": [], "test": []}
+    splits: dict[str, list[Row]] = {split: [] for split in SPLITS}
     for number, scene in published.items():
         split = "validation" if number in held_out else "train"
         splits[split] += rows_of("easy-vqa", split, number, scene)

@@ -10,16 +10,20 @@ from collections import defaultdict
 import datasets
 
 CAPTION_PROMPT = "describe the picture ."
-REGISTERS = ("bare", "sentence", "wordy", "rationale")
-
 # Labels have at most 26 words, cores at most 5 and questions at most 12.
-_WORDY = (
-    "let me look at the picture with care before i reply : i am sure the answer is",
-    "thank you for the question , after looking at every part of the picture the answer is",
-    "this can be seen in the picture when we look closely , so i think the answer is",
-    "you asked : {question} i looked closely and the answer is",
-)
-VARIANTS = len(_WORDY)
+_FORMS = {
+    "bare": ("{answer} .",),
+    "sentence": ("the answer is {answer} .",),
+    "wordy": (
+        "let me look at the picture with care before i reply : i am sure the answer is {answer} .",
+        "thank you for the question , after looking at every part of the picture the answer is {answer} .",
+        "this can be seen in the picture when we look closely , so i think the answer is {answer} .",
+        "you asked : {question} i looked closely and the answer is {answer} .",
+    ),
+    "rationale": ("{facts} so the answer is {answer} .",),
+}
+REGISTERS = tuple(_FORMS)
+VARIANTS = len(_FORMS["wordy"])
 
 
 def label_text(question: str, answer: str, facts: str, register: str, variant: int = 0) -> str:
@@ -34,15 +38,10 @@ def label_text(question: str, answer: str, facts: str, register: str, variant: i
     Raises:
         ValueError: the register is unknown.
     """
-    if register == "bare":
-        return f"{answer} ."
-    if register == "sentence":
-        return f"the answer is {answer} ."
-    if register == "wordy":
-        return f"{_WORDY[variant % VARIANTS].format(question=question)} {answer} ."
-    if register == "rationale":
-        return f"{facts} so the answer is {answer} ."
-    raise ValueError(f"no register {register!r}; there are: {', '.join(REGISTERS)}")
+    if register not in _FORMS:
+        raise ValueError(f"no register {register!r}; there are: {', '.join(REGISTERS)}")
+    forms = _FORMS[register]
+    return forms[variant % len(forms)].format(question=question, answer=answer, facts=facts)
 
 
 def _number(*parts: object) -> int:

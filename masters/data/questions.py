@@ -231,19 +231,20 @@ def _encode(parts: list[tuple[str, datasets.Dataset]], processor: Any, folder: P
             # One list of images per prompt, because some processors assign a flat list to one prompt.
             encoded = processor(text=texts, images=[[image] for image in images])
             prompts.extend(np.asarray(ids, dtype=np.int32) for ids in encoded["input_ids"])
-            new = {key: i for i, key in reversed(list(enumerate(chunk["image_id"]))) if key not in row_of}
-            for key, i in sorted(new.items(), key=lambda item: item[1]):
+            for i, key in enumerate(chunk["image_id"]):
+                if key in row_of:
+                    continue
                 row_of[key] = len(row_of)
                 files.append(np.frombuffer(chunk["image"][i]["bytes"], dtype=np.uint8))
                 # One image at a time, because some processors concatenate the patches of several images;
                 # with its prompt, because some override the settings of their image processor.
                 made = processor(text=[texts[i]], images=[[images[i]]], return_tensors="pt")
-                of_image = {name: made[name].numpy() for name in sorted(made.keys() - OF_TEXT)}
-                digest[key] = hashlib.sha256(
-                    b"".join(array.tobytes() for array in of_image.values())
-                ).digest()
-                for name, array in of_image.items():
+                seen = hashlib.sha256()
+                for name in sorted(made.keys() - OF_TEXT):
+                    array = made[name].numpy()
+                    seen.update(array.tobytes())
                     pictures.setdefault(name, []).append(array)
+                digest[key] = seen.digest()
         frame.insert(1, "task", task)
         frame["content"] = [
             hashlib.sha256(prompt.tobytes() + digest[key]).hexdigest()[:16]

@@ -27,7 +27,7 @@ from masters.data.scenes import (
 
 SEED = 30
 KINDS = ("circle", "square", "triangle", "star")
-QUESTIONS_A_PICTURE = 4
+QUESTIONS_PER_PICTURE = 4
 T = TypeVar("T")
 _FINE = 8  # shapes are drawn at this scale and reduced, for smooth edges
 
@@ -191,9 +191,9 @@ def _draw(rng: np.random.Generator, split: str) -> Scene | None:
         _list(rng, things),
     ]
     questions = [question for question in asked if question is not None]
-    if len(questions) < QUESTIONS_A_PICTURE:
+    if len(questions) < QUESTIONS_PER_PICTURE:
         return None
-    while len(questions) > QUESTIONS_A_PICTURE:
+    while len(questions) > QUESTIONS_PER_PICTURE:
         # Keep the list question, which fewer scenes allow.
         questions.pop(int(rng.integers(len(questions) - 1)))
     image = canvas((250, 249, 245), (226, 225, 220))

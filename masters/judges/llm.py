@@ -81,7 +81,7 @@ class LLMJudge:
         invalid: unreadable verdicts among both.
 
     Raises:
-        ValueError: the address is not an HTTP address.
+        ValueError, ConnectionError: as :class:`masters.runtime.server.Server`.
     """
 
     def __init__(
@@ -114,12 +114,7 @@ class LLMJudge:
         )
 
     def score(self, question: str, label: str, response: str) -> int | None:
-        """Return 1 if the judge calls the response right, 0 if wrong, ``None`` without a readable verdict.
-
-        Raises:
-            ConnectionError: the server is unreachable, too slow or busy after all retries.
-            ValueError: the server refused the request or is not OpenAI-compatible.
-        """
+        """Return 1 if the judge calls the response right, 0 if wrong, ``None`` without a readable verdict."""
         if not response.strip():
             return 0
         key = hash_of([self.name, question, label, response])
@@ -140,8 +135,7 @@ class LLMJudge:
         """Return the ``score`` of each triple, in order; equal triples are judged once.
 
         Raises:
-            ConnectionError: as ``score``; pending requests are canceled.
-            ValueError: as ``score``, or the three lengths differ.
+            ValueError: the three lengths differ. Any error cancels the pending requests.
         """
         asked = triples(questions, labels, responses)
         distinct = list(dict.fromkeys(asked))

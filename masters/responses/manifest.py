@@ -121,9 +121,9 @@ class Held:
 
     def indices(self, content: Sequence[str]) -> list[set[int]]:
         """Return the indices of the stored responses of each question."""
-        spans = zip(*(ends.tolist() for ends in self._spans(content)), strict=True)
         return [
-            {index for entry in self._entries[start:end] for index in _indices(entry)} for start, end in spans
+            {index for entry in self._entries[left:right] for index in _indices(entry)}
+            for left, right in zip(*self._spans(content), strict=True)
         ]
 
     def covers(self, entries: np.ndarray) -> bool:
@@ -150,22 +150,13 @@ class Held:
 
     def rows(self, content: Sequence[str]) -> dict[str, np.ndarray]:
         """Return the rows that hold the questions' responses, ascending, by shard file name."""
-        left, right = self._spans(content)
-        counts = right - left
-        where = (
-            np.repeat(left, counts) + np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-        )
-        shards, starts = self._shard[where], self._row[where]
-        lengths = np.bitwise_count(self._entries["mask"][where])
-        found: dict[str, np.ndarray] = {}
-        for number in np.unique(shards).tolist():
-            of_shard = shards == number
-            ranges = [
-                np.arange(start, start + length)
-                for start, length in zip(starts[of_shard].tolist(), lengths[of_shard].tolist(), strict=True)
-            ]
-            found[self.lines[number].shard] = np.sort(np.concatenate(ranges))
-        return found
+        found: dict[str, list[np.ndarray]] = {}
+        for left, right in zip(*self._spans(content), strict=True):
+            for place in range(left, right):
+                start, mask = self._row[place], self._entries["mask"][place]
+                rows = np.arange(start, start + int(mask).bit_count())
+                found.setdefault(self.lines[self._shard[place]].shard, []).append(rows)
+        return {shard: np.sort(np.concatenate(rows)) for shard, rows in found.items()}
 
 
 def _starts(numbers: np.ndarray, blocks: np.ndarray) -> np.ndarray:

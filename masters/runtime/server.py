@@ -25,7 +25,6 @@ class Server:
     Args:
         address: such as ``http://localhost:8000`` or ``http://localhost:8000/v1``.
         model: the model's name on that server.
-        api_key: sent as a bearer token if given.
         timeout: seconds per reply.
         retries: of a request to a busy or unreachable server.
         backoff: seconds before the first retry; doubles with each retry, up to a minute.
@@ -33,11 +32,12 @@ class Server:
 
     Attributes:
         calls: requests so far, including retries.
-        prompt_tokens: total so far; 0 if the server does not report it.
-        completion_tokens: total so far; 0 if the server does not report it.
+        prompt_tokens, completion_tokens: totals so far; 0 if the server does not report them.
 
     Raises:
-        ValueError: the address is not an HTTP address.
+        ValueError: the address is not an HTTP address, or the server is not OpenAI-compatible.
+        Refused: the server refused a request.
+        ConnectionError: the server is unreachable, too slow or busy after all retries.
     """
 
     def __init__(
@@ -65,12 +65,7 @@ class Server:
         )
 
     def models(self) -> list[str]:
-        """Return the names of the server's models.
-
-        Raises:
-            ConnectionError: the server is unreachable, too slow or busy after all retries.
-            ValueError: the server refused the request or is not OpenAI-compatible.
-        """
+        """Return the names of the server's models."""
         answer = self._send("GET", "/models", None)
         try:
             return [str(entry["id"]) for entry in answer.json()["data"]]
@@ -82,11 +77,6 @@ class Server:
 
         Args:
             options: of the request, such as temperature and max_tokens.
-
-        Raises:
-            ConnectionError: the server is unreachable, too slow or busy after all retries.
-            Refused: the server refused the request.
-            ValueError: the server is not OpenAI-compatible.
         """
         answer = self._send(
             "POST", "/chat/completions", {"model": self.model, "messages": messages, **options}

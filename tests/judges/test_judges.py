@@ -38,7 +38,7 @@ CASES: dict[str, list[tuple[str, str, str, int]]] = {
         (EXISTS, "yes", "no shape is red so the answer is no .", 0),
         (EXISTS, "yes", "you asked : is there a red circle ? i looked closely and the answer is yes .", 1),
     ],
-    "normalisation": [
+    "normalization": [
         (COUNT, "7", "7", 1),
         (COUNT, "7", "  7 !! ", 1),
         (COLOR, "red", "Red.", 1),

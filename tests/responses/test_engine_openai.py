@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from masters.masking.choice import MaskChoice
 from masters.masking.teacher_mask import TeacherMask
 from masters.models.loading import load
 from masters.responses.cached import engine_of, open_store, responses
+from masters.responses.engines import Writer
 from masters.responses.engines.openai import OpenAIEngine
 from masters.responses.source import Source
 from masters.settings import Generation, Sampling
@@ -76,6 +78,14 @@ def ask(
     )
 
 
+def writing(
+    folder: Path, using: OpenAIEngine, sampling: Sampling = SAMPLING, seed: int = 0
+) -> AbstractContextManager[Writer]:
+    _, processor = load(folder / "large")
+    source = Source("large", folder / "large")
+    return using.writer(source, processor, Questions(folder / "questions"), sampling, seed)
+
+
 @pytest.mark.parametrize("ratio", [0.0, 0.5])
 def test_greedy_responses_are_those_of_transformers(server: ChatServer, folder: Path, ratio: float) -> None:
     near, far = ask(folder, None, ratio), ask(folder, engine(server), ratio)
@@ -102,8 +112,7 @@ def test_responses_are_sampled_once_and_depend_on_their_own_seed(server: ChatSer
 def test_the_settings_are_sent(server: ChatServer, folder: Path) -> None:
     _, processor = load(folder / "large")
     settings = Sampling(temperature=0.7, top_p=0.9, top_k=5, repetition_penalty=1.05, max_new_tokens=4)
-    asked = Questions(folder / "questions")
-    with engine(server).writer(Source("large", folder / "large"), processor, asked, settings, 0) as write:
+    with writing(folder, engine(server), settings) as write:
         list(write([0], [0]))
     (request,) = server.requests
     sent = {name: request[name] for name in ("temperature", "top_p", "top_k", "repetition_penalty")}
@@ -128,9 +137,7 @@ def test_a_busy_server_gets_a_retry(server: ChatServer, folder: Path) -> None:
     server.requests.clear()
     server.trouble = lambda number: {0: 429, 1: 503, 4: 500}.get(number)
     other = engine(server, retries=3)  # one request may get all three
-    _, processor = load(folder / "large")
-    asked = Questions(folder / "questions")
-    with other.writer(Source("large", folder / "large"), processor, asked, SAMPLING, 5) as write:
+    with writing(folder, other, seed=5) as write:
         again = [answer.text for batch in write(range(COUNT), range(2)) for answer in batch]
     assert again == whole
     assert len(server.requests) == 2 * COUNT + 3
@@ -171,9 +178,7 @@ def test_text_without_token_ids_is_tokenized(server: ChatServer, folder: Path) -
     with_ids = ask(folder, engine(server), n=2, seed=0)
     server.token_ids = False
     other = engine(server)
-    _, processor = load(folder / "large")
-    asked = Questions(folder / "questions")
-    with other.writer(Source("large", folder / "large"), processor, asked, SAMPLING, 0) as write:
+    with writing(folder, other) as write:
         without = [answer for batch in write(range(COUNT), range(2)) for answer in batch]
     assert [answer.tokens for answer in without] == [tokens.tolist() for tokens in with_ids["tokens"]]
     refused = [request for request in server.requests[2 * COUNT :] if "return_token_ids" in request]
@@ -203,9 +208,7 @@ def test_transformers_serve_gets_the_sampling_settings(
     server: ChatServer, folder: Path, settings: Sampling
 ) -> None:
     server.transformers = True
-    _, processor = load(folder / "large")
-    asked = Questions(folder / "questions")
-    with engine(server).writer(Source("large", folder / "large"), processor, asked, settings, 0) as write:
+    with writing(folder, engine(server), settings) as write:
         texts = [answer.text for batch in write([0], range(8)) for answer in batch]
     assert len(set(texts)) > 1  # greedy decoding would repeat the response
     last = server.requests[-1]
@@ -222,11 +225,9 @@ def test_transformers_serve_gets_the_sampling_settings(
 def test_settings_that_a_server_refuses_are_one_clear_line(server: ChatServer, folder: Path) -> None:
     server.refused = frozenset({"return_token_ids", "generation_config", "top_k", "repetition_penalty"})
     assert len(ask(folder, engine(server), n=2, seed=0)) == 2 * COUNT  # the refused settings are off
-    _, processor = load(folder / "large")
-    asked = Questions(folder / "questions")
     settings = Sampling(top_k=5, repetition_penalty=1.05)
     with (
-        engine(server).writer(Source("large", folder / "large"), processor, asked, settings, 0) as write,
+        writing(folder, engine(server), settings) as write,
         pytest.raises(ValueError, match=r"refuses top_k and repetition_penalty but answers") as error,
     ):
         list(write([0], [0]))
@@ -238,11 +239,9 @@ def test_a_server_that_ignores_generation_config_gets_no_settings_in_it(
     server: ChatServer, folder: Path
 ) -> None:
     server.refused = frozenset({"top_k"})  # and ignores other unknown fields
-    _, processor = load(folder / "large")
-    asked = Questions(folder / "questions")
     settings = Sampling(top_k=5, repetition_penalty=1.0)
     with (
-        engine(server).writer(Source("large", folder / "large"), processor, asked, settings, 0) as write,
+        writing(folder, engine(server), settings) as write,
         pytest.raises(ValueError, match=r"refuses top_k but answers without; set sampling\.top_k: 0, or"),
     ):
         list(write([0], [0]))
@@ -291,14 +290,12 @@ def test_a_model_missing_on_transformers_serve_takes_one_request(server: ChatSer
 def test_the_key_of_the_server_comes_from_the_environment(
     server: ChatServer, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _, processor = load(folder / "large")
-    asked = Questions(folder / "questions")
     for key in (None, "secret"):
         monkeypatch.delenv("OPENAI_API_KEY", raising=False)
         if key:
             monkeypatch.setenv("OPENAI_API_KEY", key)
         using = engine_of(Generation(engine="openai", server=server.url))
-        with using.writer(Source("large", folder / "large"), processor, asked, SAMPLING, 0) as write:
+        with writing(folder, using) as write:
             list(write([0], [0]))
     assert server.keys == [None, "Bearer secret"]
 
