@@ -1,8 +1,8 @@
-"""The profile: every parameter of a reproduction, typed, with the paper's value beside it.
+"""Profiles: every parameter of a reproduction, typed and with the paper's value.
 
-A profile is a folder ``notebooks/params/<profile>/``: ``profile.yaml`` holds what all stages share
-(:class:`Profile`), and one file per notebook holds the grid that this notebook runs. Nothing else has
-defaults that change a result, and a parameter that nobody knows is refused.
+A profile is a folder ``notebooks/params/<profile>/``: ``profile.yaml`` holds the parameters of all notebooks
+(:class:`Profile`), and one file per notebook holds its own. No other defaults change a result, and
+unknown parameters are refused.
 """
 
 from pathlib import Path
@@ -24,21 +24,20 @@ Rung = Literal["tiny", "student", "small", "mid", "large", "huge"]
 
 
 class Strict(BaseModel):
-    """A frozen model that refuses unknown fields."""
+    """A frozen model that refuses unknown parameters."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     @classmethod
     def checked(cls, values: dict[str, Any], path: Path, part: str = "") -> Self:
-        """Parameters as this model has them.
+        """Validate parameters.
 
         Args:
-            values: by name.
-            path: of the file they are from, for the message.
-            part: of that file.
+            path: file of the parameters, for the message.
+            part: section of that file.
 
         Raises:
-            ValueError: one is unknown, missing or out of range; one line says which.
+            ValueError: a parameter is unknown, missing or out of range; one line names it.
         """
         try:
             return cls.model_validate(values)
@@ -46,183 +45,176 @@ class Strict(BaseModel):
             problems = []
             for item in error.errors():
                 place = ".".join(filter(None, (part, *map(str, item["loc"])))) or "file"
-                known = (
-                    f" (known: {', '.join(cls.model_fields)})" if item["type"] == "extra_forbidden" else ""
-                )
+                unknown = item["type"] == "extra_forbidden"
+                known = f" (known: {', '.join(cls.model_fields)})" if unknown else ""
                 problems.append(f"{place}: {item['msg'].removeprefix('Value error, ')}{known}")
             raise ValueError(f"{_shown(path)}: {'; '.join(problems)}") from None
 
 
 class ModelSpec(Strict):
-    """One rung of the ladder: either a folder or hub name, or a small model trained from scratch."""
+    """One rung of the ladder: a saved or hub model, or a small model trained from scratch."""
 
-    path: str | None = Field(
-        None, description="folder or hub name of a trained model; paper: Qwen3-VL-8B and others"
-    )
-    width: Count = Field(32, description="hidden size of the text model and of the vision tower")
+    path: str | None = Field(None, description="folder or hub name of a model; paper: Qwen3-VL-8B and others")
+    width: Count = Field(32, description="hidden size of the text model and the vision tower")
     layers: Count = Field(2, description="layers of the text model")
     vision_layers: Count = Field(1, description="layers of the vision tower")
-    steps: Count = Field(1000, description="optimiser steps of supervised training")
+    steps: Count = Field(1000, description="optimizer steps of supervised training")
     caption_steps: int = Field(
-        0, ge=0, description="the first of these steps describe pictures; without, none learns to look"
+        0,
+        ge=0,
+        description="captioning warm-up steps, part of steps; without them, small models ignore the image",
     )
     caption_share: float = Field(
-        0.0, ge=0, lt=1, description="share of the later steps' rows that still describe pictures"
+        0.0, ge=0, lt=1, description="fraction of captions in the batches after the warm-up"
     )
-    batch: Count = Field(32, description="questions a step")
-    learning_rate: Positive = Field(2e-3, description="peak, with linear warm-up and decay")
+    batch: Count = Field(32, description="questions per step")
+    learning_rate: Positive = Field(2e-3, description="peak of a schedule with linear warm-up and decay")
 
 
 class Sampling(Strict):
-    """How responses are sampled; the defaults are the paper's."""
+    """Sampling settings of responses; the defaults are the paper's."""
 
     temperature: Positive = Field(1.0, description="paper: 1.0")
     top_p: float = Field(0.9, gt=0, le=1, description="paper: 0.9")
-    top_k: int = Field(50, ge=0, description="paper: 50; 0 switches it off")
+    top_k: int = Field(50, ge=0, description="paper: 50; 0 disables top-k")
     repetition_penalty: Positive = Field(1.05, description="paper: 1.05")
-    max_new_tokens: Count = Field(32, description="paper: not given")
+    max_new_tokens: Count = Field(32, description="tokens per response; paper: not given")
 
 
 class Generation(Strict):
-    """Who generates the responses; see :mod:`masters.responses.engines`."""
+    """The engine that generates the responses; see :mod:`masters.responses.engines`."""
 
     engine: Literal["transformers", "vllm", "openai"] = Field("transformers", description="paper: not given")
     vllm: dict[str, Any] = Field(
-        {}, description="arguments of vllm.LLM, such as tensor_parallel_size, for engine: vllm"
+        {}, description="engine vllm: arguments of vllm.LLM, such as tensor_parallel_size"
     )
-    server: str | None = Field(None, description="address of the server, for engine: openai")
+    server: str | None = Field(None, description="engine openai: address of the server")
     served_as: str = Field(
-        "{model}-{ratio}", description="how the server names a model at a mask ratio, for engine: openai"
+        "{model}-{ratio}", description="engine openai: the server's name for a model at a mask ratio"
     )
-    concurrency: Count = Field(16, description="requests in flight, for engine: openai")
+    concurrency: Count = Field(16, description="engine openai: requests in flight")
 
     @model_validator(mode="after")
     def _openai_has_a_server(self) -> "Generation":
         if (self.engine == "openai") != (self.server is not None):
-            raise ValueError("engine openai and the address of a server go together; give both or none")
+            raise ValueError("engine openai and a server address go together; set both or neither")
         try:
             self.served_as.format(model="large", ratio=0.2)
         except (LookupError, ValueError):
-            raise ValueError(f"served_as {self.served_as!r} may hold {{model}} and {{ratio}} only") from None
+            raise ValueError(f"served_as {self.served_as!r} may use only {{model}} and {{ratio}}") from None
         return self
 
 
 class LanguageJudge(Strict):
     """A language model as judge; see :class:`masters.judges.llm.LLMJudge`."""
 
-    server: str = Field(description="address of an OpenAI-compatible server; it gets OPENAI_API_KEY if set")
+    server: str = Field(description="address of an OpenAI-compatible server; OPENAI_API_KEY is sent if set")
     model: str = Field(min_length=1, description="the model's name on that server; paper: the teacher")
 
 
 class Lora(Strict):
-    """Low-rank adapters, arXiv 2106.09685, in every linear layer but the output head."""
+    """Low-rank adapters (arXiv 2106.09685) in every linear layer except the output head."""
 
-    rank: Count = Field(16, description="rank of the update of a layer; paper: all weights are trained")
-    alpha: Positive = Field(32.0, description="the update is scaled by alpha / rank")
+    rank: Count = Field(16, description="rank of each layer's update; paper: all weights are trained")
+    alpha: Positive = Field(32.0, description="scales the update by alpha / rank")
 
 
 class Fit(Strict):
-    """What makes a student fit on the hardware; the defaults change nothing."""
+    """Memory savings when training the student; all are off by default."""
 
-    lora: Lora | None = Field(None, description="train adapters only, added to the weights in the end")
+    lora: Lora | None = Field(None, description="train adapters only; they are merged after training")
     gradient_checkpointing: bool = Field(
-        False, description="compute activations again in the backward pass instead of keeping them"
+        False, description="recompute activations in the backward pass instead of storing them"
     )
-    bf16: bool = Field(False, description="compute in bfloat16 and keep weights and optimiser in float32")
+    bf16: bool = Field(False, description="compute in bfloat16; weights and optimizer states stay in float32")
     accumulate: Count = Field(
-        1, description="a step's questions are taken in this many parts; a group of responses stays whole"
+        1, description="gradient accumulation steps per batch; a question's group of responses is not split"
     )
     responses_at_once: Count | None = Field(
-        None, description="of a group the student reads this many at a time, and each a second time"
+        None,
+        description="responses per forward pass; each is recomputed in the backward pass to save memory",
     )
 
 
 class Watch(Strict):
-    """What is watched during a run; a loss that is not finite ends it in any case."""
+    """Stopping rules and diagnostics of a run; a loss that is not finite always stops it."""
 
     kl: Positive | None = Field(
-        None, description="the run ends when the KL to the student before training is above, nats a token"
+        None, description="stop above this KL to the student before training, in nats per token"
     )
     growth: float | None = Field(
-        None, gt=1, description="and when the loss is above this many times the largest of its first tenth"
+        None, gt=1, description="stop when the loss exceeds this multiple of its maximum in the first tenth"
     )
     gradient_norms: Count | None = Field(
-        None, description="log the gradient norm of each term every this many log rows; costs three steps"
+        None,
+        description="log rows per logging of each term's gradient norm, which takes as long as three steps",
     )
 
 
 class Distillation(Strict, LossOptions):
-    """What every distillation run shares unless an arm says otherwise."""
+    """Parameters of every distillation run, unless an arm changes them."""
 
     questions: Count = Field(description="size of the question pool; paper: 1.5 million")
-    steps: Count = Field(description="optimiser steps; paper: not given")
-    batch: Count = Field(description="questions a step; paper: not given")
+    steps: Count = Field(description="optimizer steps; paper: not given")
+    batch: Count = Field(description="questions per step; paper: not given")
     learning_rate: Positive = Field(description="paper: 1e-6 for students of 2 to 8 billion weights")
     lr_schedule: Literal["constant", "linear"] = Field(
-        "constant", description="linear decays to zero after a warm-up of 2 % of the steps; paper: constant"
+        "constant", description="linear: decay to zero after a warm-up of 2 % of the steps; paper: constant"
     )
     cache_teacher: bool = Field(
-        True, description="keep the teachers' log-probabilities on disk instead of running the teachers along"
+        True, description="store the teacher log-probabilities instead of running the teachers in training"
     )
     top_k_logprobs: Count | None = Field(
-        None, description="keep this many log-probabilities a token and the mass of the rest; none keeps all"
+        None, description="log-probabilities to store per token, plus the mass of the rest; null: all"
     )
-    teacher_responses: int = Field(4, ge=0, description="paper: 4")
-    student_responses: int = Field(4, ge=0, description="paper: 4")
+    teacher_responses: int = Field(4, ge=0, description="per question; paper: 4")
+    student_responses: int = Field(4, ge=0, description="per question; paper: 4")
     r_max: Ratio = Field(0.2, description="first mask ratio; paper: 0.2 for most teachers, 0.4 for two")
     r_step: Positive = Field(0.05, description="paper: 0.05")
     fit: Fit = Fit()
     watch: Watch = Watch()
 
     @model_validator(mode="after")
-    def _step_divides(self) -> "Distillation":
+    def _agree(self) -> "Distillation":
         MaskSchedule(self.r_max, self.r_step)
-        return self
-
-    @model_validator(mode="after")
-    def _batch_has_parts(self) -> "Distillation":
         if self.batch % self.fit.accumulate:
             raise ValueError(
                 f"fit.accumulate {self.fit.accumulate} does not divide the batch of {self.batch} questions"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _top_k_is_cached(self) -> "Distillation":
         if self.top_k_logprobs is not None and not self.cache_teacher:
-            raise ValueError("top_k_logprobs says how the cache is kept, and cache_teacher is off; set one")
+            raise ValueError("top_k_logprobs needs cache_teacher, which is off; remove one of the two")
         return self
 
 
 class Profile(Strict):
-    """What all seven notebooks share."""
+    """Parameters that all seven notebooks share."""
 
     name: str
     description: str = Field(description="one sentence for the terminal")
     shows: str = Field(description="what this profile can show")
     cannot_show: str = Field(description="what it cannot show")
-    minutes: dict[str, float] = Field(description="expected minutes a notebook, measured on two cores")
-    processes: Count = Field(2, description="runs trained side by side, one thread each")
-    seeds: Count = Field(description="seeds of every distillation arm; paper: 1")
-    replicate: int = Field(0, ge=0, description="which copy of the ladder and of the responses; paper: one")
+    minutes: dict[str, float] = Field(description="expected minutes per notebook, measured on two cores")
+    processes: Count = Field(2, description="runs trained in parallel, one thread each")
+    seeds: Count = Field(description="seeds per distillation arm; paper: 1")
+    replicate: int = Field(0, ge=0, description="number of the ladder and its responses; paper: one")
     tasks: tuple[str, ...] = Field(description="question sets, in the order of the tables")
-    train_questions: Count = Field(description="training questions a task, for the ladder")
-    validation_questions: Count = Field(description="validation questions a task")
-    test_questions: Count = Field(description="test questions a task")
+    train_questions: Count = Field(description="training questions per task, for the ladder")
+    validation_questions: Count = Field(description="per task")
+    test_questions: Count = Field(description="per task")
     wrong_labels: float = Field(
-        0.0, ge=0, le=1, description="share of wrong training labels; paper: not given"
+        0.0, ge=0, le=1, description="fraction of wrong training labels; paper: not given"
     )
     ladder: dict[Rung, ModelSpec]
     sampling: Sampling = Sampling()
     generation: Generation = Generation()
     judge: LanguageJudge | None = Field(
-        None, description="who judges for the arms with judge=llm, and the corpus of notebook 4"
+        None, description="judge of the arms with judge=llm, and of the corpus in notebook 4"
     )
     distillation: Distillation
 
 
 class NotebookParameters(Strict):
-    """Every notebook knows its profile."""
+    """Parameters of every notebook."""
 
     profile: str
 
@@ -230,63 +222,55 @@ class NotebookParameters(Strict):
 class TasksAndModels(NotebookParameters):
     """Notebook 1."""
 
-    samples: Count = Field(description="sample pictures shown for each task")
+    samples: Count = Field(description="sample images shown per task")
 
 
 class MaskingAblations(NotebookParameters):
     """Notebook 2."""
 
-    ratios: tuple[Ratio, ...] = Field(
-        description="mask ratios at which the teachers are examined; paper: not shown"
-    )
+    ratios: tuple[Ratio, ...] = Field(description="mask ratios of the examined teachers; paper: not shown")
     r_max_grid: tuple[Ratio, ...] = Field(description="table 5a: 0.0, 0.1, 0.2, 0.3, 0.4, 0.5")
 
 
 class ResponseCaching(NotebookParameters):
     """Notebook 3."""
 
-    groups_shown: Count = Field(description="groups of responses shown in full")
-    responses_grid: tuple[Count, ...] = Field(description="responses a question, Fig. 5")
+    groups_shown: Count = Field(description="complete groups of responses shown")
+    responses_grid: tuple[Count, ...] = Field(description="responses per question, Fig. 5")
     source_grid: tuple[tuple[int, int], ...] = Field(description="table 5c: (student, teacher) responses")
     online_steps: Count = Field(
-        description="steps of the run that generates while it trains; paper: not run, its cost is estimated"
+        description="steps of the run that generates online; paper: only its cost is estimated"
     )
 
 
 class RewardDesign(NotebookParameters):
     """Notebook 4."""
 
-    arms: tuple[str, ...] = Field(description="names of masters.experiments.arms compared here, table 5e")
+    arms: tuple[str, ...] = Field(description="arms compared, see masters.experiments.arms; table 5e")
 
 
 class OfflineRL(NotebookParameters):
     """Notebook 5."""
 
-    arms: tuple[str, ...] = Field(
-        description="names of masters.experiments.arms compared here, tables 1, 2, 5b, 5d"
-    )
-    learning_rates: tuple[Positive, ...] = Field(
-        description="Masters at other learning rates; paper: 1e-6 alone"
-    )
-    stabilised: tuple[str, ...] = Field(
-        description="departures from the paper's objective, names of masters.experiments.arms"
-    )
+    arms: tuple[str, ...] = Field(description="arms compared; tables 1, 2, 5b, 5d")
+    learning_rates: tuple[Positive, ...] = Field(description="of arm masters; paper: 1e-6 only")
+    stabilised: tuple[str, ...] = Field(description="arms that depart from the paper's objective")
     divergences: tuple[str, ...] = Field(
-        description="other divergences, alone and with Masters, table 5f; paper: DistiLLM and three others"
+        description="other divergences, without and with Masters; table 5f; paper: DistiLLM and three others"
     )
 
 
 class BenchmarkEvaluation(NotebookParameters):
     """Notebook 6."""
 
-    arms: tuple[str, ...] = Field(description="distilled students shown beside the ladder, tables 3 and 4")
-    timed_questions: Count = Field(description="questions used for the inference times, Fig. 6")
+    arms: tuple[str, ...] = Field(description="distilled students compared with the ladder; tables 3 and 4")
+    timed_questions: Count = Field(description="questions for the inference times; Fig. 6")
 
 
 class Claims(NotebookParameters):
     """Notebook 7."""
 
-    resamples: Count = Field(description="bootstrap resamples of every interval; paper: no interval is given")
+    resamples: Count = Field(description="bootstrap resamples per interval; paper: no intervals")
 
 
 NOTEBOOKS: dict[str, type[NotebookParameters]] = {
@@ -301,15 +285,15 @@ NOTEBOOKS: dict[str, type[NotebookParameters]] = {
 
 
 def profiles() -> list[str]:
-    """The profiles that exist, by name."""
+    """Return the names of all profiles."""
     return sorted(path.parent.name for path in PARAMS.glob("*/profile.yaml"))
 
 
 def load_profile(name: str) -> Profile:
-    """What the notebooks of a profile share.
+    """Load a profile.
 
     Raises:
-        ValueError: no such profile, or a parameter that is unknown or out of range; one line says which.
+        ValueError: the profile does not exist, or a parameter is unknown, missing or out of range.
     """
     if name not in profiles():
         raise ValueError(f"there is no profile {name!r}; there are: {', '.join(profiles())}")
@@ -318,10 +302,10 @@ def load_profile(name: str) -> Profile:
 
 
 def notebook_parameters(profile: str, notebook: str) -> NotebookParameters:
-    """The parameters of one notebook in one profile, checked.
+    """Load the parameters of one notebook in one profile.
 
     Raises:
-        ValueError: no such profile or notebook, or a parameter that is unknown, missing or out of range.
+        ValueError: profile or notebook do not exist, or a parameter is unknown, missing or out of range.
     """
     load_profile(profile)
     if notebook not in NOTEBOOKS:
@@ -331,10 +315,10 @@ def notebook_parameters(profile: str, notebook: str) -> NotebookParameters:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The parameters in a file.
+    """Read the parameters in a YAML file.
 
     Raises:
-        ValueError: it is missing, not YAML, or holds something else than names and values.
+        ValueError: the file is missing, not YAML, or does not hold names and values.
     """
     try:
         content = yaml.safe_load(path.read_text())
@@ -343,7 +327,7 @@ def read(path: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise ValueError(f"{_shown(path)} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
-        raise ValueError(f"{_shown(path)} must hold 'name: value' lines, and holds {type(content).__name__}")
+        raise ValueError(f"{_shown(path)} must hold 'name: value' lines but holds {type(content).__name__}")
     return content
 
 

@@ -1,6 +1,6 @@
-"""A real OpenAI-compatible server on this machine: it answers chat completions with a saved model.
+"""A local OpenAI-compatible server that answers chat completions with a saved model.
 
-It computes what it says with ``transformers`` and code of its own, not with the engines under test.
+It generates with ``transformers`` and its own code, not with the engines under test.
 """
 
 import base64
@@ -23,19 +23,17 @@ from masters.models.loading import load
 
 @dataclass
 class ChatServer:
-    """What the server does beyond answering, and what it was asked.
+    """Settings of the server, and the requests it received.
 
     Attributes:
-        url: its address.
-        requests: bodies of all chat requests.
-        keys: what each of them said for its authorization.
-        trouble: called before each answer with the number of the request; a status other than None is sent.
-        token_ids: whether it knows ``return_token_ids``; one that does not refuses it.
-        logprobs: whether it gives log-probabilities.
+        keys: authorization header of each chat request.
+        trouble: called with the number of each request; a returned status is sent instead of an answer.
+        token_ids: whether it accepts ``return_token_ids``.
+        logprobs: whether it returns log-probabilities.
         refused: fields that it refuses, as a hosted server does.
-        any_name: whether it answers with its first model whatever it is asked for, as SGLang does.
-        transformers: whether it behaves as ``transformers serve`` does, as seen in transformers 5.23.
-        top: most requests it had at work at once.
+        any_name: whether it accepts any model name, as SGLang does.
+        transformers: whether it behaves as ``transformers serve`` of transformers 5.23.
+        top: largest number of concurrent requests.
     """
 
     url: str = ""
@@ -53,7 +51,7 @@ class ChatServer:
 
 @contextmanager
 def serving(models: dict[str, Path]) -> Iterator[ChatServer]:
-    """A server with these models on a free port."""
+    """Run a server with these models on a free port."""
     loaded = {name: load(folder) for name, folder in models.items()}
     state, lock, working = ChatServer(), threading.Lock(), threading.Lock()
 
@@ -87,7 +85,7 @@ def serving(models: dict[str, Path]) -> Iterator[ChatServer]:
                 if state.transformers and not json.loads(body.get("generation_config", "{}")).get(
                     "do_sample"
                 ):
-                    body = body | {"temperature": 0}  # as the model's own settings have it, whatever is asked
+                    body = body | {"temperature": 0}  # the model's generation config wins
                 with working:  # one forward pass at a time
                     tell = state.logprobs and not state.transformers
                     answer = _answer(*loaded[body["model"]], body, tell)
@@ -105,7 +103,7 @@ def serving(models: dict[str, Path]) -> Iterator[ChatServer]:
 
 @contextmanager
 def listening(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
-    """The address of a server on a free port of this machine, in a thread."""
+    """Run a server in a thread on a free port and yield its address."""
     http = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     http.daemon_threads = True
     thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01})
@@ -119,7 +117,7 @@ def listening(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
 
 
 def send(request: BaseHTTPRequestHandler, status: int, answer: Any) -> None:
-    """Answer a request with JSON, or with bytes as they are."""
+    """Answer a request with JSON, or with raw bytes."""
     raw = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
     request.send_response(status)
     request.send_header("content-length", str(len(raw)))

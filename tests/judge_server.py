@@ -1,4 +1,4 @@
-"""A language model as judge that answers by a rule, behind an OpenAI-compatible server on this machine."""
+"""A local OpenAI-compatible server whose language-model judge answers by rule."""
 
 import json
 import re
@@ -9,7 +9,7 @@ from typing import Any
 
 from chat_server import listening, send
 
-from masters.judges.rule import core
+from masters.judges.rule import RuleJudge
 
 Reply = tuple[int, Any]
 
@@ -39,10 +39,10 @@ def verdict(prompt: str, digit: int | str) -> str:
 
 
 def honest(prompt: str) -> Reply:
-    """A judge that compares the core of the response with the label."""
+    """Judge by rule, in the two steps of the language-model judge."""
     if explains(prompt):
-        right = core(block(prompt, "response")) == block(prompt, "reference")
-        return said(f"The response says {block(prompt, 'response')}. Score: {int(right)}")
+        question, label, response = (block(prompt, name) for name in ("question", "reference", "response"))
+        return said(f"The response says {response}. Score: {RuleJudge().score(question, label, response)}")
     return said(verdict(prompt, block(prompt, "explanation")[-1]))
 
 

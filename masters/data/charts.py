@@ -1,9 +1,8 @@
 """Charts: bar charts of three or four rows of a real table, to read, compare and subtract.
 
-The tables are some of those the package ``vega_datasets`` carries. A table's rows are split before anything
-is drawn, so a row of the test charts was never charted in training. Bars are told apart by colour; heights
-are rescaled to whole numbers from 1 to 9, one thin line a unit and a darker one at 5, so a value can be
-read off.
+The tables come from the package ``vega_datasets``. Their rows are split before charts are drawn, so no row of
+a test chart occurs in training. Each bar has its own color. Heights are rescaled to integers from 1 to 9; a
+thin line per unit and a darker one at 5 make the values readable.
 """
 
 from functools import cache
@@ -16,7 +15,7 @@ from vega_datasets import local_data
 from masters.data.scenes import CELL, COLORS, GRID, SIZE, SPLITS, Question, Row, Scene, draw_splits
 
 SEED = 40
-UNIT = 6  # px a unit
+UNIT = 6  # px per unit
 BASE = 60  # px from the top to the axis
 HIGHEST = 9
 ROW_SHARES = {"train": 0.70, "validation": 0.10, "test": 0.20}
@@ -39,13 +38,13 @@ TABLES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 
 @cache
 def table(name: str) -> pd.DataFrame:
-    """A table's charted columns under its rows' names, rows with a gap left out."""
+    """Return the charted columns of a table, indexed by row name, without incomplete rows."""
     naming, charted = TABLES[name]
-    # Read here, not by the package, whose own reader turns the dates that name rows into time stamps.
+    # The package's own reader would convert the dates in row names to time stamps.
     file = getattr(local_data, name).filepath
     frame = pd.read_csv(file) if file.endswith(".csv") else pd.read_json(file)
     names = frame[list(naming)].astype(str).agg(" ".join, axis=1)
-    # Twins (flowers of a species, models of a year) are told apart by their row in the table.
+    # Rows with equal names (flowers of a species, models of a year) get their row number.
     twins = names.duplicated(keep=False)
     frame.index = pd.Index(names.where(~twins, names + " #" + names.index.astype(str)))
     return frame[list(charted)].dropna()
@@ -53,21 +52,21 @@ def table(name: str) -> pd.DataFrame:
 
 @cache
 def split_rows(name: str) -> dict[str, np.ndarray]:
-    """Row numbers of a table for every split: disjoint, and together all of them."""
+    """Partition the row numbers of a table into splits."""
     order = np.random.default_rng([SEED, list(TABLES).index(name)]).permutation(len(table(name)))
     ends = np.cumsum([round(ROW_SHARES[split] * len(order)) for split in SPLITS])[:-1]
     return dict(zip(SPLITS, np.split(order, ends), strict=True))
 
 
 def heights(rng: np.random.Generator, values: np.ndarray) -> np.ndarray:
-    """Whole numbers from 1 to 9 in the values' order and, up to rounding, their proportions of spread."""
+    """Rescale values linearly to integers from 1 to 9."""
     low, high = int(rng.integers(1, 5)), int(rng.integers(6, HIGHEST + 1))
     spread = (values - values.min()) / (values.max() - values.min())
     return np.rint(low + spread * (high - low)).astype(int)
 
 
 def picture(bars: list[tuple[int, str, int]]) -> Image.Image:
-    """The chart of ``bars``: (grid column from 0, colour's name, height in units)."""
+    """Draw a chart of ``bars``: (grid column from 0, color, height in units)."""
     image = Image.new("RGB", (SIZE, SIZE), (252, 252, 250))
     pen = ImageDraw.Draw(image)
     for value in range(1, HIGHEST + 1):
@@ -124,7 +123,7 @@ def _draw(rng: np.random.Generator, split: str) -> Scene | None:
     if values.min() == values.max():
         return None
     scaled = heights(rng, values)
-    # One tallest and one shortest bar, or the question about them has no one answer.
+    # The tallest and the shortest bar must be unique.
     if (scaled == scaled.max()).sum() > 1 or (scaled == scaled.min()).sum() > 1:
         return None
     colors = [str(color) for color in rng.permutation(list(COLORS))[:how_many]]
@@ -140,5 +139,5 @@ def _draw(rng: np.random.Generator, split: str) -> Scene | None:
 
 
 def build() -> dict[str, list[Row]]:
-    """The rows of every split."""
+    """Return the rows of each split."""
     return draw_splits("charts", SEED, _draw)

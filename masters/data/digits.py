@@ -1,33 +1,45 @@
-"""Digits: one to four real handwritten digits on a 4 x 4 grid, to read, compare, add and count.
+"""Digits: one to four handwritten digits on a 4 x 4 grid, to read, compare, add and count.
 
-The digits are scikit-learn's 8 x 8 scans, drawn at twice their size. The scans themselves are split before
-anything is drawn, so a handwritten digit of the test pictures was never seen in training.
+The digits are scikit-learn's 8 x 8 scans, drawn at twice their size. The scans are split before images are
+drawn, so no scan of a test image occurs in training.
 """
 
 import numpy as np
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from masters.data.scenes import CELL, GRID, SPLITS, Colour, Question, Row, Scene, canvas, draw_splits, enumeration, grid_caption
+from masters.data.scenes import (
+    CELL,
+    GRID,
+    SPLITS,
+    Color,
+    Question,
+    Row,
+    Scene,
+    canvas,
+    draw_splits,
+    enumeration,
+    grid_caption,
+)
 
 SEED = 20
 SCAN_SHARES = {"train": 0.65, "validation": 0.10, "test": 0.25}
 # (paper, lines, ink): dark on light and light on dark.
-PAPERS: tuple[tuple[Colour, Colour, Colour], ...] = (
+PAPERS: tuple[tuple[Color, Color, Color], ...] = (
     ((250, 248, 242), (222, 220, 212), (30, 34, 60)),
     ((30, 34, 48), (56, 62, 80), (250, 244, 220)),
 )
 
 
 def split_scans() -> dict[str, np.ndarray]:
-    """Indices into scikit-learn's digits for every split: disjoint, and together all of them."""
+    """Partition the indices of scikit-learn's digits into splits."""
     order = np.random.default_rng(SEED).permutation(len(load_digits().target))
     ends = np.cumsum([round(SCAN_SHARES[split] * len(order)) for split in SPLITS])[:-1]
     return dict(zip(SPLITS, np.split(order, ends), strict=True))
 
 
 def _questions(rng: np.random.Generator, cells: list[tuple[int, int]], values: list[int]) -> list[Question]:
-    """One question of every skill; ``values`` are in reading order, as are their ``cells`` (row, column)."""
+    """Ask one question per skill; ``values`` and their ``cells`` (row, column) are in reading order."""
     chosen = int(rng.integers(len(values)))
     row, column = cells[chosen][0] + 1, cells[chosen][1] + 1
     place = f"row {row} , column {column}"
@@ -40,7 +52,7 @@ def _questions(rng: np.random.Generator, cells: list[tuple[int, int]], values: l
     shown = "the digits are " + enumeration([str(value) for value in values])
     if len(values) == 1:
         only, other = values[0], int(rng.integers(10))
-        # Thresholds lie on either side of the digit equally often, as far as 0 to 9 allow.
+        # Thresholds are equally often below the digit and not below it, as far as 0 to 9 allow.
         limit = int(rng.integers(only, 10)) if (only == 0 or rng.random() < 0.5) else int(rng.integers(only))
         compare = Question(
             f"is the digit larger than {limit} ?",
@@ -83,13 +95,13 @@ def _questions(rng: np.random.Generator, cells: list[tuple[int, int]], values: l
 
 
 def _ink(scan: np.ndarray) -> np.ndarray:
-    """A scan (8, 8) of 0 to 16 as the share of ink (16, 16, 1) in a cell's pixels."""
+    """Convert a scan ``(8, 8)`` of 0 to 16 to the fraction of ink per pixel, ``(16, 16, 1)``."""
     small = Image.fromarray((scan * 255 / 16).astype(np.uint8))
     return np.asarray(small.resize((CELL, CELL), Image.Resampling.BICUBIC), dtype=np.float64)[..., None] / 255
 
 
 def build() -> dict[str, list[Row]]:
-    """The rows of every split."""
+    """Return the rows of each split."""
     scans = load_digits()
     ink = [_ink(scan) for scan in scans.images]
     owned = split_scans()

@@ -1,19 +1,19 @@
-"""easy-VQA: the published questions about one coloured shape a picture, from the package ``easy-vqa``.
+"""easy-VQA: the published questions about one colored shape per image, from the package ``easy-vqa``.
 
-The published training pictures are split into train and validation; the published test pictures stay the test
-split. Texts are normalised as in every set: lower case, punctuation as its own word.
+The published training images are split into train and validation; the published test images are the test
+split. Texts are normalized as in every set: lower case, punctuation as separate words.
 """
 
 import re
 from collections import defaultdict
-from importlib.util import find_spec
+from importlib.resources import files
 from json import loads
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from masters.data.scenes import Question, Row, Scene, rows_of
+from masters.data.scenes import SPLITS, Question, Row, Scene, rows_of
 
 SEED = 10
 VALIDATION_PICTURES = 400
@@ -22,15 +22,15 @@ SHAPE_WORDS = ("circle", "rectangle", "triangle")
 
 
 def normalise(text: str) -> str:
-    """Lower case, single spaces, punctuation as its own word: "Is it RED?" becomes "is it red ?"."""
+    """Normalize case, spaces and punctuation: "Is it RED?" becomes "is it red ?"."""
     return " ".join(re.findall(r"\w+|[^\w\s]", text.lower()))
 
 
 def skill_of(question: str) -> str:
-    """What a question asks for: shape, color, or existence (all that are answered with yes or no).
+    """Return the skill that a question tests: shape, color, or existence (yes or no).
 
-    Negated questions ("is there not ...") are no skill of their own: most are answered yes as most others are
-    answered no, so apart neither would be balanced, together they are.
+    Existence includes negated questions ("is there not ..."): most of them are answered yes and most others
+    no, so only together are the answers balanced.
     """
     words = question.split()
     if words[0] == "what":
@@ -39,15 +39,15 @@ def skill_of(question: str) -> str:
 
 
 def negated(question: str) -> bool:
-    """Whether a question asks if something is *not* there."""
+    """Return whether a question asks if something is *not* there."""
     return bool({"no", "not"} & set(question.split()))
 
 
 def _known(pairs: list[tuple[str, str]], words: tuple[str, ...]) -> str | None:
-    """The colour (or shape) of a picture, so far as its questions tell it.
+    """Infer the color (or shape) of an image from its questions; None if they do not reveal it.
 
-    A question answered with the word tells it; so does a word asked for and confirmed, and a word named in a
-    "what" question, which the data set asks only of what is there.
+    The word is an answer, is confirmed by a yes or no question, or occurs in a "what" question, which is only
+    asked about what is there.
     """
     for question, answer in pairs:
         if answer in words:
@@ -60,7 +60,7 @@ def _known(pairs: list[tuple[str, str]], words: tuple[str, ...]) -> str | None:
 
 
 def _facts(question: str, answer: str, color: str | None, shape: str | None) -> str:
-    """What the picture shows, if its questions tell it; else what this question's own answer tells."""
+    """Describe the image if its color and shape are known; otherwise use the question's own answer."""
     asks_color = skill_of(question) == "color" or any(word in COLOR_WORDS for word in question.split())
     asks_shape = skill_of(question) == "shape" or any(word in SHAPE_WORDS for word in question.split())
     if (color or not asks_color) and (shape or not asks_shape):
@@ -70,11 +70,8 @@ def _facts(question: str, answer: str, color: str | None, shape: str | None) -> 
 
 
 def _published(part: str) -> dict[int, Scene]:
-    """The published pictures of a part ("train" or "test") by number, with their questions."""
-    spec = find_spec("easy_vqa")
-    if spec is None or spec.origin is None:
-        raise ValueError("the package easy-vqa is not installed: run pip install easy-vqa")
-    folder = Path(spec.origin).parent / "data" / part
+    """Return the published images of a part ("train" or "test") with their questions, by number."""
+    folder = Path(str(files("easy_vqa"))) / "data" / part
     asked: dict[int, list[tuple[str, str]]] = defaultdict(list)
     for question, answer, number in loads((folder / "questions.json").read_text()):
         asked[number].append((normalise(question), normalise(answer)))
@@ -93,11 +90,11 @@ def _published(part: str) -> dict[int, Scene]:
 
 
 def build() -> dict[str, list[Row]]:
-    """The rows of every split."""
+    """Return the rows of each split."""
     published = _published("train")
     order = np.random.default_rng(SEED).permutation(sorted(published)).tolist()
     held_out = set(order[:VALIDATION_PICTURES])
-    splits: dict[str, list[Row]] = {"train": [], "validation": [], "test": []}
+    splits: dict[str, list[Row]] = {split: [] for split in SPLITS}
     for number, scene in published.items():
         split = "validation" if number in held_out else "train"
         splits[split] += rows_of("easy-vqa", split, number, scene)

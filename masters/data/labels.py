@@ -1,7 +1,7 @@
-"""Training labels: the same answer said in several registers, as instruction data from many hands does.
+"""Training labels: an answer in several registers (wordings), as in instruction data from many sources.
 
-Evaluation scores the core of an answer alone; the registers give a group of responses something to differ in
-besides being right. In every register but the bare one the core follows "answer is" and ends the label.
+Evaluation scores only the core of a label, the answer itself. The registers let the responses of a group
+differ in more than correctness. Except in the bare register, the core follows "answer is" and ends the label.
 """
 
 import hashlib
@@ -10,44 +10,42 @@ from collections import defaultdict
 import datasets
 
 CAPTION_PROMPT = "describe the picture ."
-REGISTERS = ("bare", "sentence", "wordy", "rationale")
-
-# Each starts a label of at most 26 words; the longest core is five words, the longest question twelve.
-_WORDY = (
-    "let me look at the picture with care before i reply : i am sure the answer is",
-    "thank you for the question , after looking at every part of the picture the answer is",
-    "this can be seen in the picture when we look closely , so i think the answer is",
-    "you asked : {question} i looked closely and the answer is",
-)
-VARIANTS = len(_WORDY)
+# Labels have at most 26 words, cores at most 5 and questions at most 12.
+_FORMS = {
+    "bare": ("{answer} .",),
+    "sentence": ("the answer is {answer} .",),
+    "wordy": (
+        "let me look at the picture with care before i reply : i am sure the answer is {answer} .",
+        "thank you for the question , after looking at every part of the picture the answer is {answer} .",
+        "this can be seen in the picture when we look closely , so i think the answer is {answer} .",
+        "you asked : {question} i looked closely and the answer is {answer} .",
+    ),
+    "rationale": ("{facts} so the answer is {answer} .",),
+}
+REGISTERS = tuple(_FORMS)
+VARIANTS = len(_FORMS["wordy"])
 
 
 def label_text(question: str, answer: str, facts: str, register: str, variant: int = 0) -> str:
-    """A training label: at most 26 words, ending in the answer's core and a full stop.
+    """Return a training label of at most 26 words that ends in the core and a period.
 
     Args:
-        question: the question; one of the wordy variants repeats it.
         answer: the core, such as "7" or "red , blue".
-        facts: the statement a rationale starts with.
+        facts: first statement of a rationale.
         register: one of ``REGISTERS``.
-        variant: which wording of the wordy register, from 0; taken modulo their number. The others have one.
+        variant: wording of the wordy register, modulo their number; the other registers have one.
 
     Raises:
-        ValueError: an unknown register.
+        ValueError: the register is unknown.
     """
-    if register == "bare":
-        return f"{answer} ."
-    if register == "sentence":
-        return f"the answer is {answer} ."
-    if register == "wordy":
-        return f"{_WORDY[variant % VARIANTS].format(question=question)} {answer} ."
-    if register == "rationale":
-        return f"{facts} so the answer is {answer} ."
-    raise ValueError(f"no register {register!r}; there are: {', '.join(REGISTERS)}")
+    if register not in _FORMS:
+        raise ValueError(f"no register {register!r}; there are: {', '.join(REGISTERS)}")
+    forms = _FORMS[register]
+    return forms[variant % len(forms)].format(question=question, answer=answer, facts=facts)
 
 
 def _number(*parts: object) -> int:
-    """A fixed pseudo-random number below 2 ** 64 for some parts."""
+    """Return a pseudo-random number below 2 ** 64 that depends on ``parts`` only."""
     text = "\x1f".join(map(str, parts))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
 
@@ -55,21 +53,20 @@ def _number(*parts: object) -> int:
 def with_labels(
     dataset: datasets.Dataset, registers: tuple[str, ...] = REGISTERS, wrong_share: float = 0.0, seed: int = 0
 ) -> datasets.Dataset:
-    """The data set with columns ``label``, ``register`` and ``core``, the answer that the label gives.
+    """Add the columns ``label``, ``register`` and ``core``, the answer that the label gives.
 
-    Register, wording and whether a label is wrong hang on the seed and the question's id only, so a question
-    keeps them when it is loaded with others, and what is wrong at one share is wrong at every larger one. A
-    wrong label gives another answer that occurs for the same set and skill among the questions given (a skill
-    with a single answer has no wrong one); its facts stay true.
+    Register, wording and whether a label is wrong depend on the seed and the question's id only. So they are
+    the same whichever questions are loaded together, and labels wrong at 20 % stay wrong at 40 %. A wrong
+    label gives another answer that occurs among these questions for the same set and skill (none if there is
+    a single answer); its facts stay true.
 
     Args:
-        dataset: from ``load_task``, or several of those concatenated.
-        registers: drawn from uniformly.
-        wrong_share: the probability of a wrong label, in [0, 1].
-        seed: another seed, another draw.
+        dataset: one or more concatenated results of ``load_task``.
+        registers: drawn uniformly.
+        wrong_share: probability of a wrong label, in [0, 1].
 
     Raises:
-        ValueError: no or unknown registers, or a share outside [0, 1].
+        ValueError: ``registers`` is empty or unknown, or ``wrong_share`` is outside [0, 1].
     """
     if not registers or set(registers) - set(REGISTERS):
         raise ValueError(f"registers {list(registers)} must be one or more of: {', '.join(REGISTERS)}")
@@ -96,7 +93,7 @@ def with_labels(
 
 
 def vocabulary_of(dataset: datasets.Dataset) -> set[str]:
-    """Every word of a data set's questions, answers, facts and labels in all registers and wordings."""
+    """Return every word of a data set's texts and of its labels in all registers and wordings."""
     texts = {text for column in ("question", "answer", "facts", "caption") for text in dataset.unique(column)}
     texts.add(CAPTION_PROMPT)
     texts |= {label_text("", "", "", name, variant) for name in REGISTERS for variant in range(VARIANTS)}

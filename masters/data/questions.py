@@ -1,17 +1,15 @@
-"""Questions as models read them: tokenised, images processed once, kept on disk and mapped into memory.
+"""Questions encoded for a model: tokenized prompts and processed images, mapped from disk.
 
-A question becomes the token ids of its prompt (chat template applied, image tokens in place) and the
-tensors of its picture. Both depend on the question set and on the processor alone, so they are made once
-for a pair of the two and shared by every model, run and process that uses them.
+A question becomes the token ids of its prompt (chat template applied, image tokens included) and the tensors
+of its image. Both depend only on question set and processor, so each such pair is encoded once and shared by
+all models, runs and processes.
 """
 
 import hashlib
 import io
 import math
-import os
-import shutil
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,30 +17,29 @@ import datasets
 import numpy as np
 import pandas as pd
 import torch
-from filelock import FileLock
 from PIL import Image
 
-from masters.runtime.files import cache_dir, hash_of
-from masters.data.tasks import REGISTERS, load_task, task_hash, with_labels
+from masters.data.labels import REGISTERS, with_labels
+from masters.data.tasks import load_task, task_hash
+from masters.runtime.files import cache_dir, hash_of, write_folder_once
 
 VERSION = 3
-CHUNK = 256
-FEW = 16  # numbers, at most, of a size or a grid
+CHUNK = 256  # questions per processor call
+FEW = 16  # maximum number of entries of a size or a grid
 OF_TEXT = {"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids"}
 
 
 class Ragged:
-    """Arrays of different shapes in one file, read through a memory map.
+    """Arrays of different shapes in one memory-mapped file.
 
     Args:
-        folder: where ``<name>.npy`` (all arrays one behind the other), ``<name>.offsets.npy`` and, where they
-            differ in more than their first dimension, ``<name>.shapes.npy`` are.
-        name: of these files.
+        folder: holds ``<name>.npy`` (the concatenated arrays), ``<name>.offsets.npy`` and, if more than the
+            first dimension differs, ``<name>.shapes.npy``.
     """
 
     def __init__(self, folder: Path, name: str) -> None:
         self.folder = folder
-        # A plain array over the map: slicing a memmap costs several times as much.
+        # A plain array over the map, because slicing a memmap is several times slower.
         self.values = np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r"))
         self.offsets = np.load(folder / f"{name}.offsets.npy")
         shapes = folder / f"{name}.shapes.npy"
@@ -56,14 +53,14 @@ class Ragged:
         return array if self._shapes is None else array.reshape(self._shapes[index])
 
     def shape(self, index: int) -> tuple[int, ...]:
-        """The shape of an array, without reading it."""
+        """Return the shape of an array without reading it."""
         if self._shapes is not None:
             return tuple(self._shapes[index].tolist())
         return (int(self.offsets[index + 1] - self.offsets[index]), *self.values.shape[1:])
 
     @staticmethod
     def write(folder: Path, name: str, arrays: Sequence[np.ndarray]) -> None:
-        """Write arrays of one type that agree in the number of their dimensions."""
+        """Write arrays of the same type and number of dimensions."""
         if len({array.shape[1:] for array in arrays}) > 1:
             np.save(folder / f"{name}.shapes.npy", np.array([array.shape for array in arrays]))
             arrays = [array.reshape(-1) for array in arrays]
@@ -72,10 +69,10 @@ class Ragged:
 
 
 def concatenate(images: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """Processed pictures of several questions as one batch, along the first dimension.
+    """Concatenate the processed images of several questions along the first dimension.
 
-    Where they differ in a further dimension (the number of tiles of a picture), the smaller ones are filled
-    up with zeros: that is how the processors pad, and what the models leave out.
+    If another dimension differs (the number of tiles per image), smaller tensors are padded with zeros, as
+    the processors do; models ignore the padding.
     """
     joined = {}
     for name in images[0] if images else ():
@@ -94,12 +91,12 @@ def concatenate(images: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch
 
 
 class Questions:
-    """The questions of one or several tasks, ready for a model.
+    """Encoded questions of one or several tasks.
 
     Attributes:
-        table: one row a question: id, task, skill, question, answer, facts, caption, picture (row among the
-            images), content (a hash of the prompt's tokens and the picture: what a model sees).
-        hash: of the content and of the processor.
+        table: one row per question: id, task, skill, question, answer, facts, caption, picture (row among the
+            images), content (hash of the model's input: prompt tokens and image).
+        hash: hash of the content and the processor.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -116,29 +113,29 @@ class Questions:
         return len(self.table)
 
     def __reduce__(self) -> tuple[type["Questions"], tuple[Path]]:
-        return Questions, (self.folder,)  # another process maps the same files instead of getting a copy
+        return Questions, (self.folder,)  # other processes map the same files
 
     def prompt(self, index: int) -> np.ndarray:
-        """Token ids of the prompt, image tokens included."""
+        """Return the token ids of the prompt, including image tokens."""
         return self._prompts[index]
 
     def image_bytes(self, index: int) -> bytes:
-        """The picture of a question as a file, in the format in which the question set has it."""
+        """Return the image file of a question, in the format of the question set."""
         content: bytes = self._images[int(self._picture[index])].tobytes()
         return content
 
     def image_features(self, indices: Iterable[int]) -> dict[str, torch.Tensor]:
-        """What the processor made of the pictures of some questions, see :func:`concatenate`."""
+        """Return the processed images of the questions, see :func:`concatenate`."""
         rows = [int(self._picture[index]) for index in indices]
         return concatenate(
             [{name: torch.tensor(ragged[row]) for name, ragged in self._features.items()} for row in rows]
         )
 
     def kinds(self) -> tuple[np.ndarray, list[int]]:
-        """The kind of each question's picture, and the index of one question of each kind.
+        """Return the kind of each question's image, and the index of one question per kind.
 
-        The features of pictures of a kind have the same shapes, and the same values where they are but a few
-        whole numbers (the size of a picture, its grid of patches).
+        Images of a kind have features of the same shapes; features of a few integers (image size, grid of
+        patches) also have the same values.
         """
         known: dict[tuple[Any, ...], int] = {}
         of_picture = np.array(
@@ -152,7 +149,7 @@ class Questions:
         return kind, np.unique(kind, return_index=True)[1].tolist()
 
     def position(self) -> dict[str, int]:
-        """From a question's id to its index."""
+        """Map each question's id to its index."""
         return {id_: index for index, id_ in enumerate(self.table["id"])}
 
 
@@ -164,7 +161,7 @@ def _kind(ragged: Ragged, row: int) -> tuple[int, ...]:
 
 
 def processor_hash(processor: Any) -> str:
-    """What of a processor determines prompts and images: tokenizer, chat template, image settings."""
+    """Hash what determines prompts and images: tokenizer, chat template and image settings."""
     return hash_of(
         [
             processor.tokenizer.backend_tokenizer.to_str(),
@@ -175,30 +172,21 @@ def processor_hash(processor: Any) -> str:
 
 
 def load_questions(tasks: Sequence[str], split: str, limit: int | None, processor: Any) -> Questions:
-    """The questions of several tasks, encoded by a processor; made on first use, then mapped from disk.
+    """Return the encoded questions of several tasks; encode them on first use.
 
     Args:
-        tasks: names for :func:`masters.data.tasks.load_task`.
         split: ``train``, ``validation`` or ``test``.
-        limit: questions a task, or None for all of them.
-        processor: of the models that will read them.
+        limit: questions per task; None for all.
+        processor: processor of the models.
 
     Raises:
-        ValueError: no such task or split.
+        ValueError: a task or the split does not exist.
     """
     parts = [(task, load_task(task, split, limit)) for task in tasks]
     contents = [[task, task_hash(task, split, limit)] for task, _ in parts]
     key = hash_of([VERSION, contents, split, processor_hash(processor)])
     folder = cache_dir() / "questions" / f"{split}-{key}"
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):
-        if not folder.is_dir():
-            temporary = Path(tempfile.mkdtemp(dir=folder.parent))
-            try:
-                _encode(parts, processor, temporary)
-                os.replace(temporary, folder)
-            finally:
-                shutil.rmtree(temporary, ignore_errors=True)
+    write_folder_once(folder, partial(_encode, parts, processor))
     return Questions(folder)
 
 
@@ -210,10 +198,9 @@ def training_labels(
     seed: int,
     registers: tuple[str, ...] = REGISTERS,
 ) -> pd.DataFrame:
-    """Training labels in one or more registers for encoded training questions, in the same order.
+    """Return the columns ``label``, ``register`` and ``core`` for encoded training questions, in order.
 
-    Returns:
-        Columns ``label``, ``register`` and ``core``, the answer that the label gives.
+    See :func:`masters.data.labels.with_labels`.
     """
     parts = [with_labels(load_task(task, "train", limit), registers, wrong_share, seed) for task in tasks]
     frame = pd.concat(
@@ -221,7 +208,7 @@ def training_labels(
     )
     if list(frame["id"]) != list(questions.table["id"]):
         raise ValueError(
-            "labels and questions are not of the same set; encode both with the same tasks and limit"
+            "labels and questions are not of the same set; use the same tasks and limit for both"
         )
     return frame.reset_index(drop=True)[["label", "register", "core"]]
 
@@ -241,22 +228,23 @@ def _encode(parts: list[tuple[str, datasets.Dataset]], processor: Any, folder: P
             chunk = raw[start : start + CHUNK]
             images = [Image.open(io.BytesIO(image["bytes"])).convert("RGB") for image in chunk["image"]]
             texts = [prompt_text(processor, question) for question in chunk["question"]]
-            # A list of pictures a prompt, because some processors take a flat list for one prompt's.
+            # One list of images per prompt, because some processors assign a flat list to one prompt.
             encoded = processor(text=texts, images=[[image] for image in images])
             prompts.extend(np.asarray(ids, dtype=np.int32) for ids in encoded["input_ids"])
-            new = {key: i for i, key in reversed(list(enumerate(chunk["image_id"]))) if key not in row_of}
-            for key, i in sorted(new.items(), key=lambda item: item[1]):
+            for i, key in enumerate(chunk["image_id"]):
+                if key in row_of:
+                    continue
                 row_of[key] = len(row_of)
                 files.append(np.frombuffer(chunk["image"][i]["bytes"], dtype=np.uint8))
-                # Alone, because some processors lay the patches of several pictures one behind the other;
-                # with its prompt, because some give their image processor other settings than its own.
+                # One image at a time, because some processors concatenate the patches of several images;
+                # with its prompt, because some override the settings of their image processor.
                 made = processor(text=[texts[i]], images=[[images[i]]], return_tensors="pt")
-                of_image = {name: made[name].numpy() for name in sorted(made.keys() - OF_TEXT)}
-                digest[key] = hashlib.sha256(
-                    b"".join(array.tobytes() for array in of_image.values())
-                ).digest()
-                for name, array in of_image.items():
+                seen = hashlib.sha256()
+                for name in sorted(made.keys() - OF_TEXT):
+                    array = made[name].numpy()
+                    seen.update(array.tobytes())
                     pictures.setdefault(name, []).append(array)
+                digest[key] = seen.digest()
         frame.insert(1, "task", task)
         frame["content"] = [
             hashlib.sha256(prompt.tobytes() + digest[key]).hexdigest()[:16]
@@ -274,11 +262,11 @@ def _encode(parts: list[tuple[str, datasets.Dataset]], processor: Any, folder: P
 
 
 def prompt_text(processor: Any, question: str) -> str:
-    """A question and its picture through the chat template, up to where the response begins."""
+    """Apply the chat template to a question with an image, up to the start of the response."""
     text: str = processor.apply_chat_template(messages(question), add_generation_prompt=True)
     return text
 
 
 def messages(question: str) -> list[dict[str, Any]]:
-    """A question as a conversation of one message, its picture behind it."""
+    """Return a question, followed by its image, as a conversation of one message."""
     return [{"role": "user", "content": [{"type": "text", "text": question}, {"type": "image"}]}]

@@ -1,8 +1,8 @@
-"""What the generated sets share: a 64 x 64 picture of 16 px cells, and how a set of scenes is drawn.
+"""Scenes of the generated sets: 64 x 64 px images of 16 px cells, and the drawing of splits.
 
-One cell is one patch of the vision encoder, so a small model can, in principle, read every cell by itself. A
-scene is a picture, where it comes from, and the questions about it; ``draw_splits`` draws scenes until each
-split has its number of pictures and no picture, pixel for pixel, occurs twice in the set.
+A cell is one patch of the vision encoder, so even a small model can read each cell. A scene is an image, its
+source and its questions. ``draw_splits`` draws scenes until each split is complete; no two images of a set
+have the same pixels.
 """
 
 import hashlib
@@ -19,8 +19,8 @@ SIZE = CELL * GRID
 SPLITS = ("train", "validation", "test")
 PICTURES = {"train": 4000, "validation": 500, "test": 1500}
 
-Colour = tuple[int, int, int]
-COLORS: dict[str, Colour] = {
+Color = tuple[int, int, int]
+COLORS: dict[str, Color] = {
     "red": (214, 45, 48),
     "blue": (38, 92, 214),
     "green": (46, 160, 67),
@@ -40,7 +40,7 @@ class Question(NamedTuple):
 
 
 class Scene(NamedTuple):
-    """A picture, what it was made of, a description of all that it shows, and its questions."""
+    """An image, its source, a complete description and its questions."""
 
     image: Image.Image
     source: str
@@ -52,12 +52,12 @@ Row = dict[str, object]
 
 
 def enumeration(words: Sequence[str]) -> str:
-    """The words in a row: "a", "a and b", "a , b and c"."""
+    """Join words: "a", "a and b", "a , b and c"."""
     return words[0] if len(words) == 1 else " , ".join(words[:-1]) + " and " + words[-1]
 
 
-def canvas(background: Colour, line: Colour) -> Image.Image:
-    """An empty picture whose cells are told apart by thin lines, so that "row 2 , column 3" can be seen."""
+def canvas(background: Color, line: Color) -> Image.Image:
+    """Return an empty image with thin lines between the cells."""
     image = Image.new("RGB", (SIZE, SIZE), background)
     pen = ImageDraw.Draw(image)
     for edge in range(CELL, SIZE, CELL):
@@ -67,29 +67,20 @@ def canvas(background: Colour, line: Colour) -> Image.Image:
 
 
 def grid_caption(things: Mapping[tuple[int, int], str]) -> str:
-    """What every cell of the grid holds, row by row: "none" where there is nothing.
-
-    Args:
-        things: what is in the cell (row, column), both counted from 0.
-    """
+    """Describe all cells row by row; ``things`` maps (row, column), from 0, to its content."""
     return " , ".join(things.get((row, column), "none") for row in range(GRID) for column in range(GRID))
 
 
-def png(image: Image.Image) -> bytes:
-    """The picture as PNG; equal pixels give equal bytes."""
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
-    return buffer.getvalue()
-
-
 def pixel_hash(image: Image.Image) -> str:
-    """SHA-256 of the size and the RGB pixels, whatever the file format was."""
+    """Return the SHA-256 of the size and the RGB pixels."""
     return hashlib.sha256(f"{image.size}".encode() + image.convert("RGB").tobytes()).hexdigest()
 
 
 def rows_of(task: str, split: str, number: int, scene: Scene) -> list[Row]:
-    """The rows of one scene, one a question; the scene's number and the question's index make the id."""
-    image = {"bytes": png(scene.image), "path": None}
+    """Return one row per question of a scene."""
+    file = io.BytesIO()
+    scene.image.save(file, format="PNG")
+    image = {"bytes": file.getvalue(), "path": None}
     image_id = f"{task}/{split}/{number:06d}"
     return [
         {
@@ -108,15 +99,13 @@ def draw_splits(
     task: str,
     seed: int,
     draw: Callable[[np.random.Generator, str], Scene | None],
-    pictures: Mapping[str, int] = PICTURES,
 ) -> dict[str, list[Row]]:
-    """Draw scenes for every split until it has its number of pictures, all different from each other.
+    """Draw different scenes until each split has its number of images.
 
     Args:
-        task: the set's name, which opens every id.
-        seed: each split has its own stream, from this seed and the split's position.
-        draw: makes a scene for a split, or None when what it tried has no unambiguous question.
-        pictures: the number of pictures a split.
+        task: name of the set, the start of every id.
+        seed: each split draws from its own generator, seeded by this and the split's position.
+        draw: returns a scene for a split, or None if the attempt has no unambiguous question.
     """
     seen: set[str] = set()
     splits: dict[str, list[Row]] = {}
@@ -124,7 +113,7 @@ def draw_splits(
         rng = np.random.default_rng([seed, position])
         rows: list[Row] = []
         number = 0
-        while number < pictures[split]:
+        while number < PICTURES[split]:
             scene = draw(rng, split)
             if scene is None or (key := pixel_hash(scene.image)) in seen:
                 continue

@@ -1,7 +1,7 @@
-"""Shapes: scenes of two to five coloured shapes on a 4 x 4 grid, to count, name, find, relate and list.
+"""Shapes: two to five colored shapes on a 4 x 4 grid, to count, name, find, relate and list.
 
-A shape keeps to its cell, so "left of" compares columns and "above" compares rows; a question is asked only
-where the scene leaves no doubt about the answer.
+Each shape stays within its cell, so "left of" compares columns and "above" compares rows. Every question has
+a unique answer in its scene.
 """
 
 import math
@@ -12,17 +12,28 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from PIL import Image, ImageDraw
 
-from masters.data.scenes import CELL, COLORS, GRID, Question, Row, Scene, canvas, draw_splits, enumeration, grid_caption
+from masters.data.scenes import (
+    CELL,
+    COLORS,
+    GRID,
+    Question,
+    Row,
+    Scene,
+    canvas,
+    draw_splits,
+    enumeration,
+    grid_caption,
+)
 
 SEED = 30
 KINDS = ("circle", "square", "triangle", "star")
-QUESTIONS_A_PICTURE = 4
+QUESTIONS_PER_PICTURE = 4
 T = TypeVar("T")
-_FINE = 8  # shapes are drawn at this many times their size and reduced, so that edges are smooth
+_FINE = 8  # shapes are drawn at this scale and reduced, for smooth edges
 
 
 class Thing(NamedTuple):
-    """A shape and its place, rows and columns counted from 1."""
+    """A shape and its cell; rows and columns start at 1."""
 
     row: int
     column: int
@@ -31,35 +42,35 @@ class Thing(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Colour and kind, such as "red circle"."""
+        """Return color and kind, such as "red circle"."""
         return f"{self.color} {self.kind}"
 
     @property
     def place(self) -> str:
-        """The cell in words, such as "row 2 , column 3"."""
+        """Return the cell in words, such as "row 2 , column 3"."""
         return f"row {self.row} , column {self.column}"
 
 
 @lru_cache
 def _stencil(kind: str, size: int) -> Image.Image:
-    """The shape, ``size`` px wide, in the middle of a cell, as an alpha mask."""
+    """Return the alpha mask of a shape, ``size`` px wide, centered in a cell."""
     mask = Image.new("L", (CELL * _FINE, CELL * _FINE))
     pen = ImageDraw.Draw(mask)
-    centre, radius = CELL * _FINE / 2, size * _FINE / 2
-    box = (centre - radius, centre - radius, centre + radius, centre + radius)
+    center, radius = CELL * _FINE / 2, size * _FINE / 2
+    box = (center - radius, center - radius, center + radius, center + radius)
     if kind == "circle":
         pen.ellipse(box, fill=255)
     elif kind == "square":
         inset = radius * 0.12
         pen.rectangle((box[0] + inset, box[1] + inset, box[2] - inset, box[3] - inset), fill=255)
     elif kind == "triangle":
-        pen.polygon([(centre, box[1]), (box[2], box[3]), (box[0], box[3])], fill=255)
+        pen.polygon([(center, box[1]), (box[2], box[3]), (box[0], box[3])], fill=255)
     else:
-        # Five points, the inner corners at 0.4 of the radius.
+        # Five points, with inner corners at 0.4 of the outer radius.
         reach = [radius * 1.08, radius * 0.43] * 5
         pen.polygon(
             [
-                (centre + r * math.sin(i * math.pi / 5), centre - r * math.cos(i * math.pi / 5))
+                (center + r * math.sin(i * math.pi / 5), center - r * math.cos(i * math.pi / 5))
                 for i, r in enumerate(reach)
             ],
             fill=255,
@@ -76,7 +87,7 @@ def _count(rng: np.random.Generator, things: list[Thing]) -> Question:
     if draw < 0.3:
         noun, counted = "shapes", things
     elif draw < 0.65:
-        # Mostly something that is there, else "0" would be the best guess.
+        # Mostly something that is there; otherwise "0" would be the best guess.
         color = _pick(rng, [t.color for t in things]) if rng.random() < 0.8 else _pick(rng, list(COLORS))
         noun, counted = f"{color} shapes", [t for t in things if t.color == color]
     else:
@@ -105,7 +116,7 @@ def _existence(rng: np.random.Generator, things: list[Thing]) -> Question:
         return Question(
             f"is there a {thing.name} ?", "yes", "existence", f"{thing.place} holds a {thing.name}"
         )
-    # Half of the absent shapes mix a colour and a kind that are both there.
+    # Half of the absent shapes combine a color and a kind that are both present.
     mixed = [f"{a.color} {b.kind}" for a in things for b in things if f"{a.color} {b.kind}" not in names]
     if mixed and rng.random() < 0.5:
         name = _pick(rng, mixed)
@@ -180,10 +191,10 @@ def _draw(rng: np.random.Generator, split: str) -> Scene | None:
         _list(rng, things),
     ]
     questions = [question for question in asked if question is not None]
-    if len(questions) < QUESTIONS_A_PICTURE:
+    if len(questions) < QUESTIONS_PER_PICTURE:
         return None
-    while len(questions) > QUESTIONS_A_PICTURE:
-        # A scene that can be listed keeps its list: those scenes are the fewer.
+    while len(questions) > QUESTIONS_PER_PICTURE:
+        # Keep the list question, which fewer scenes allow.
         questions.pop(int(rng.integers(len(questions) - 1)))
     image = canvas((250, 249, 245), (226, 225, 220))
     for thing in things:
@@ -195,5 +206,5 @@ def _draw(rng: np.random.Generator, split: str) -> Scene | None:
 
 
 def build() -> dict[str, list[Row]]:
-    """The rows of every split."""
+    """Return the rows of each split."""
     return draw_splits("shapes", SEED, _draw)

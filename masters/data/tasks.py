@@ -1,15 +1,13 @@
-"""The question sets: pictures of 64 x 64 px with questions, short answers, and the facts that support them.
+"""The question sets: images of 64 x 64 px with questions, short answers and supporting facts.
 
-A set is built once, from packages on disk and fixed seeds, and kept under the cache folder; the folder's name
-carries a key over the generating code and the versions of what it reads, so that changed code never meets an
-old set. No picture occurs in two splits. Training labels are made from the answers by
-``masters.data.labels``.
+A set is built once, from installed packages and fixed seeds, and stored in the cache. Its folder name holds a
+hash of the generating code and of its packages' versions, so changed code rebuilds the set. No image occurs
+in two splits. :mod:`masters.data.labels` turns answers into training labels.
 """
 
 import hashlib
 import io
-import shutil
-import tempfile
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -17,22 +15,10 @@ import datasets
 import numpy as np
 from PIL import Image
 
-from masters.runtime.files import cache_dir, hash_of, write_atomic
 from masters.data import charts, digits, easy_vqa, shapes
-from masters.data.labels import CAPTION_PROMPT, REGISTERS, label_text, vocabulary_of, with_labels
+from masters.data.labels import vocabulary_of
 from masters.data.scenes import SPLITS, Row, pixel_hash
-
-__all__ = [
-    "CAPTION_PROMPT",
-    "REGISTERS",
-    "SPLITS",
-    "TASKS",
-    "label_text",
-    "load_task",
-    "task_hash",
-    "vocabulary",
-    "with_labels",
-]
+from masters.runtime.files import cache_dir, hash_of, write_atomic, write_folder_once
 
 TASKS = ("easy-vqa", "digits", "charts", "shapes")
 
@@ -43,31 +29,30 @@ _FEATURES = datasets.Features(
     {name: datasets.Image() if name == "image" else datasets.Value("string") for name in _COLUMNS}
 )
 _ORDER_SEED = 7
-# Hashed when imported: a file edited later is not the code that runs here.
+# Hashed at import, because a file may be edited while this code runs.
 _CODE = {
     path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in Path(__file__).parent.glob("*.py")
 }
 
 
 def load_task(name: str, split: str, limit: int | None = None) -> datasets.Dataset:
-    """A split of a question set, built on first use.
+    """Return a split of a question set; build the set on first use.
 
-    Rows come in one fixed shuffled order in which every picture has had its first question before any has its
-    second, and so on; so the first ``limit`` rows spread over as many pictures as possible, and a smaller
-    limit is a prefix of a larger one.
+    The order is fixed and shuffled: first one question per image, then a second one per image, and so on. So
+    the first ``limit`` rows cover as many images as possible and are a prefix of those of a larger limit.
 
     Args:
         name: one of ``TASKS``.
         split: train, validation or test.
-        limit: at most this many questions; all of them when None.
+        limit: maximum number of questions; default all.
 
     Returns:
-        Columns id, image, image_id (shared by the questions of a picture), question, answer, skill, facts (a
-        short true statement that supports the answer), source (what the picture was made from) and caption
-        (all that the picture shows, the same for all its questions).
+        Columns id, image, image_id (shared by the questions of an image), question, answer, skill, facts (a
+        short true statement that supports the answer), source (what the image was made from) and caption (a
+        complete description of the image).
 
     Raises:
-        ValueError: an unknown set or split, a limit below 1, or a damaged cache; the message says what to do.
+        ValueError: set or split are unknown, the limit is below 1, or the cached set is damaged.
     """
     if name not in TASKS:
         raise ValueError(f"no question set {name!r}; there are: {', '.join(TASKS)}")
@@ -76,8 +61,7 @@ def load_task(name: str, split: str, limit: int | None = None) -> datasets.Datas
     if limit is not None and limit < 1:
         raise ValueError(f"limit for question set {name} is {limit}; give at least 1 question")
     folder = _folder(name)
-    if not folder.is_dir():
-        _save(name, folder)
+    write_folder_once(folder, partial(_save, name))
     try:
         dataset = datasets.load_from_disk(str(folder / split))
     except (OSError, ValueError) as error:
@@ -87,12 +71,10 @@ def load_task(name: str, split: str, limit: int | None = None) -> datasets.Datas
 
 
 def task_hash(name: str, split: str, limit: int | None = None) -> str:
-    """16 hexadecimal digits over the content of a split: ids, all texts and pixels, in order.
+    """Return 16 hexadecimal digits that hash the ids, texts and pixels of a split, in order.
 
-    It is kept beside the set, since reading every picture takes seconds.
-
-    Raises:
-        ValueError: as ``load_task``.
+    The hash is stored beside the set, because reading all images takes seconds. Errors are those of
+    :func:`load_task`.
     """
     dataset = load_task(name, split, limit)
     kept = _folder(name) / f"{split}-{len(dataset)}.hash"
@@ -109,11 +91,7 @@ def task_hash(name: str, split: str, limit: int | None = None) -> str:
 
 
 def vocabulary(names: tuple[str, ...] = TASKS) -> list[str]:
-    """Every word of the train and validation texts of some sets, sorted: questions, answers, all labels.
-
-    Raises:
-        ValueError: as ``load_task``.
-    """
+    """Return every word of the train and validation texts and labels of the sets, sorted."""
     words: set[str] = set()
     for name in names:
         for split in ("train", "validation"):
@@ -122,14 +100,14 @@ def vocabulary(names: tuple[str, ...] = TASKS) -> list[str]:
 
 
 def _folder(name: str) -> Path:
-    """Where a set is kept: the key covers the code that makes it and the versions of what that code reads."""
+    """Return the folder of a set, named by its code and the versions of the packages that it reads."""
     code = [_CODE[file] for file in (f"{name.replace('-', '_')}.py", "scenes.py", "tasks.py")]
     key = hash_of([name, code, {package: version(package) for package in _READS}])
     return cache_dir() / "tasks" / f"{name}-{key}"
 
 
 def _in_order(rows: list[Row]) -> list[Row]:
-    """Shuffled, then all first questions of the pictures before all second ones, and so on."""
+    """Shuffle the rows, then put the first question of every image before all second ones, and so on."""
     shuffled = [rows[i] for i in np.random.default_rng(_ORDER_SEED).permutation(len(rows))]
     asked: dict[object, int] = {}
     turns = []
@@ -140,22 +118,13 @@ def _in_order(rows: list[Row]) -> list[Row]:
 
 
 def _save(name: str, folder: Path) -> None:
-    """Build a set into a temporary folder and rename it; who comes second to the rename drops its own."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    """Build a set into a folder, without progress bars."""
     quiet = datasets.utils.are_progress_bars_disabled()
     datasets.disable_progress_bars()
     try:
         for split, rows in _BUILD[name]().items():
             columns = {column: [row[column] for row in _in_order(rows)] for column in _COLUMNS}
-            datasets.Dataset.from_dict(columns, features=_FEATURES).save_to_disk(str(temporary / split))
-        temporary.chmod(0o755)
-        try:
-            temporary.rename(folder)
-        except OSError:
-            if not folder.is_dir():
-                raise
+            datasets.Dataset.from_dict(columns, features=_FEATURES).save_to_disk(str(folder / split))
     finally:
         if not quiet:
             datasets.enable_progress_bars()
-        shutil.rmtree(temporary, ignore_errors=True)

@@ -20,8 +20,9 @@ import numpy as np
 import pandas as pd
 from huggingface_hub import snapshot_download
 
+from masters.data.labels import REGISTERS
 from masters.data.questions import Questions, Ragged, load_questions, training_labels
-from masters.data.tasks import REGISTERS, vocabulary
+from masters.data.tasks import vocabulary
 from masters.experiments.arms import LABELS
 from masters.experiments.curriculum import WantedScores, grouped
 from masters.experiments.ladder import about_rung, end_tokens, train_rung

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from filelock import FileLock
 
+from masters.data.labels import CAPTION_PROMPT
 from masters.data.questions import Questions, prompt_text
-from masters.data.tasks import CAPTION_PROMPT
 from masters.models.loading import build, load, parameter_count
 from masters.responses.source import Source
 from masters.runtime.files import hash_of, write_folder

@@ -4,7 +4,7 @@ One plan serves training, ``masters generate``, its ``--dry-run``, and the cost 
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import pandas as pd
@@ -109,7 +109,6 @@ def make(
     wanted: WantedResponses,
     pool: Sequence[int],
     judge: Judge | None = None,
-    progress: Callable[[int, int], None] | None = None,
 ) -> pd.DataFrame:
     """Return responses, generated and judged where they are missing.
 
@@ -118,7 +117,6 @@ def make(
         wanted: whose responses, and how many.
         pool: indices of the questions.
         judge: the rule judge when None.
-        progress: called with the number of responses written and the number that were missing.
     """
     return responses(
         lab.source(wanted.model, wanted.ratio, wanted.choice),
@@ -129,7 +127,6 @@ def make(
         lab.profile.sampling,
         lab.profile.replicate,
         judge or lab.judge,
-        progress=progress,
         engine=lab.engine,
     )
 

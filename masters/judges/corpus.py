@@ -1,4 +1,4 @@
-"""Verdicts by hand, with which a judge is compared: some for setting it up, every fifth for measuring it."""
+"""Human verdicts to compare judges with: every fifth case is held out for measuring them."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,11 +10,11 @@ import yaml
 from masters.runtime.files import ROOT
 
 CORPUS = ROOT / "tests" / "judge_corpus.yaml"
-HELD_OUT_EVERY = 5  # the fifth case, the tenth and so on: read by no one who writes a rule
+HELD_OUT_EVERY = 5  # never used to write a rule
 
 
 class Case(NamedTuple):
-    """A response to a question with the verdict of a careful human: 1 right, 0 wrong."""
+    """A response to a question with a human verdict: 1 right, 0 wrong."""
 
     kind: str
     question: str
@@ -24,31 +24,30 @@ class Case(NamedTuple):
 
 
 def cases(path: Path = CORPUS) -> tuple[list[Case], list[Case]]:
-    """The open cases and the held-out ones.
+    """Return the open cases and the held-out cases.
 
     Raises:
-        ValueError: the file is missing or a line of it is not a case; the message says which.
+        ValueError: the file is missing or a line of it is not a case.
     """
     try:
         lines: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
         every = [Case(*line) for line in lines]
     except (OSError, TypeError, yaml.YAMLError) as error:
-        raise ValueError(f"{path} is no corpus of cases ({' '.join(str(error).split())})") from None
+        raise ValueError(f"{path} is not a corpus of cases ({' '.join(str(error).split())})") from None
     held_out = every[HELD_OUT_EVERY - 1 :: HELD_OUT_EVERY]
     open_ = [case for at, case in enumerate(every) if at % HELD_OUT_EVERY != HELD_OUT_EVERY - 1]
     return open_, held_out
 
 
 def agreement(judges: Mapping[str, Any], asked: Sequence[Case]) -> pd.DataFrame:
-    """How far judges agree with the verdicts by hand.
+    """Compare judges with human verdicts.
 
     Args:
-        judges: by the name to show; each has ``score_many``.
-        asked: the cases.
+        judges: each with ``score_many``, by the name to show.
 
     Returns:
-        A row a kind and one for ``all``: cases, and for every judge the share of verdicts that agree; a
-        verdict that a judge did not give agrees with nothing. Then two rows of what goes wrong, as shares of
+        One row per kind and one for ``all``: the number of cases and, per judge, the fraction of verdicts
+        that agree; a missing verdict counts as disagreement. Two more rows hold the errors as fractions of
         all cases: ``called right, wrong by hand`` and ``called wrong, right by hand``.
     """
     frame = pd.DataFrame(asked, columns=Case._fields)

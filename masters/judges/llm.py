@@ -1,8 +1,8 @@
-"""The judge that is a language model, asked twice as in the paper, behind any OpenAI-compatible server.
+"""The language-model judge, in two steps as in the paper, on any OpenAI-compatible server.
 
-What it judges is data from another model and may be hostile: it stands between tags with a random part, what
-looks like a tag in it is defused, and the verdict is read only from the judge's own last tag. Verdicts cost
-money, so each is kept on disk as soon as it is there, and never asked for again.
+Responses may contain prompt injections. So each is enclosed in tags with a random nonce, anything in it that
+looks like a tag is escaped, and the verdict is read only from the tag at the end of the judge's own reply.
+Calls cost money, so each verdict is stored at once and never requested again.
 """
 
 import re
@@ -56,38 +56,32 @@ that digit inside this tag, where DIGIT stands for it:
 EXPLAIN_TOKENS = 512
 REDUCE_TOKENS = 64
 
-# Whatever could open a tag of ours or a special token of a chat template, in ASCII or a look-alike.
+# The start of a tag or of a special token of a chat template, in ASCII or a look-alike.
 _TAG_START = re.compile(r"[<＜﹤](?=\s*[/|!a-zA-Z])")
 
 
 class LLMJudge:
-    """The paper's two-step judge over any OpenAI-compatible server (vLLM, transformers serve, a hosted one).
+    """The paper's two-step judge on any OpenAI-compatible server (vLLM, transformers serve, a hosted one).
 
-    The judged response is untrusted. It is passed inside a block whose tag carries a random nonce, new for
-    every call; whatever in it looks like a tag is defused; and the verdict is read only from the tag with
-    that call's nonce at the very end of the judge's own last message. Where that is missing the two steps are
-    repeated, and after ``retries`` repetitions the verdict is ``None``, never a guess.
+    If a verdict is unreadable, both steps are repeated. After ``retries`` repetitions it is ``None``.
 
     Args:
         base_url: such as ``http://localhost:8000`` or ``http://localhost:8000/v1``.
         model: the model's name on that server.
-        api_key: sent as a bearer token where the server wants one.
-        timeout: seconds to wait for one reply.
-        retries: repetitions after an unreadable verdict, and of a request that met a busy or absent server.
-        workers: requests in flight at once in ``score_many``.
-        backoff: seconds before the first repetition of a request, doubled each time.
-        memory: a folder for the verdicts; they are kept there one by one, by a hash of the prompts, the model
-            and what is judged. None keeps nothing.
+        timeout: seconds per reply.
+        retries: after an unreadable verdict, and of a request to a busy or unreachable server.
+        workers: requests in flight in ``score_many``.
+        backoff: seconds before the first retry of a request; doubles with each retry.
+        memory: folder of the stored verdicts, keyed by prompts, model and judged texts; None stores nothing.
 
     Attributes:
-        name: the model and a hash of the prompts, for cache keys; the same for every call and every process.
-        judged: verdicts given so far, without those that memory knew.
-        remembered: verdicts that memory knew.
-        invalid: verdicts among both that stayed unreadable.
-        server: counts requests and tokens.
+        name: model and a hash of the prompts.
+        judged: new verdicts so far.
+        remembered: stored verdicts read so far.
+        invalid: unreadable verdicts among both.
 
     Raises:
-        ValueError: the address is not a http address.
+        ValueError, ConnectionError: as :class:`masters.runtime.server.Server`.
     """
 
     def __init__(
@@ -109,28 +103,18 @@ class LLMJudge:
         self._lock = threading.Lock()
         self._memory = None if memory is None else _Memory(memory / f"{self.name}.sqlite")
 
-    @property
-    def calls(self) -> int:
-        """Requests sent so far, repetitions included."""
-        return self.server.calls
-
     def usage(self) -> str:
-        """One line: verdicts, requests, tokens and the share of verdicts that stayed unreadable."""
-        given = self.judged + self.remembered
+        """Summarize verdicts, requests, tokens and the % of unreadable verdicts in one line."""
+        server, given = self.server, self.judged + self.remembered
         share = f"{100 * self.invalid / given:.1f} %" if given else "none"
         return (
-            f"{self.judged} judged and {self.remembered} remembered; {self.calls} calls, "
-            f"{self.server.prompt_tokens} tokens read and {self.server.completion_tokens} written; "
+            f"{self.judged} new and {self.remembered} stored verdicts; {server.calls} calls, "
+            f"{server.prompt_tokens} prompt and {server.completion_tokens} completion tokens; "
             f"invalid: {share}"
         )
 
     def score(self, question: str, label: str, response: str) -> int | None:
-        """1 if the judge finds the response right, 0 if not, ``None`` if no readable verdict came.
-
-        Raises:
-            ConnectionError: the server is away, too slow or busy, also after all repetitions.
-            ValueError: the server refused the request, or does not speak this protocol.
-        """
+        """Return 1 if the judge calls the response right, 0 if wrong, ``None`` without a readable verdict."""
         if not response.strip():
             return 0
         key = hash_of([self.name, question, label, response])
@@ -148,11 +132,10 @@ class LLMJudge:
     def score_many(
         self, questions: Sequence[str], labels: Sequence[str], responses: Sequence[str]
     ) -> list[int | None]:
-        """``score`` of each triple, in order; equal triples are asked once.
+        """Return the ``score`` of each triple, in order; equal triples are judged once.
 
         Raises:
-            ConnectionError: as ``score``; triples not yet asked are dropped.
-            ValueError: as ``score``, or the three lengths differ.
+            ValueError: the three lengths differ. Any error cancels the pending requests.
         """
         asked = triples(questions, labels, responses)
         distinct = list(dict.fromkeys(asked))
@@ -180,7 +163,7 @@ class LLMJudge:
         return None
 
     def _ask(self, prompt: str, tokens: int, data: dict[str, str]) -> tuple[str, str]:
-        """One question to the judge under a new nonce: its complete reply ("" if cut off) and the nonce."""
+        """Send one prompt with a new nonce; return the complete reply ("" if cut off) and the nonce."""
         nonce = secrets.token_hex(8)
         content = prompt.format(nonce=nonce, **{k: _TAG_START.sub("‹", v) for k, v in data.items()})
         choice = self.server.complete(
@@ -191,7 +174,7 @@ class LLMJudge:
 
 
 class _Memory:
-    """Verdicts on disk; each is there, or not, whatever kills the process."""
+    """Verdicts on disk; a kill leaves no partial verdict."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -202,12 +185,12 @@ class _Memory:
         self._base.execute("CREATE TABLE IF NOT EXISTS verdicts (key TEXT PRIMARY KEY, verdict INTEGER)")
 
     def get(self, key: str) -> tuple[bool, int | None]:
-        """Whether a verdict is known, and the verdict."""
+        """Return whether a verdict is stored, and the verdict."""
         with self._lock:
             row = self._base.execute("SELECT verdict FROM verdicts WHERE key = ?", (key,)).fetchone()
         return (False, None) if row is None else (True, row[0])
 
     def put(self, key: str, verdict: int | None) -> None:
-        """Keep a verdict; another process may have kept one meanwhile, and the first one stays."""
+        """Store a verdict, unless another process has stored one first."""
         with self._lock:
             self._base.execute("INSERT OR IGNORE INTO verdicts VALUES (?, ?)", (key, verdict))

@@ -1,6 +1,6 @@
-"""The judge by rule: finds the one answer that a response commits to, and compares it with the label.
+"""The rule judge: finds the one answer that a response commits to and compares it with the label.
 
-Fast, exact, and strict wherever a rule cannot tell: in doubt a response is wrong.
+It is fast, exact and strict: in doubt a response is wrong.
 """
 
 import re
@@ -26,7 +26,7 @@ _NUMBER_WORD = re.compile(
 )
 _ARTICLE = re.compile(r"\b(?:an?|the)\s+(?=\w)")
 _SCALES = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9}
-# "1 hundred and 20", "2 thousand", "hundred": scales apply one after the other, the small ones first.
+# "1 hundred and 20", "2 thousand", "hundred"; smaller scales apply first.
 _SCALED = {
     word: re.compile(
         rf"(?:(?<![\d.,-])(\d{{1,6}}(?:\.\d{{1,6}})?) )?\b{word}\b(?: (?:and )?(\d{{1,6}})\b(?![.,]\d))?"
@@ -35,7 +35,7 @@ _SCALED = {
 }
 _MINUS_WORD = re.compile(r"\b(?:minus|negative)\s+(?=\.?\d)")
 _NUMBER = re.compile(r"(?:(?<!\w)-\s?)?(?:\d{1,3}(?:,\d{3}){1,9}(?![\d,])(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)")
-# Signs that join alternatives must not vanish: "3/4" is not "3 4".
+# Keep signs that join alternatives: "3/4" is not "3 4".
 _TOKEN = re.compile(rf"{_NUMBER.pattern}|[^\W\d_]+|[/|+=<>]")
 
 _INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u2060-\u2064\ufeff]")
@@ -48,13 +48,13 @@ _LINE_END = re.compile(r"(?<![:\s])\s*\n\s*")
 _MARKUP = re.compile(r"[*_`$]+")
 _LETTER_DOT = re.compile(r"(?:^|(?<=\bis )|(?<=: )|(?<=\boption ))([a-h])\s?\.\s+(?=\w)")
 
-# Every repetition below is bounded: the text is one a model wrote, and no pattern may go quadratic on it.
+# Every repetition below is bounded, so no pattern takes quadratic time on a model's text.
 _ANNOUNCED = re.compile(
     r"(?:\b(?:so|and|or|but|then|thus|hence|therefore)\b[ ,]{0,3}){0,3}"
     r"(?:\b(?:the|my|your|final|correct|right|true|best|only) ){0,3}"
     r"\banswers? ?(?:(?:is|are|was|would be|should be|must be)\b(?! ?n?[’']t) ?:?|[:=>]) ?"
 )
-# What a text concludes from its reasons announces an answer too, unless another does so in as many words.
+# A conclusion announces the answer, too, if the text has no explicit announcement.
 _CONCLUDED = re.compile(
     r"\b(?:so|thus|hence|therefore) ?,? ?(?:it|this|that|there)(?: (?:is|are)|[’']s)\b ?"
     r"|\b(?:total|result) ?: ?"
@@ -84,7 +84,7 @@ _SECOND_THOUGHT = re.compile(
 _TO_THE_JUDGE = re.compile(
     r"\b(?:scor\w*|verdict|grad(?:e|er|ing)|judge\w*|ignore|instructions?|reward\w*|mark\w*)\b"
 )
-# Words of a plea to be judged well, unless the question or the label has them too.
+# Words that address the judge, unless the question or the label has them, too.
 _PLEA = re.compile(r"\b(?:scores?|verdicts?|graders?|judges?|rewards?|rubrics?|responses?|instructions?)\b")
 
 _OPTION = re.compile(r"(?:^|(?<=[ (\[,;]))[(\[]? ?([a-h]) ?[)\].:] ?")
@@ -95,8 +95,8 @@ _CHOSEN = re.compile(
 _TEXT_FIRST = re.compile(r"(.+?) ?[,(] ?(?:option )?([a-h]) ?\)?$")
 _LONE_LETTER = re.compile(r"(?:option|choice|letter) ([a-h])$")
 
-# Words around a number that say what was counted and give no second answer. The words of the question are,
-# too, except those that join, deny or compare.
+# Words around a number that name what was counted and are no second answer. The question's words count as
+# such, too, except those that join, deny or compare.
 _AROUND_A_NUMBER = frozenset(
     {"i", "we", "count", "can", "see", "there", "are", "is", "it", "that", "be", "in", "of", "them", "here"}
     | {"picture", "image", "chart", "total", "altogether", "exactly", "shown", "visible"}
@@ -109,38 +109,38 @@ _NOT_A_UNIT = frozenset(
     | set("/|+=<>")
 )
 _ALTERNATIVES = re.compile(r"\b(?:or|and|nor)\b|[,/|&:;(]")
-_SHORT_WORDS = 12  # a longer text that announces no answer commits to none
-_EXPLAINED_WORDS = 36  # unless it opens with yes or no and goes on to explain it
-_ITEM_WORDS = 3  # "red circle , red circle , red circle" lists three things; repeated longer phrases loop
+_SHORT_WORDS = 12  # a longer text without an announcement commits to no answer
+_EXPLAINED_WORDS = 36  # the limit for a text that opens with yes or no
+_ITEM_WORDS = 3  # "red circle , red circle , red circle" is a list; longer repeated phrases are a loop
 
 
 class RuleJudge:
-    """Exact match of the one answer a response commits to, after normalisation.
+    """Exact match of the one answer a response commits to, after normalization.
 
-    Equal are: upper and lower case, punctuation, articles, number words and digits, ``1,000`` and ``1000``,
-    ``7.0`` and ``7``, an option's letter and its text when the question lists the options, a number and the
-    same number with what was counted, an answer and a clause that puts it in the words of the question. A
-    list must match in order and entirely. A response that speaks of its own judging is wrong, whatever it
-    answers. In doubt the verdict is 0: a reward that can be talked into 1 is worse than a strict one.
+    Case, punctuation and articles are ignored. Number words equal digits, ``1,000`` equals ``1000`` and
+    ``7.0`` equals ``7``. If the question lists options, an option's letter equals its text. A number may name
+    what was counted, and a clause may state the answer in the words of the question. A list must match
+    completely and in order. A response that addresses its judge is wrong, whatever it answers. In doubt the
+    verdict is 0, because a reward that can be talked into 1 is worse than a strict one.
     """
 
     name = "rule-2"
 
     def score(self, question: str, label: str, response: str) -> int:
-        """1 if the response commits to the label and to nothing else, otherwise 0.
+        """Return 1 if the response commits to the label and to nothing else, otherwise 0.
 
         Args:
-            question: the question, read for its options and for the things it counts.
-            label: the core answer, such as ``7``, ``red , blue`` or ``yes``.
-            response: the response as generated, special tokens removed.
+            question: gives the options and the things to count.
+            label: the answer alone, such as ``7``, ``red , blue`` or ``yes``.
+            response: without special tokens.
 
         Raises:
-            ValueError: the label has no word, number or sign, so nothing could be right.
+            ValueError: the label has no word, number or sign.
         """
         wanted = _canonical(_fold(label))
         if not wanted:
             raise ValueError(
-                f"the label {label!r} of {question!r} has no word or number; fix or drop it first"
+                f"the label {label!r} of {question!r} has no word or number; fix or drop this question"
             )
         pleas = _PLEA.findall(_fold(response))
         if not set(map(_stem, pleas)) <= set(map(_stem, _PLEA.findall(_fold(f"{question} {label}")))):
@@ -153,33 +153,27 @@ class RuleJudge:
     def score_many(
         self, questions: Sequence[str], labels: Sequence[str], responses: Sequence[str]
     ) -> list[int]:
-        """``score`` of each triple, in order.
+        """Return the ``score`` of each triple, in order.
 
         Raises:
-            ValueError: the three lengths differ, or as ``score``.
+            ValueError: as ``score``, or the three lengths differ.
         """
         return [self.score(*triple) for triple in triples(questions, labels, responses)]
 
     def forget(self) -> None:
-        """Drop what is remembered of texts that were read before, as whoever measures the time must."""
+        """Clear the caches of parsed texts, for timing."""
         for remembers in (_read, _fold, _canonical, _options):
             remembers.cache_clear()
 
 
-def core(response: str) -> str:
-    """The one answer a response commits to, in lower case; empty if there is none or more than one.
-
-    It is what follows the last "answer is" (or "answer :", or stands in a box) up to the end of the sentence;
-    without an announcement it is what a short response says: its first sentence, or what follows its "is".
-    Empty for a response that announces two different answers, goes back on its answer, loops, or is long and
-    announces nothing.
-    """
-    return _read(response)[1]
-
-
 @lru_cache(maxsize=1 << 16)
 def _read(response: str) -> tuple[str, str]:
-    """All that follows the only announcement (or the whole response), and the answer committed to."""
+    """Return the text after a single announcement, or the whole response, and the answer it commits to.
+
+    The answer is the rest of the sentence after the last "answer is", "answer :" or the content of a box.
+    Without an announcement it is the first sentence of a short response, or what follows its "is". It is ""
+    if the response announces two answers, takes its answer back, loops, or is long without an announcement.
+    """
     text = _fold(response)
     if _TRAILING_DOTS.search(text):
         return "", ""
@@ -219,7 +213,7 @@ def _unannounced(text: str) -> str:
 
 
 def _first_sentence(text: str) -> tuple[str, str]:
-    """The first sentence without its reason ("" if it has no word), and what follows it."""
+    """Return the first sentence without its reason ("" if it has no word), and the rest."""
     end = _SENTENCE_END.search(text)
     sentence, rest = (text[: end.start()], text[end.end() :]) if end else (text, "")
     sentence = _REASON.sub("", sentence)
@@ -230,7 +224,7 @@ def _first_sentence(text: str) -> tuple[str, str]:
 
 
 def _goes_back(rest: str) -> bool:
-    """Whether what follows an answer gives another, takes it back or loops, rather than explaining it."""
+    """Return whether the text after an answer gives another one, takes it back or loops."""
     for sentence in _SENTENCE_END.split(rest):
         words = len(re.findall(r"\w+", sentence))
         if 0 < words <= _ITEM_WORDS or _SECOND_THOUGHT.search(sentence):
@@ -239,7 +233,7 @@ def _goes_back(rest: str) -> bool:
 
 
 def _reduce(answer: str) -> str:
-    """A sum to its result, a yes or no with its reason to the yes or no, "9 (nine)" to one of the two."""
+    """Reduce a sum to its result, a yes or no with its reason to yes or no, and "9 (nine)" to "9"."""
     if (twice := _SAME_AGAIN.match(answer)) and _canonical(twice[1]) == _canonical(twice[2]):
         return twice[1]
     if total := _SUM.match(answer):
@@ -251,7 +245,7 @@ def _reduce(answer: str) -> str:
 
 
 def _loops(text: str) -> bool:
-    """Whether a phrase of up to eight tokens comes three times in a row; lists of short items may repeat."""
+    """Return whether a phrase of up to eight tokens repeats three times in a row; short list items may."""
     tokens = re.findall(r"\w+|[^\w\s]", text)
     if len(tokens) < 3 or max(Counter(tokens).values()) < 3:
         return False
@@ -288,7 +282,7 @@ def _matches(question: str, label: str, answer: str) -> bool:
 
 
 def _known(words: Iterable[str], question: str) -> bool:
-    """Whether words only repeat the question or say nothing of their own."""
+    """Return whether the words only repeat the question or are fillers."""
     known = _AROUND_A_NUMBER.union(_canonical(_fold(question)))
     stems = {_stem(word) for word in known - _NOT_A_UNIT}
     return all(_stem(word) in stems and word not in _NOT_A_UNIT for word in words)
@@ -299,14 +293,14 @@ def _stem(word: str) -> str:
 
 
 def _states(question: str, label: str, text: str) -> bool:
-    """Whether a text is one clause with a verb that opens or ends with the label and repeats the question."""
+    """Return whether a text is a clause with a verb that puts the label into the question's words."""
     sentence = _first_sentence(text)[0]
     if _ALTERNATIVES.search(sentence) or _ALTERNATIVES.search(_fold(question)):
         return False
     wanted, given = _canonical(_fold(label)), _canonical(sentence)
     opens, ends = given[: len(wanted)] == wanted, given[-len(wanted) :] == wanted
     rest = given[len(wanted) :] if opens else given[: -len(wanted)]
-    # "red is blue" could mean either; "red is the color of it" cannot.
+    # "red is blue" is ambiguous; "red is the color of it" is not.
     placed = len(rest) > 2 if opens else ends
     a_clause = not _VERBS.isdisjoint(rest) and not any(map(_NUMBER.fullmatch, rest))
     return placed and a_clause and _known(rest, question)
@@ -314,7 +308,7 @@ def _states(question: str, label: str, text: str) -> bool:
 
 @lru_cache(maxsize=1 << 14)
 def _fold(text: str) -> str:
-    """One line in lower case: compatibility characters replaced, markup gone, line ends as sentence ends."""
+    """Return one line in lower case without markup, with plain characters and line ends as sentence ends."""
     if not text.isascii():
         text = _INVISIBLE.sub("", "".join(map(_plain, text)))
         text = _DASH.sub("-", unicodedata.normalize("NFKC", text)).replace("⁄", "/")
@@ -326,7 +320,7 @@ def _fold(text: str) -> str:
 
 @lru_cache(maxsize=1 << 16)
 def _canonical(text: str) -> tuple[str, ...]:
-    """What decides equality of folded texts: words, numbers in one spelling, signs of alternatives."""
+    """Return the tokens that decide equality: words, numbers in one spelling, signs of alternatives."""
     text = _NUMBER_WORD.sub(_digits, _ARTICLE.sub("", _APOSTROPHE.sub("", text)))
     for word, scaled in _SCALED.items():
         if word in text:
@@ -342,7 +336,7 @@ def _digits(words: re.Match[str]) -> str:
 
 
 def _scale(scale: int, words: re.Match[str]) -> str:
-    """ "2 hundred and 5" as 205; the part added must be smaller than the scale, otherwise it stays apart."""
+    """Turn "2 hundred and 5" into 205; an added number not below the scale stays separate."""
     many, more = words.groups()
     value = Decimal(many or 1) * scale
     if more and int(more) >= scale:
@@ -351,7 +345,7 @@ def _scale(scale: int, words: re.Match[str]) -> str:
 
 
 def _plain(character: str) -> str:
-    """Decimal digits of any script as 0 to 9; raised, lowered and fraction characters set apart."""
+    """Convert digits of any script to 0 to 9; put a space before superscripts, subscripts and fractions."""
     if character.isdecimal():
         return str(unicodedata.decimal(character))
     apart = unicodedata.decomposition(character).startswith(("<super>", "<sub>", "<fraction>"))
@@ -359,7 +353,7 @@ def _plain(character: str) -> str:
 
 
 def _one_spelling(number: str) -> str:
-    """No grouping, no leading zeros, no trailing zeros after the point, no minus zero."""
+    """Drop thousands separators, leading zeros, trailing zeros after the point and the sign of zero."""
     whole, _, part = number.replace(",", "").lstrip("- ").partition(".")
     value = (whole.lstrip("0") or "0") + (f".{part}" if (part := part.rstrip("0")) else "")
     return f"-{value}" if number[0] == "-" and value != "0" else value
@@ -367,7 +361,7 @@ def _one_spelling(number: str) -> str:
 
 @lru_cache(maxsize=1 << 14)
 def _options(question: str) -> dict[str, str]:
-    """Letter to text of the options that a question lists, from a on and at least two; otherwise empty."""
+    """Return the question's options by letter, from a on and at least two; otherwise an empty dict."""
     text = _fold(question)
     marks: list[re.Match[str]] = []
     for found in _OPTION.finditer(text):
@@ -380,7 +374,7 @@ def _options(question: str) -> dict[str, str]:
 
 
 def _choice(text: str, options: dict[str, str]) -> str:
-    """The letter of the option a text names by letter, by text, or by both if they agree; otherwise ""."""
+    """Return the letter of the option that a text names by letter, text, or both if they agree, or ""."""
     if chosen := _CHOSEN.match(text):
         letter, named = chosen[1], _canonical(chosen[2])
         if letter in options and (not named or named == _canonical(options[letter])):
@@ -394,10 +388,10 @@ def _choice(text: str, options: dict[str, str]) -> str:
 def triples(
     questions: Sequence[str], labels: Sequence[str], responses: Sequence[str]
 ) -> list[tuple[str, str, str]]:
-    """Questions, labels and responses side by side; ``ValueError`` if their numbers differ."""
+    """Zip questions, labels and responses; raise ``ValueError`` if their numbers differ."""
     if not len(questions) == len(labels) == len(responses):
         raise ValueError(
-            f"{len(questions)} questions, {len(labels)} labels and {len(responses)} responses to judge: "
-            "give one of each for every verdict"
+            f"{len(questions)} questions, {len(labels)} labels and {len(responses)} responses to judge; "
+            "give one of each per verdict"
         )
     return list(zip(questions, labels, responses, strict=True))

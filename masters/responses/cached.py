@@ -1,12 +1,12 @@
-"""Responses of the masked teachers and of the student, generated once and judged once (Eq. 5, 6).
+"""Responses of the masked teachers and of the student, each generated once and judged once (Eq. 5, 6).
 
-:func:`responses` is all that other modules need: it generates what is missing, judges what is not judged,
-and returns the groups. What is on disk is never generated again.
+:func:`responses` is the entry point: it generates the missing responses, judges the unjudged ones and returns
+all of them. Stored responses are never generated again.
 """
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -16,20 +16,18 @@ from masters.data.questions import Questions, processor_hash
 from masters.judges import Judge
 from masters.judges.rule import RuleJudge
 from masters.responses.engines import Engine, Response, Writer
-from masters.responses.engines.local import TransformersEngine, generate
+from masters.responses.engines.local import TransformersEngine
 from masters.responses.source import Source
 from masters.responses.store import SHARED, ResponseStore, StoreSpec
 from masters.runtime.files import hash_of
 from masters.runtime.progress import report
 from masters.settings import Generation, Sampling
 
-__all__ = ["Engine", "Judge", "Response", "ResponseStore", "Source", "generate", "open_store", "responses"]
-
-SHARD = 1024
+SHARD = 1024  # responses
 
 
 def engine_of(generation: Generation) -> Engine:
-    """The engine that a profile asks for; a server's key is read from ``OPENAI_API_KEY``."""
+    """Return the engine that a profile sets; a server's key is read from ``OPENAI_API_KEY``."""
     if generation.engine == "vllm":
         from masters.responses.engines.vllm import VllmEngine
 
@@ -37,18 +35,16 @@ def engine_of(generation: Generation) -> Engine:
     if generation.engine == "openai":
         from masters.responses.engines.openai import OpenAIEngine
 
-        assert generation.server is not None  # the settings see to it
+        assert generation.server is not None  # checked by the settings
         key = os.environ.get("OPENAI_API_KEY")
         return OpenAIEngine(generation.server, generation.served_as, generation.concurrency, key)
-    from masters.responses.engines.local import TransformersEngine
-
     return TransformersEngine()
 
 
 def open_store(
     source: Source, processor: Any, sampling: Sampling, seed: int | None, engine: Engine | None = None
 ) -> ResponseStore:
-    """The store of a source under these settings, existing or not; ``TransformersEngine`` when None."""
+    """Return the store for these settings, existing or not; the default engine is ``TransformersEngine``."""
     engine = engine or TransformersEngine()
     return ResponseStore(
         StoreSpec(
@@ -75,29 +71,22 @@ def responses(
     seed: int,
     judge: Judge | None = None,
     counts: dict[str, int] | None = None,
-    progress: Callable[[int, int], None] | None = None,
     engine: Engine | None = None,
 ) -> pd.DataFrame:
-    """The first ``n`` responses of a source to some questions.
+    """Return the first ``n`` responses of a source to each wanted question, generating the missing ones.
 
-    Two processes that ask for the same questions take turns, so nothing is generated twice.
+    Processes that want the same questions take turns, so nothing is generated twice.
 
     Args:
-        source: who writes.
-        processor: of the source.
-        questions: encoded by that processor.
+        questions: encoded by ``processor``.
         wanted: indices of the questions.
-        n: responses a question.
-        sampling: how tokens are drawn.
-        seed: of the responses.
-        judge: fills the column ``correct``; ``RuleJudge`` when None.
-        counts: if given, ``generated`` and ``reused`` are added to it.
-        progress: called with the responses written so far and all that are missing; when None, word is left
-            with :func:`masters.runtime.progress.report`.
-        engine: who generates; ``TransformersEngine`` when None.
+        n: responses per question.
+        judge: fills the column ``correct``; default ``RuleJudge``.
+        counts: if given, ``generated`` and ``reused`` are incremented.
+        engine: default ``TransformersEngine``.
 
     Returns:
-        A row a response, ordered as ``wanted`` and by index: key, question, content, asked, label, index,
+        One row per response, ordered as ``wanted`` and by index: key, question, content, asked, label, index,
         tokens, text, logprobs, support_logprobs, finish, mark, correct.
 
     Raises:
@@ -108,7 +97,7 @@ def responses(
     table = questions.table.iloc[list(wanted)]
     contents = table["content"].tolist()
     store.folder.mkdir(parents=True, exist_ok=True)
-    # Those who ask for the same take turns; those who ask for other questions of the store write beside them.
+    # Processes with other questions write to the same store at the same time.
     with FileLock(store.folder / f".{hash_of(sorted(set(contents)))}.lock"):
         missing = [
             tuple(index for index in range(n) if index not in there)
@@ -121,8 +110,7 @@ def responses(
         if total:
             with engine.writer(source, processor, questions, sampling, seed) as write:
                 what = f"responses of {source.title} at mask {source.ratio:g}"
-                told = progress or (lambda done, all_: report(what, done, all_))
-                _write_missing(store, write, questions.table.set_index("id"), list(wanted), missing, told)
+                _write_missing(store, write, questions.table.set_index("id"), wanted, missing, what)
         result = store.read(contents, n, judge).drop(columns=list(SHARED))
     place = {content: position for position, content in enumerate(contents)}
     result["place"] = result["content"].map(place)
@@ -133,18 +121,18 @@ def _write_missing(
     store: ResponseStore,
     write: Writer,
     table: pd.DataFrame,
-    wanted: list[int],
+    wanted: Sequence[int],
     missing: list[tuple[int, ...]],
-    progress: Callable[[int, int], None],
+    what: str,
 ) -> None:
     total, written, start = sum(map(len, missing)), 0, time.perf_counter()
-    for indices in sorted(set(missing) - {()}):  # questions that lack the same responses go together
+    for indices in sorted(set(missing) - {()}):  # batch questions that lack the same responses
         todo = [question for question, lacks in zip(wanted, missing, strict=True) if lacks == indices]
         waiting: list[Response] = []
         for done in write(todo, indices):
             waiting.extend(done)
             written += len(done)
-            progress(written, total)
+            report(what, written, total)
             if len(waiting) >= SHARD:
                 store.append(waiting, table, time.perf_counter() - start)
                 waiting, start = [], time.perf_counter()

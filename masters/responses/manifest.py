@@ -1,12 +1,12 @@
-"""The manifest of a store: one line a shard, appended after the shard is safely on disk.
+"""The manifest of a store: one line per shard, appended after the shard is flushed to disk.
 
-A line says how many rows and bytes a shard has, its SHA-256, how long its responses took to write, and which
-responses it holds: for every question one or more (content, block, mask), where bit ``i`` of the mask means
-response ``64 * block + i``. So a store of ten million responses opens by reading one file, what is missing is
-counted without opening a shard, and a damaged shard can still be said to have held this or that.
+A line holds the shard's number of rows, its size in bytes, its SHA-256, the seconds its responses took to
+generate, and which responses it holds. Each question has one or more entries (content, block, mask), where
+bit ``i`` of the mask is response ``64 * block + i``. So opening a store of ten million responses reads one
+file, counting what is missing opens no shard, and the content of a damaged shard is still known.
 
-Lines are appended whole under a lock. A line that a power cut tore is passed over; its shard is on disk
-and is listed anew when the store is next opened.
+Lines are appended under a lock. A line cut off by a power failure is skipped; its shard is listed again the
+next time the store is opened.
 """
 
 import base64
@@ -20,19 +20,20 @@ import numpy as np
 from filelock import FileLock
 
 ENTRY = np.dtype([("content", "<u8"), ("block", "<u2"), ("mask", "<u8")])
+ALL = np.uint64(2**64 - 1)
 
 
 @dataclass(frozen=True)
 class Line:
-    """What the manifest says of one shard.
+    """One line of the manifest.
 
     Attributes:
-        shard: its file name.
-        rows: responses in it.
+        shard: file name.
+        rows: number of responses.
         size: bytes.
-        sha256: of the file.
-        seconds: that its responses took to generate; 0 where nobody knows.
-        entries: which responses, in the order of the rows; of type ``ENTRY``.
+        sha256: hash of the file.
+        seconds: time to generate the responses; 0 if unknown.
+        entries: responses in the order of the rows, as an array of type ``ENTRY``.
     """
 
     shard: str
@@ -44,32 +45,17 @@ class Line:
 
 
 def content_number(content: Sequence[str]) -> np.ndarray:
-    """Content hashes (16 hexadecimal digits) as unsigned 64-bit numbers."""
+    """Convert content hashes (16 hexadecimal digits each) to unsigned 64-bit integers."""
     return np.frombuffer(bytes.fromhex("".join(content)), ">u8").astype(np.uint64)
 
 
-def distinct(numbers: np.ndarray) -> np.ndarray:
-    """Each number once, ascending; a sort, as NumPy's own ``unique`` takes many times longer for millions."""
-    ordered = np.sort(numbers)
-    return ordered[np.r_[True, ordered[1:] != ordered[:-1]]] if len(ordered) else ordered
-
-
 def entries_of(content: Sequence[str], index: Sequence[int]) -> np.ndarray:
-    """The entries of rows that are sorted by index within each question, a question's rows side by side.
-
-    Args:
-        content: of each row.
-        index: of each row.
-
-    Returns:
-        ``(questions with their blocks,)`` of type ``ENTRY``.
-    """
+    """Return the entries, of type ``ENTRY``, of rows sorted by question and response index."""
     numbers, indices = content_number(content), np.asarray(index, dtype=np.int64)
     blocks = indices // 64
     if not len(numbers):
         return np.zeros(0, ENTRY)
-    new = np.r_[True, (numbers[1:] != numbers[:-1]) | (blocks[1:] != blocks[:-1])]
-    starts = new.nonzero()[0]
+    starts = _starts(numbers, blocks)
     entries = np.zeros(len(starts), ENTRY)
     entries["content"], entries["block"] = numbers[starts], blocks[starts]
     entries["mask"] = np.bitwise_or.reduceat(np.uint64(1) << (indices % 64).astype(np.uint64), starts)
@@ -77,11 +63,7 @@ def entries_of(content: Sequence[str], index: Sequence[int]) -> np.ndarray:
 
 
 def append(path: Path, line: Line) -> None:
-    """Add a line and flush it to disk; the shard must be there already.
-
-    Raises:
-        OSError: the disk is full; the store is as it was.
-    """
+    """Append a line and flush it to disk; on an ``OSError`` (disk full) the manifest is unchanged."""
     about = {name: getattr(line, name) for name in ("shard", "rows", "size", "sha256", "seconds")}
     about["entries"] = base64.b64encode(line.entries.tobytes()).decode()
     data = (json.dumps(about) + "\n").encode()
@@ -89,7 +71,7 @@ def append(path: Path, line: Line) -> None:
         end = file.seek(0, os.SEEK_END)
         if end:
             file.seek(end - 1)
-            if file.read(1) != b"\n":  # a torn line; ours begins on the next
+            if file.read(1) != b"\n":  # an incomplete last line: start a new one
                 data = b"\n" + data
         try:
             file.write(data)
@@ -101,7 +83,7 @@ def append(path: Path, line: Line) -> None:
 
 
 def read(path: Path) -> list[Line]:
-    """All whole lines of a manifest; none if there is no such file."""
+    """Return all complete lines of a manifest; none if the file does not exist."""
     lines: list[Line] = []
     if not path.is_file():
         return lines
@@ -117,11 +99,7 @@ def read(path: Path) -> list[Line]:
 
 
 class Held:
-    """Which responses some shards hold together, searchable by question.
-
-    Args:
-        lines: of those shards.
-    """
+    """Index of the responses in several shards, searchable by question."""
 
     def __init__(self, lines: Iterable[Line]) -> None:
         self.lines = list(lines)
@@ -136,75 +114,54 @@ class Held:
         self._entries, self._shard, self._row = entries[order], shard[order], row[order]
         self._content = np.ascontiguousarray(self._entries["content"])
 
-    def indices(self, content: Sequence[str]) -> list[set[int]]:
-        """The indices of the responses that are there, for each of some questions."""
+    def _spans(self, content: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Return where each question's entries begin and end."""
         numbers = content_number(content)
-        left = np.searchsorted(self._content, numbers, "left")
-        right = np.searchsorted(self._content, numbers, "right")
-        found = []
-        for start, end in zip(left.tolist(), right.tolist(), strict=True):
-            there: set[int] = set()
-            for entry in self._entries[start:end]:
-                there |= _indices(entry)
-            found.append(there)
-        return found
+        return np.searchsorted(self._content, numbers), np.searchsorted(self._content, numbers, "right")
+
+    def indices(self, content: Sequence[str]) -> list[set[int]]:
+        """Return the indices of the stored responses of each question."""
+        return [
+            {index for entry in self._entries[left:right] for index in _indices(entry)}
+            for left, right in zip(*self._spans(content), strict=True)
+        ]
 
     def covers(self, entries: np.ndarray) -> bool:
-        """Whether all responses of some entries, of type ``ENTRY``, are there."""
+        """Return whether all responses of the entries, of type ``ENTRY``, are stored."""
         there = self.indices([f"{number:016x}" for number in entries["content"].tolist()])
         return all(_indices(entry) <= indices for entry, indices in zip(entries, there, strict=True))
 
     def count(self, content: np.ndarray, n: int) -> int:
-        """How many of the first ``n`` responses of some questions are there.
-
-        Args:
-            content: questions as numbers, see :func:`content_number`; each counts once.
-            n: responses a question.
-        """
-        block = self._entries["block"].astype(np.int64)
-        full = np.clip(n - 64 * block, 0, 64)
-        # A shift by 64 is not defined, so the last bit is set apart.
-        below = np.where(
-            full == 64,
-            np.uint64(2**64 - 1),
-            (np.uint64(1) << np.minimum(full, 63).astype(np.uint64)) - np.uint64(1),
-        )
+        """Count the stored responses with an index below ``n``; duplicate questions count once."""
+        if not len(content):
+            return 0
         wanted = np.sort(content)
         place = np.searchsorted(wanted, self._content)
-        asked = wanted[np.minimum(place, len(wanted) - 1)] == self._content if len(wanted) else block < 0
-        keep = asked & (below > 0)
-        masks = (self._entries["mask"] & below)[keep]
-        if not len(masks):
-            return 0
-        # Two writers may both have made a response; it counts once.
-        names, blocks = self._content[keep], block[keep]
-        if len(names) > 1 and (names[1:] == names[:-1]).any():
-            order = np.lexsort((blocks, names))
-            names, blocks, masks = names[order], blocks[order], masks[order]
-            new = np.r_[True, (names[1:] != names[:-1]) | (blocks[1:] != blocks[:-1])]
-            masks = np.bitwise_or.reduceat(masks, new.nonzero()[0])
+        first = 64 * self._entries["block"].astype(np.int64)
+        keep = (first < n) & (wanted[np.minimum(place, len(wanted) - 1)] == self._content)
+        names, first = self._content[keep], first[keep]
+        beyond = np.clip(64 - (n - first), 0, 63).astype(np.uint64)  # bits of responses from n on
+        masks = self._entries["mask"][keep] & (ALL >> beyond)
+        # Two processes may have written the same response; it counts once.
+        if (names[1:] == names[:-1]).any():
+            order = np.lexsort((first, names))
+            masks = np.bitwise_or.reduceat(masks[order], _starts(names[order], first[order]))
         return int(np.bitwise_count(masks).sum())
 
     def rows(self, content: Sequence[str]) -> dict[str, np.ndarray]:
-        """In which rows of which shards the responses of some questions are, by file name."""
-        numbers = np.sort(content_number(content))
-        left = np.searchsorted(self._content, numbers, "left")
-        right = np.searchsorted(self._content, numbers, "right")
-        counts = right - left
-        where = (
-            np.repeat(left, counts) + np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-        )
-        shards, starts = self._shard[where], self._row[where]
-        lengths = np.bitwise_count(self._entries["mask"][where])
-        found: dict[str, np.ndarray] = {}
-        for number in np.unique(shards).tolist():
-            of_shard = shards == number
-            ranges = [
-                np.arange(start, start + length)
-                for start, length in zip(starts[of_shard].tolist(), lengths[of_shard].tolist(), strict=True)
-            ]
-            found[self.lines[number].shard] = np.sort(np.concatenate(ranges))
-        return found
+        """Return the rows that hold the questions' responses, ascending, by shard file name."""
+        found: dict[str, list[np.ndarray]] = {}
+        for left, right in zip(*self._spans(content), strict=True):
+            for place in range(left, right):
+                start, mask = self._row[place], self._entries["mask"][place]
+                rows = np.arange(start, start + int(mask).bit_count())
+                found.setdefault(self.lines[self._shard[place]].shard, []).append(rows)
+        return {shard: np.sort(np.concatenate(rows)) for shard, rows in found.items()}
+
+
+def _starts(numbers: np.ndarray, blocks: np.ndarray) -> np.ndarray:
+    """Return where a new (number, block) pair begins."""
+    return np.r_[True, (numbers[1:] != numbers[:-1]) | (blocks[1:] != blocks[:-1])].nonzero()[0]
 
 
 def _indices(entry: np.void) -> set[int]:

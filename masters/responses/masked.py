@@ -1,4 +1,4 @@
-"""A masked teacher as a folder, for programs that read models from disk only."""
+"""Save a masked teacher as a folder, for programs that read models from disk only."""
 
 from pathlib import Path
 
@@ -8,16 +8,16 @@ from masters.runtime.files import write_folder
 
 
 def save_masked(model: Path, ratio: float, folder: Path, choice: MaskChoice = PAPERS) -> None:
-    """Save a model, masked, so that any program that reads hub models can load it.
+    """Save a masked copy of a model that any program that reads hub models can load.
 
     Args:
-        model: the folder of the model.
-        ratio: share of the weights that are removed; 0 saves a copy.
+        model: folder of the model.
+        ratio: mask ratio; 0 saves an unmasked copy.
         folder: must not exist.
-        choice: of what is removed.
+        choice: which weights are masked.
 
     Raises:
-        ValueError: the ratio is not one, or the folder exists.
+        ValueError: the ratio is out of range, or the folder exists.
     """
     if folder.exists():
         raise ValueError(f"{folder} exists; give the name of a folder that does not")
@@ -28,5 +28,4 @@ def save_masked(model: Path, ratio: float, folder: Path, choice: MaskChoice = PA
         loaded.save_pretrained(target)
         processor.save_pretrained(target)
 
-    folder.parent.mkdir(parents=True, exist_ok=True)
     write_folder(folder, save)

@@ -1,8 +1,7 @@
-"""How one token is drawn: the paper's sampling settings, seeded per response.
+"""Sample one token with the paper's settings, seeded per response.
 
-Every response has random numbers of its own, made from the seed, the question's id and the response's
-index. So a response does not depend on the batch it was generated in, nor on how often a job was
-interrupted.
+The random numbers of a response depend on the seed, the question's id and the response's index only. So a
+response is the same in any batch and after any interruption.
 """
 
 import hashlib
@@ -21,15 +20,14 @@ from transformers import (
 
 from masters.settings import Sampling
 
-SHORT = 1024  # entries of a row, up to which sorting all of it is faster than seeking the largest
+SHORT = 1024  # vocabulary size below which a full sort is faster than top-k on a CPU
 
 
 def processors(sampling: Sampling, banned: Sequence[int]) -> list[LogitsProcessor]:
-    """The warpers of ``transformers``, or equals of them, in the order in which ``generate`` applies them.
+    """Return logits processors equivalent to those of ``transformers.generate``, in the same order.
 
     Args:
-        sampling: temperature, top-p, top-k and repetition penalty.
-        banned: token ids that must never be drawn.
+        banned: token ids that are never sampled.
     """
     chain: list[LogitsProcessor] = [Never(banned)]
     if sampling.repetition_penalty != 1:
@@ -46,86 +44,73 @@ def processors(sampling: Sampling, banned: Sequence[int]) -> list[LogitsProcesso
 
 
 class Never(LogitsProcessor):
-    """Excludes tokens, always.
-
-    Args:
-        banned: their ids.
-    """
+    """Exclude the banned token ids."""
 
     def __init__(self, banned: Sequence[int]) -> None:
         self.banned = torch.tensor(banned, dtype=torch.long)
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        """Scores ``(rows, vocabulary)`` with minus infinity where a token is excluded."""
+        """Set excluded tokens of ``scores``, ``(rows, vocabulary)``, to minus infinity."""
         return scores.index_fill(-1, self.banned.to(scores.device), -torch.inf)  # type: ignore[return-value]
 
 
 class TopKTopP(LogitsProcessor):
-    """Top-k followed by top-p, with the nucleus sought among the k best instead of the whole vocabulary.
-
-    Args:
-        top_k: how many tokens may be drawn.
-        top_p: the smallest set of them with this probability is kept.
-    """
+    """Apply top-k, then top-p, and sort only the k best tokens instead of the whole vocabulary."""
 
     def __init__(self, top_k: int, top_p: float) -> None:
         self.top_k, self.top_p = top_k, top_p
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        """Scores ``(rows, vocabulary)`` with minus infinity where a token is excluded."""
+        """Set excluded tokens of ``scores``, ``(rows, vocabulary)``, to minus infinity."""
         best = _largest(scores, min(self.top_k, scores.shape[-1]))
         kept = best.softmax(-1).cumsum(-1) > 1 - self.top_p
-        kept[:, -1] = True  # the best token stays, whatever rounding does
+        kept[:, -1] = True  # always keep the best token, despite rounding
         lowest = best.masked_fill(~kept, torch.inf).amin(-1, keepdim=True)
         return scores.masked_fill(scores < lowest, -torch.inf)  # type: ignore[return-value]
 
 
 def _largest(scores: Tensor, k: int) -> Tensor:
-    """The k largest of each row, ascending; on a CPU, NumPy sorts a short row in a fraction of the time."""
+    """Return the k largest entries of each row, ascending; NumPy is much faster on short CPU rows."""
     if scores.device.type == "cpu" and scores.shape[-1] < SHORT:
         return torch.from_numpy(np.sort(scores.numpy(), -1)[:, -k:])
     return scores.topk(k).values.flip(-1)
 
 
 def uniforms(seed: int, responses: Sequence[tuple[str, int]], count: int) -> np.ndarray:
-    """The random numbers of some responses, each row a function of the seed and its response alone.
+    """Return uniform random numbers in [0, 1), ``(responses, count)``.
 
     Args:
-        seed: of all.
-        responses: question ids and indices.
-        count: how many numbers each gets; more change no earlier ones.
-
-    Returns:
-        ``(responses, count)`` in [0, 1).
+        responses: question ids and response indices; each row depends on its own pair and the seed only.
+        count: numbers per response; a larger count keeps the earlier numbers.
     """
     digests = b"".join(_digest(seed, question, index, 8 * count) for question, index in responses)
     bits = np.frombuffer(digests, dtype="<u8").reshape(len(responses), count)
-    return (bits >> np.uint64(11)) * 2.0**-53  # as many bits as a float64 keeps
+    return (bits >> np.uint64(11)) * 2.0**-53  # 53 bits, the precision of a float64
 
 
 def response_seed(seed: int, question: str, index: int) -> int:
-    """The seed of one response, for engines that draw themselves: from 0 to 2**31 - 1."""
+    """Return the seed of one response, from 0 to 2**31 - 1, for engines with their own sampler."""
     return int.from_bytes(_digest(seed, question, index, 4), "little") >> 1
 
 
 def _digest(seed: int, question: str, index: int, size: int) -> bytes:
-    # As many bytes as are asked for, as good as random, at a tenth of the cost of setting up a generator.
+    # Pseudo-random bytes for a tenth of the cost of constructing a random generator.
     return hashlib.shake_256(f"{seed}\n{question}\n{index}".encode()).digest(size)
 
 
 def draw(log_probabilities: Tensor, uniform: Tensor) -> Tensor:
-    """Draw a token from each row by inverting its cumulative distribution.
+    """Sample one token per row by inverting its cumulative distribution.
 
     Args:
-        log_probabilities: ``(rows, vocabulary)``, normalised; minus infinity where a token is excluded.
+        log_probabilities: ``(rows, vocabulary)``, normalized; minus infinity at excluded tokens.
         uniform: ``(rows,)`` in [0, 1).
 
     Returns:
-        ``(rows,)`` token ids, never an excluded one.
+        Token ids ``(rows,)``; never an excluded one.
     """
-    # What is normalised already stays so; on a CPU exp is slow where it meets minus infinity.
+    # Softmax leaves normalized rows unchanged; exp is slow at minus infinity on a CPU.
     cumulative = log_probabilities.softmax(-1).cumsum(-1, dtype=torch.float64)
     target = uniform.double() * cumulative[:, -1]
-    # Strictly above the target, so a token of probability 0 is never met.
+    # Strictly above the target, so a token of probability 0 is never sampled.
     drawn = torch.searchsorted(cumulative, target[:, None], right=True)[:, 0]
     return drawn.clamp(max=log_probabilities.shape[-1] - 1)

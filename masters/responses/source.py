@@ -1,4 +1,4 @@
-"""Which model writes responses, or scores them: the one type that names a model, its files and its mask."""
+"""The source of responses or of teacher log-probabilities: a model, its files and its mask."""
 
 import hashlib
 from dataclasses import dataclass
@@ -10,13 +10,13 @@ from masters.masking.choice import PAPERS, MaskChoice
 
 @dataclass(frozen=True)
 class Source:
-    """A saved model, masked at a ratio, as the source of responses or of log-probabilities.
+    """A saved model, masked at a ratio.
 
     Attributes:
-        name: the rung's name in the ladder.
-        folder: where the model is saved.
-        ratio: share of the weights that are removed; 0 is the whole model.
-        choice: which weights are removed; the paper's at ratio 0.
+        name: name of its rung in the ladder.
+        folder: saved model.
+        ratio: mask ratio, the fraction of weights set to zero.
+        choice: which weights are masked; the paper's choice at ratio 0.
     """
 
     name: str
@@ -29,18 +29,18 @@ class Source:
 
     @property
     def title(self) -> str:
-        """The name, with how it is masked where that is not the paper's way."""
+        """Return the name, followed by the mask choice if it is not the paper's."""
         return self.choice.title(self.name)
 
     def weights(self) -> str:
-        """16 hexadecimal digits of the SHA-256 over the model's safetensors files."""
+        """Return 16 hexadecimal digits of the SHA-256 over the model's safetensors files."""
         return _files_hash(tuple(sorted(str(path) for path in self.folder.glob("*.safetensors"))))
 
 
 @lru_cache(maxsize=64)
 def _files_hash(paths: tuple[str, ...]) -> str:
     if not paths:
-        raise ValueError("a model folder without *.safetensors; save the model with save_pretrained")
+        raise ValueError("the model folder has no *.safetensors; save the model with save_pretrained")
     digest = hashlib.sha256()
     for path in paths:
         with open(path, "rb") as file:

@@ -1,22 +1,22 @@
-"""The cache of responses: generated once, kept on disk, never asked for again.
+"""The response cache: responses are generated once and kept on disk.
 
-A store is a folder named by a hash of all that its responses have in common: the weights that wrote them, the
-mask ratio, the tokenizer and chat template, the sampling settings and the seed. A row adds what is left:
-the content of the question and the index of the response. Rows come in Parquet shards that pandas, DuckDB
-and ``datasets`` read as they are, each written to a temporary name, flushed to disk, renamed and only then
-listed in the manifest. So a kill loses at most the batch under way, and two processes may write at once.
-Verdicts stand beside the shard in a file that carries the judge's name: another judge needs no new responses.
+A store is a folder named by a hash of what its responses share: model weights, mask ratio, tokenizer and chat
+template, sampling settings and seed. A row adds the content hash of the question and the response index. Rows
+are kept in Parquet shards that pandas, DuckDB and ``datasets`` can read. A shard is written to a temporary
+name, flushed to disk, renamed and only then listed in the manifest. So a kill loses at most the current
+batch, and several processes may write at once. Verdicts are kept beside the shard in a file that carries the
+judge's name, so another judge needs no new responses.
 """
 
 import hashlib
 import io
 import json
-import os
 import re
 import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -26,7 +26,7 @@ from pydantic import Field
 
 from masters.judges import Judge
 from masters.responses.engines import Response
-from masters.responses.manifest import Held, Line, append, content_number, distinct, entries_of, read
+from masters.responses.manifest import Held, Line, append, content_number, entries_of, read
 from masters.runtime.files import cache_dir, hash_of, write_atomic
 from masters.settings import Sampling, Strict
 
@@ -55,12 +55,12 @@ SCHEMA = pa.schema(
         ("engine", pa.string()),
     ]
 )
-# What all rows of a store have in common, written into each of them for readers of the bare files.
+# Equal in all rows of a store; repeated in each row for readers of single shards.
 SHARED = ("source", "weights", "ratio", "seed", "sampling", "engine")
 
 
 class StoreSpec(Strict):
-    """What all responses of a store have in common."""
+    """What all responses of a store share; its hash names the store."""
 
     weights: str
     ratio: float
@@ -68,21 +68,21 @@ class StoreSpec(Strict):
     sampling: Sampling
     seed: int | None
     engine: str = "transformers"
-    # Left out where it is the paper's, which is what stores hold that know nothing of it.
+    # Left out for the paper's mask, so the keys of older stores stay valid.
     choice: dict[str, str] = Field(default_factory=dict, exclude_if=lambda choice: not choice)
     version: int = VERSION
 
 
 @dataclass(frozen=True)
 class Status:
-    """What a store has of the responses that are wanted.
+    """Stored and missing responses.
 
     Attributes:
-        there: responses that need not be generated.
-        missing: those that do.
+        there: stored responses among those wanted.
+        missing: responses still to generate.
         size: bytes of the whole store.
-        missing_size: bytes that the missing ones will take, as the stored ones did; None without any.
-        missing_seconds: the same for the time.
+        missing_size: estimated bytes of the missing responses; None if the store is empty.
+        missing_seconds: estimated seconds to generate them; None if no stored response was timed.
     """
 
     there: int
@@ -94,7 +94,7 @@ class Status:
 
 @dataclass(frozen=True)
 class Damage:
-    """A shard that cannot be trusted: where, why, and how many responses of how many questions it held."""
+    """A damaged shard: its path, the reason, and how many responses and questions it held, if known."""
 
     path: Path
     reason: str
@@ -103,9 +103,9 @@ class Damage:
 
 
 def mark(text: str, finish: str) -> str:
-    """What is wrong with a generation: ``empty``, ``truncated``, ``repetitive``, or nothing.
+    """Return what is wrong with a response: ``empty``, ``truncated``, ``repetitive`` or nothing.
 
-    Repetitive: it ends in the same words three times over or more.
+    A repetitive response ends in at least three repetitions of the same words.
     """
     words = text.split()
     if not words:
@@ -120,10 +120,10 @@ class ResponseStore:
     """The responses of one source under one setting.
 
     Args:
-        spec: what they have in common; its hash names the folder.
+        spec: what the responses share.
         source: name of the model, for the column of that name.
-        promise: what a response depends on, as its engine says; see :mod:`masters.responses.engines`.
-        root: the folder of all stores; that of the cache when None.
+        promise: which determinism the engine guarantees, see :class:`masters.responses.engines.Engine`.
+        root: folder of all stores; default: in the cache.
     """
 
     def __init__(
@@ -136,26 +136,26 @@ class ResponseStore:
         self.manifest = self.folder / "manifest.jsonl"
 
     def shards(self) -> list[Path]:
-        """The shards that are there."""
+        """Return the paths of the stored shards."""
         return sorted(self.folder.glob("part-*.parquet"))
 
     def append(self, responses: Iterable[Response], questions: pd.DataFrame, seconds: float = 0.0) -> Path:
-        """Add one shard; it is there as a whole or not at all.
+        """Write one shard; a kill leaves either the whole shard or nothing.
 
         Args:
-            responses: what a model wrote.
             questions: indexed by id, with the columns content, question and answer.
-            seconds: that they took to generate.
+            seconds: time to generate the responses.
 
         Raises:
-            OSError: the disk is full; the store holds what it held, or the whole shard as well.
+            OSError: the disk is full; earlier shards are unchanged.
         """
         if not (self.folder / "spec.json").is_file():
-            write_atomic(self.folder / "spec.json", self._about())
+            about = {"source": self.source, "promise": self.promise, **self.spec.model_dump(mode="json")}
+            write_atomic(self.folder / "spec.json", json.dumps(about, indent=2))
         content_of = questions["content"]
         batch = sorted(responses, key=lambda response: (content_of[response.question], response.index))
-        about = questions.loc[[response.question for response in batch]]
-        content = about["content"].tolist()
+        table = questions.loc[[response.question for response in batch]]
+        content = table["content"].tolist()
         sampling = self.spec.sampling.model_dump_json()
         same = {"source": self.source, **self.spec.model_dump(include={"weights", "ratio", "seed"})}
         same |= {"sampling": sampling, "engine": self.spec.engine}
@@ -169,7 +169,7 @@ class ResponseStore:
                 "label": label,
                 "mark": mark(r.text, r.finish),
             }
-            for r, what, asked, label in zip(batch, content, about["question"], about["answer"], strict=True)
+            for r, what, asked, label in zip(batch, content, table["question"], table["answer"], strict=True)
         ]
         path = self.folder / f"part-{uuid.uuid4().hex[:12]}.parquet"
         data = _parquet(pa.Table.from_pylist(rows, schema=SCHEMA))
@@ -177,73 +177,49 @@ class ResponseStore:
         self._list(path, data, content, [r.index for r in batch], seconds)
         return path
 
-    def _list(
-        self, path: Path, data: bytes, content: Sequence[str], index: Sequence[int], seconds: float
-    ) -> Line:
-        """Enter a shard that is on disk into the manifest."""
+    def _list(self, path: Path, data: bytes, content: Any, index: Any, seconds: float) -> Line:
+        """List a shard that is on disk in the manifest."""
         digest = hashlib.sha256(data).hexdigest()
         line = Line(path.name, len(content), len(data), digest, seconds, entries_of(content, index))
         append(self.manifest, line)
         return line
 
     def held(self) -> Held:
-        """Which responses are there, from the manifest; shards that it lost are listed in it anew.
+        """Index the stored responses from the manifest; list shards that are missing in it again.
 
         Raises:
-            ValueError: a shard is not as it was written; the message names it and says what to do.
+            ValueError: a shard is damaged; the message names it and says what to do.
         """
-        sizes = {}
-        if self.folder.is_dir():
-            with os.scandir(self.folder) as files:
-                sizes = {
-                    file.name: file.stat().st_size
-                    for file in files
-                    if re.match(r"part-\w+\.parquet$", file.name)
-                }
+        sizes = {path.name: path.stat().st_size for path in self.shards()}
         lines = {line.shard: line for line in read(self.manifest) if line.shard in sizes}
         for name, size in sizes.items():
             if name not in lines:
                 path = self.folder / name
                 frame = _read(path, ["content", "index"])
-                content, index = frame["content"].tolist(), frame["index"].tolist()
-                lines[name] = self._list(path, path.read_bytes(), content, index, 0.0)
+                lines[name] = self._list(path, path.read_bytes(), frame["content"], frame["index"], 0.0)
             elif lines[name].size != size:
                 raise _damaged(self.folder / name, f"{size} bytes, not {lines[name].size}")
         return Held(lines[name] for name in sorted(lines))
 
     def status(self, content: Sequence[str], n: int) -> Status:
-        """What is there and what is missing of the first ``n`` responses to some questions.
-
-        Args:
-            content: of the questions.
-            n: responses a question.
-        """
+        """Count what is stored and what is missing of ``n`` responses per question; duplicates count once."""
         held = self.held()
-        numbers = distinct(content_number(content))
-        there = held.count(numbers, n)
-        missing = n * len(numbers) - there
+        there = held.count(content_number(content), n)
+        missing = n * len(set(content)) - there
         size = sum(line.size for line in held.lines)
         rows = sum(line.rows for line in held.lines)
-        timed = [line for line in held.lines if line.seconds]
-        rate = sum(line.seconds for line in timed) / sum(line.rows for line in timed) if timed else None
-        return Status(
-            there,
-            missing,
-            size,
-            missing * size / rows if rows else None,
-            None if rate is None else missing * rate,
-        )
+        timed = sum(line.rows for line in held.lines if line.seconds)
+        seconds = missing * sum(line.seconds for line in held.lines) / timed if timed else None
+        return Status(there, missing, size, missing * size / rows if rows else None, seconds)
 
     def read(
         self, content: Iterable[str], below: int, judge: Judge | None = None, held: Held | None = None
     ) -> pd.DataFrame:
-        """The responses to some questions, indices 0 to ``below`` - 1, one row each.
+        """Return the responses with an index below ``below``, one row per response.
 
         Args:
-            content: of the questions.
-            below: responses a question.
-            judge: whose verdicts go into the column ``correct``: 1, 0 or None; judged where they are missing.
-            held: what an earlier call of :meth:`held` gave, for many small reads; None opens the store anew.
+            judge: fills the column ``correct`` with 1, 0 or None; unjudged shards are judged first.
+            held: result of an earlier :meth:`held`, for many small reads; None reads the manifest again.
 
         Raises:
             ValueError: a shard is damaged; the message names it and says what to do.
@@ -251,20 +227,19 @@ class ResponseStore:
         frames = []
         for name, rows in (held or self.held()).rows(sorted(set(content))).items():
             path = self.folder / name
-            frame = _read_rows(path, rows)
+            frame = _read(path).iloc[rows]
             if judge is not None:
                 frame["correct"] = self._verdicts(path, judge).to_numpy()[rows]
             frames.append(frame[frame["index"] < below])
         if not frames:
             return SCHEMA.empty_table().to_pandas().assign(correct=None)
-        # Two writers may both have made a response: they are the same.
+        # Two processes may have written the same response: keep one.
         return pd.concat(frames, ignore_index=True).drop_duplicates(["content", "index"])
 
     def verify(self) -> list[Damage]:
-        """Read every byte of the store and compare it with the manifest.
+        """Compare every byte of the store with the manifest and return the damaged shards.
 
-        Returns:
-            The damaged shards; deleting them and asking again makes their responses anew.
+        After they are deleted, the next run generates their responses again.
         """
         lines = {line.shard: line for line in read(self.manifest)}
         there = {path.name: path for path in self.shards()}
@@ -275,14 +250,14 @@ class ResponseStore:
         ]
         held = Held(line for name, line in lines.items() if name in there)
         damaged += [
-            Damage(self.folder / name, "it is gone", *_counts(line))
+            Damage(self.folder / name, "it is missing", *_counts(line))
             for name, line in lines.items()
-            if name not in there and not held.covers(line.entries)  # not made again since
+            if name not in there and not held.covers(line.entries)  # and not generated again since
         ]
         return damaged
 
     def _verdicts(self, path: Path, judge: Judge) -> pd.Series:
-        """The verdicts of a judge on all rows of a shard, in their order; a shard is judged once."""
+        """Return the verdicts on all rows of a shard, in order; judge the shard if needed."""
         beside = path.with_name(f"{path.stem}.{re.sub(r'[^A-Za-z0-9.-]', '_', judge.name)}.verdicts")
         if not beside.is_file():
             frame = _read(path, ["key", "asked", "label", "text"])
@@ -297,10 +272,6 @@ class ResponseStore:
             write_atomic(beside, _parquet(table))
         return _read(beside)["verdict"]
 
-    def _about(self) -> str:
-        spec = self.spec.model_dump(mode="json")
-        return json.dumps({"source": self.source, "promise": self.promise, **spec}, indent=2)
-
 
 def _parquet(table: pa.Table) -> bytes:
     buffer = io.BytesIO()
@@ -309,12 +280,12 @@ def _parquet(table: pa.Table) -> bytes:
 
 
 def _counts(line: Line | None) -> tuple[int | None, int | None]:
-    """How many responses of how many questions a shard holds, if anyone knows."""
+    """Return how many responses and questions a shard holds; None if it is not in the manifest."""
     return (None, None) if line is None else (line.rows, len(np.unique(line.entries["content"])))
 
 
 def _fault(path: Path, line: Line | None) -> str:
-    """What is wrong with a shard, or nothing; one that is not listed must at least be readable."""
+    """Return what is wrong with a shard, or ""; an unlisted shard only has to be readable."""
     if line is None:
         try:
             pq.read_table(path, page_checksum_verification=True)
@@ -324,7 +295,7 @@ def _fault(path: Path, line: Line | None) -> str:
     if path.stat().st_size != line.size:
         return f"{path.stat().st_size} bytes, not {line.size}"
     same = hashlib.sha256(path.read_bytes()).hexdigest() == line.sha256
-    return "" if same else "its bytes are not those that were written"
+    return "" if same else "its bytes differ from those written"
 
 
 def _reason(error: Exception) -> str:
@@ -332,38 +303,26 @@ def _reason(error: Exception) -> str:
 
 
 def _damaged(path: Path, reason: str) -> ValueError:
-    return ValueError(f"{path} is damaged ({reason}); delete it and run again: only its rows are made again")
+    return ValueError(
+        f"{path} is damaged ({reason}); delete it and run again: only its responses are generated again"
+    )
 
 
 def _read(path: Path, columns: list[str] | None = None) -> pd.DataFrame:
     try:
-        frame = pq.read_table(path, columns=columns, page_checksum_verification=True).to_pandas()
+        frame: pd.DataFrame = pq.read_table(
+            path, columns=columns, page_checksum_verification=True
+        ).to_pandas()
     except (OSError, pa.ArrowException) as error:
         raise _damaged(path, _reason(error)) from None
-    assert isinstance(frame, pd.DataFrame)
-    return frame
-
-
-def _read_rows(path: Path, rows: np.ndarray) -> pd.DataFrame:
-    """Some rows of a shard; only the row groups that hold them are read."""
-    try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
-            starts = np.cumsum([0, *sizes])
-            needed = np.unique(np.searchsorted(starts, rows, "right") - 1).tolist()
-            kept = np.concatenate([np.arange(starts[i], starts[i + 1]) for i in needed])
-            frame = file.read_row_groups(needed).take(np.searchsorted(kept, rows)).to_pandas()
-    except (OSError, pa.ArrowException) as error:
-        raise _damaged(path, _reason(error)) from None
-    assert isinstance(frame, pd.DataFrame)
     return frame
 
 
 def all_stores() -> list[ResponseStore]:
-    """Return every store in the cache, of whatever profile; stores of an older version are left out.
+    """Return every store of this version in the cache.
 
     Raises:
-        ValueError: the description of a store is damaged; the message names it.
+        ValueError: the ``spec.json`` of a store is damaged; the message names it.
     """
     stores = []
     for path in sorted((cache_dir() / "responses").glob("*/spec.json")):

@@ -1,22 +1,18 @@
-"""What a model would have said at every token of cached responses: its log-probabilities, kept on disk.
+"""Teacher and reference log-probabilities on stored responses, computed once and kept on disk.
 
-Responses do not change during training, and neither does a teacher at a given mask ratio. So its whole
-next-token distribution at every response token (the P_T of Eq. 4 and 5) is computed once for all runs
-that share it, and so is the reference model's. Kept as float16, whose error in a log-probability is at most
-0.004 down to minus 16. A whole distribution takes two bytes an entry of the vocabulary; for a large one
-only the k largest are kept, with the mass of the rest, see :mod:`masters.objective.topk`.
+Neither the responses nor a teacher at a given mask ratio change during training. So the teacher's next-token
+distribution at every response token (P_T of Eq. 4 and 5), and the reference model's, is computed once for all
+runs that share it. It is stored as float16: the error of a log-probability is at most 0.004 nats down to
+-16 nats, and a distribution takes two bytes per vocabulary entry. For a large vocabulary only the k largest
+entries and the mass of the rest are stored, see :mod:`masters.objective.topk`.
 """
 
-import os
-import shutil
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from filelock import FileLock
 
 from masters.data.questions import Questions, Ragged
 from masters.models.compatibility import reads_packed
@@ -25,19 +21,19 @@ from masters.models.packing import pack, response_projection
 from masters.objective.logits import chunks, dense, select
 from masters.objective.topk import Packed, bytes_per_token, encode
 from masters.responses.source import Source
-from masters.runtime.files import cache_dir, hash_of
+from masters.runtime.files import cache_dir, hash_of, write_folder_once
 from masters.runtime.progress import report
 
 VERSION = 2
-BATCH = 16
+BATCH = 16  # questions per forward pass
 SECONDS = "seconds.txt"
 
 
 class TopK:
-    """Packed distributions of responses in a file, mapped into memory.
+    """Top-k distributions of responses, mapped from disk.
 
     Args:
-        folder: where the packed rows, ``topk.npy`` and ``topk.offsets.npy``, and ``topk.shape.npy`` are.
+        folder: holds the packed rows, ``topk.npy`` and ``topk.offsets.npy``, and ``topk.shape.npy``.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -60,20 +56,17 @@ def distributions(
     vocabulary: int | None = None,
     root: Path | None = None,
 ) -> Ragged | TopK:
-    """Log-probabilities of a model over its vocabulary at each token of some responses.
+    """Return a model's log-probabilities over its vocabulary at each token of the responses, in nats.
 
     Args:
-        scorer: the model with its mask.
-        questions: what the responses answer.
         wanted: indices of the questions.
-        groups: for each of them, the token ids of its responses; the same number for all.
-        top_k: how many entries of each distribution to keep; None keeps it whole.
-        vocabulary: tokens that the tokenizer has; rows of the output head beyond them take no part. None
-            keeps them.
-        root: where they are kept; in the cache when None.
+        groups: token ids of each question's responses; the same number for all questions.
+        top_k: entries to keep per distribution; None keeps all.
+        vocabulary: tokens in the tokenizer; rows of the output head beyond them are dropped. None keeps them.
+        root: folder of the stored distributions; default: in the cache.
 
     Returns:
-        An array ``(tokens, vocabulary)`` for each response, in order, mapped from disk.
+        One array ``(tokens, vocabulary)`` per response, in order, mapped from disk.
     """
     text = np.concatenate([tokens for group in groups for tokens in group]).astype(np.int32)
     lengths = np.array([len(tokens) for group in groups for tokens in group], dtype=np.int32)
@@ -83,22 +76,18 @@ def distributions(
     if choice := scorer.choice.key():
         what.append(choice)
     folder = (root or cache_dir() / "distributions") / hash_of(what)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):
-        if not folder.is_dir():
-            temporary = Path(tempfile.mkdtemp(dir=folder.parent))
-            try:
-                start = time.perf_counter()
-                _score(scorer, questions, wanted, groups, lengths, top_k, vocabulary, temporary)
-                (temporary / SECONDS).write_text(str(time.perf_counter() - start))
-                os.replace(temporary, folder)
-            finally:
-                shutil.rmtree(temporary, ignore_errors=True)
+
+    def save(target: Path) -> None:
+        start = time.perf_counter()
+        _score(scorer, questions, wanted, groups, lengths, top_k, vocabulary, target)
+        (target / SECONDS).write_text(str(time.perf_counter() - start))
+
+    write_folder_once(folder, save)
     return Ragged(folder, "logprobs") if top_k is None else TopK(folder)
 
 
 def seconds(scored: Ragged | TopK) -> float:
-    """How long the scoring took that made these distributions, loading the model included."""
+    """Return how long computing these distributions took, in seconds, including loading the model."""
     return float((scored.folder / SECONDS).read_text())
 
 
@@ -118,13 +107,11 @@ def _score(
         scorer.choice.mask(model).apply(scorer.ratio)
     together = reads_packed(model, questions)
     vocabulary = vocabulary or model.get_output_embeddings().weight.shape[0]
-    name = "logprobs" if top_k is None else "topk"
-    np.save(folder / f"{name}.offsets.npy", np.cumsum([0, *lengths]))
-    width, kind = (
-        (vocabulary, np.float16) if top_k is None else (bytes_per_token(vocabulary, top_k), np.uint8)
-    )
+    name, width, kind = "logprobs", vocabulary, "float16"
     if top_k is not None:
+        name, width, kind = "topk", bytes_per_token(vocabulary, top_k), "uint8"
         np.save(folder / "topk.shape.npy", [vocabulary, top_k])
+    np.save(folder / f"{name}.offsets.npy", np.cumsum([0, *lengths]))
     shape = (int(lengths.sum()), width)
     kept = np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=kind, shape=shape)
     what = f"scoring responses with {scorer.title}"

@@ -1,1 +1,1 @@
-"""What every other room may use: files, processes, progress, provenance. It knows nothing of the method."""
+"""Files, processes, progress, servers and provenance; independent of the method."""

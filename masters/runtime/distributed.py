@@ -1,14 +1,14 @@
 """One run on several processes: torchrun (DDP), FSDP2 and DeepSpeed ZeRO-3, through ``transformers.Trainer``.
 
-The idea: the mean over all responses of a global batch is ``sum_r (n_r / N) * mean_r`` with n_r of N
-responses (or tokens) on rank r. A wrapper averages the gradients of the ranks, so each rank's mean is
-multiplied by ``world * n_r / N``; then any number of processes takes the step of one.
+The mean over all responses of a global batch is ``sum_r (n_r / N) * mean_r``, with n_r of N responses (or
+tokens) on rank r. A wrapper averages gradients over ranks, so each rank's mean is multiplied by
+``world * n_r / N``; then any number of processes takes the same step as one.
 
-Wrappers do their part (DDP: averages gradients; FSDP2 and ZeRO-3: gather weights) around the ``forward`` of
-a model. The loss takes the model apart, hidden states first and the output head where a response is
-predicted, so the whole loss is run in the place of that forward.
+A wrapper hooks into the model's ``forward``: DDP averages gradients, FSDP2 and ZeRO-3 gather weights. The
+loss calls the model's submodules directly: hidden states first, then the output head where a response is
+predicted. So the whole loss runs in place of that forward.
 
-All ranks must see one file system: rank 0 generates, evaluates and writes, the others read and wait.
+All ranks need one shared file system: rank 0 generates, evaluates and writes; the others read and wait.
 """
 
 import os
@@ -27,17 +27,17 @@ LAUNCH = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", 
 
 
 def rank() -> int:
-    """Number of this process among those that torchrun or ``accelerate launch`` started; 0 without them."""
+    """Return the rank of this process under torchrun or ``accelerate launch``; 0 otherwise."""
     return int(os.environ.get("RANK", 0))
 
 
 def world_size() -> int:
-    """How many processes share the run."""
+    """Return the number of processes of the run."""
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
 def asked_for() -> str | None:
-    """``FSDP`` or ``DEEPSPEED`` where a launch file asks for a student in shards, None for a whole one."""
+    """Return ``FSDP`` or ``DEEPSPEED`` if the launch file shards the student, else None."""
     for kind in ("FSDP", "DEEPSPEED"):
         if os.environ.get(f"ACCELERATE_USE_{kind}", "false").lower() == "true":
             return kind
@@ -45,12 +45,12 @@ def asked_for() -> str | None:
 
 
 def needs_cpu() -> bool:
-    """Whether accelerate must be told to use the CPU: it runs one process a rank, each alone, otherwise."""
+    """Return whether accelerate needs ``use_cpu``; without it, each rank would train alone."""
     return world_size() > 1 and not torch.accelerator.is_available() and asked_for() != "DEEPSPEED"
 
 
 def begin() -> None:
-    """Meet the other processes, before the first :func:`wait`; nothing to do for one alone."""
+    """Join the process group, before the first :func:`wait`; do nothing in a single process."""
     if world_size() == 1 or dist.is_initialized():
         return
     if torch.cuda.is_available():
@@ -62,20 +62,20 @@ def begin() -> None:
 
 
 def end() -> None:
-    """Part from the other processes."""
+    """Leave the process group."""
     if dist.is_initialized():
         _patient.cache_clear()
         dist.destroy_process_group()
 
 
 def wait() -> None:
-    """Until every rank is here: for days, as rank 0 may be generating responses meanwhile."""
+    """Wait for every rank, up to 7 days, because rank 0 may generate responses first."""
     if world_size() > 1:
         dist.barrier(group=_patient())
 
 
 def from_main(make: Callable[[], Any]) -> Any:
-    """What rank 0 makes, on every rank."""
+    """Return the result of ``make`` on rank 0, on every rank."""
     if world_size() == 1:
         return make()
     held: list[Any] = [make() if rank() == 0 else None]
@@ -84,7 +84,7 @@ def from_main(make: Callable[[], Any]) -> Any:
 
 
 def gathered(value: Any) -> list[Any]:
-    """A value of each rank, in their order, on every rank."""
+    """Return the values of all ranks, in order, on every rank."""
     if world_size() == 1:
         return [value]
     values: list[Any] = [None] * world_size()
@@ -93,67 +93,67 @@ def gathered(value: Any) -> list[Any]:
 
 
 def check_launched(num_processes: int, kind: str) -> None:
-    """Refuse a run that accelerate started otherwise than it was asked to, which it does without a word.
+    """Refuse a run if accelerate silently uses another setup than the launch requested.
 
     Args:
-        num_processes: that accelerate works with.
-        kind: its distributed type, such as ``MULTI_GPU`` or ``FSDP``.
+        num_processes: accelerate's number of processes.
+        kind: accelerate's distributed type, such as ``MULTI_GPU`` or ``FSDP``.
 
     Raises:
-        ValueError: one line says what to do.
+        ValueError: the number of processes or the type differs.
     """
     if num_processes != world_size():
         raise ValueError(
-            f"{world_size()} processes were started and accelerate works with {num_processes}: "
+            f"{world_size()} processes were started but accelerate uses {num_processes}; "
             "start them with torchrun, and on a CPU without `accelerate launch`"
         )
     wanted = asked_for()
     if wanted and kind != wanted:
         raise ValueError(
-            f"the launch file asks for {wanted} and accelerate made it {kind}: weights are sharded on "
+            f"the launch file sets {wanted} but accelerate uses {kind}, because weights are sharded on "
             "accelerators only; on a CPU use torchrun without a launch file"
         )
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether this process holds only a part of a model's weights (FSDP2, ZeRO-3)."""
+    """Return whether this process holds only shards of the model's weights (FSDP2, ZeRO-3)."""
     return any(in_pieces(weight) for weight in model.parameters())
 
 
 def in_pieces(weight: Tensor) -> bool:
-    """Whether a weight is spread over processes, and whole only while its module computes."""
+    """Return whether a weight is sharded over processes."""
     return isinstance(weight, DTensor) or hasattr(weight, "ds_id")
 
 
 @torch.no_grad()
 def load_whole(model: nn.Module, weights: dict[str, Tensor]) -> None:
-    """Put weights that were gathered from shards into a whole model.
+    """Load weights gathered from shards into an unsharded model.
 
     Raises:
-        ValueError: some are missing, or there are others; a weight that layers share may be named once.
+        ValueError: weights are missing or unknown; a weight shared by layers may be given once.
     """
     own = model.state_dict()
     loaded = {own[name].data_ptr() for name in weights.keys() & own.keys()}
     missing = [name for name, parameter in model.named_parameters() if parameter.data_ptr() not in loaded]
     if missing or weights.keys() - own.keys():
         other = sorted(weights.keys() - own.keys())
-        raise ValueError(f"gathered weights are not those of the model: without {missing}, with {other}")
+        raise ValueError(f"gathered weights do not match the model: missing {missing}, unknown {other}")
     model.load_state_dict(weights, strict=False)
 
 
 def name_layers(model: nn.Module) -> None:
-    """Tell accelerate which layers FSDP2 takes as a unit: those of the model's list that the model has.
+    """Set the layer classes that FSDP2 wraps: those of the model's list that exist in the model.
 
-    Left to itself it refuses a model whose list names more than the model has, as that of LLaVA does.
+    By default accelerate refuses a list with classes that the model lacks, such as that of LLaVA.
     """
     if wanted := _units(model):
         os.environ.setdefault("FSDP_TRANSFORMER_CLS_TO_WRAP", ",".join(sorted(wanted)))
 
 
 def shard(model: nn.Module) -> None:
-    """Spread the weights of a model that is only read over all processes (FSDP2), for good.
+    """Shard the weights of a frozen model over all processes (FSDP2), permanently.
 
-    Every process must hold the same weights, and read the model when the others do.
+    All processes must hold the same weights and call the model at the same time.
     """
     wanted = _units(model)
     for module in [module for module in model.modules() if type(module).__name__ in wanted]:
@@ -162,21 +162,20 @@ def shard(model: nn.Module) -> None:
 
 
 def _units(model: nn.Module) -> set[str]:
-    """The classes of layers that are whole one at a time."""
+    """Return the names of the layer classes that are gathered one layer at a time."""
     present = {type(module).__name__ for module in model.modules()}
     return present & set(getattr(model, "_no_split_modules", None) or ())
 
 
 def inside_forward(wrapper: nn.Module, inner: nn.Module, compute: Callable[[Any], Any], batch: Any) -> Any:
-    """``compute(batch)`` between what a wrapper does before and after the forward of the model inside.
+    """Run ``compute(batch)`` in place of the forward of the wrapped model.
 
     Args:
-        wrapper: the model as the Trainer has it: itself, or wrapped in DDP or a DeepSpeed engine.
-        inner: the model in the wrapper; may be the same.
-        compute: gives a loss; may use the model and its parts as it likes.
-        batch: handed through the wrapper.
+        wrapper: the Trainer's model: plain, or wrapped in DDP or a DeepSpeed engine.
+        inner: the model inside the wrapper; may be the same.
+        compute: returns the loss; may call any submodule of the model.
     """
-    own = inner.__dict__.get("forward")  # accelerate puts one there, for autocast
+    own = inner.__dict__.get("forward")  # set by accelerate for autocast
 
     def restore() -> None:
         if own is None:
@@ -197,5 +196,5 @@ def inside_forward(wrapper: nn.Module, inner: nn.Module, compute: Callable[[Any]
 
 @cache
 def _patient() -> Any:
-    """A group for short messages on the CPU that does not give up while rank 0 works."""
+    """Return a CPU process group for short messages, with a timeout of 7 days."""
     return dist.new_group(backend="gloo", timeout=timedelta(days=7))

@@ -1,4 +1,4 @@
-"""Where things are on disk, and how they are written so that a kill at any moment leaves no half file."""
+"""Paths on disk, and writing that leaves no partial file when killed."""
 
 import hashlib
 import json
@@ -10,26 +10,27 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from filelock import FileLock
 
 ROOT = Path(__file__).resolve().parents[2]
 STUDY = ROOT / "data" / "results" / "study"  # tables that the study writes and the book reads
 
 
 def data_dir() -> Path:
-    """The data folder: the environment variable ``MASTERS_DATA``, else ``data/`` of the repository."""
+    """Return the folder in ``MASTERS_DATA``; default: ``data/`` in the repository."""
     return Path(os.environ.get("MASTERS_DATA", ROOT / "data"))
 
 
 def cache_dir() -> Path:
-    """Everything that can be computed again: encoded questions, checkpoints, responses, run results."""
+    """Return the folder of everything that can be recomputed: checkpoints, responses, run results."""
     return data_dir() / "cache"
 
 
 def write_atomic(path: Path | str, content: bytes | str) -> None:
-    """Write a whole file or nothing: a temporary name in the same folder, fsync, then a rename.
+    """Write a file under a temporary name, flush it to disk and rename it.
 
     Raises:
-        OSError: the folder cannot be written or the disk is full; the old file, if any, is untouched.
+        OSError: the folder is read-only or the disk is full; an existing file is unchanged.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -48,11 +49,11 @@ def write_atomic(path: Path | str, content: bytes | str) -> None:
 
 
 def write_folder(folder: Path, save: Callable[[Path], object]) -> None:
-    """Fill a folder under another name, then rename it: the folder is there as a whole or not at all.
+    """Fill a folder under a temporary name and rename it.
 
     Args:
-        folder: must not exist yet.
-        save: fills the folder that it is given.
+        folder: must not exist.
+        save: writes into the folder passed to it.
 
     Raises:
         OSError: the disk is full or the folder exists; nothing is left behind.
@@ -67,17 +68,27 @@ def write_folder(folder: Path, save: Callable[[Path], object]) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def write_folder_once(folder: Path, save: Callable[[Path], object]) -> None:
+    """Call :func:`write_folder` unless the folder exists; processes take turns."""
+    if folder.is_dir():
+        return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if not folder.is_dir():
+            write_folder(folder, save)
+
+
 def hash_of(value: Any) -> str:
-    """16 hexadecimal digits of the SHA-256 of a value's canonical JSON."""
+    """Return 16 hexadecimal digits of the SHA-256 of a value's canonical JSON."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def paper_table(name: str) -> pd.DataFrame:
-    """A table of the paper, such as ``table5a_rmax``, as it stands in ``data/paper/``.
+    """Read a table of the paper from ``data/paper/``, such as ``table5a_rmax``.
 
     Raises:
-        ValueError: there is no such table; the message lists those that exist.
+        ValueError: the table does not exist; the message lists those that do.
     """
     path = ROOT / "data" / "paper" / f"{name}.csv"
     if not path.is_file():

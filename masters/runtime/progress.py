@@ -1,8 +1,8 @@
-"""Progress of long work, from whatever process does it to whoever watches.
+"""Progress of long work in other processes.
 
-Notebooks run in a kernel and training in worker processes, so nobody sees what they print. Each process
-therefore leaves one line in a folder named by ``MASTERS_PROGRESS``; the command that started them
-reads the lines and shows them. Without that variable nothing is written.
+Output of notebook kernels and worker processes is not visible. So each process writes its progress to a file
+in the folder ``MASTERS_PROGRESS``, and the command that started it shows the files' content. Without that
+environment variable nothing is written.
 """
 
 import json
@@ -16,18 +16,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-INTERVAL = 0.5
-SHOWN_EVERY = 60.0  # seconds, where no terminal is
+INTERVAL = 0.5  # seconds between two reports
+SHOWN_EVERY = 60.0  # seconds between two lines without a terminal
 _last = 0.0
 
 
 def report(what: str, done: int, total: int) -> None:
-    """Leave word of how far this process is, at most twice a second.
+    """Report this process's progress, at most twice per second.
 
     Args:
         what: the work, such as ``training large``.
-        done: units finished.
-        total: all units; reaching it takes the line away.
+        done: finished units.
+        total: all units; at ``done == total`` the report is removed.
     """
     global _last
     folder = os.environ.get("MASTERS_PROGRESS")
@@ -45,12 +45,12 @@ def report(what: str, done: int, total: int) -> None:
 
 
 def lines(folder: Path) -> list[str]:
-    """The lines that working processes have left, such as ``training large 1200/5000``."""
+    """Return one line per working process, such as ``training large 1200/5000``."""
     found = []
     for path in sorted(folder.glob("*.json")):
         try:
             entry = json.loads(path.read_text())
-        except (OSError, ValueError):  # taken away or replaced while we looked
+        except (OSError, ValueError):  # removed or replaced since the listing
             continue
         found.append(f"{entry['what']} {entry['done']}/{entry['total']}")
     return found
@@ -58,11 +58,10 @@ def lines(folder: Path) -> list[str]:
 
 @contextmanager
 def repeatedly(look: Callable[[], None], pause: float) -> Iterator[None]:
-    """Look again and again beside the work, in a thread that ends with it.
+    """Call ``look`` repeatedly in a thread while the context is open.
 
     Args:
-        look: should be quick; if it is not, the pauses grow with it, to ten times what it takes.
-        pause: seconds between two looks.
+        pause: seconds between two calls; at least ten times the duration of the last call.
     """
     stop = threading.Event()
 
@@ -84,7 +83,7 @@ def repeatedly(look: Callable[[], None], pause: float) -> Iterator[None]:
 
 @contextmanager
 def shown() -> Iterator[None]:
-    """Show how far this process and its workers are: on a terminal a line that changes, else one a minute."""
+    """Show the progress of this process and its workers: a changing line, or one per minute in a log."""
     every = 1.0 if sys.stderr.isatty() else SHOWN_EVERY
     begin, end = ("\r\033[K", "") if sys.stderr.isatty() else ("", "\n")
 

@@ -1,6 +1,6 @@
-"""How a notebook was made: when, in how long, from which commit and data, with what, on what machine.
+"""Provenance of notebooks: time, duration, commit, data, package versions and machine.
 
-One file beside the executed notebooks, read by the book's page on reproducibility.
+The book's page on reproducibility reads the file, which is kept beside the executed notebooks.
 """
 
 import datetime
@@ -8,7 +8,7 @@ import json
 import os
 import platform
 import subprocess
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -25,18 +25,14 @@ def record_provenance(
     minutes: float,
     data: dict[str, str],
 ) -> None:
-    """Write how one notebook was made into ``provenance.json``, one entry a notebook, in one step.
+    """Write the provenance of one notebook into ``provenance.json``; keep the entries of other notebooks.
 
-    ``minutes`` are those of the last run, which finds in the cache what an earlier one computed;
-    ``minutes_longest`` are those of the longest run at the same parameters, which says what the work costs.
+    ``minutes`` is the duration of the last run, which may use cached results; ``minutes_longest`` is that of
+    the longest run with the same parameters, the actual cost.
 
     Args:
-        path: the file; entries of other notebooks stay.
-        notebook: its name.
-        parameters: what it ran with.
         start: seconds since the epoch.
-        minutes: how long it ran.
-        data: a content hash for each question set.
+        data: content hash per question set.
     """
     entries: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
     parameters_hash = hash_of(parameters)
@@ -54,11 +50,11 @@ def record_provenance(
 
 
 def machine() -> dict[str, Any]:
-    """From which commit, with what and on what machine something is made."""
+    """Return the commit, the package versions and the machine."""
     return {
         **_commit(),
         "python": platform.python_version(),
-        "packages": {name: _version(name) for name in ("torch", "transformers", "datasets", "numpy")},
+        "packages": {name: version(name) for name in ("torch", "transformers", "datasets", "numpy")},
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
@@ -66,7 +62,7 @@ def machine() -> dict[str, Any]:
 
 
 def _commit() -> dict[str, Any]:
-    """The commit and whether files other than results had changed since; None outside a git clone."""
+    """Return the commit and whether files other than results differ from it; None outside a git clone."""
 
     def git(*words: str) -> str | None:
         try:
@@ -75,16 +71,9 @@ def _commit() -> dict[str, Any]:
             return None
         return done.stdout.strip()
 
-    # The study and the bench change tracked results while they run, which is not a change of the code.
+    # The study and the benchmarks change tracked results while they run.
     status = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)data/results")
     return {"commit": git("rev-parse", "HEAD"), "dirty": None if status is None else bool(status)}
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def _processor() -> str:

@@ -1,7 +1,7 @@
-"""An OpenAI-compatible server (vLLM's, SGLang's, ``transformers serve``, a hosted one), asked with patience.
+"""A client for OpenAI-compatible servers: vLLM, SGLang, ``transformers serve`` or a hosted one.
 
-A request that meets a busy, broken or absent server is sent again after pauses that double; one that the
-server refuses is not. Requests and tokens are counted, because somebody pays for them.
+A request to a busy, failing or unreachable server is retried with exponential backoff; a refused one is not.
+Requests and tokens are counted, because hosted servers charge for them.
 """
 
 import re
@@ -11,33 +11,33 @@ from typing import Any
 
 import httpx
 
-_LONGEST_WAIT = 60.0
-_BUSY = {408, 429}
+_LONGEST_WAIT = 60.0  # seconds
+_BUSY = {408, 429}  # HTTP status codes
 
 
 class Refused(ValueError):
-    """The server understood the request and will not answer it; sending it again would not help."""
+    """Raised when the server refuses a request; a retry would not help."""
 
 
 class Server:
-    """One model behind an OpenAI-compatible server; safe to use from several threads.
+    """One model on an OpenAI-compatible server; thread-safe.
 
     Args:
         address: such as ``http://localhost:8000`` or ``http://localhost:8000/v1``.
         model: the model's name on that server.
-        api_key: sent as a bearer token where the server wants one.
-        timeout: seconds to wait for one reply.
-        retries: repetitions of a request that met a busy or absent server.
-        backoff: seconds before the first repetition, doubled each time, never more than a minute.
-        called: what messages call it.
+        timeout: seconds per reply.
+        retries: of a request to a busy or unreachable server.
+        backoff: seconds before the first retry; doubles with each retry, up to a minute.
+        called: name of the server in messages.
 
     Attributes:
-        calls: requests sent so far, repetitions included.
-        prompt_tokens: read by the server so far, as it says; 0 where it does not say.
-        completion_tokens: written by the server so far, as it says.
+        calls: requests so far, including retries.
+        prompt_tokens, completion_tokens: totals so far; 0 if the server does not report them.
 
     Raises:
-        ValueError: the address is not a http address.
+        ValueError: the address is not an HTTP address, or the server is not OpenAI-compatible.
+        Refused: the server refused a request.
+        ConnectionError: the server is unreachable, too slow or busy after all retries.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Server:
     ) -> None:
         if not re.match(r"https?://[^/\s]+", address):
             raise ValueError(
-                f"{called} address {address!r} is not a http address such as http://localhost:8000/v1"
+                f"{called} address {address!r} is not an HTTP address such as http://localhost:8000/v1"
             )
         self.model, self.retries, self.backoff = model, retries, backoff
         self.calls = self.prompt_tokens = self.completion_tokens = 0
@@ -65,12 +65,7 @@ class Server:
         )
 
     def models(self) -> list[str]:
-        """The names of the models that the server has.
-
-        Raises:
-            ConnectionError: the server is away, too slow or busy, also after all repetitions.
-            ValueError: it refused to say, or does not speak this protocol.
-        """
+        """Return the names of the server's models."""
         answer = self._send("GET", "/models", None)
         try:
             return [str(entry["id"]) for entry in answer.json()["data"]]
@@ -78,16 +73,10 @@ class Server:
             raise self._foreign(answer, "data[].id") from None
 
     def complete(self, messages: list[dict[str, Any]], **options: Any) -> dict[str, Any]:
-        """The first choice of a chat completion: ``message``, ``finish_reason`` and what else was asked for.
+        """Return the first choice of a chat completion: ``message``, ``finish_reason`` and requested fields.
 
         Args:
-            messages: of the chat.
-            options: such as temperature and max_tokens.
-
-        Raises:
-            ConnectionError: the server is away, too slow or busy, also after all repetitions.
-            Refused: it will not answer this request.
-            ValueError: it does not speak this protocol.
+            options: of the request, such as temperature and max_tokens.
         """
         answer = self._send(
             "POST", "/chat/completions", {"model": self.model, "messages": messages, **options}
@@ -121,7 +110,7 @@ class Server:
                 trouble = f"status {answer.status_code}"
                 if answer.status_code not in _BUSY and answer.status_code < 500:
                     raise Refused(
-                        f"{self._called} refused it ({trouble}: {_one_line(answer.text)}); "
+                        f"{self._called} refused the request ({trouble}: {_one_line(answer.text)}); "
                         f"check the address, the model name {self.model!r} and the API key"
                     )
                 asked = answer.headers.get("retry-after", "")
@@ -130,7 +119,7 @@ class Server:
                 time.sleep(min(wait, _LONGEST_WAIT))
         raise ConnectionError(
             f"{self._called} gave no answer in {self.retries + 1} tries ({_one_line(trouble)}); "
-            "see that it runs and is reachable, then start again"
+            "check that it runs and is reachable, then start again"
         )
 
     def _foreign(self, answer: httpx.Response, lacks: str) -> ValueError:

@@ -1,7 +1,6 @@
-"""Independent jobs side by side in processes of one thread each, a GPU each where there are any.
+"""Independent jobs in parallel processes, each with one thread and, if available, one GPU.
 
-A job is a function of a lab and its further arguments. It leaves its result on disk, so any of them can be
-cut at any moment: the next start goes on from there.
+A job writes its result to disk, so it can be killed at any time; the next start skips finished jobs.
 """
 
 import os
@@ -16,21 +15,17 @@ import torch
 from masters.runtime import distributed
 from masters.runtime.progress import report
 
-Job = tuple[Callable[..., Any], tuple[Any, ...]]  # a function of a lab, and its further arguments
+Job = tuple[Callable[..., Any], tuple[Any, ...]]  # a function of a lab, and its other arguments
 
 
 def run(lab: Callable[[Any], Any], profile: Any, jobs: Sequence[Job], processes: int, what: str) -> None:
-    """Do all jobs; the first failure, or Ctrl-C, ends the others at once.
+    """Run all jobs; the first failure or Ctrl-C stops the others at once and is raised.
 
     Args:
-        lab: makes a lab of a profile, once in each process.
-        profile: of the lab.
-        jobs: in the order in which they are begun.
-        processes: side by side.
-        what: the jobs, in the plural, for progress.
-
-    Raises:
-        Exception: what a job raised.
+        lab: builds a lab from the profile, once per process.
+        jobs: in starting order.
+        processes: maximum number of parallel processes.
+        what: name of the jobs for progress, in the plural.
     """
     if not jobs:
         return
@@ -38,7 +33,7 @@ def run(lab: Callable[[Any], Any], profile: Any, jobs: Sequence[Job], processes:
     with ProcessPoolExecutor(min(processes, len(jobs)), get_context("spawn"), _begin) as pool:
         waiting = [pool.submit(_do, lab, profile, job, arguments) for job, arguments in jobs]
         try:
-            report(what, 0, len(waiting))  # the first may take minutes
+            report(what, 0, len(waiting))  # the first job may take minutes
             for number, done in enumerate(as_completed(waiting), start=1):
                 done.result()
                 report(what, number, len(waiting))
@@ -53,7 +48,7 @@ _labs: dict[str, Any] = {}
 
 
 def _begin() -> None:
-    for name in distributed.LAUNCH:  # a worker of a rank works for itself
+    for name in distributed.LAUNCH:  # a worker is no rank of a distributed run
         os.environ.pop(name, None)
     torch.set_num_threads(1)
     if torch.cuda.is_available():  # workers are numbered from 1
@@ -62,7 +57,7 @@ def _begin() -> None:
 
 
 def _end_with_parent() -> None:
-    """A parent that is killed tells nobody, and its jobs would go on beside those of the next start."""
+    """Exit when the parent is killed; otherwise its jobs would run beside those of the next start."""
     parent = parent_process()
     if parent is not None:
         parent.join()

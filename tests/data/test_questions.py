@@ -10,9 +10,16 @@ import small
 import torch
 
 from masters.data import questions
+from masters.data.questions import (
+    Questions,
+    Ragged,
+    concatenate,
+    load_questions,
+    processor_hash,
+    training_labels,
+)
 from masters.models import loading as models
 from masters.runtime.files import hash_of
-from masters.data.questions import Questions, Ragged, concatenate, load_questions, processor_hash, training_labels
 
 torch.set_num_threads(1)
 TASK = "squares"
@@ -24,27 +31,27 @@ FEATURES = datasets.Features(
 )
 
 
-def task(colours: list[str], name: str = TASK) -> datasets.Dataset:
-    """Two questions on each of some coloured squares, as a task's split stands on disk."""
+def task(colors: list[str], name: str = TASK) -> datasets.Dataset:
+    """Return a task with two questions on each colored square."""
     rows: dict[str, list[Any]] = {column: [] for column in FEATURES}
     for turn, asked in enumerate(("what colour is this ?", "what colour is this square ?")):
-        for number, colour in enumerate(colours):
+        for number, color in enumerate(colors):
             file = io.BytesIO()
-            small.picture(colour).save(file, "png")
+            small.picture(color).save(file, "png")
             rows["id"].append(f"{name}/{number}-{turn}")
             rows["image"].append({"bytes": file.getvalue(), "path": None})
             rows["image_id"].append(f"{name}/{number}")
             rows["question"].append(asked)
-            rows["answer"].append(colour)
-            rows["skill"].append("colour")
-            rows["facts"].append(f"it is a {colour} square")
-            rows["caption"].append(f"a {colour} square")
+            rows["answer"].append(color)
+            rows["skill"].append("color")
+            rows["facts"].append(f"it is a {color} square")
+            rows["caption"].append(f"a {color} square")
     return datasets.Dataset.from_dict(rows, features=FEATURES)
 
 
 @pytest.fixture
 def tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, datasets.Dataset]:
-    """The tasks that there are, to be changed by a test; all caches in a folder of its own."""
+    """Replace the tasks by two small ones, with a cache in a temporary folder."""
     there = {TASK: task(["red", "green", "blue"]), "more": task(["white", "red"], "more")}
 
     def load(name: str, split: str, limit: int | None = None) -> datasets.Dataset:
@@ -65,7 +72,7 @@ def processor() -> Any:
     return models.build_processor(small.WORDS)
 
 
-def test_ragged_arrays_come_back_as_they_were_written(tmp_path: Path) -> None:
+def test_ragged_arrays_are_read_as_written(tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     arrays = [generator.normal(size=(length, 3)).astype(np.float32) for length in (4, 0, 1, 7)]
     Ragged.write(tmp_path, "values", arrays)
@@ -76,7 +83,7 @@ def test_ragged_arrays_come_back_as_they_were_written(tmp_path: Path) -> None:
         np.testing.assert_array_equal(ragged[index], array)
 
 
-def test_arrays_that_differ_in_every_dimension_come_back_too(tmp_path: Path) -> None:
+def test_arrays_that_differ_in_every_dimension_are_read_as_written(tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     shapes = [(1, 5, 2), (1, 3, 2), (2, 3, 4)]
     arrays = [generator.normal(size=shape) for shape in shapes]
@@ -87,7 +94,7 @@ def test_arrays_that_differ_in_every_dimension_come_back_too(tmp_path: Path) -> 
         np.testing.assert_array_equal(ragged[index], array)
 
 
-def test_pictures_of_fewer_tiles_are_filled_up_with_zeros() -> None:
+def test_images_with_fewer_tiles_are_padded_with_zeros() -> None:
     few, many = (torch.randn(1, tiles, 3) for tiles in (2, 4))
     sizes = torch.tensor([[40, 90]])
     joined = concatenate([{"pixels": few, "sizes": sizes}, {"pixels": many, "sizes": sizes + 1}])
@@ -97,7 +104,7 @@ def test_pictures_of_fewer_tiles_are_filled_up_with_zeros() -> None:
     assert concatenate([]) == {}
 
 
-def test_pictures_of_a_kind_have_the_same_shapes_and_the_same_small_numbers(tmp_path: Path) -> None:
+def test_images_of_a_kind_have_the_same_shapes_and_sizes(tmp_path: Path) -> None:
     pixels = [np.zeros((rows, 8), dtype=np.float32) for rows in (4, 4, 6, 4)]
     grids = [np.array([grid]) for grid in ([1, 2, 2], [1, 4, 1], [1, 2, 3], [1, 2, 2])]
     Ragged.write(tmp_path, "image.pixel_values", pixels)
@@ -147,7 +154,7 @@ def test_content_is_the_prompt_and_the_picture(processor: Any) -> None:
     assert content["squares/0-0"] == content["more/1-0"], "the same question on the same picture"
 
 
-def test_what_is_on_disk_is_not_encoded_again(
+def test_questions_on_disk_are_not_encoded_again(
     tasks: dict[str, datasets.Dataset], processor: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     first = load_questions([TASK], "train", None, processor)
@@ -206,7 +213,7 @@ def test_positions_by_id(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("tasks")
-def test_labels_follow_the_questions_and_refuse_another_set(processor: Any) -> None:
+def test_labels_are_in_the_order_of_the_questions(processor: Any) -> None:
     asked = load_questions([TASK, "more"], "train", None, processor)
     labels = training_labels(asked, [TASK, "more"], None, wrong_share=0.0, seed=0)
     assert list(labels.columns) == ["label", "register", "core"] and len(labels) == len(asked)

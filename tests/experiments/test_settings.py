@@ -11,7 +11,7 @@ from masters.settings import NOTEBOOKS, PARAMS, load_profile, notebook_parameter
 
 @pytest.fixture
 def params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the shipped profile ``smoke`` that a test may spoil."""
+    """Copy the profile ``smoke``, so that a test may change it."""
     shutil.copytree(PARAMS / "smoke", tmp_path / "smoke")
     monkeypatch.setattr(settings, "PARAMS", tmp_path)
     return tmp_path / "smoke"
@@ -30,14 +30,14 @@ def change(path: Path, **values: Any) -> None:
 
 
 def refusal(*names: str) -> str:
-    """What is said when a profile, or a notebook of it, is refused: one line."""
+    """Return the one-line error for an invalid profile or notebook."""
     with pytest.raises(ValueError) as error:
         load_profile(*names) if len(names) == 1 else notebook_parameters(*names)
     assert "\n" not in str(error.value)
     return str(error.value)
 
 
-def test_there_are_profiles() -> None:
+def test_the_shipped_profiles_exist() -> None:
     assert {"smoke", "mini"} <= set(profiles())
 
 
@@ -65,9 +65,9 @@ def test_every_arm_that_a_shipped_notebook_names_exists(name: str) -> None:
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"colour": 3}, ["colour", "known: ", "seeds"]),
-        ({"distillation__colour": 3}, ["distillation.colour"]),
-        ({"ladder__mid__colour": 3}, ["ladder.mid.colour"]),
+        ({"color": 3}, ["color", "known: ", "seeds"]),
+        ({"distillation__color": 3}, ["distillation.color"]),
+        ({"ladder__mid__color": 3}, ["ladder.mid.color"]),
         ({"ladder__giant": {}}, ["ladder.giant"]),
         ({"seeds": "many"}, ["seeds", "integer"]),
         ({"seeds": 0}, ["seeds", "greater than or equal to 1"]),
@@ -99,9 +99,9 @@ def test_a_bad_parameter_is_named_with_its_file(
 
 
 def test_several_bad_parameters_are_named_at_once(params: Path) -> None:
-    change(params / "profile.yaml", seeds=0, colour=1)
+    change(params / "profile.yaml", seeds=0, color=1)
     message = refusal("smoke")
-    assert "seeds: " in message and "colour: " in message
+    assert "seeds: " in message and "color: " in message
 
 
 def test_a_missing_parameter_is_named(params: Path) -> None:
@@ -111,13 +111,13 @@ def test_a_missing_parameter_is_named(params: Path) -> None:
     assert "seeds: Field required" in refusal("smoke")
 
 
-def test_a_missing_profile_is_answered_with_those_that_exist() -> None:
+def test_a_missing_profile_is_refused_with_a_list_of_profiles() -> None:
     message = refusal("smoky")
     assert "'smoky'" in message and all(name in message for name in profiles())
     assert refusal("smoky", "7_claims") == message
 
 
-def test_an_unknown_notebook_is_answered_with_those_that_exist() -> None:
+def test_an_unknown_notebook_is_refused_with_a_list_of_notebooks() -> None:
     message = refusal("smoke", "8_more")
     assert "'8_more'" in message and all(name in message for name in NOTEBOOKS)
 
@@ -129,9 +129,9 @@ def test_a_missing_notebook_file_is_named(params: Path) -> None:
 
 def test_a_bad_notebook_parameter_is_named_with_its_file(params: Path) -> None:
     path = params / "2_masking_ablations.yaml"
-    change(path, r_max_grid=[0.0, 1.5], colour=1)
+    change(path, r_max_grid=[0.0, 1.5], color=1)
     message = refusal("smoke", "2_masking_ablations")
-    assert "2_masking_ablations.yaml" in message and "r_max_grid.1" in message and "colour" in message
+    assert "2_masking_ablations.yaml" in message and "r_max_grid.1" in message and "color" in message
 
 
 @pytest.mark.parametrize(
@@ -145,15 +145,13 @@ def test_a_bad_notebook_parameter_is_named_with_its_file(params: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("file", ["profile.yaml", "7_claims.yaml"])
-def test_a_file_that_is_no_list_of_parameters_is_named(
-    params: Path, file: str, text: str, words: str
-) -> None:
+def test_a_file_without_parameters_is_named(params: Path, file: str, text: str, words: str) -> None:
     (params / file).write_text(text)
     message = refusal("smoke", "7_claims")
     assert f"smoke/{file}" in message and words in message
 
 
-def test_a_profile_cannot_be_changed_by_accident() -> None:
+def test_a_profile_is_frozen() -> None:
     profile = load_profile("smoke")
     with pytest.raises(ValueError, match="frozen"):
         profile.seeds = 5  # type: ignore[misc]
@@ -161,4 +159,4 @@ def test_a_profile_cannot_be_changed_by_accident() -> None:
 
 def test_a_top_k_without_a_cache_is_refused(params: Path) -> None:
     change(params / "profile.yaml", distillation__cache_teacher=False, distillation__top_k_logprobs=8)
-    assert "cache_teacher is off" in refusal("smoke")
+    assert "needs cache_teacher, which is off" in refusal("smoke")

@@ -1,4 +1,4 @@
-"""How far the judge by rule agrees with verdicts by hand on a varied corpus, by kind and held out."""
+"""Agreement of the judges with human verdicts on a varied corpus, per kind and held out."""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from masters.judges.corpus import CORPUS, HELD_OUT_EVERY, Case
 from masters.judges.embedding import EmbeddingJudge
 from masters.judges.rule import RuleJudge
 
-# The agreement measured, in whole percent rounded down: all cases of a kind, held out or not.
+# Measured agreement in %, rounded down, over all cases of a kind.
 FLOORS = {
     "paraphrase": 73,
     "units": 86,
@@ -28,7 +28,7 @@ FLOORS = {
 }
 ALL_FLOOR = 89
 HELD_OUT_FLOOR = 86
-# Kinds that a trained policy could turn into reward: here no response may be right that is wrong by hand.
+# Kinds that a policy could exploit: the judge must not accept a response that is wrong by hand.
 CRITICAL = ["addresses_judge", "empty", "repetition", "several_answers"]
 
 
@@ -39,7 +39,7 @@ HELD_OUT = [at % HELD_OUT_EVERY == HELD_OUT_EVERY - 1 for at in range(len(CASES)
 
 
 def agreement(kind: str | None = None, held_out: bool | None = None) -> tuple[int, int]:
-    """How many verdicts agree, and of how many: of one kind or all, held out, open, or both."""
+    """Return the number of verdicts that agree and of all verdicts; None selects all kinds or both splits."""
     agree = [
         case.verdict == said
         for case, said, out in zip(CASES, SAID, HELD_OUT, strict=True)
@@ -61,13 +61,13 @@ def test_the_corpus_is_large_varied_and_well_formed() -> None:
     assert all({case.verdict for case in CASES if case.kind == kind} == {0, 1} for kind in FLOORS)
 
 
-def test_no_case_comes_twice() -> None:
+def test_no_case_occurs_twice() -> None:
     asked = [(case.question, case.label, case.response) for case in CASES]
     assert sorted(asked) == sorted(set(asked))
 
 
-def test_agreement_by_kind_is_shown() -> None:
-    """Run with ``pytest -s`` or ``-rA`` to see the table."""
+def test_agreement_per_kind_is_printed() -> None:
+    """Print the table; run with ``pytest -s`` or ``-rA`` to see it."""
     print(f"\n{'kind':16} {'open':>13} {'held out':>13} {'all':>13}")
     for kind in [*FLOORS, None]:
         columns = (percent(*agreement(kind, held_out)) for held_out in (False, True, None))
@@ -75,19 +75,19 @@ def test_agreement_by_kind_is_shown() -> None:
 
 
 @pytest.mark.parametrize("kind", FLOORS)
-def test_agreement_of_a_kind_keeps_its_floor(kind: str) -> None:
+def test_agreement_per_kind_is_above_its_floor(kind: str) -> None:
     agree, of = agreement(kind)
     assert 100 * agree / of >= FLOORS[kind]
 
 
-def test_agreement_overall_and_held_out_keeps_its_floor() -> None:
+def test_agreement_overall_and_held_out_is_above_its_floor() -> None:
     for held_out, floor in [(None, ALL_FLOOR), (True, HELD_OUT_FLOOR)]:
         agree, of = agreement(held_out=held_out)
         assert 100 * agree / of >= floor
 
 
 @pytest.mark.parametrize("kind", CRITICAL)
-def test_nothing_wrong_is_rewarded_where_reward_could_be_gamed(kind: str) -> None:
+def test_no_wrong_response_is_rewarded_in_the_critical_kinds(kind: str) -> None:
     rewarded = [
         case.response
         for case, said in zip(CASES, SAID, strict=True)
@@ -96,13 +96,13 @@ def test_nothing_wrong_is_rewarded_where_reward_could_be_gamed(kind: str) -> Non
     assert not rewarded
 
 
-def test_open_and_held_out_cases_are_all_cases_once() -> None:
+def test_open_and_held_out_cases_partition_the_corpus() -> None:
     open_, held_out = corpus.cases()
     assert sorted(open_ + held_out) == sorted(CASES)
     assert held_out == [case for case, out in zip(CASES, HELD_OUT, strict=True) if out]
 
 
-def test_the_table_of_agreement_says_what_is_counted_here() -> None:
+def test_the_agreement_table_matches_a_direct_count() -> None:
     open_, _ = corpus.cases()
     table = corpus.agreement({"rule": RuleJudge()}, open_)
     for kind in [*FLOORS, None]:
@@ -113,7 +113,7 @@ def test_the_table_of_agreement_says_what_is_counted_here() -> None:
     assert wrong.sum() == pytest.approx(1 - table.loc["all", "rule"])
 
 
-def test_a_verdict_that_was_not_given_agrees_with_nothing() -> None:
+def test_a_missing_verdict_counts_as_disagreement() -> None:
     class Silent:
         def score_many(self, *asked: list[str]) -> list[None]:
             return [None] * len(asked[0])
@@ -126,32 +126,29 @@ def test_a_broken_corpus_is_named(tmp_path: Path) -> None:
     path = tmp_path / "corpus.yaml"
     for content in ("- [plain, question, label]", "- [", "7"):
         path.write_text(content)
-        with pytest.raises(ValueError, match=r"corpus\.yaml is no corpus"):
+        with pytest.raises(ValueError, match=r"corpus\.yaml is not a corpus"):
             corpus.cases(path)
-    with pytest.raises(ValueError, match="is no corpus"):
+    with pytest.raises(ValueError, match="is not a corpus"):
         corpus.cases(tmp_path / "none.yaml")
 
 
-def test_the_embedding_judge_compares_meanings_and_is_strict_about_nothing() -> None:
+def test_the_embedding_judge_recognizes_synonyms() -> None:
     judge = EmbeddingJudge(0.9)
     where = "where is the cat ?"
-    assert judge.score(where, "sofa", "sofa") == 1
-    assert judge.score(where, "sofa", "couch") == 1
-    assert judge.score(where, "sofa", "on the moon") == 0
-    assert judge.score(where, "sofa", "  ") == 0
+    assert judge.score_many([where] * 4, ["sofa"] * 4, ["sofa", "couch", "on the moon", "  "]) == [1, 1, 0, 0]
     assert judge.score_many([], [], []) == []
     with pytest.raises(ValueError, match="1 questions, 2 labels"):
         judge.score_many([where], ["a", "b"], ["a"])
 
 
-def test_the_threshold_is_the_one_that_agrees_best() -> None:
+def test_the_calibrated_threshold_agrees_best() -> None:
     open_, _ = corpus.cases()
     judge = EmbeddingJudge.calibrated(open_)
     best = corpus.agreement({"it": judge}, open_).loc["all", "it"]
     for other in (judge.threshold - 0.02, judge.threshold + 0.02):
         assert corpus.agreement({"it": EmbeddingJudge(other)}, open_).loc["all", "it"] <= best
     assert EmbeddingJudge.calibrated(open_).name == judge.name != EmbeddingJudge(0.5).name
-    with pytest.raises(ValueError, match="there are none"):
+    with pytest.raises(ValueError, match="no cases to calibrate"):
         EmbeddingJudge.calibrated([])
-    with pytest.raises(ValueError, match="from -1 to 1"):
+    with pytest.raises(ValueError, match="between -1 and 1"):
         EmbeddingJudge(2)

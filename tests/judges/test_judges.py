@@ -1,4 +1,4 @@
-"""Verdicts written by hand, and the language model judge against a real server in a thread."""
+"""Hand-written verdicts for the rule judge, and the language-model judge against a real server."""
 
 import re
 import time
@@ -11,7 +11,7 @@ from judge_server import Reply, Server, block, explains, honest, nonce_of, said,
 
 from masters.judges import llm
 from masters.judges.llm import LLMJudge
-from masters.judges.rule import RuleJudge, core
+from masters.judges.rule import RuleJudge
 
 COUNT = "how many red circles are there ?"
 COLOR = "what color is the circle ?"
@@ -38,7 +38,7 @@ CASES: dict[str, list[tuple[str, str, str, int]]] = {
         (EXISTS, "yes", "no shape is red so the answer is no .", 0),
         (EXISTS, "yes", "you asked : is there a red circle ? i looked closely and the answer is yes .", 1),
     ],
-    "normalisation": [
+    "normalization": [
         (COUNT, "7", "7", 1),
         (COUNT, "7", "  7 !! ", 1),
         (COLOR, "red", "Red.", 1),
@@ -319,24 +319,6 @@ def test_a_response_of_a_kind_is_never_right_for_another_label(kind: str) -> Non
             assert RuleJudge().score(question, "99", response) == 0, response
 
 
-@pytest.mark.parametrize(
-    ("response", "expected"),
-    [
-        ("7 .", "7"),
-        ("The answer is Red , Blue .", "red , blue"),
-        ("yes , there is a red circle .", "yes"),
-        ("it is red .", "red"),
-        ("red or blue", "red or blue"),
-        ("the answer is 3 . the answer is 4 .", ""),
-        ("i do not think the answer is 3 .", ""),
-        ("", ""),
-        ("word " * 40, ""),
-    ],
-)
-def test_core(response: str, expected: str) -> None:
-    assert core(response) == expected
-
-
 def test_score_many_is_score_in_order() -> None:
     cases = [case for group in CASES.values() for case in group]
     questions, labels, responses, verdicts = map(list, zip(*cases, strict=True))
@@ -353,7 +335,7 @@ def test_bad_input_is_refused_in_one_line() -> None:
 
 
 def test_hostile_text_is_judged_in_linear_time() -> None:
-    """No pattern may blow up: a quadratic one would not end on these within the test's patience."""
+    """A pattern that takes quadratic time would not finish on these texts."""
     size = 20_000
     for hostile in ["a " * size, "the " * size, "not true that " * size, "1," * size, "so , " * size]:
         assert RuleJudge().score(COUNT, "7", hostile) == 0
@@ -361,7 +343,7 @@ def test_hostile_text_is_judged_in_linear_time() -> None:
         assert RuleJudge().score(OPTIONS, "7", hostile) == 0
 
 
-# --- The language model judge -----------------------------------------------------------------------------
+# --- The language-model judge -----------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -378,7 +360,7 @@ def test_two_steps_end_in_a_verdict(server: Server) -> None:
     judge = judge_at(server)
     assert judge.score(COUNT, "7", "the answer is 7 .") == 1
     assert judge.score(COUNT, "7", "the answer is 8 .") == 0
-    assert (judge.calls, judge.invalid) == (4, 0)
+    assert (judge.server.calls, judge.invalid) == (4, 0)
     first, second = (request["messages"][-1]["content"] for request in server.requests[:2])
     assert block(first, "question") == COUNT
     assert block(first, "reference") == "7"
@@ -402,7 +384,7 @@ def test_api_key_is_sent_only_if_given(server: Server) -> None:
 def test_an_empty_response_is_wrong_without_a_call(server: Server) -> None:
     judge = judge_at(server)
     assert judge.score(COUNT, "7", " \n") == 0
-    assert judge.calls == 0
+    assert judge.server.calls == 0
 
 
 def test_malformed_then_readable(server: Server) -> None:
@@ -414,7 +396,7 @@ def test_malformed_then_readable(server: Server) -> None:
     server.reply = reply
     judge = judge_at(server)
     assert judge.score(COUNT, "7", "7") == 1
-    assert (judge.calls, judge.invalid) == (6, 0)
+    assert (judge.server.calls, judge.invalid) == (6, 0)
 
 
 @pytest.mark.parametrize(
@@ -475,7 +457,7 @@ INJECTIONS = [
 
 
 @pytest.mark.parametrize("response", INJECTIONS)
-def test_a_judge_that_echoes_the_response_gives_it_no_verdict(server: Server, response: str) -> None:
+def test_an_echo_of_the_response_is_no_verdict(server: Server, response: str) -> None:
     server.reply = lambda prompt: said(
         block(prompt, "response") if explains(prompt) else block(prompt, "explanation")
     )
@@ -483,7 +465,7 @@ def test_a_judge_that_echoes_the_response_gives_it_no_verdict(server: Server, re
 
 
 @pytest.mark.parametrize("response", INJECTIONS)
-def test_forged_tags_reach_the_judge_defused_and_inside_their_block(server: Server, response: str) -> None:
+def test_forged_tags_are_escaped_and_stay_inside_their_block(server: Server, response: str) -> None:
     judge = judge_at(server)
     assert judge.score(COUNT, "7", response) == 0
     for request in server.requests:
@@ -510,12 +492,12 @@ def test_comparisons_keep_their_signs(server: Server) -> None:
 
 
 @pytest.mark.parametrize("status", [408, 429, 500, 503])
-def test_a_busy_server_is_asked_again(server: Server, status: int) -> None:
+def test_a_busy_server_gets_a_retry(server: Server, status: int) -> None:
     trouble = [(status, {"error": "later"})] * 2
     server.reply = lambda prompt: trouble.pop() if trouble else honest(prompt)
     judge = judge_at(server)
     assert judge.score(COUNT, "7", "7") == 1
-    assert judge.calls == 4
+    assert judge.server.calls == 4
 
 
 def test_backoff_doubles_and_is_bounded(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -530,21 +512,21 @@ def test_backoff_doubles_and_is_bounded(server: Server, monkeypatch: pytest.Monk
 def test_a_broken_server_is_one_clear_line(server: Server) -> None:
     server.reply = lambda prompt: (500, {"error": "out of memory"})
     with pytest.raises(
-        ConnectionError, match=r"gave no answer in 3 tries \(status 500\); see that it runs"
+        ConnectionError, match=r"gave no answer in 3 tries \(status 500\); check that it runs"
     ) as error:
         judge_at(server).score(COUNT, "7", "7")
     assert "\n" not in str(error.value)
 
 
-def test_a_server_that_is_away_is_one_clear_line() -> None:
+def test_an_unreachable_server_is_one_clear_line() -> None:
     with serving() as gone:
         pass
-    with pytest.raises(ConnectionError, match=r"3 tries \(ConnectError.*see that it runs") as error:
+    with pytest.raises(ConnectionError, match=r"3 tries \(ConnectError.*check that it runs") as error:
         judge_at(gone).score_many([COUNT] * 3, ["7"] * 3, ["7", "8", "9"])
     assert "\n" not in str(error.value)
 
 
-def test_a_server_that_is_too_slow_is_asked_again(server: Server) -> None:
+def test_a_slow_server_gets_a_retry(server: Server) -> None:
     slow = [True]
 
     def reply(prompt: str) -> Reply:
@@ -556,7 +538,7 @@ def test_a_server_that_is_too_slow_is_asked_again(server: Server) -> None:
     server.reply = reply
     judge = judge_at(server, timeout=0.2)
     assert judge.score(COUNT, "7", "7") == 1
-    assert judge.calls == 3
+    assert judge.server.calls == 3
 
 
 @pytest.mark.parametrize("status", [400, 401, 404])
@@ -565,7 +547,7 @@ def test_a_refusal_is_not_repeated(server: Server, status: int) -> None:
     judge = judge_at(server, api_key="secret")
     with pytest.raises(ValueError, match=rf"status {status}: .*check the address") as error:
         judge.score(COUNT, "7", "7")
-    assert judge.calls == 1
+    assert judge.server.calls == 1
     assert "\n" not in str(error.value)
     assert "secret" not in str(error.value)
 
@@ -580,27 +562,27 @@ def test_another_kind_of_server_is_refused(server: Server, body: Any) -> None:
 
 
 def test_a_bad_address_is_refused() -> None:
-    with pytest.raises(ValueError, match="not a http address"):
+    with pytest.raises(ValueError, match="not an HTTP address"):
         LLMJudge("localhost:8000", "m")
 
 
-def test_score_many_keeps_order_and_asks_equal_triples_once(server: Server) -> None:
+def test_score_many_keeps_order_and_judges_equal_triples_once(server: Server) -> None:
     judge = judge_at(server, workers=3)
     responses = [str(n % 10) for n in range(40)]
     verdicts = judge.score_many([COUNT] * 40, ["7"] * 40, responses)
     assert verdicts == [int(response == "7") for response in responses]
-    assert judge.calls == 20
+    assert judge.server.calls == 20
     assert judge.score_many([], [], []) == []
     with pytest.raises(ValueError, match="1 questions, 2 labels"):
         judge.score_many([COUNT], ["7", "7"], ["7"])
 
 
-def test_score_many_says_how_far_it_is(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    told: list[tuple[str, int, int]] = []
-    monkeypatch.setattr(llm, "report", lambda *word: told.append(word))
+def test_score_many_reports_progress(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    reports: list[tuple[str, int, int]] = []
+    monkeypatch.setattr(llm, "report", lambda *report: reports.append(report))
     judge = judge_at(server, workers=2)
     judge.score_many([COUNT] * 6, ["7"] * 6, ["7", "8", "9", "7", "8", "9"])
-    assert told == [(f"judging with {judge.server.model}", done, 3) for done in (1, 2, 3)]
+    assert reports == [(f"judging with {judge.server.model}", done, 3) for done in (1, 2, 3)]
 
 
 def test_score_many_stops_at_the_first_refusal(server: Server) -> None:
@@ -608,10 +590,10 @@ def test_score_many_stops_at_the_first_refusal(server: Server) -> None:
     judge = judge_at(server, workers=2)
     with pytest.raises(ValueError, match="404"):
         judge.score_many([COUNT] * 100, ["7"] * 100, [str(n) for n in range(100)])
-    assert judge.calls < 100
+    assert judge.server.calls < 100
 
 
-def test_verdicts_are_remembered_one_by_one(server: Server, tmp_path: Path) -> None:
+def test_verdicts_are_stored_one_by_one(server: Server, tmp_path: Path) -> None:
     trouble = [False]
 
     def reply(prompt: str) -> Reply:
@@ -627,18 +609,18 @@ def test_verdicts_are_remembered_one_by_one(server: Server, tmp_path: Path) -> N
     trouble[0] = True
     again = judge_at(server, workers=1, memory=tmp_path)
     assert again.score_many([COUNT] * 3, ["7"] * 3, responses[:3]) == [0, 0, 0]
-    assert (again.calls, again.judged, again.remembered) == (0, 0, 3)
-    with pytest.raises(ConnectionError):  # another label is another question to the judge
+    assert (again.server.calls, again.judged, again.remembered) == (0, 0, 3)
+    with pytest.raises(ConnectionError):  # another label is judged again
         again.score(COUNT, "1", "1")
 
 
-def test_an_invalid_verdict_is_remembered_and_counted(server: Server, tmp_path: Path) -> None:
+def test_an_invalid_verdict_is_stored_and_counted(server: Server, tmp_path: Path) -> None:
     server.reply = lambda prompt: said("no verdict")
     assert judge_at(server, memory=tmp_path).score(COUNT, "7", "7") is None
     again = judge_at(server, memory=tmp_path)
     assert again.score(COUNT, "7", "7") is None
-    assert (again.calls, again.invalid) == (0, 1)
-    assert "0 judged and 1 remembered; 0 calls" in again.usage() and "invalid: 100.0 %" in again.usage()
+    assert (again.server.calls, again.invalid) == (0, 1)
+    assert "0 new and 1 stored verdicts; 0 calls" in again.usage() and "invalid: 100.0 %" in again.usage()
 
 
 def test_calls_and_tokens_are_counted(server: Server) -> None:
@@ -651,7 +633,7 @@ def test_calls_and_tokens_are_counted(server: Server) -> None:
     assert judge.usage().endswith("invalid: none")
     judge.score_many([COUNT] * 3, ["7"] * 3, ["7", "8", "7"])
     assert judge.usage() == (
-        "2 judged and 0 remembered; 4 calls, 400 tokens read and 28 written; invalid: 0.0 %"
+        "2 new and 0 stored verdicts; 4 calls, 400 prompt and 28 completion tokens; invalid: 0.0 %"
     )
 
 

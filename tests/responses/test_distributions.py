@@ -59,7 +59,7 @@ def forbid(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def expected(setting: Setting, source: Source) -> list[np.ndarray]:
-    """What a response's tokens get in a row of their own, in float32."""
+    """Log-probabilities of each response computed alone, in float32."""
     model, _ = load(source.folder)
     found = []
     with torch.inference_mode(), TeacherMask(model).apply(source.ratio):
@@ -73,7 +73,7 @@ def expected(setting: Setting, source: Source) -> list[np.ndarray]:
 
 @pytest.mark.parametrize("ratio", [0.0, 0.3])
 @pytest.mark.parametrize("batch", [1, 2, 16])
-def test_they_are_the_models_log_probabilities(
+def test_stored_log_probabilities_are_the_models(
     setting: Setting, monkeypatch: pytest.MonkeyPatch, ratio: float, batch: int
 ) -> None:
     monkeypatch.setattr(module, "BATCH", batch)
@@ -88,7 +88,7 @@ def test_they_are_the_models_log_probabilities(
         assert np.exp(kept[row].astype(np.float64)).sum(-1) == pytest.approx(np.ones(length), abs=5e-3)
 
 
-def test_the_largest_entries_stand_for_the_whole(setting: Setting) -> None:
+def test_top_k_keeps_the_largest_entries(setting: Setting) -> None:
     whole = distributions(setting.source, setting.questions, WANTED, setting.groups)
     top = distributions(setting.source, setting.questions, WANTED, setting.groups, top_k=20)
     assert len(top) == len(whole)
@@ -102,7 +102,7 @@ def test_the_largest_entries_stand_for_the_whole(setting: Setting) -> None:
     assert top.rows.values.nbytes < whole.values.nbytes
 
 
-def test_a_second_time_no_model_is_needed(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stored_distributions_need_no_model(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
     first = distributions(setting.source, setting.questions, WANTED, setting.groups)
     values = np.array(first.values)
     forbid(monkeypatch)
@@ -110,15 +110,13 @@ def test_a_second_time_no_model_is_needed(setting: Setting, monkeypatch: pytest.
     assert (again.values == values).all() and (again.offsets == first.offsets).all()
 
 
-def test_what_is_asked_differently_is_computed_anew(
-    setting: Setting, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_other_inputs_are_computed_again(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
     distributions(setting.source, setting.questions, WANTED, setting.groups)
     forbid(monkeypatch)
     changed = [list(group) for group in setting.groups]
     changed[2][1] = changed[2][1].copy()
     changed[2][1][-1] = 6 if changed[2][1][-1] != 6 else 7
-    # The same tokens, cut elsewhere.
+    # The same tokens, split differently.
     flat = np.concatenate(setting.groups[0])
     cut = [[flat[:1], flat[1:-1], flat[-1:]], *setting.groups[1:]]
     assert [len(part) for part in cut[0]] != [len(part) for part in setting.groups[0]]
@@ -134,9 +132,7 @@ def test_what_is_asked_differently_is_computed_anew(
             distributions(source, setting.questions, wanted, groups)
 
 
-def test_a_failure_on_the_way_leaves_nothing(
-    setting: Setting, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_failure_leaves_no_files(setting: Setting, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def fail(*args: Any) -> None:
         raise MemoryError
 
@@ -148,11 +144,11 @@ def test_a_failure_on_the_way_leaves_nothing(
     assert len(distributions(setting.source, setting.questions, WANTED, setting.groups)) == 3 * len(WANTED)
 
 
-def test_rows_that_no_token_has_take_no_part(setting: Setting, tmp_path: Path) -> None:
+def test_rows_without_a_token_are_dropped(setting: Setting, tmp_path: Path) -> None:
     model, processor = load(setting.source.folder)
     tokens = len(processor.tokenizer)
     model.resize_token_embeddings(tokens + 7, mean_resizing=False)
-    with torch.no_grad():  # rows that would win everywhere
+    with torch.no_grad():  # rows that would be the most probable everywhere
         model.get_output_embeddings().weight[tokens:] = model.get_output_embeddings().weight[6:13] * 50
     padded = Source("large", tmp_path / "padded")
     model.save_pretrained(padded.folder)

@@ -1,7 +1,8 @@
-"""The engine on a server, against a real one on this machine, and against the engine on transformers."""
+"""The engine on a server, tested against a local server and against the engine on transformers."""
 
 import json
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from masters.masking.choice import MaskChoice
 from masters.masking.teacher_mask import TeacherMask
 from masters.models.loading import load
 from masters.responses.cached import engine_of, open_store, responses
+from masters.responses.engines import Writer
 from masters.responses.engines.openai import OpenAIEngine
 from masters.responses.source import Source
 from masters.settings import Generation, Sampling
@@ -26,17 +28,17 @@ SAMPLING = Sampling(top_p=1.0, top_k=0, repetition_penalty=1.0, max_new_tokens=8
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A saved model, the same masked, and questions."""
+    """Save a model, a masked copy and questions."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     where = tmp_path_factory.mktemp("engine")
     model, processor = small.build()
     tokens = len(processor.tokenizer)
-    model.resize_token_embeddings(tokens + PADDED, mean_resizing=False)  # rows that no token has
+    model.resize_token_embeddings(tokens + PADDED, mean_resizing=False)  # rows without a token
     with torch.no_grad():
         weight = model.get_output_embeddings().weight
         weight[processor.tokenizer.eos_token_id] *= 3
-        weight[tokens:] = 1.5 * weight[processor.tokenizer.eos_token_id]  # would win
+        weight[tokens:] = 1.5 * weight[processor.tokenizer.eos_token_id]  # would be the most probable
     for name in ("large", "masked"):
         model.save_pretrained(where / name)
         processor.save_pretrained(where / name)
@@ -76,6 +78,14 @@ def ask(
     )
 
 
+def writing(
+    folder: Path, using: OpenAIEngine, sampling: Sampling = SAMPLING, seed: int = 0
+) -> AbstractContextManager[Writer]:
+    _, processor = load(folder / "large")
+    source = Source("large", folder / "large")
+    return using.writer(source, processor, Questions(folder / "questions"), sampling, seed)
+
+
 @pytest.mark.parametrize("ratio", [0.0, 0.5])
 def test_greedy_responses_are_those_of_transformers(server: ChatServer, folder: Path, ratio: float) -> None:
     near, far = ask(folder, None, ratio), ask(folder, engine(server), ratio)
@@ -102,8 +112,7 @@ def test_responses_are_sampled_once_and_depend_on_their_own_seed(server: ChatSer
 def test_the_settings_are_sent(server: ChatServer, folder: Path) -> None:
     _, processor = load(folder / "large")
     settings = Sampling(temperature=0.7, top_p=0.9, top_k=5, repetition_penalty=1.05, max_new_tokens=4)
-    asked = Questions(folder / "questions")
-    with engine(server).writer(Source("large", folder / "large"), processor, asked, settings, 0) as write:
+    with writing(folder, engine(server), settings) as write:
         list(write([0], [0]))
     (request,) = server.requests
     sent = {name: request[name] for name in ("temperature", "top_p", "top_k", "repetition_penalty")}
@@ -117,26 +126,24 @@ def test_the_settings_are_sent(server: ChatServer, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("seed", [0, None])
-def test_what_is_off_is_said_too(server: ChatServer, folder: Path, seed: int | None) -> None:
+def test_disabled_settings_are_sent_too(server: ChatServer, folder: Path, seed: int | None) -> None:
     ask(folder, engine(server), n=1, seed=seed)
-    # Unsaid, they would be those of the model's own generation_config.json.
+    # Otherwise the server would take them from the model's generation_config.json.
     assert {(request["top_k"], request["repetition_penalty"]) for request in server.requests} == {(-1, 1.0)}
 
 
-def test_a_busy_server_is_asked_again(server: ChatServer, folder: Path) -> None:
+def test_a_busy_server_gets_a_retry(server: ChatServer, folder: Path) -> None:
     whole = ask(folder, engine(server), n=2, seed=5)["text"].tolist()
     server.requests.clear()
     server.trouble = lambda number: {0: 429, 1: 503, 4: 500}.get(number)
-    other = engine(server, retries=3)  # one request may meet all of that
-    _, processor = load(folder / "large")
-    asked = Questions(folder / "questions")
-    with other.writer(Source("large", folder / "large"), processor, asked, SAMPLING, 5) as write:
+    other = engine(server, retries=3)  # one request may get all three
+    with writing(folder, other, seed=5) as write:
         again = [answer.text for batch in write(range(COUNT), range(2)) for answer in batch]
     assert again == whole
     assert len(server.requests) == 2 * COUNT + 3
 
 
-def test_a_server_that_breaks_loses_only_the_batch_under_way(
+def test_a_failing_server_loses_only_the_current_batch(
     server: ChatServer, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from masters.responses import cached as package
@@ -157,39 +164,35 @@ def test_a_server_that_breaks_loses_only_the_batch_under_way(
     assert len(server.requests) - before == counts["generated"] == 2 * COUNT - counts["reused"]
 
 
-def test_a_server_is_not_asked_for_another_mask_than_the_papers(server: ChatServer, folder: Path) -> None:
+def test_a_server_generates_with_the_papers_mask_only(server: ChatServer, folder: Path) -> None:
     source = Source("large", folder / "large", 0.5, MaskChoice("random"))
     _, processor = load(folder / "large")
-    with pytest.raises(
-        ValueError, match=r"large \(random\) at mask 0\.5: a server knows .* by its ratio alone"
-    ):
+    with pytest.raises(ValueError, match=r"large \(random\) at mask 0\.5: on a server only the ratio"):
         responses(
             source, processor, Questions(folder / "questions"), [0], 1, SAMPLING, 0, engine=engine(server)
         )
     assert not server.requests
 
 
-def test_a_server_without_token_ids_has_its_text_tokenised(server: ChatServer, folder: Path) -> None:
+def test_text_without_token_ids_is_tokenized(server: ChatServer, folder: Path) -> None:
     with_ids = ask(folder, engine(server), n=2, seed=0)
     server.token_ids = False
     other = engine(server)
-    _, processor = load(folder / "large")
-    asked = Questions(folder / "questions")
-    with other.writer(Source("large", folder / "large"), processor, asked, SAMPLING, 0) as write:
+    with writing(folder, other) as write:
         without = [answer for batch in write(range(COUNT), range(2)) for answer in batch]
     assert [answer.tokens for answer in without] == [tokens.tolist() for tokens in with_ids["tokens"]]
     refused = [request for request in server.requests[2 * COUNT :] if "return_token_ids" in request]
-    assert 1 <= len(refused) <= 3  # those that were in flight before it was known
+    assert 1 <= len(refused) <= 3  # requests already in flight at the first refusal
 
 
-def test_a_server_without_log_probabilities_leaves_them_out(server: ChatServer, folder: Path) -> None:
+def test_without_log_probabilities_the_column_is_empty(server: ChatServer, folder: Path) -> None:
     server.logprobs = False
     frame = ask(folder, engine(server), seed=0)
     assert frame["logprobs"].isna().all()
     assert frame["text"].str.len().gt(0).any()
 
 
-def test_transformers_serve_writes_the_greedy_responses(server: ChatServer, folder: Path) -> None:
+def test_transformers_serve_generates_the_greedy_responses(server: ChatServer, folder: Path) -> None:
     server.transformers = True
     near, far = ask(folder, None), ask(folder, engine(server))
     assert near["text"].tolist() == far["text"].tolist()
@@ -201,15 +204,13 @@ def test_transformers_serve_writes_the_greedy_responses(server: ChatServer, fold
     "settings",
     [SAMPLING, Sampling(temperature=0.7, top_p=0.9, top_k=5, repetition_penalty=1.05, max_new_tokens=8)],
 )
-def test_transformers_serve_is_told_to_sample_and_how(
+def test_transformers_serve_gets_the_sampling_settings(
     server: ChatServer, folder: Path, settings: Sampling
 ) -> None:
     server.transformers = True
-    _, processor = load(folder / "large")
-    asked = Questions(folder / "questions")
-    with engine(server).writer(Source("large", folder / "large"), processor, asked, settings, 0) as write:
+    with writing(folder, engine(server), settings) as write:
         texts = [answer.text for batch in write([0], range(8)) for answer in batch]
-    assert len(set(texts)) > 1  # greedy would say the same each time
+    assert len(set(texts)) > 1  # greedy decoding would repeat the response
     last = server.requests[-1]
     assert json.loads(last["generation_config"]) == {
         "do_sample": True,
@@ -217,47 +218,43 @@ def test_transformers_serve_is_told_to_sample_and_how(
         "repetition_penalty": settings.repetition_penalty,
     }
     assert (last["temperature"], last["top_p"]) == (settings.temperature, settings.top_p)
-    # Whether the model is there, the responses, and three that found the way.
+    # One for the model, 8 responses, and up to 3 that test each form of the settings.
     assert len(server.requests) <= 2 + 8 + 3 * 2
 
 
 def test_settings_that_a_server_refuses_are_one_clear_line(server: ChatServer, folder: Path) -> None:
     server.refused = frozenset({"return_token_ids", "generation_config", "top_k", "repetition_penalty"})
-    assert len(ask(folder, engine(server), n=2, seed=0)) == 2 * COUNT  # they are off
-    _, processor = load(folder / "large")
-    asked = Questions(folder / "questions")
+    assert len(ask(folder, engine(server), n=2, seed=0)) == 2 * COUNT  # the refused settings are off
     settings = Sampling(top_k=5, repetition_penalty=1.05)
     with (
-        engine(server).writer(Source("large", folder / "large"), processor, asked, settings, 0) as write,
-        pytest.raises(ValueError, match=r"refuses top_k and repetition_penalty, and answers") as error,
+        writing(folder, engine(server), settings) as write,
+        pytest.raises(ValueError, match=r"refuses top_k and repetition_penalty but answers") as error,
     ):
         list(write([0], [0]))
     assert "\n" not in str(error.value)
     assert "set sampling.top_k: 0, sampling.repetition_penalty: 1," in str(error.value)
 
 
-def test_a_server_that_does_not_know_generation_config_is_not_trusted_with_it(
+def test_a_server_that_ignores_generation_config_gets_no_settings_in_it(
     server: ChatServer, folder: Path
 ) -> None:
-    server.refused = frozenset({"top_k"})  # and what else it does not know, it ignores
-    _, processor = load(folder / "large")
-    asked = Questions(folder / "questions")
+    server.refused = frozenset({"top_k"})  # and ignores other unknown fields
     settings = Sampling(top_k=5, repetition_penalty=1.0)
     with (
-        engine(server).writer(Source("large", folder / "large"), processor, asked, settings, 0) as write,
-        pytest.raises(ValueError, match=r"refuses top_k, and answers without; set sampling\.top_k: 0, or"),
+        writing(folder, engine(server), settings) as write,
+        pytest.raises(ValueError, match=r"refuses top_k but answers without; set sampling\.top_k: 0, or"),
     ):
         list(write([0], [0]))
 
 
-def test_a_refusal_of_one_request_stays_one(server: ChatServer, folder: Path) -> None:
+def test_a_refused_request_is_not_retried(server: ChatServer, folder: Path) -> None:
     server.trouble = lambda number: 413 if number == 3 else None
     with pytest.raises(ValueError, match="status 413"):
         ask(folder, engine(server, concurrency=1), seed=0)
     assert all(request["return_token_ids"] for request in server.requests)
 
 
-def test_the_store_says_which_engine_and_what_it_promises(server: ChatServer, folder: Path) -> None:
+def test_the_store_records_the_engine_and_its_guarantee(server: ChatServer, folder: Path) -> None:
     ask(folder, engine(server), seed=0)
     _, processor = load(folder / "large")
     far = open_store(Source("large", folder / "large"), processor, SAMPLING, 0, engine(server))
@@ -269,21 +266,21 @@ def test_the_store_says_which_engine_and_what_it_promises(server: ChatServer, fo
 
 
 def test_a_model_that_the_server_lacks_is_one_clear_line(server: ChatServer, folder: Path) -> None:
-    with pytest.raises(ValueError, match=r"has no model 'large-0.3', it has large-0.0, large-0.5") as error:
+    with pytest.raises(ValueError, match=r"has no model 'large-0.3'; it has large-0.0, large-0.5") as error:
         ask(folder, engine(server), ratio=0.3, seed=0)
     assert "\n" not in str(error.value)
-    assert len(server.requests) == 1  # whether it has one that it does not list
+    assert len(server.requests) == 1  # looks for an unlisted model
 
 
-def test_a_server_that_answers_to_any_name_is_not_believed(server: ChatServer, folder: Path) -> None:
+def test_a_server_that_accepts_any_name_is_refused(server: ChatServer, folder: Path) -> None:
     server.any_name = True
     with pytest.raises(ValueError, match=r"has no model 'large-0.3'"):
         ask(folder, engine(server), ratio=0.3, seed=0)
     assert [request["max_tokens"] for request in server.requests] == [1, 1]
 
 
-def test_a_model_that_transformers_serve_lacks_is_asked_for_once(server: ChatServer, folder: Path) -> None:
-    server.transformers = True  # which answers 500, as a busy server would
+def test_a_model_missing_on_transformers_serve_takes_one_request(server: ChatServer, folder: Path) -> None:
+    server.transformers = True  # answers 500, like a busy server
     with pytest.raises(ValueError, match=r"has no model 'large-0.3'"):
         ask(folder, engine(server), ratio=0.3, seed=0)
     (request,) = server.requests
@@ -293,14 +290,12 @@ def test_a_model_that_transformers_serve_lacks_is_asked_for_once(server: ChatSer
 def test_the_key_of_the_server_comes_from_the_environment(
     server: ChatServer, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _, processor = load(folder / "large")
-    asked = Questions(folder / "questions")
     for key in (None, "secret"):
         monkeypatch.delenv("OPENAI_API_KEY", raising=False)
         if key:
             monkeypatch.setenv("OPENAI_API_KEY", key)
         using = engine_of(Generation(engine="openai", server=server.url))
-        with using.writer(Source("large", folder / "large"), processor, asked, SAMPLING, 0) as write:
+        with writing(folder, using) as write:
             list(write([0], [0]))
     assert server.keys == [None, "Bearer secret"]
 
@@ -310,4 +305,4 @@ def test_an_engine_and_a_server_go_together() -> None:
         with pytest.raises(ValueError, match="go together"):
             Generation(**wrong)
     with pytest.raises(ValueError, match="served_as"):
-        Generation(engine="openai", server="http://localhost:1", served_as="{nobody}")
+        Generation(engine="openai", server="http://localhost:1", served_as="{unknown}")

@@ -1,6 +1,6 @@
-"""The engine on vLLM, in process and as a server, against the engine on transformers, on a tiny Qwen3-VL.
+"""The engine on vLLM, in this process and as a server, tested against transformers on a tiny Qwen3-VL.
 
-`make test-vllm` makes the environment that this needs and runs it.
+`make test-vllm` creates the environment and runs these tests.
 """
 
 import os
@@ -20,7 +20,7 @@ import pytest
 import torch
 
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
-pytest.importorskip("vllm", reason="vLLM lives in an environment of its own: make test-vllm")
+pytest.importorskip("vllm", reason="vLLM needs its own environment: make test-vllm")
 
 import families
 
@@ -85,7 +85,7 @@ def same(near: pd.DataFrame, far: pd.DataFrame) -> None:
 
 
 def test_transformers_answers_as_the_models_own_generate(setting: Setting) -> None:
-    """The reference of this file: three-dimensional positions, padding and the cache are right."""
+    """Check the reference of this file: three-dimensional positions, padding and cache."""
     model, processor = load(setting.folder)
     frame = setting.ask(None)
     banned = banned_tokens(processor, model.get_output_embeddings().weight.shape[0])
@@ -110,7 +110,7 @@ def test_greedy_responses_are_those_of_transformers(setting: Setting, ratio: flo
     assert not (setting.folder.parent / "cache" / "handed-over").exists()
 
 
-def test_samples_depend_on_their_own_seed_and_are_made_once(setting: Setting) -> None:
+def test_samples_depend_on_their_own_seed_and_are_generated_once(setting: Setting) -> None:
     engine = VllmEngine(OPTIONS)
     four = setting.ask(engine, n=4, seed=0)
     store = open_store(Source("large", setting.folder), setting.processor, SAMPLING, 0, engine)
@@ -123,7 +123,7 @@ def test_samples_depend_on_their_own_seed_and_are_made_once(setting: Setting) ->
     assert not banned & {int(token) for tokens in four["tokens"] for token in tokens}
 
 
-def test_a_prompt_that_vllm_reads_otherwise_is_refused(
+def test_a_prompt_that_vllm_tokenizes_differently_is_refused(
     setting: Setting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prompt = Questions.prompt
@@ -137,7 +137,7 @@ def test_a_prompt_that_vllm_reads_otherwise_is_refused(
         list(write([0], [0]))
 
 
-def test_a_model_that_vllm_cannot_read_is_told_in_one_line(setting: Setting, tmp_path: Path) -> None:
+def test_a_model_that_vllm_cannot_read_is_one_clear_line(setting: Setting, tmp_path: Path) -> None:
     (tmp_path / "large").mkdir()
     (tmp_path / "large" / "config.json").write_text("{}")
     with (
@@ -152,7 +152,7 @@ def test_a_model_that_vllm_cannot_read_is_told_in_one_line(setting: Setting, tmp
 
 @pytest.fixture(scope="module")
 def server(setting: Setting) -> Iterator[str]:
-    """vLLM's own server, with the masked model."""
+    """Run vLLM's server with the masked model."""
     folder = setting.folder.parent / "masked"
     save_masked(setting.folder, RATIO, folder)
     with socket.socket() as free:

@@ -36,7 +36,7 @@ FORK = multiprocessing.get_context("fork")
 
 @dataclass(frozen=True)
 class Setting:
-    """A small untrained model that often ends its responses, saved, and some questions."""
+    """A saved small untrained model that often ends its responses, and questions."""
 
     model: PreTrainedModel
     processor: Any
@@ -82,7 +82,7 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setting]:
 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Every test begins with an empty cache of responses."""
+    """Start each test with an empty cache."""
     monkeypatch.setenv("MASTERS_DATA", str(tmp_path))
 
 
@@ -94,7 +94,7 @@ def forbid(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def same(one: pd.DataFrame, other: pd.DataFrame) -> bool:
-    """The same responses; log-probabilities to what another batch size does to float32."""
+    """Compare responses; log-probabilities up to float32 differences between batch sizes."""
     exact = ["question", "content", "index", "text", "finish", "correct"]
     if not one[exact].equals(other[exact]):
         return False
@@ -106,7 +106,7 @@ def same(one: pd.DataFrame, other: pd.DataFrame) -> bool:
 
 
 def alike(some: list[Response], others: list[Response], tolerance: float = 1e-4) -> None:
-    """The same tokens of the same responses, their log-probabilities within a tolerance."""
+    """Assert equal tokens, and log-probabilities within a tolerance."""
     for a, b in zip(some, others, strict=True):
         assert (a.question, a.index, a.tokens) == (b.question, b.index, b.tokens)
         assert a.logprobs == pytest.approx(b.logprobs, abs=tolerance)
@@ -149,16 +149,16 @@ def test_log_probabilities_are_those_of_a_whole_forward_pass(setting: Setting) -
     assert kept.max() <= 0
 
 
-def test_a_support_holds_no_more_than_the_vocabulary(setting: Setting) -> None:
+def test_the_support_is_part_of_the_vocabulary(setting: Setting) -> None:
     plain = Sampling(temperature=1, top_p=1, top_k=0, repetition_penalty=1, max_new_tokens=10)
     for answer in setting.write(sampling=plain):
         assert len(answer.support_logprobs) == len(answer.logprobs) == len(answer.tokens)
-        # Without the banned tokens all others are a little more probable.
+        # Excluding the banned tokens makes all others slightly more probable.
         assert all(a > b for a, b in zip(answer.support_logprobs, answer.logprobs, strict=True))
 
 
 @pytest.mark.parametrize("seed", [0, None])
-def test_banned_tokens_are_never_written(setting: Setting, seed: int | None) -> None:
+def test_banned_tokens_are_never_generated(setting: Setting, seed: int | None) -> None:
     banned = set(banned_tokens(setting.processor, len(setting.processor.tokenizer)))
     assert setting.processor.image_token_id in banned
     hot = Sampling(temperature=50, top_p=1, top_k=0, max_new_tokens=10)
@@ -200,7 +200,7 @@ def test_greedy_answers_are_those_of_generate(setting: Setting) -> None:
 # --- the store ---
 
 
-def test_a_row_a_response_in_the_order_asked(setting: Setting) -> None:
+def test_one_row_per_response_in_the_given_order(setting: Setting) -> None:
     wanted = [5, 2, 11]
     frame = setting.ask(3, wanted)
     ids = setting.questions.table["id"]
@@ -211,7 +211,7 @@ def test_a_row_a_response_in_the_order_asked(setting: Setting) -> None:
     assert columns <= set(frame)
 
 
-def test_asked_again_nothing_is_generated(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_call_generates_nothing(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
     counts: dict[str, int] = {}
     first = setting.ask(2, counts=counts)
     assert counts == {"generated": 2 * COUNT, "reused": 0}
@@ -222,7 +222,7 @@ def test_asked_again_nothing_is_generated(setting: Setting, monkeypatch: pytest.
     assert list(fewer["text"]) == list(first["text"])[: 2 * 7 : 2]
 
 
-def test_asked_for_in_two_pieces_they_are_the_same(setting: Setting, tmp_path: Path) -> None:
+def test_two_partial_calls_give_the_same_responses(setting: Setting, tmp_path: Path) -> None:
     whole = setting.ask(4)
     shutil.rmtree(tmp_path / "cache")
     counts: dict[str, int] = {}
@@ -233,7 +233,7 @@ def test_asked_for_in_two_pieces_they_are_the_same(setting: Setting, tmp_path: P
     assert len(held(setting)) == 4 * COUNT
 
 
-def test_a_masked_teacher_writes_as_the_mask_says(setting: Setting) -> None:
+def test_responses_of_a_masked_teacher_are_those_of_its_mask(setting: Setting) -> None:
     source = replace(setting.source, ratio=0.4)
     frame = setting.ask(2, source=source)
     model, _ = load(source.folder)
@@ -267,7 +267,7 @@ def test_other_settings_are_another_store(setting: Setting) -> None:
 
 
 class Harsh:
-    """Finds everything wrong, and counts what it is asked."""
+    """Call everything wrong and count the calls."""
 
     name = "harsh judge/1"
 
@@ -291,7 +291,9 @@ def test_another_judge_needs_no_new_responses(setting: Setting, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("how", ["truncated", "empty", "text"])
-def test_a_damaged_shard_is_named_and_only_its_rows_are_made_again(setting: Setting, how: str) -> None:
+def test_a_damaged_shard_is_named_and_only_its_responses_are_generated_again(
+    setting: Setting, how: str
+) -> None:
     setting.ask(2, range(10))
     (early,) = setting.store().shards()
     whole = setting.ask(2)
@@ -310,7 +312,7 @@ def test_a_damaged_shard_is_named_and_only_its_rows_are_made_again(setting: Sett
 
 
 def held(setting: Setting) -> list[tuple[str, int]]:
-    """Every row of the store, as (content, index)."""
+    """Return every row of the store as (content, index)."""
     frames = [pd.read_parquet(path, columns=["content", "index"]) for path in setting.store().shards()]
     return [pair for frame in frames for pair in zip(frame["content"], frame["index"], strict=True)]
 
@@ -375,9 +377,7 @@ def test_twenty_kills_leave_the_store_of_an_undisturbed_run(setting: Setting, tm
             os.kill(process.pid or 0, 9)
             kills += 1
         assert end_of(process) in (-9, 0)
-        if (
-            len(held(setting)) == 2 * COUNT
-        ):  # finished early: take a shard away, so that there is work to kill
+        if len(held(setting)) == 2 * COUNT:  # finished early: delete a shard, so work is left
             setting.store().shards()[0].unlink()
     assert kills == 20
     assert same(setting.ask(2), undisturbed)
@@ -385,7 +385,9 @@ def test_twenty_kills_leave_the_store_of_an_undisturbed_run(setting: Setting, tm
     assert setting.store().verify() == []
 
 
-def test_two_processes_with_other_questions_write_beside_each_other(setting: Setting, tmp_path: Path) -> None:
+def test_two_processes_with_different_questions_write_at_the_same_time(
+    setting: Setting, tmp_path: Path
+) -> None:
     undisturbed = setting.ask(2)
     shutil.rmtree(tmp_path / "cache")
 
@@ -431,7 +433,7 @@ def test_a_full_disk_loses_nothing_that_was_written(
         subprocess.run(["umount", str(disk)], check=True)
 
 
-def test_first_responses_that_are_gone_are_made_again(setting: Setting) -> None:
+def test_deleted_responses_are_generated_again(setting: Setting) -> None:
     setting.ask(2)
     (early,) = setting.store().shards()
     whole = setting.ask(4)
@@ -439,7 +441,7 @@ def test_first_responses_that_are_gone_are_made_again(setting: Setting) -> None:
     assert same(setting.ask(4), whole)
 
 
-def test_two_processes_at_once_write_every_response_once(setting: Setting) -> None:
+def test_two_processes_with_the_same_questions_generate_each_response_once(setting: Setting) -> None:
     processes = [FORK.Process(target=slowly, args=(setting,)) for _ in range(2)]
     for process in processes:
         process.start()

@@ -35,11 +35,11 @@ def test_draws_match_the_distribution() -> None:
     expected = count * probabilities.numpy()[possible]
     assert chisquare(frequencies[possible], expected).pvalue > 0.01
     wrong = np.roll(expected, 1)
-    assert chisquare(frequencies[possible], wrong).pvalue < 1e-6  # the test can tell
+    assert chisquare(frequencies[possible], wrong).pvalue < 1e-6  # the test can detect a wrong distribution
 
 
 def test_a_token_of_probability_zero_is_never_drawn() -> None:
-    """Not at the ends of [0, 1), not on the boundary between two tokens."""
+    """Test the ends of [0, 1) and the boundaries between two tokens."""
     hidden = -torch.inf
     rows = torch.tensor(
         [[hidden, 0.5, hidden, 0.5, hidden], [0.5, hidden, hidden, hidden, 0.5], [hidden] * 4 + [1.0]]
@@ -59,8 +59,8 @@ def test_a_token_of_probability_zero_is_never_drawn() -> None:
         assert torch.isfinite(rows.gather(1, drawn[:, None])).all(), edge
 
 
-def test_wide_rows_of_float32_never_give_an_excluded_token() -> None:
-    """In float32 many probabilities do not sum to exactly 1, and the last token may be excluded."""
+def test_a_large_vocabulary_in_float32_never_gives_an_excluded_token() -> None:
+    """In float32, many probabilities do not sum to exactly 1, and the last token may be excluded."""
     generator = torch.Generator().manual_seed(3)
     logits = 4 * torch.randn(64, 20_000, generator=generator)
     logits[:, ::3] = -torch.inf
@@ -83,7 +83,9 @@ def test_random_numbers_depend_on_seed_question_and_index_alone() -> None:
     assert first.shape == (8,) and (first >= 0).all() and (first < 1).all()
     among = uniforms(0, [("charts-2", 0), ("charts-1", 1), ("charts-1", 0), ("charts-11", 0)], 8)
     assert (first == among[2]).all()
-    assert (first == uniforms(0, [("charts-1", 0)], 20)[0, :8]).all()  # a longer limit changes no earlier
+    assert (
+        first == uniforms(0, [("charts-1", 0)], 20)[0, :8]
+    ).all()  # a longer limit keeps the earlier numbers
     for other in (*among[[0, 1, 3]], *uniforms(1, [("charts-1", 0)], 8)):
         assert not np.isclose(first, other).any()
 
@@ -97,7 +99,7 @@ def test_random_numbers_are_uniform_and_free_of_correlation() -> None:
 
 @pytest.mark.parametrize("sampling", SETTINGS)
 def test_processors_are_those_of_generate(sampling: Sampling, tmp_path: Path) -> None:
-    """The scores from which ``generate`` samples are ours, made from the same logits and history."""
+    """Given the same logits and history, our scores equal those from which ``generate`` samples."""
     torch.set_num_threads(1)
     model: Any
     model, processor = build(ModelSpec(width=16, layers=1), [f"w{i}" for i in range(60)], seed=1)

@@ -1,4 +1,4 @@
-"""A prompt that is held once gives what a prompt held by every response gives, in every family."""
+"""A shared prompt gives the same responses as a copy per response, in every model family."""
 
 from collections import Counter
 from dataclasses import replace
@@ -23,7 +23,7 @@ SPECIAL = [families.IMAGE, families.VIDEO, families.START, families.STOP]
 
 
 class Tokenizer:
-    """Of the models without words: as much of one as generation asks for."""
+    """The part of a tokenizer that generation needs, for models without words."""
 
     all_special_ids, added_tokens_decoder = SPECIAL, ()
 
@@ -55,7 +55,7 @@ def alike(some: list[Response], others: list[Response]) -> None:
 
 
 def frequent(responses: list[Response]) -> int:
-    """A token that ends many of the responses early, but not all, if it is taken for their end."""
+    """Return a token that, used as end token, ends many but not all responses early."""
     counts = Counter(token for response in responses for token in set(response.tokens))
     return next(token for token, count in counts.most_common() if count < 0.8 * len(responses))
 
@@ -71,7 +71,7 @@ def test_log_probabilities_are_those_of_the_model_on_each_response_alone(
     whole = shared_prompt.SharedPrompt
     monkeypatch.setattr(shared_prompt, "SharedPrompt", lambda *given: used.append(whole(*given)) or used[-1])
     responses = write(here, tmp_path / "second", end)
-    assert bool(used) == (family != "gemma3")  # whose window forgets
+    assert bool(used) == (family != "gemma3")  # it has a sliding window
     groups = [responses[start : start + N] for start in range(0, len(responses), N)]
     read = replace(here, responses=[[np.array(r.tokens) for r in group] for group in groups])
     lengths = set()
@@ -82,11 +82,11 @@ def test_log_probabilities_are_those_of_the_model_on_each_response_alone(
             expected = alone.gather(1, torch.tensor(response.tokens)[:, None])[:, 0]
             assert response.logprobs == pytest.approx(expected.tolist(), abs=1e-4)
             lengths.add(len(response.tokens))
-    assert len(lengths) > 3, "otherwise no response leaves before the others"
+    assert len(lengths) > 3, "otherwise no response leaves the batch early"
     assert all(len(cache._slots) < len(groups) * N for cache in used)
 
 
-def test_copies_of_a_prompt_write_the_same(tmp_path: Path) -> None:
+def test_copies_of_a_prompt_give_the_same_responses(tmp_path: Path) -> None:
     here = families.setting("llava")
     once = write(here, tmp_path / "once")
     with attending([here.model], "eager"):
@@ -94,7 +94,7 @@ def test_copies_of_a_prompt_write_the_same(tmp_path: Path) -> None:
     alike(once, copied)
 
 
-def test_the_prompt_is_read_in_the_models_own_way_and_so_is_everything_afterwards(
+def test_the_models_own_attention_computes_the_prompt_and_is_restored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here = families.setting("llava")

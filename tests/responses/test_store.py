@@ -1,4 +1,4 @@
-"""The store and its manifest, on made-up responses: what is there, what is missing, what is damaged."""
+"""The store and its manifest, on made-up responses: stored, missing and damaged ones."""
 
 import json
 from pathlib import Path
@@ -43,7 +43,7 @@ def fill(store: ResponseStore, pairs: list[tuple[int, int]], seconds: float = 0.
     return store.append([response(*pair) for pair in pairs], QUESTIONS, seconds)
 
 
-def test_a_row_says_all_that_determined_it_and_any_reader_reads_it(store: ResponseStore) -> None:
+def test_a_row_holds_its_settings_and_any_reader_can_load_it(store: ResponseStore) -> None:
     path = fill(store, [(1, 1), (0, 0)])
     frame = pd.read_parquet(path)
     assert set(frame["source"]) == {"large"} and set(frame["ratio"]) == {0.2} and set(frame["seed"]) == {3}
@@ -54,7 +54,7 @@ def test_a_row_says_all_that_determined_it_and_any_reader_reads_it(store: Respon
     assert json.loads((store.folder / "spec.json").read_text())["engine"] == "transformers"
 
 
-def test_the_key_of_a_response_is_no_other_response(store: ResponseStore) -> None:
+def test_keys_of_responses_are_unique(store: ResponseStore) -> None:
     other = ResponseStore(store.spec.model_copy(update={"seed": 4}), "large")
     keys = [pd.read_parquet(fill(s, [(0, 0), (0, 1), (1, 0)]))["key"].tolist() for s in (store, other)]
     assert len({*keys[0], *keys[1]}) == 6
@@ -62,7 +62,7 @@ def test_the_key_of_a_response_is_no_other_response(store: ResponseStore) -> Non
 
 
 @pytest.mark.parametrize("n", [1, 2, 63, 64, 65, 130])
-def test_counting_is_that_of_a_set(store: ResponseStore, n: int) -> None:
+def test_counts_match_those_of_a_set(store: ResponseStore, n: int) -> None:
     rng = np.random.default_rng(n)
     held: set[tuple[int, int]] = set()
     for _ in range(4):  # some responses are written twice
@@ -83,14 +83,14 @@ def test_counting_is_that_of_a_set(store: ResponseStore, n: int) -> None:
     )
 
 
-def test_an_empty_store_lacks_everything(store: ResponseStore) -> None:
+def test_an_empty_store_misses_all_responses(store: ResponseStore) -> None:
     status = store.status(CONTENT, 8)
     assert (status.there, status.missing) == (0, 8 * COUNT)
     assert status.missing_seconds is None and status.missing_size is None
     assert store.read(CONTENT, 8).empty and store.verify() == []
 
 
-def test_the_missing_part_costs_what_the_stored_part_cost(store: ResponseStore) -> None:
+def test_missing_responses_are_estimated_to_cost_as_much_as_the_stored_ones(store: ResponseStore) -> None:
     path = fill(store, [(q, i) for q in range(10) for i in range(2)], seconds=4.0)
     status = store.status(CONTENT, 2)
     assert status.missing == 60
@@ -98,7 +98,7 @@ def test_the_missing_part_costs_what_the_stored_part_cost(store: ResponseStore) 
     assert status.missing_size == pytest.approx(3 * path.stat().st_size)
 
 
-def test_verdicts_stand_beside_their_rows(store: ResponseStore) -> None:
+def test_verdicts_belong_to_their_rows(store: ResponseStore) -> None:
     for start in (0, 20):
         fill(store, [(q, i) for q in range(start, start + 20) for i in range(3)])
     frame = store.read(CONTENT[5:30], 3, RuleJudge())
@@ -106,7 +106,7 @@ def test_verdicts_stand_beside_their_rows(store: ResponseStore) -> None:
     assert frame["correct"].tolist() == [index % 2 for index in frame["index"]]
 
 
-def test_a_torn_line_of_the_manifest_loses_nothing(store: ResponseStore) -> None:
+def test_an_incomplete_manifest_line_loses_no_responses(store: ResponseStore) -> None:
     fill(store, [(0, 0), (1, 0)])
     fill(store, [(2, 0)])
     data = store.manifest.read_bytes()
@@ -130,7 +130,7 @@ def test_a_flipped_bit_is_found(store: ResponseStore) -> None:
     assert (damage.path, damage.responses, damage.questions) == (path, 20, 20)
     path.unlink()
     (damage,) = store.verify()
-    assert damage.reason == "it is gone" and store.status(CONTENT, 1).missing == 20
+    assert damage.reason == "it is missing" and store.status(CONTENT, 1).missing == 20
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Where versions are named they agree: requirements, constraints, pyproject, conda, and what is installed."""
+"""Versions agree between requirements, constraints, pyproject, conda and the installed packages."""
 
 import ast
 import importlib.metadata
@@ -37,7 +37,7 @@ LOCKED = _read("constraints.txt")
 
 def _declared() -> dict[str, Requirement]:
     extras = PYPROJECT["project"]["optional-dependencies"]
-    # One compiles parts of itself, one needs Triton for a single test, one brings 100 MB of weights.
+    # deepspeed compiles code, liger needs Triton for a single test, pretrained has 100 MB of weights.
     unpinned = {"deepspeed", "liger", "pretrained"}
     groups = [PYPROJECT["project"]["dependencies"], *(extras[name] for name in extras.keys() - unpinned)]
     return {canonicalize_name(r.name): r for group in groups for r in map(Requirement, group)}
@@ -51,7 +51,7 @@ def test_direct_dependencies_are_exact_pins() -> None:
 
 @pytest.mark.parametrize("python", PYTHONS)
 @pytest.mark.parametrize("system", ["linux", "darwin"])
-def test_lock_holds_the_direct_pins_on_every_python(python: str, system: str) -> None:
+def test_the_lock_contains_the_direct_pins_on_every_python(python: str, system: str) -> None:
     where = {"python_version": python, "python_full_version": f"{python}.9", "sys_platform": system}
     locked = {
         canonicalize_name(r.name): _pin(r) for r in LOCKED if r.marker is None or r.marker.evaluate(where)
@@ -60,7 +60,7 @@ def test_lock_holds_the_direct_pins_on_every_python(python: str, system: str) ->
         assert locked.get(name) == _pin(requirement), f"{name}: constraints.txt is behind, run `make lock`"
 
 
-def test_lock_is_one_version_a_package_and_carries_nothing_of_this_machine() -> None:
+def test_the_lock_has_one_version_per_package_and_no_local_paths() -> None:
     here = [canonicalize_name(r.name) for r in LOCKED if r.marker is None or r.marker.evaluate()]
     assert len(here) == len(set(here))
     text = (ROOT / "constraints.txt").read_text()
@@ -76,7 +76,7 @@ def test_installed_versions_are_the_locked_ones() -> None:
         try:
             installed = Version(importlib.metadata.version(requirement.name))
         except importlib.metadata.PackageNotFoundError:
-            continue  # Wheels for CPU only do not want the GPU libraries that the lock names.
+            continue  # CPU wheels do not need the GPU libraries in the lock.
         # A local label such as 2.13.0+cpu is the same release.
         if Version(installed.public) != _pin(requirement):
             differing.append(f"{requirement.name} {installed}, locked {_pin(requirement)}")
@@ -102,7 +102,7 @@ def test_the_environment_of_the_extras_is_pinned_within_their_bounds() -> None:
     )
 
 
-def test_package_imports_only_what_it_declares() -> None:
+def test_the_package_imports_only_declared_dependencies() -> None:
     distributions = importlib.metadata.packages_distributions()
     runtime = {
         canonicalize_name(Requirement(text).name)
@@ -122,7 +122,7 @@ def test_package_imports_only_what_it_declares() -> None:
                 names.append(node.module)
             for top in {name.split(".")[0] for name in names} - {"masters"} - sys.stdlib_module_names:
                 owners = {canonicalize_name(owner) for owner in distributions.get(top, [])}
-                if not owners & runtime and top != "vllm":  # which lives in an environment of its own
+                if not owners & runtime and top != "vllm":  # vllm needs its own environment
                     missing.append(f"{path.relative_to(ROOT)} imports {top}")
     assert not missing
 
@@ -144,10 +144,10 @@ def test_supported_pythons_are_the_same_everywhere() -> None:
     assert "(3, 11) <= sys.version_info[:2] <= (3, 13)" in (ROOT / "Makefile").read_text()
 
 
-def test_citation_and_licence() -> None:
+def test_citation_and_license() -> None:
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert citation["version"] == masters.__version__
     assert citation["license"] == PYPROJECT["project"]["license"] == "Apache-2.0"
     assert "2512.22238" in str(citation["preferred-citation"]["identifiers"])
-    licence = (ROOT / "LICENSE").read_text()
-    assert "Apache License" in licence and "END OF TERMS AND CONDITIONS" in licence
+    license_text = (ROOT / "LICENSE").read_text()
+    assert "Apache License" in license_text and "END OF TERMS AND CONDITIONS" in license_text

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from masters.runtime import files
-from masters.runtime.files import cache_dir, data_dir, hash_of, paper_table, write_atomic
+from masters.runtime.files import cache_dir, data_dir, hash_of, paper_table, write_atomic, write_folder_once
 
 
 @pytest.mark.parametrize("content", ["text, ünicode\n", b"\x00bytes\xff", "", b""])
-def test_what_is_written_is_read(tmp_path: Path, content: bytes | str) -> None:
+def test_a_written_file_can_be_read(tmp_path: Path, content: bytes | str) -> None:
     path = tmp_path / "new" / "folder" / "file"
     write_atomic(path, content)
     assert path.read_bytes() == (content.encode() if isinstance(content, str) else content)
@@ -28,7 +28,7 @@ def test_an_old_file_is_replaced(tmp_path: Path) -> None:
 @pytest.mark.parametrize("where", ["fsync", "replace", "chmod"])
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
 @pytest.mark.parametrize("old", [True, False])
-def test_a_write_that_fails_leaves_what_was_there(
+def test_a_failed_write_keeps_the_old_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, error: BaseException, old: bool
 ) -> None:
     path = tmp_path / "file"
@@ -44,7 +44,7 @@ def test_a_write_that_fails_leaves_what_was_there(
     assert {child.name: child.read_text() for child in tmp_path.iterdir()} == ({"file": "old"} if old else {})
 
 
-def test_content_is_on_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_content_is_flushed_before_the_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, seen = tmp_path / "file", []
     fsync, replace = os.fsync, os.replace
 
@@ -62,14 +62,29 @@ def test_content_is_on_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: 
     assert seen == [("fsync", 5, False), ("replace", 5, False)]
 
 
-def test_the_data_folder_is_where_the_variable_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_folder_is_written_once_and_completely(tmp_path: Path) -> None:
+    folder = tmp_path / "new" / "folder"
+
+    def fail(target: Path) -> None:
+        (target / "file").write_text("partial")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        write_folder_once(folder, fail)
+    assert not [path for path in folder.parent.iterdir() if path.is_dir()]
+    write_folder_once(folder, lambda target: (target / "file").write_text("first"))
+    write_folder_once(folder, fail)
+    assert [(path.name, path.read_text()) for path in folder.iterdir()] == [("file", "first")]
+
+
+def test_the_data_folder_comes_from_the_variable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("MASTERS_DATA", str(tmp_path))
     assert data_dir() == tmp_path and cache_dir() == tmp_path / "cache"
     monkeypatch.delenv("MASTERS_DATA")
     assert data_dir() == files.ROOT / "data"
 
 
-def test_a_hash_depends_on_the_value_alone() -> None:
+def test_a_hash_depends_on_the_value_only() -> None:
     assert hash_of({"b": [1, 2.5, None], "a": "é"}) == hash_of({"a": "é", "b": [1, 2.5, None]})
     values = [1, "1", 1.5, [1], [], {}, None, True, "é", "e", {"a": 1}, {"a": 2}, [1, 2], [2, 1]]
     assert len({hash_of(value) for value in values}) == len(values)

@@ -16,7 +16,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-def test_a_report_is_read_back_as_a_line_and_the_last_one_takes_it_away(folder: Path) -> None:
+def test_a_report_becomes_a_line_until_the_work_is_done(folder: Path) -> None:
     progress.report("training large", 1200, 5000)
     assert progress.lines(folder) == ["training large 1200/5000"]
     assert [path.name for path in folder.iterdir()] == [f"{os.getpid()}.json"]
@@ -24,7 +24,7 @@ def test_a_report_is_read_back_as_a_line_and_the_last_one_takes_it_away(folder: 
     assert progress.lines(folder) == []
 
 
-def test_reports_that_follow_at_once_are_not_written(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reports_are_limited_to_one_per_interval(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
     monkeypatch.setattr(progress.time, "monotonic", lambda: now)
     progress.report("work", 1, 10)
@@ -43,12 +43,12 @@ def test_without_the_variable_nothing_is_written(folder: Path, monkeypatch: pyte
     assert not folder.exists() and progress.lines(folder) == []
 
 
-def test_the_end_of_work_that_never_reported_is_no_error(folder: Path) -> None:
+def test_the_end_of_unreported_work_is_no_error(folder: Path) -> None:
     progress.report("work", 10, 10)
     assert progress.lines(folder) == []
 
 
-def test_lines_of_several_processes_and_a_file_that_is_no_json(folder: Path) -> None:
+def test_lines_of_several_processes_skip_partial_files(folder: Path) -> None:
     folder.mkdir()
     for number in (1, 2):
         (folder / f"{number}.json").write_text(json.dumps({"what": "run", "done": number, "total": 9}))
@@ -57,7 +57,7 @@ def test_lines_of_several_processes_and_a_file_that_is_no_json(folder: Path) -> 
     assert progress.lines(folder) == ["run 1/9", "run 2/9"]
 
 
-def test_progress_is_shown_as_lines_while_work_goes_on(
+def test_progress_is_shown_as_lines_during_work(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(progress, "_last", float("-inf"))
@@ -67,6 +67,6 @@ def test_progress_is_shown_as_lines_while_work_goes_on(
         progress.report("training a run", 3, 10)
         time.sleep(0.3)
         raise KeyError("from within")
-    told = capsys.readouterr().err.splitlines()
-    assert told and set(told) == {"training a run 3/10"}
+    shown = capsys.readouterr().err.splitlines()
+    assert shown and set(shown) == {"training a run 3/10"}
     assert "MASTERS_PROGRESS" not in os.environ and not folder.exists()

@@ -1,4 +1,4 @@
-"""Jobs side by side, and what becomes of them when the process that began them is killed."""
+"""Parallel jobs, and their end when the parent process is killed."""
 
 import os
 import signal
@@ -20,15 +20,15 @@ def job(lab: Any, path: Path) -> None:
     time.sleep(600)
 
 
-def test_a_killed_parent_takes_its_jobs_along(tmp_path: Path) -> None:
-    told = tmp_path / "pid"
-    parent = subprocess.Popen([sys.executable, __file__, str(told)])
+def test_jobs_end_when_their_parent_is_killed(tmp_path: Path) -> None:
+    report = tmp_path / "pid"
+    parent = subprocess.Popen([sys.executable, __file__, str(report)])
     try:
         deadline = time.monotonic() + 120
-        while not (told.is_file() and told.read_text()):
+        while not (report.is_file() and report.read_text()):
             assert parent.poll() is None and time.monotonic() < deadline
             time.sleep(0.1)
-        child = psutil.Process(int(told.read_text()))
+        child = psutil.Process(int(report.read_text()))
         assert child.is_running()
     finally:
         parent.send_signal(signal.SIGKILL)
@@ -36,16 +36,16 @@ def test_a_killed_parent_takes_its_jobs_along(tmp_path: Path) -> None:
     child.wait(30)
 
 
-def look(lab: Any, folder: Path, told: Path) -> None:
-    told.write_text(" ".join(progress.lines(folder)))
+def look(lab: Any, folder: Path, report: Path) -> None:
+    report.write_text(" ".join(progress.lines(folder)))
 
 
-def test_jobs_are_said_before_the_first_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_jobs_are_reported_before_the_first_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MASTERS_PROGRESS", str(tmp_path / "progress"))
     monkeypatch.setattr(progress, "_last", float("-inf"))
-    job = look, (tmp_path / "progress", tmp_path / "told")
+    job = look, (tmp_path / "progress", tmp_path / "report")
     workers.run(str, load_profile("smoke"), [job], 1, "jobs")
-    assert (tmp_path / "told").read_text() == "jobs 0/1"
+    assert (tmp_path / "report").read_text() == "jobs 0/1"
     assert progress.lines(tmp_path / "progress") == []
 
 

@@ -303,9 +303,9 @@ def test_gathered_weights_of_another_model_are_refused() -> None:
 @pytest.mark.parametrize(
     ("environment", "made", "words"),
     [
-        ({"WORLD_SIZE": "2"}, (1, "NO"), "2 processes were started and accelerate works with 1"),
-        ({"ACCELERATE_USE_FSDP": "true"}, (1, "MULTI_CPU"), "asks for FSDP and accelerate made it MULTI_CPU"),
-        ({"ACCELERATE_USE_DEEPSPEED": "true"}, (1, "NO"), "asks for DEEPSPEED and accelerate made it NO"),
+        ({"WORLD_SIZE": "2"}, (1, "NO"), "2 processes were started but accelerate uses 1"),
+        ({"ACCELERATE_USE_FSDP": "true"}, (1, "MULTI_CPU"), "sets FSDP but accelerate uses MULTI_CPU"),
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, (1, "NO"), "sets DEEPSPEED but accelerate uses NO"),
         ({"WORLD_SIZE": "2", "ACCELERATE_USE_FSDP": "true"}, (2, "FSDP"), None),
         ({}, (1, "NO"), None),
     ],
@@ -326,4 +326,4 @@ def test_fsdp_on_a_cpu_is_refused_instead_of_becoming_ddp(tmp_path: Path) -> Non
     told = run(
         *TORCHRUN, ranks.__file__, str(tmp_path), "ddp", code=1, ACCELERATE_USE_FSDP="true", FSDP_VERSION="2"
     )
-    assert "the launch file asks for FSDP and accelerate made it MULTI_CPU" in told
+    assert "the launch file sets FSDP but accelerate uses MULTI_CPU" in told

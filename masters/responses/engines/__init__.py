@@ -1,12 +1,9 @@
-"""Who writes responses: one small interface, three engines.
-
-An engine takes a model and gives a writer; a writer takes questions and says which of their responses are
-wanted, and gives them back with token ids and log-probabilities, a batch at a time.
+"""Engines that generate responses: one interface, three implementations.
 
 ============== ==============================================================================================
-transformers   in this process; the default, and the reference that the others are tested against
-vllm           vLLM in this process; for models of billions of weights
-openai         any OpenAI-compatible server that already runs, near or far
+transformers   in this process; the default, and the reference for the tests of the others
+vllm           vLLM in this process, for models of billions of weights
+openai         any running OpenAI-compatible server, local or remote
 ============== ==============================================================================================
 """
 
@@ -22,18 +19,17 @@ from masters.settings import Sampling
 
 @dataclass(frozen=True)
 class Response:
-    """One answer of a model to a question.
+    """One response of a model to a question.
 
     Attributes:
         question: id of the question.
-        index: which of the question's responses.
-        tokens: token ids, the end token included unless the response was cut.
-        text: what they say.
-        logprobs: log-probability of each token over the whole vocabulary at temperature 1, in nats; None
-            where a server does not tell.
-        support_logprobs: the same over the tokens that could be sampled, after all sampling settings; None
-            where an engine does not tell.
-        finish: ``stop`` when the model ended it, ``length`` when it was cut.
+        index: position among the question's responses, from 0.
+        tokens: token ids; they end with the end token unless the response was cut.
+        text: decoded tokens.
+        logprobs: log-probability of each token over the whole vocabulary at temperature 1, in nats; None if
+            the server returns none.
+        support_logprobs: the same after all sampling settings; None if the engine returns none.
+        finish: ``stop`` if the model ended the response, ``length`` if it was cut.
     """
 
     question: str
@@ -45,33 +41,27 @@ class Response:
     finish: str
 
 
-# Indices of questions and indices of their responses in, all responses of a batch of questions out.
+# Takes question indices and response indices; yields all responses of one batch of questions at a time.
 Writer = Callable[[Sequence[int], Sequence[int]], Iterator[list[Response]]]
 
 
 class Engine(Protocol):
-    """Generates responses; what it promises about them is kept with them.
+    """Generates responses.
 
     Attributes:
-        name: part of the key of what it writes.
-        promise: what a response depends on.
+        name: part of the key under which responses are stored.
+        promise: which determinism the engine guarantees; stored beside the responses.
     """
 
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def promise(self) -> str: ...
+    name: str
+    promise: str
 
     def writer(
         self, source: Source, processor: Any, questions: Questions, sampling: Sampling, seed: int | None
     ) -> AbstractContextManager[Writer]:
-        """A writer for one source; leaving the context frees the model.
+        """Load a source and return the function that generates its responses; free the model on exit.
 
         Args:
-            source: who writes.
-            processor: of the source.
-            questions: encoded by that processor.
-            sampling: how tokens are drawn; only ``max_new_tokens`` counts when greedy.
-            seed: None takes the most probable token each time (greedy).
+            sampling: greedy decoding uses ``max_new_tokens`` only.
+            seed: None decodes greedily.
         """

@@ -1,17 +1,19 @@
-"""Who generates: a batched engine on ``transformers`` that reads each prompt once for all its responses.
+"""The engine on ``transformers``: batched generation that computes each prompt once for all its responses.
 
-The prompts of a batch are read in one forward pass, their keys and values are shared by all responses
-(:mod:`masters.responses.engines.shared_prompt`), and all responses are written token by token together; those
-that ended leave the batch a quarter at a time.
+One forward pass computes the prompts of a batch. All responses share its keys and values
+(:mod:`masters.responses.engines.shared_prompt`) and are decoded together, one token per step. Finished
+responses leave the batch once they make up a quarter of it.
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, PreTrainedModel
 
 from masters.data.questions import Questions
@@ -22,20 +24,20 @@ from masters.responses.sampling import draw, processors, uniforms
 from masters.responses.source import Source
 from masters.settings import Sampling
 
-ROWS = 1024
+ROWS = 1024  # responses per batch
 
 
 class TransformersEngine:
-    """The model in this process, on the GPU where there is one."""
+    """The model in this process, on the GPU if there is one."""
 
     name = "transformers"
-    promise = "a response depends on its seed, question and index alone, not on batch or order"
+    promise = "a response depends on its seed, question and index only, not on batch or order"
 
     @contextmanager
     def writer(
         self, source: Source, processor: Any, questions: Questions, sampling: Sampling, seed: int | None
     ) -> Iterator[Writer]:
-        """See :class:`masters.responses.engines.Engine`; the mask is applied in memory."""
+        """Load the model and mask it in memory, see :class:`masters.responses.engines.Engine`."""
         model, _ = load(source.folder)
         if source.ratio:
             source.choice.mask(model).apply(source.ratio)
@@ -55,16 +57,14 @@ def generate(
     sampling: Sampling,
     seed: int | None,
 ) -> Iterator[list[Response]]:
-    """Responses of a model, a batch of questions at a time.
+    """Generate responses, one batch of questions at a time.
 
     Args:
         model: in evaluation mode.
-        processor: of that model.
-        questions: encoded by that processor.
         wanted: indices of the questions.
-        responses: indices of the responses of each question.
-        sampling: how tokens are drawn; only ``max_new_tokens`` counts when greedy.
-        seed: None takes the most probable token each time (greedy).
+        responses: indices of each question's responses.
+        sampling: greedy decoding uses ``max_new_tokens`` only.
+        seed: None decodes greedily.
 
     Yields:
         All responses of a batch of questions, ordered by question and index.
@@ -90,13 +90,10 @@ def _generate_batch(
     n, limit, device = len(responses), sampling.max_new_tokens, model.device
     end = processor.tokenizer.eos_token_id
     prompts = [torch.from_numpy(questions.prompt(index).astype(np.int64)) for index in wanted]
-    longest = max(map(len, prompts))
-    input_ids = torch.zeros(len(prompts), longest, dtype=torch.long)
-    attention = torch.zeros(len(prompts), longest, dtype=torch.long)
-    for row, prompt in enumerate(prompts):  # left padding: every response starts at the same place
-        input_ids[row, longest - len(prompt) :] = prompt
-        attention[row, longest - len(prompt) :] = 1
-    input_ids, attention = input_ids.to(device), attention.to(device)
+    left = partial(pad_sequence, batch_first=True, padding_side="left")  # all responses start in one column
+    input_ids = left(prompts).to(device)
+    attention = left([torch.ones_like(prompt) for prompt in prompts]).to(device)
+    longest = input_ids.shape[1]
     images = {name: tensor.to(device) for name, tensor in questions.image_features(wanted).items()}
     banned = banned_tokens(processor, model.get_output_embeddings().weight.shape[0])
     warp = processors(sampling, banned)
@@ -144,7 +141,7 @@ def _generate_batch(
             going = going & (token != end)
             if step + 1 == limit or not going.any():
                 break
-            # Dropping rows copies their cache, so ended rows run on, unread, until they are a quarter.
+            # Dropping rows copies the cache, so finished rows stay until they are a quarter of the batch.
             if 4 * int(going.sum()) <= 3 * len(going):
                 keep = going.nonzero()[:, 0]
                 going = going[keep]
@@ -161,20 +158,12 @@ def _generate_batch(
             position = position + 1
             logits = model.get_output_embeddings()(hidden).float()
 
-    texts = processor.tokenizer.batch_decode(
-        [row[:length] for row, length in zip(tokens.tolist(), lengths.tolist(), strict=True)],
-        skip_special_tokens=True,
-    )
-    columns = zip(tokens.tolist(), logprobs.tolist(), support.tolist(), lengths.tolist(), texts, strict=True)
+    columns = [
+        [row[:length] for row, length in zip(values.tolist(), lengths.tolist(), strict=True)]
+        for values in (tokens, logprobs, support)
+    ]
+    texts = processor.tokenizer.batch_decode(columns[0], skip_special_tokens=True)
     return [
-        Response(
-            question=name,
-            index=j,
-            tokens=ids[:length],
-            text=text.strip(),
-            logprobs=whole[:length],
-            support_logprobs=allowed[:length],
-            finish="stop" if ids[length - 1] == end else "length",
-        )
-        for (name, j), (ids, whole, allowed, length, text) in zip(identity, columns, strict=True)
+        Response(name, j, ids, text.strip(), scores, supports, "stop" if ids[-1] == end else "length")
+        for (name, j), text, ids, scores, supports in zip(identity, texts, *columns, strict=True)
     ]

@@ -1,14 +1,13 @@
-"""The engine on any OpenAI-compatible server: vLLM's, SGLang's, ``transformers serve``, a hosted one.
+"""The engine on any OpenAI-compatible server: vLLM, SGLang, ``transformers serve`` or a hosted one.
 
-One request asks for one response with a seed of its own, because some servers return one choice whatever is
-asked, and because a seed for a whole group would tie a response to those asked with it. Servers that keep the
-prefixes they have read, as vLLM and SGLang do, read a prompt and its picture once all the same.
+Each request generates one response with its own seed: some servers ignore ``n``, and with one seed per group
+a response would depend on the others in its request. Servers with prefix caching, such as vLLM and SGLang,
+still compute a prompt and its image once.
 
-Top-k, the repetition penalty and the ids of the tokens are not part of the protocol. There are several ways
-to ask for them; the first that the server takes is kept, and none leaves out a setting: a server that refuses
-one is told of in one line. A server that gives no token ids has its text tokenised here; one
-that gives no log-probabilities leaves them out of the responses, and then the variants of the objective that
-need them say so.
+Top-k, the repetition penalty and token ids are not part of the protocol, and servers accept them in different
+fields. The first form that the server accepts is kept; no form drops a setting that changes the samples. If
+the server refuses a setting, one line says so. Text without token ids is tokenized here. Without
+log-probabilities, ``logprobs`` is None, and the variants of the objective that need them raise an error.
 """
 
 import base64
@@ -28,25 +27,24 @@ from masters.responses.source import Source
 from masters.runtime.server import Refused, Server
 from masters.settings import Sampling
 
-WINDOW = 8  # requests waiting for each one in flight
-# What ``transformers serve`` says of fields that it does not know.
+WINDOW = 8  # queued requests per request in flight
+# The reply of ``transformers serve`` to unknown fields.
 STRICT = "Unexpected fields in the request"
 
 
 class OpenAIEngine:
-    """A server that already runs; which models it has is its own affair.
+    """A running server that already serves the models.
 
     Args:
         address: such as ``http://localhost:8000/v1``.
-        served_as: the server's name of a model at a mask ratio, with ``{model}`` and ``{ratio}``.
+        served_as: the server's name for a model at a mask ratio, with ``{model}`` and ``{ratio}``.
         concurrency: requests in flight.
-        api_key: sent as a bearer token where the server wants one.
-        options: of :class:`masters.runtime.server.Server`, such as timeout and retries.
+        options: arguments of :class:`masters.runtime.server.Server`, such as timeout and retries.
     """
 
     name = "openai"
     promise = (
-        "every request carries a seed made from seed, question and index; whether the same seed gives the "
+        "the seed of each request depends on seed, question and index only; whether the same seed gives the "
         "same response is up to the server"
     )
 
@@ -68,24 +66,24 @@ class OpenAIEngine:
         """See :class:`masters.responses.engines.Engine`.
 
         Raises:
-            ValueError: the server has no such model, or refused a request; or the source is masked in another
-                way than the paper's, of which a server's name of a model says nothing.
-            ConnectionError: the server is away, too slow or busy, also after all repetitions.
+            ValueError: the server lacks the model or refused a request, or the source's mask is not the
+                paper's and so cannot be named on the server.
+            ConnectionError: the server is unreachable, too slow or busy after all retries.
         """
         if source.choice.key():
             raise ValueError(
-                f"{source.title} at mask {source.ratio:g}: a server knows a masked model by its ratio alone, "
-                "and could have another mask; generate with engine transformers or vllm"
+                f"{source.title} at mask {source.ratio:g}: on a server only the ratio identifies a masked "
+                "model, so its mask may differ; generate with engine transformers or vllm"
             )
         served = self.served_as.format(model=source.name, ratio=source.ratio)
         server = Server(self.address, served, **self.options, called="generation server")
         if served not in (there := server.models()) and not self._knows(served):
             raise ValueError(
-                f"the server at {self.address} has no model {served!r}, it has "
-                f"{', '.join(sorted(there)) or 'none'}; save it with `masters export` and serve it under "
-                "this name, or set generation.served_as"
+                f"the server at {self.address} has no model {served!r}; it has "
+                f"{', '.join(sorted(there)) or 'none'}; save the model with `masters export` and serve it "
+                "under this name, or set generation.served_as"
             )
-        # The rows of the output head, some of which may have no token; the server's weights are not read.
+        # Rows of the output head, including rows without a token.
         rows = AutoConfig.from_pretrained(source.folder).get_text_config().vocab_size
         asker = _Asker(server, processor, questions, sampling, seed, banned_tokens(processor, rows))
         with ThreadPoolExecutor(self.concurrency) as pool:
@@ -104,9 +102,9 @@ class OpenAIEngine:
             yield write
 
     def _knows(self, served: str) -> bool:
-        """Whether it has the model all the same: ``transformers serve`` does not list those in folders.
+        """Return whether the server has an unlisted model: ``transformers serve`` omits models in folders.
 
-        A server that answers to any name, as SGLang does, knows none.
+        A server that accepts any name, as SGLang does, does not count.
         """
         return self._answers(served) and not self._answers(f"{served}-absent")
 
@@ -121,7 +119,7 @@ class OpenAIEngine:
 
 
 class _Asker:
-    """Turns a question into a request, and the reply into a response."""
+    """Turn a question into a request, and the reply into a response."""
 
     def __init__(
         self,
@@ -135,7 +133,7 @@ class _Asker:
         self.server, self.questions, self.seed = server, questions, seed
         self.tokenizer = processor.tokenizer
         self.options: dict[str, Any] = {"max_tokens": sampling.max_new_tokens, "logprobs": True}
-        if banned:  # ``transformers serve`` breaks on none, and on whole numbers
+        if banned:  # ``transformers serve`` fails on an empty bias and on integer values
             self.options["logit_bias"] = {str(token): -100.0 for token in banned}
         greedy = seed is None
         top_k, penalty = (0, 1.0) if greedy else (sampling.top_k, sampling.repetition_penalty)
@@ -145,16 +143,16 @@ class _Asker:
         self.beyond: dict[str, Any] = {"top_k": top_k} if top_k else {}
         if penalty != 1:
             self.beyond["repetition_penalty"] = penalty
-        # ``transformers serve`` takes what is not said in this field from the model's own settings, and where
-        # these do not ask for sampling it gives the greedy response n times, and no error.
+        # ``transformers serve`` fills gaps in this field from the model's generation config. If that does not
+        # sample, the server silently returns the greedy response n times.
         config = {"do_sample": not greedy, "top_k": top_k, "repetition_penalty": penalty}
         theirs = {"generation_config": json.dumps(config)}
-        # vLLM too takes from the model's own settings what is not said, so what is off is said as well.
+        # vLLM also fills gaps from the model's generation config, so disabled settings are sent, too.
         said = {"return_token_ids": True, "top_k": top_k or -1, "repetition_penalty": penalty}
         self.ways = [said, theirs | self.beyond, theirs, self.beyond]
 
     def ask(self, index: int, j: int) -> Response:
-        """One response to one question."""
+        """Generate one response."""
         row = self.questions.table.iloc[index]
         picture = self.questions.image_bytes(index)
         url = f"data:image/{_kind(picture)};base64,{base64.b64encode(picture).decode()}"
@@ -169,7 +167,7 @@ class _Asker:
     def _complete(self, messages: list[dict[str, Any]], own: dict[str, Any]) -> dict[str, Any]:
         ways, refusal = self.ways, None
         for way in ways:
-            # Another server might ignore the field, and top-k with it.
+            # Other servers may ignore this field, and with it top-k.
             if refusal and way.keys() == {"generation_config"} and STRICT not in str(refusal):
                 continue
             try:
@@ -179,20 +177,20 @@ class _Asker:
             else:
                 self.ways = [way]
                 return choice
-        assert refusal is not None  # there is always a way
+        assert refusal is not None
         if len(ways) > 1 and self.beyond:
             self._explain(messages)
         raise refusal
 
     def _explain(self, messages: list[dict[str, Any]]) -> None:
-        """Say so if what was refused is a setting of the sampling, and nothing else."""
+        """Raise a clear error if the server refuses only the sampling settings."""
         try:
             self.server.complete(messages, **self.options)
         except Refused:
             return
         off = {"top_k": 0, "repetition_penalty": 1}
         raise ValueError(
-            f"the generation server refuses {' and '.join(self.beyond)}, and answers without; set "
+            f"the generation server refuses {' and '.join(self.beyond)} but answers without; set "
             f"{', '.join(f'sampling.{name}: {off[name]}' for name in self.beyond)}, "
             "or generate with engine transformers or vllm"
         )
@@ -204,12 +202,12 @@ class _Asker:
         if tokens is None:
             tokens = self.tokenizer(text, add_special_tokens=False)["input_ids"]
             tokens = tokens if finish == "length" else [*tokens, self.tokenizer.eos_token_id]
-        told = (choice.get("logprobs") or {}).get("content")
-        logprobs = None if told is None else [float(entry["logprob"]) for entry in told]
+        entries = (choice.get("logprobs") or {}).get("content")
+        logprobs = None if entries is None else [float(entry["logprob"]) for entry in entries]
         if logprobs is not None and len(logprobs) != len(tokens):
             raise ValueError(
-                f"the server gave {len(logprobs)} log-probabilities for the {len(tokens)} tokens of {name}; "
-                "it needs to return token ids (return_token_ids), as vLLM does"
+                f"the server returned {len(logprobs)} log-probabilities for the {len(tokens)} tokens of "
+                f"{name}; use a server that returns token ids (return_token_ids), such as vLLM"
             )
         return Response(name, j, [int(token) for token in tokens], text, logprobs, None, finish)
 

@@ -1,12 +1,11 @@
-"""A prompt held once for all its responses: the cache, and the attention of one token at a time.
+"""A key-value cache that holds each prompt once for all its responses, and its attention for one token.
 
-The idea: the n responses to a question see the same prompt. Its keys and values are kept once, not once a
-response, and the n queries of a question meet them in one product; only what a response wrote itself is its
-own. With scores s = q K / sqrt(size) over the prompt and over the own tokens, the softmax runs over both
-together, so the result is that of a cache with n copies, for 1/n of the memory and of the reading of a
-prompt, which with its image is most of it (shared prefixes: Hydragen, arXiv 2402.05099).
+The n responses to a question share the prompt's keys and values; each response stores only its own tokens.
+The scores s = q K / sqrt(size) are computed over the prompt, for all n queries in one product, and over the
+response's own tokens. One softmax runs over both, so the result equals that of a cache with n copies, for 1/n
+of the prompt's memory and memory reads (shared prefixes: Hydragen, arXiv 2402.05099).
 
-Plain products are also the faster way on a CPU, where the fused kernel is slow for a single query.
+Plain matrix products are also faster on a CPU, where the fused kernel is slow for a single query.
 """
 
 from collections.abc import Iterator
@@ -21,15 +20,15 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 from masters.models.attention import attending
 
-BLOCK = 32  # places that the part of a response grows by; small products have a slow kernel
+BLOCK = 32  # positions that a response's cache grows by; small products use a slow kernel
 NAME = "masters_shared_prompt"
 
 
 class _Layer(DynamicLayer):
-    """One layer: a prompt's keys and values ``(questions, heads, places, size)``, and each response's.
+    """One layer: keys and values of prompts, ``(questions, heads, positions, size)``, and of responses.
 
-    Those of responses, ``(rows, heads, places, size)``, have free places for tokens to come, and are handed
-    out with them: memory with gaps is read at half the speed.
+    Those of responses, ``(rows, heads, positions, size)``, include unused positions for later tokens, because
+    a contiguous tensor is read twice as fast as a slice.
     """
 
     keys: Tensor
@@ -46,9 +45,9 @@ class _Layer(DynamicLayer):
         self.length = 0
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Write keys and values ``(rows, heads, 1, size)`` of one token; returns what responses wrote."""
+        """Append one token's keys and values, ``(rows, heads, 1, size)``; return those of the responses."""
         if self.length == self.keys.shape[2]:
-            # Zeros, because what is not taken yet must be finite.
+            # Zeros, because unused positions must be finite.
             self.keys, self.values = (
                 nn.functional.pad(states, (0, 0, 0, BLOCK)) for states in (self.keys, self.values)
             )
@@ -58,18 +57,12 @@ class _Layer(DynamicLayer):
         return self.keys, self.values
 
     def get_seq_length(self) -> int:
-        """How many places are taken, the prompt's among them."""
+        """Return the number of used positions, including the prompt's."""
         return int(self.prompt_keys.shape[2]) + self.length
 
 
 class SharedPrompt(Cache):
-    """The cache of a batch of questions that each have n responses, row after row.
-
-    Args:
-        prompts: filled by one forward pass over the prompts; its tensors are taken over.
-        seen: ``(questions, places)``, 1 at tokens of a prompt, 0 at its padding.
-        n: responses of each question.
-    """
+    """The cache of a batch of questions with n responses each; for its arguments see :func:`held_once`."""
 
     def __init__(self, prompts: DynamicCache, seen: Tensor, n: int) -> None:
         self._layers = [_Layer(layer, n) for layer in prompts.layers if isinstance(layer, DynamicLayer)]
@@ -81,30 +74,23 @@ class SharedPrompt(Cache):
         self._slots = torch.arange(len(seen) * n, device=keys.device)
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        """Forget the responses that are not among some, and prompts without responses.
-
-        Args:
-            indices: of the responses that stay, ascending, as they are counted now.
-        """
+        """Keep only the rows ``indices``, ascending, and drop prompts without responses."""
         slots = self._slots[indices]
         questions, place = (slots // self._n).unique(return_inverse=True)
         self._slots = place * self._n + slots % self._n
         for layer in self._layers:
             layer.keys, layer.values = layer.keys[indices], layer.values[indices]
             if len(questions) < len(self._padding):
-                layer.prompt_keys, layer.prompt_values = (
-                    layer.prompt_keys[questions],
-                    layer.prompt_values[questions],
-                )
+                layer.prompt_keys = layer.prompt_keys[questions]
+                layer.prompt_values = layer.prompt_values[questions]
         self._padding = self._padding[questions]
 
     def attend(self, number: int, query: Tensor, scaling: float) -> Tensor:
-        """Attention of one token a row, which the cache has already, to its prompt and to its response.
+        """Attend from one token per row, already in the cache, to its prompt and response.
 
         Args:
-            number: of the layer.
-            query: ``(rows, heads, 1, size)``; several of these heads may share a head of the keys.
-            scaling: factor of the scores.
+            number: index of the layer.
+            query: ``(rows, heads, 1, size)``; several query heads may share a key head.
 
         Returns:
             ``(rows, 1, heads, size)``.
@@ -121,7 +107,7 @@ class SharedPrompt(Cache):
         return read.reshape(rows, 1, heads, -1)
 
     def _together(self, of_rows: Tensor) -> Tensor:
-        """``(rows, heads, groups, any)`` to ``(questions, heads, n * groups, any)``, 0 where a row left."""
+        """Reshape ``(rows, heads, groups, any)`` to ``(questions, heads, n * groups, any)``, 0 if dropped."""
         rows, heads, groups, last = of_rows.shape
         if rows < len(self._padding) * self._n:
             whole = of_rows.new_zeros(len(self._padding) * self._n, heads, groups, last)
@@ -129,22 +115,22 @@ class SharedPrompt(Cache):
         return of_rows.view(-1, self._n, heads, groups, last).transpose(1, 2).flatten(2, 3)
 
     def _apart(self, of_questions: Tensor) -> Tensor:
-        """Back to ``(rows, heads, groups, any)``."""
+        """Reshape back to ``(rows, heads, groups, any)``."""
         of_rows = of_questions.unflatten(2, (self._n, -1)).transpose(1, 2).flatten(0, 1)
         return of_rows if len(of_rows) == len(self._slots) else of_rows[self._slots]
 
 
 @contextmanager
 def held_once(model: PreTrainedModel, prompts: DynamicCache, seen: Tensor, n: int) -> Iterator[Cache]:
-    """The cache for writing n responses to each prompt, one new token a row, and a model that reads it.
+    """Return the cache to generate n responses per prompt, and switch the model's attention to it.
 
-    A model with an attention of its own, or with a window that forgets, gets n copies of the prompts.
+    A model with custom attention or a sliding window gets a cache with n copies of each prompt.
 
     Args:
-        model: attends in its own way again afterwards.
-        prompts: filled by one forward pass over the prompts; its tensors are taken over.
-        seen: ``(questions, places)``, 1 at tokens of a prompt, 0 at its padding.
-        n: responses of each question, row after row.
+        model: its attention is restored on exit.
+        prompts: filled by one forward pass over the prompts; its tensors are reused.
+        seen: ``(questions, positions)``, 1 at prompt tokens, 0 at padding.
+        n: responses per question, in consecutive rows.
     """
     plain = all(type(layer) is DynamicLayer for layer in prompts.layers)
     if not plain or model.config.get_text_config()._attn_implementation != "sdpa":

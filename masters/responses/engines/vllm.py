@@ -1,10 +1,9 @@
-"""The engine on vLLM, in this process, for models of billions of weights.
+"""The engine on vLLM in this process, for models of billions of weights.
 
-vLLM reads a model from a folder. A masked teacher is therefore saved to one folder, which is removed as soon
-as vLLM has read it and which all masked teachers share in turn, so there is never more than one on disk.
+vLLM loads a model from a folder, so a masked teacher is saved to a folder first. The folder is removed once
+vLLM has loaded it, and all masked teachers use the same one in turn, so at most one is on disk.
 
-vLLM comes with a torch of its own choice, so it lives in an environment of its own: `make test-vllm` makes
-one.
+vLLM pins its own torch version, so it needs its own environment: `make test-vllm` creates one.
 """
 
 import io
@@ -26,7 +25,7 @@ from masters.responses.source import Source
 from masters.runtime.files import cache_dir
 from masters.settings import Sampling
 
-ROWS = 1024
+ROWS = 1024  # responses per call
 
 
 class VllmEngine:
@@ -38,8 +37,8 @@ class VllmEngine:
 
     name = "vllm"
     promise = (
-        "a response has a seed of its own, made from seed, question and index; vLLM's arithmetic may differ "
-        "in the last bits from batch to batch, which can change a token"
+        "the seed of a response depends on seed, question and index only; vLLM's arithmetic may differ "
+        "between batches in the last bits, which can change a token"
     )
 
     def __init__(self, options: Mapping[str, Any]) -> None:
@@ -52,8 +51,8 @@ class VllmEngine:
         """See :class:`masters.responses.engines.Engine`.
 
         Raises:
-            ValueError: vLLM is not installed, cannot read the model, or reads a prompt otherwise than
-                ``transformers`` does.
+            ValueError: vLLM is not installed, cannot load the model, or tokenizes a prompt differently from
+                ``transformers``.
         """
         llm = self._open(source)
         try:
@@ -73,8 +72,8 @@ class VllmEngine:
             from vllm import LLM
         except ImportError as error:
             raise ValueError(
-                f"engine vllm needs the vllm package ({error}); install it in an environment of its own, as "
-                "`make test-vllm` does, or take engine transformers or openai"
+                f"engine vllm needs the vllm package ({error}); install it in a separate environment, as "
+                "`make test-vllm` does, or use engine transformers or openai"
             ) from None
         options = {"limit_mm_per_prompt": {"image": 1}, "disable_log_stats": True} | self.options
         with _folder_of(source) as folder:
@@ -83,21 +82,21 @@ class VllmEngine:
             except (ValueError, TypeError, RuntimeError) as error:
                 reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
                 raise ValueError(
-                    f"vLLM cannot open {source.name} ({reason[:300]}); see what it printed above, and the "
-                    "profile's generation.vllm"
+                    f"vLLM cannot open {source.name} ({reason[:300]}); see its output above, and check "
+                    "generation.vllm in the profile"
                 ) from error
 
 
 @contextmanager
 def _folder_of(source: Source) -> Iterator[Path]:
-    """The folder of a model; of a masked one a copy, which is gone when the context ends."""
+    """Yield the folder of the model; a masked model is saved to a copy that is removed on exit."""
     if not source.ratio:
         yield source.folder
         return
     folder = cache_dir() / "handed-over"
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
-        shutil.rmtree(folder, ignore_errors=True)  # what a killed process left behind
+        shutil.rmtree(folder, ignore_errors=True)  # left by a killed process
         try:
             save_masked(source.folder, source.ratio, folder, source.choice)
             yield folder
@@ -119,18 +118,10 @@ def _write(
     banned = banned_tokens(processor, llm.llm_engine.model_config.get_vocab_size())
     same: dict[str, Any] = {
         "max_tokens": sampling.max_new_tokens,
-        "logprobs": 0,  # of the token that was drawn, over the whole vocabulary, before all settings
+        "logprobs": 0,  # of the sampled token, over the whole vocabulary, before all settings
         "logit_bias": dict.fromkeys(banned, -100.0),
     }
-    if seed is None:
-        same |= {"temperature": 0.0}
-    else:
-        same |= {
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            "top_k": sampling.top_k,
-            "repetition_penalty": sampling.repetition_penalty,
-        }
+    same |= {"temperature": 0.0} if seed is None else sampling.model_dump(exclude={"max_new_tokens"})
     prompts, settings, identity = [], [], []
     for index in wanted:
         row = questions.table.iloc[index]
@@ -140,7 +131,7 @@ def _write(
             "multi_modal_data": {"image": picture},
         }
         for j in indices:
-            # A request a response, each with its own seed; the prefix cache reads the prompt once.
+            # One request per response, each with its own seed; the prefix cache computes the prompt once.
             prompts.append(prompt)
             own = None if seed is None else response_seed(seed, row["id"], j)
             settings.append(SamplingParams(**same, seed=own))
@@ -151,7 +142,7 @@ def _write(
         if list(output.prompt_token_ids) != questions.prompt(index).tolist():
             raise ValueError(
                 f"vLLM reads the prompt of {name} as {len(output.prompt_token_ids)} tokens that differ from "
-                f"the {len(questions.prompt(index))} of transformers; their processors of this model disagree"
+                f"the {len(questions.prompt(index))} tokens of transformers; their processors disagree"
             )
         choice = output.outputs[0]
         tokens = [int(token) for token in choice.token_ids]
