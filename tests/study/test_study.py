@@ -337,7 +337,7 @@ def test_the_shell_says_what_is_missing_and_does_it(
     done = CliRunner().invoke(cli.app, ["study", "--replicates", "0"])
     assert done.exit_code == 0 and "C15" in done.output and (tmp_path / "study" / "claims.csv").is_file()
     assert Study(folder=tmp_path / "study").missing() == {1: PLAN["main"]}
-    for wrong, words in (("7", "no replicate 7"), ("a-b", "neither a number nor"), ("1-0", "neither")):
+    for wrong, words in (("7", "no replicate 7"), ("a-b", "must be a number or"), ("1-0", "must be a number or")):
         refused = CliRunner().invoke(cli.app, ["study", "--replicates", wrong])
         assert isinstance(refused.exception, ValueError) and words in str(refused.exception)
 
