@@ -72,8 +72,9 @@ bench: $(INSTALLED) ## time the parts against plain ways, and a store of ROWS re
 	$(BIN)/python -m benchmarks.bench
 	$(BIN)/python -m benchmarks.store $(ROWS)
 
-lint: $(INSTALLED) ## ruff and mypy
+lint: $(INSTALLED) ## check style, types and spelling (ruff, mypy, codespell)
 	$(BIN)/ruff check .
+	$(BIN)/codespell
 	$(BIN)/mypy
 
 lock: $(INSTALLED) ## resolve requirements.in for Python 3.11 to 3.13 into constraints.txt

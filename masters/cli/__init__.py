@@ -1,1 +1,1 @@
-"""The shell command ``masters``; ``python -m masters.cli`` is the same."""
+"""The shell command ``masters``, also available as ``python -m masters.cli``."""

@@ -1,15 +1,15 @@
-"""The map of a study: where masking helps and where rewards do, beyond the one setting of the paper.
+"""Map of a study: where masking and rewards help, beyond the paper's one setting.
 
-An effect is the difference of two arms that are alike in everything else: *masking* is a masked teacher
-against an unmasked one without rewards (``masked`` and ``naive_multi``), *masking under rewards* the same
-with both rewards (``masters`` and ``naive_rewards``), *rewards* is both rewards against none under the mask
-(``masters`` and ``masked``). What is changed along an axis is one thing at a time, in both arms alike. Each
-place has its interval and the smallest effect that would have been found there, so that nothing found and
-nothing to find can be told apart. No verdict is made of them.
+An effect is the difference between two arms that differ in one thing:
 
-Arms are tuned one by one, and with rewards another learning rate may be chosen than without: part of the
-effect of rewards is then an effect of that. *Rewards at one learning rate* has the control at the rate that
-was chosen for the treatment.
+* *masking*: a masked against an unmasked teacher, without rewards (``masked``, ``naive_multi``);
+* *masking under rewards*: the same with both rewards (``masters``, ``naive_rewards``);
+* *rewards*: both rewards against none, under the mask (``masters``, ``masked``);
+* *rewards at one learning rate*: the same, with the control at the treatment's learning rate. Arms are tuned
+  one by one, so part of the effect *rewards* may come from a different learning rate.
+
+Along an axis one setting changes, in both arms alike. Each effect has its interval and the smallest
+detectable effect, which tells "no effect" from "not detectable". The map gives no verdicts.
 """
 
 import re
@@ -29,16 +29,16 @@ PAIRS = {
 AT_ONE_RATE = "rewards at one learning rate"
 EFFECTS = (*PAIRS, AT_ONE_RATE)
 AXES = {
-    "gap": "weights of teacher / weights of student (accuracy of that student before training)",
+    "gap": "teacher parameters / student parameters (student accuracy before training)",
     "r_max": "first mask ratio r_max",
     "r_max_mid": "first mask ratio r_max of the mid teacher",
     "learning_rate": "learning rate",
-    "steps": "steps of training",
-    "label_noise": "share of wrong labels",
-    "teacher_temperature": "temperature of the teacher",
+    "steps": "training steps",
+    "label_noise": "fraction of wrong labels",
+    "teacher_temperature": "teacher temperature",
 }
-ALIKE = "learning_rate|steps|label_noise|teacher_temperature"  # as is the student: in the names of both arms
-NEUTRAL = {"label_noise": "0", "teacher_temperature": "1"}  # of arms whose name says nothing
+ALIKE = "learning_rate|steps|label_noise|teacher_temperature"  # like the student, in the names of both arms
+NEUTRAL = {"label_noise": "0", "teacher_temperature": "1"}  # where the arm's name states none
 LINEAR = ("r_max", "r_max_mid", "label_noise")  # the other axes are logarithmic
 MID, MID_UNMASKED = "masters+teachers=mid", "masters+teachers=mid+r_max=0.0"
 COLUMNS = [
@@ -54,21 +54,20 @@ def measure_map(
     learning_rates: Mapping[str, float],
     resamples: int,
 ) -> pd.DataFrame:
-    """Every effect wherever the two arms of its pair were run, along axes with more than one place.
+    """Measure every effect whose two arms were run, along axes with more than one value.
 
     Args:
-        predictions: greedy answers of the runs, as :func:`masters.claims.comparisons.paired_scores` takes
-            them.
-        ladder: one row a model of a replicate: model, parameters.
-        usual: what holds for arms whose name says nothing.
-        learning_rates: of the runs, by arm.
-        resamples: bootstrap resamples of each interval.
+        predictions: greedy answers, as :func:`masters.claims.comparisons.paired_scores` takes them.
+        ladder: columns ``model`` and ``parameters``, one row per model and replicate.
+        usual: settings of arms whose name does not state them.
+        learning_rates: learning rate by arm.
+        resamples: bootstrap resamples per interval.
 
     Returns:
-        One row an axis (of ``AXES``), effect (of ``EFFECTS``) and place, in that order: axis, value, effect,
-        treatment and control, ``points`` of greedy accuracy between the bounds ``low`` and ``high`` of the
-        95 % interval, the ``smallest`` effect found four times out of five, the seeds of both arms, and
-        ``student_accuracy``, the percentage that the pair's student answers before training (NaN if unknown).
+        One row per axis (:data:`AXES`), effect (:data:`EFFECTS`) and value, in that order. ``points`` is the
+        difference in greedy accuracy, ``low`` and ``high`` its 95 % interval, ``smallest`` the smallest
+        effect detected four times out of five, ``seeds`` those that both arms have, ``student_accuracy`` the
+        student's accuracy before training in percent (NaN if unknown).
     """
     names = {_spelled(str(arm)): str(arm) for arm in predictions["arm"].unique()}
     of_arm = dict(list(predictions.groupby("arm", observed=True)))
@@ -76,7 +75,7 @@ def measure_map(
     rates = {name: learning_rates[arm] for name, arm in names.items()}
     found = [*_pairs(set(names), size, usual), *_at_one_rate(rates, size)]
     places = pd.DataFrame(found, columns=COLUMNS[:5])
-    # One place is no axis: what nothing else was changed from would stand on all of them.
+    # The usual setting lies on every axis; where no other value was run, it says nothing about the axis.
     places = places[places.groupby(["axis", "effect"])["value"].transform("nunique") > 1]
     rows = []
     for axis, value, effect, treatment, control in places.itertuples(index=False, name=None):
@@ -99,7 +98,7 @@ def measure_map(
 
 
 def _spelled(arm: str) -> str:
-    """The name of an arm with what it leaves out."""
+    """Return the full name of an arm, such as ``masters+r_max=0.4`` for ``r_max=0.4``."""
     for name, others in SAME_RUN.items():
         if arm in others:
             return name
@@ -107,7 +106,7 @@ def _spelled(arm: str) -> str:
 
 
 def _before(arm: str) -> str:
-    """The arm that is an arm's student before training."""
+    """Return the arm that evaluates an arm's student before training."""
     match = re.search(r"student=([a-z]+)", arm)
     if match is None:
         return "base"
@@ -117,11 +116,11 @@ def _before(arm: str) -> str:
 def _pairs(
     arms: set[str], size: pd.Series, usual: Distillation
 ) -> Iterator[tuple[str, float, str, str, str]]:
-    """(axis, value, effect, treatment, control) of all pairs among some arms."""
+    """Yield (axis, value, effect, treatment, control) for every pair among ``arms``."""
     neutral = {"gap": "large/student", "r_max": str(usual.r_max), "steps": str(usual.steps)} | NEUTRAL
     for effect, (treatment, control) in PAIRS.items():
         found = [(axis, at, treatment, control) for axis, at in neutral.items()]
-        if effect == "rewards":  # under no mask both arms have names of their own
+        if effect == "rewards":  # without a mask both arms have their own names
             found.append(("r_max", "0", "naive_rewards", "naive_multi"))
         of_mid = effect == "masking under rewards"
         if of_mid:
@@ -131,7 +130,7 @@ def _pairs(
             if match := re.fullmatch(rf"{treatment}\+student=([a-z]+)(?:\+teachers=([a-z]+))?", name):
                 found.append(("gap", f"{match[2] or 'large'}/{match[1]}", name, alike))
             elif match := re.fullmatch(rf"{treatment}\+label_noise=([^+]+)", name):
-                # Wrong labels reach the rewards alone: without, all is the same whatever their share.
+                # Wrong labels change only the rewards, so an arm without rewards is the same at any noise.
                 found.append(("label_noise", match[1], name, alike if effect != "rewards" else control))
             elif match := re.fullmatch(rf"{treatment}\+({ALIKE})=([^+]+)", name):
                 found.append((match[1], match[2], name, alike))
@@ -139,7 +138,7 @@ def _pairs(
                 if name != MID_UNMASKED:
                     found.append(("r_max_mid", match[1] or str(usual.r_max), name, MID_UNMASKED))
             elif match := re.fullmatch(rf"{treatment}\+r_max=([^+]+)", name):
-                # An unmasked control is the same whatever the ratio would be.
+                # An unmasked control is the same at any ratio.
                 found.append(("r_max", match[1], name, alike if effect == "rewards" else control))
         for axis, value, first, second in found:
             if not arms.issuperset((first, second)):
@@ -152,7 +151,7 @@ def _pairs(
 
 
 def _at_one_rate(rates: Mapping[str, float], size: pd.Series) -> Iterator[tuple[str, float, str, str, str]]:
-    """The same of rewards against none where both arms have one learning rate, over the gap."""
+    """Yield the pairs of *rewards* that share one learning rate, over the gap."""
     for name in rates:
         if match := re.fullmatch(
             r"masked((?:\+student=([a-z]+))?(?:\+teachers=([a-z]+))?)\+learning_rate=.+", name

@@ -1,7 +1,7 @@
-"""The trained models of a study, kept beside its tables.
+"""Trained models of a study, kept beside its tables.
 
-Training rounds otherwise on another machine, and the same training makes other models there. With those of a
-replicate at hand, any machine goes on with its runs, or makes one of them again, within minutes.
+Training is not bit-reproducible across machines. With the models of a replicate at hand, any machine can
+continue its runs, or repeat one of them, within minutes.
 """
 
 import shutil
@@ -14,12 +14,7 @@ from masters.settings import Profile
 
 
 def with_kept(profile: Profile, folder: Path) -> Profile:
-    """A profile whose ladder has the kept models, where they are those that it would train.
-
-    Args:
-        profile: with its replicate.
-        folder: of the kept models of a study.
-    """
+    """Return a profile whose ladder loads the kept models in ``folder`` that it would otherwise train."""
     ladder = {}
     for name, spec in profile.ladder.items():
         kept = _kept(profile, name, folder)
@@ -28,10 +23,10 @@ def with_kept(profile: Profile, folder: Path) -> Profile:
 
 
 def keep(lab: Lab, folder: Path) -> None:
-    """Keep the models of a lab that were trained for it, in place of those of their names and replicate.
+    """Copy the models that a lab trained into ``folder``, replacing older ones of the same replicate.
 
     Raises:
-        OSError: the disk is full; nothing half is left behind.
+        OSError: the disk is full; no partial folder stays.
     """
     for name, spec in lab.profile.ladder.items():
         kept = _kept(lab.profile, name, folder)
@@ -43,7 +38,7 @@ def keep(lab: Lab, folder: Path) -> None:
 
 
 def _kept(profile: Profile, name: str, folder: Path) -> Path:
-    """By what determines it, so that a changed plan trains anew."""
+    """Return the folder of a kept model, named by a hash of all that determines its training."""
     of_training = profile.model_dump(mode="json", include={"tasks", "train_questions", "wrong_labels"})
     what = [VERSION, of_training, profile.ladder[name].model_dump(mode="json", exclude_defaults=True)]  # type: ignore[index]
     return folder / str(profile.replicate) / f"{name}-{hash_of([*what, profile.replicate])}"

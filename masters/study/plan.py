@@ -1,7 +1,6 @@
-"""The plan of a study: which arms run how often and how they are tuned.
+"""Plan of a study: which arms run how often, and how they are tuned.
 
-A plan is a file ``notebooks/params/NAME.yaml``. It builds on a profile (:mod:`masters.settings`) and says
-what is other in its runs.
+A plan is a file ``notebooks/params/NAME.yaml``: a profile (:mod:`masters.settings`) and what differs from it.
 """
 
 from typing import Any
@@ -23,49 +22,47 @@ from masters.settings import (
 
 
 class Trials(Strict):
-    """What is tried on the validation questions for an arm; as many settings for every arm."""
+    """Settings tried on the validation questions; the same number for every arm."""
 
-    plain: tuple[Positive, ...] = Field(min_length=1, description="learning rates of an arm without rewards")
+    plain: tuple[Positive, ...] = Field(min_length=1, description="learning rates of arms without rewards")
     rewarded: tuple[tuple[Positive, Positive, Positive], ...] = Field(
-        min_length=1, description="learning rate, policy weight and beta of an arm with rewards"
+        min_length=1, description="learning rate, policy weight and beta of arms with rewards"
     )
 
     @model_validator(mode="after")
     def _as_many(self) -> "Trials":
         if len(self.plain) != len(self.rewarded):
-            raise ValueError(
-                f"{len(self.plain)} trials without and {len(self.rewarded)} with rewards: "
-                "every arm gets as many"
-            )
+            numbers = f"{len(self.plain)} trials without rewards and {len(self.rewarded)} with"
+            raise ValueError(f"{numbers}: give every arm the same number")
         return self
 
 
 class StudyMinutes(Strict):
-    """What one process takes, measured on a core, until the study has figures of its own."""
+    """Expected minutes in one process, used until the study has its own measurements."""
 
-    ladder: Positive = Field(description="minutes of training of a ladder")
-    run: Positive = Field(description="minutes of a run and its evaluation")
+    ladder: Positive = Field(description="training the ladder of a replicate")
+    run: Positive = Field(description="one run and its evaluation")
 
 
 class StudyPlan(Strict):
-    """A study: which arms run how often, and how they are tuned; see :mod:`masters.study.study`."""
+    """A study; see :mod:`masters.study.study`."""
 
-    title: str = Field(description="of its page in the book")
-    about: str = Field(description="under which conditions it asks, a sentence or two for the book")
-    profile: str = Field(description="whose tasks, ladder, sampling and distillation it takes")
+    title: str = Field(description="title of its page in the book")
+    about: str = Field(description="conditions of the study in one or two sentences, for the book")
+    profile: str = Field(description="profile with its tasks, ladder, sampling and distillation")
     seeds: Count = Field(description="replicates of the main arms; paper: 1")
     few_seeds: Count = Field(description="replicates of all other arms; paper: 1")
-    validation_questions: Count = Field(description="validation questions a task, for tuning")
-    test_questions: Count = Field(description="test questions a task")
+    validation_questions: Count = Field(description="validation questions per task, for tuning")
+    test_questions: Count = Field(description="test questions per task")
     minutes: StudyMinutes
-    ladder: dict[Rung, ModelSpec] = Field({}, description="models beside or in the place of the profile's")
-    distillation: dict[str, Any] = Field({}, description="settings in the place of the profile's")
+    ladder: dict[Rung, ModelSpec] = Field({}, description="models added to the profile's, or replacing them")
+    distillation: dict[str, Any] = Field({}, description="settings that replace the profile's")
     trials: Trials
-    main: tuple[str, ...] = Field(description="arms at all seeds: those of the first claims")
+    main: tuple[str, ...] = Field(description="arms that run at all seeds: those of the first claims")
     tuned: dict[str, tuple[str, ...]] = Field(
-        description="arms with trials of their own, and the variants that take over what was chosen for them"
+        description="arms with their own trials, each with the variants that reuse its chosen setting"
     )
-    fixed: tuple[str, ...] = Field((), description="arms that run as they are named")
+    fixed: tuple[str, ...] = Field((), description="arms that run as named, without trials")
 
     @model_validator(mode="after")
     def _consistent(self) -> "StudyPlan":
@@ -79,21 +76,21 @@ class StudyPlan(Strict):
         return self
 
     def arms(self) -> list[str]:
-        """All arms, the main ones first."""
+        """Return all arms, main arms first."""
         every = [name for head, variants in self.tuned.items() for name in (head, *variants)]
         return sorted([*every, *self.fixed], key=lambda name: name not in self.main)
 
 
 def studies() -> list[str]:
-    """The plans of studies that exist, the main one first."""
+    """Return the names of all plans, the main study first."""
     return sorted((path.stem for path in PARAMS.glob("*.yaml")), key=lambda name: (name != "study", name))
 
 
 def load_study(name: str = "study") -> tuple[StudyPlan, Profile]:
-    """A plan of a study and the profile that its runs have.
+    """Load a plan and the profile of its runs.
 
     Raises:
-        ValueError: no such plan or profile, or a parameter that is unknown, missing or out of range.
+        ValueError: no such plan or profile, or a parameter is unknown, missing or out of range.
     """
     path = PARAMS / f"{name}.yaml"
     if not path.is_file():

@@ -1,20 +1,20 @@
-"""The study: the arms of every claim at many replicates, made in any number of sittings.
+"""The study: every claim's arms at many replicates, run in any number of sessions.
 
-A replicate is everything anew: the initial weights and the training of every model of the ladder, the
-responses, the order of the questions. So the spread between replicates holds all that could have come out
-otherwise. Within a replicate all arms share these, and are compared pairwise.
+A replicate redraws everything that is random: initial weights and training of every model, responses, and
+question order. The spread between replicates covers all of it. Within a replicate, arms share models and
+responses and are compared in pairs.
 
-Before the test questions are seen, every arm with a learning rate of its own is tuned on the validation
-questions of replicate 0, with the same number of trials; its variants take over what was chosen.
+Before any test question is used, each tuned arm tries the same number of settings on the validation questions
+of replicate 0. Its variants reuse the chosen setting.
 
-What a finished run leaves are rows of a few small tables in ``data/results/NAME/``, which git tracks. They
-carry a key over all that determines a run, so that a row counts only as long as it would come out again;
-the checkpoints and responses behind it may be gone. What is missing is all that another sitting has to do.
+Finished runs are rows of small tables in ``data/results/NAME/``, which git tracks. Each row has a key, a hash
+of all that determines the run, and counts only while that key is current. Its checkpoints and responses may
+be deleted. A session runs what has no row.
 
-Another machine rounds otherwise, and models trained on it come out as other models. Those of a replicate
-are therefore kept beside the tables (:mod:`masters.study.models`). A row has the hashes of the weights behind
-it and counts as long as they are those of its replicate: who goes on with a replicate whose models are gone
-makes all of its runs anew, instead of comparing arms across ladders.
+Training is not bit-reproducible across machines, so the models of a replicate are kept beside the tables
+(:mod:`masters.study.models`). A row also holds the hashes of its models' weights and counts only while these
+match the replicate's models. If those are lost and retrain to other weights, the replicate is rerun in full:
+arms on different models cannot be compared.
 """
 
 import json
@@ -48,19 +48,19 @@ COMPARED_BY_COST = {
     if each.unit == "times"
     for arm_of in (each.treatment, each.control)
 }
-AT_ONCE = 8  # runs between two writes of the tables
+AT_ONCE = 8  # runs per write of the tables
 
 
 class Study:
-    """A plan, what is there of it and what is missing.
+    """A plan with its finished and missing runs.
 
     Args:
-        name: of the plan in ``notebooks/params``.
-        folder: of its tables.
-        processes: side by side; those of the profile when None.
+        name: plan in ``notebooks/params``.
+        folder: folder of the tables.
+        processes: runs in parallel; None takes the profile's number.
 
     Raises:
-        ValueError: no such plan, or a parameter of it is wrong, or an arm that nobody knows.
+        ValueError: no such plan, a wrong parameter, or an unknown arm.
     """
 
     def __init__(self, name: str = "study", folder: Path = STUDY, processes: int | None = None) -> None:
@@ -74,15 +74,15 @@ class Study:
     # --- what is planned ------------------------------------------------------------------------------------
 
     def replicates(self, name: str) -> range:
-        """The replicates at which an arm runs."""
+        """Return the replicates at which an arm runs."""
         return range(self.plan.seeds if name in self.plan.main else self.plan.few_seeds)
 
     def trials(self, name: str) -> list[str]:
-        """What is tried for a tuned arm, as names of arms; nothing for a model that is not trained."""
+        """Return the settings tried for an arm, as names of arms; none for a model that is not trained."""
         spec = arm(name, self.profile)
         if spec.learn_from == "nothing":
             return []
-        if not spec.rewards or spec.learn_from == "online":  # TRL's loss is the policy term alone
+        if not spec.rewards or spec.learn_from == "online":  # TRL's loss has the policy term alone
             return [f"{name}+learning_rate={rate:g}" for rate in self.plan.trials.plain]
         return [
             f"{name}+learning_rate={rate:g}+policy_weight={weight:g}+beta={beta:g}"
@@ -90,18 +90,14 @@ class Study:
         ]
 
     def key(self, setting: str, replicate: int, split: str = "test") -> str:
-        """A hash of all that determines a run, models and responses by what they are made from.
+        """Return a hash of all that determines a run, including what its models and responses are made from.
 
-        Of settings only what differs from a default, so that the keys outlive a new field.
+        Settings at their defaults are left out, so a new field does not change old keys.
         """
-        of_profile: dict[str, Any] = dict.fromkeys(
-            (
-                *("tasks", "train_questions", "wrong_labels", "sampling", "generation", "ladder"),
-                "test_questions" if split == "test" else "validation_questions",
-            ),
-            True,
-        )
-        of_profile["distillation"] = {"top_k_logprobs", "fit"}  # the rest is in the arm
+        names = ("tasks", "train_questions", "wrong_labels", "sampling", "generation", "ladder")
+        questions = "test_questions" if split == "test" else "validation_questions"
+        of_profile: dict[str, Any] = dict.fromkeys((*names, questions), True)
+        of_profile["distillation"] = {"top_k_logprobs", "fit"}  # the arm holds the rest
         spec = arm(setting, self.profile)
         if spec.judge == "llm":
             of_profile["judge"] = {"model"}
@@ -111,11 +107,11 @@ class Study:
         )
         return hash_of([VERSION, what, spec.determining(), replicate, split])
 
-    # --- what is there --------------------------------------------------------------------------------------
+    # --- what is finished and what is missing ---------------------------------------------------------------
 
     @property
     def tried(self) -> pd.DataFrame:
-        """The trials that count, in the order of the plan, and which are ``chosen`` of arms that have all."""
+        """Trials that count, in the plan's order; ``chosen`` marks the best of each fully tried arm."""
         return self._tried(self.tables.read("trials.csv"))
 
     def _tried(self, table: pd.DataFrame) -> pd.DataFrame:
@@ -129,7 +125,7 @@ class Study:
         return table.assign(chosen=first.reindex(table.index, fill_value=False) & whole)
 
     def settings(self) -> dict[str, str]:
-        """Each arm with the setting chosen for it, itself a name of an arm; without those not yet tuned."""
+        """Return the chosen setting of each arm, also a name of an arm; arms not yet tuned are left out."""
         tried = self.tried
         tried = tried[tried["chosen"]]
         chosen: dict[str, str] = dict(zip(tried["arm"], tried["setting"], strict=True))
@@ -143,7 +139,7 @@ class Study:
 
     @property
     def runs(self) -> pd.DataFrame:
-        """The runs that count, one row a run."""
+        """Runs that count, one row per run."""
         table, settings = self.tables.read("runs.csv"), self.settings()
         weights = self.tables.read("ladder.csv").set_index(["replicate", "model"])["weights"].to_dict()
 
@@ -161,48 +157,41 @@ class Study:
 
     @property
     def costs(self) -> pd.DataFrame:
-        """What the runs took whose cost a claim is about, in seconds of one process; seeds are replicates."""
+        """Seconds, in one process, of the runs in :data:`COMPARED_BY_COST`; ``seed`` is the replicate."""
         counts = self.runs[["replicate", "arm", "key"]]
         table = self.tables.read("costs.csv").merge(counts, on=list(counts))
         return with_equal_rates(table.rename(columns={"replicate": "seed"}))
 
     def missing(self, replicates: Iterable[int] | None = None) -> dict[int, list[str]]:
-        """The arms that have no run yet, by replicate; those that wait for trials are among them."""
-        asked = range(self.plan.seeds) if replicates is None else replicates
+        """Return the arms without a run, by replicate, including those that still need trials."""
+        found: dict[int, list[str]] = {}
         there = set(self.runs[["replicate", "arm"]].itertuples(index=False, name=None))
-        wanted = {
-            replicate: [
-                name
-                for name in self.plan.arms()
-                if replicate in self.replicates(name) and (replicate, name) not in there
-            ]
-            for replicate in asked
-        }
-        return {replicate: names for replicate, names in wanted.items() if names}
+        for replicate in range(self.plan.seeds) if replicates is None else replicates:
+            for name in self.plan.arms():
+                if replicate in self.replicates(name) and (replicate, name) not in there:
+                    found.setdefault(replicate, []).append(name)
+        return found
 
     def uncertain(self, replicates: Iterable[int] | None = None) -> list[int]:
-        """The replicates that are begun and not finished, and whose models would have to be trained again."""
+        """Return the unfinished replicates that have runs but would have to retrain their models."""
         behind: dict[int, set[str]] = {}
         for replicate, setting in self.runs[["replicate", "setting"]].itertuples(index=False, name=None):
             behind.setdefault(replicate, set()).update(arm(setting, self.profile).models)
-        return [
-            each
-            for each in self.missing(replicates)
-            if each in behind and not self._is_trained(each, behind[each])
-        ]
+        begun = [replicate for replicate in self.missing(replicates) if replicate in behind]
+        return [replicate for replicate in begun if not self._is_trained(replicate, behind[replicate])]
 
     def untried(self, arms: Iterable[str] | None = None) -> list[str]:
-        """The trials that are missing, of all arms or before some of them can run."""
+        """Return the missing trials, of all arms or of those that ``arms`` depend on."""
         there, asked = set(self.tried["setting"]), None if arms is None else set(arms)
         heads = [
             head
-            for head, variants in self.plan.tuned.items()
-            if asked is None or not asked.isdisjoint((head, *variants))
+            for head, rest in self.plan.tuned.items()
+            if asked is None or asked.intersection((head, *rest))
         ]
         return [setting for head in heads for setting in self.trials(head) if setting not in there]
 
     def predictions(self) -> pd.DataFrame:
-        """Greedy answers of the runs that count, as ``measure_claims`` takes them; seeds are replicates."""
+        """Return the greedy answers of the runs that count; ``seed`` is the replicate."""
         frames = []
         for replicate, kept in self.runs.groupby("replicate")["arm"]:
             frame = self.tables.answers(int(str(replicate)))
@@ -211,15 +200,14 @@ class Study:
         return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=columns)
 
     def minutes(self, replicates: Iterable[int] | None = None) -> dict[str, float]:
-        """Expected minutes of what is missing: ``ladder``, ``trials`` and ``runs``.
+        """Return the expected minutes of what is missing: ``ladder``, ``trials`` and ``runs``.
 
-        From the means of what was measured so far, on this or another machine; before that from the plan.
+        They follow from the mean of the finished work, on whatever machine, or else from the plan.
         """
         ladder, runs = self.tables.read("ladder.csv"), self.runs
-        of_run = 60 * self.plan.minutes.run
+        of_run, of_ladder = 60 * self.plan.minutes.run, 60 * self.plan.minutes.ladder  # seconds
         if len(runs):
             of_run = float(runs[["seconds", "evaluation_seconds"]].sum(axis=1).mean())
-        of_ladder = 60 * self.plan.minutes.ladder
         if len(ladder):
             of_ladder = float(ladder.groupby("replicate")["seconds"].sum().mean())
         missing, untried = self.missing(replicates), self.untried()
@@ -232,10 +220,10 @@ class Study:
             "runs": of_run * sum(map(len, missing.values())) * share,
         }
 
-    # --- what is done ---------------------------------------------------------------------------------------
+    # --- running --------------------------------------------------------------------------------------------
 
     def lab(self, replicate: int) -> Lab:
-        """The models that the arms of a replicate need, its responses and its runs."""
+        """Return the lab of a replicate, with the models that its arms need."""
         specs = [arm(name, self.profile) for name in self.plan.arms() if replicate in self.replicates(name)]
         needed = {model for spec in specs for model in spec.models}
         ladder = {name: spec for name, spec in self.profile.ladder.items() if name in needed}
@@ -250,12 +238,12 @@ class Study:
         lab = self.lab(replicate)
         asked = set(lab.profile.ladder if models is None else models)
         untrained = [name for name, spec in lab.profile.ladder.items() if name in asked and not spec.path]
-        if untrained and not (cache_dir() / "models").is_dir():  # asking would make the question sets
+        if untrained and not (cache_dir() / "models").is_dir():  # is_trained would build the question sets
             return False
         return all(map(lab.is_trained, untrained))
 
     def tune(self, arms: Iterable[str] | None = None) -> None:
-        """Run the trials that are missing, of all arms or before some of them can run."""
+        """Run the missing trials, of all arms or of those that ``arms`` depend on."""
         for settings in _chunks(self.untried(arms)):
             results = run_arms(self.lab(0), settings, seeds=[0], split="validation", diverged=True)
             rows = results.runs.rename(columns={"arm": "setting", "key": "folder"}).assign(
@@ -269,61 +257,57 @@ class Study:
                 self.tables.write("trials.csv", table.assign(chosen=table["setting"].isin(chosen)))
 
     def run(self, replicates: Iterable[int] | None = None) -> None:
-        """Run what is missing and keep it in the tables every few runs.
+        """Run what is missing and write the tables every few runs.
 
-        The main arms of all replicates go before the others; each kind is tuned before it runs.
+        Main arms run first at all replicates, then the others. Each group is tuned before it runs.
         """
         missing, main = self.missing(replicates), set(self.plan.main)
         for is_main in (True, False):
             todo = {
-                replicate: [name for name in names if (name in main) == is_main]
-                for replicate, names in missing.items()
+                at: [name for name in names if (name in main) == is_main] for at, names in missing.items()
             }
             asked = {name for names in todo.values() for name in names}
             self.tune(asked)
             settings = self.settings()
             if lacking := sorted(asked - set(settings)):
                 raise ValueError(
-                    f"trials of {', '.join(lacking)} were taken out of {self.folder / 'trials.csv'} "
-                    "meanwhile: start the same command again"
+                    f"{self.folder / 'trials.csv'} lost trials of {', '.join(lacking)} during this run: run "
+                    "the same command again"
                 )
             for replicate in filter(todo.get, todo):
                 lab = self.lab(replicate)
                 self._keep_ladder(lab, replicate)
-                # All of them, where its models came out otherwise.
+                # All of its arms, if its models were retrained to other weights.
                 names = self.missing([replicate]).get(replicate, [])
                 for some in _chunks([name for name in names if name in main or not is_main]):
-                    results = run_arms(
-                        lab, [settings[name] for name in some], seeds=[replicate], diverged=True
-                    )
-                    self._keep_costs(lab, results, {settings[name]: name for name in some}, replicate)
-                    self._keep(lab, results, {settings[name]: name for name in some}, replicate)
+                    arms = {settings[name]: name for name in some}
+                    results = run_arms(lab, list(arms), seeds=[replicate], diverged=True)
+                    self._keep_costs(lab, results, arms, replicate)
+                    self._keep(lab, results, arms, replicate)
 
     def judge(self, resamples: int = 2000) -> pd.DataFrame:
-        """Write what follows from the runs: the claims, every comparison behind them, and the map."""
+        """Write the claims, every comparison behind them, and the map."""
         predictions, ladder = self.predictions(), self.tables.read("ladder.csv")
         runs = self.runs.rename(columns={"replicate": "seed"})
         effects = measure(predictions, all_pairs(), resamples, runs, self.costs)
-        frame = judge_claims(effects)
-        settings, usual = self.settings().items(), self.profile.distillation
-        rates = {name: arm(setting, self.profile).learning_rate for name, setting in settings}
-        places = measure_map(predictions, ladder, usual, rates, resamples)
-        self.tables.write("claims.csv", frame)
-        self.tables.write("comparisons.csv", effects)
-        self.tables.write("blind.csv", blind_table(self.profile))
-        self.tables.write("map.csv", places)
-        return frame
+        rates = {name: arm(each, self.profile).learning_rate for name, each in self.settings().items()}
+        places = measure_map(predictions, ladder, self.profile.distillation, rates, resamples)
+        claims, blind = judge_claims(effects), blind_table(self.profile)
+        tables = {"claims": claims, "comparisons": effects, "blind": blind, "map": places}
+        for name, table in tables.items():
+            self.tables.write(f"{name}.csv", table)
+        return claims
 
     def _keep_ladder(self, lab: Lab, replicate: int) -> None:
-        """Before the runs, which count by it."""
+        """Keep a replicate's models; called before its runs are kept, which count only for these models."""
         ladder, before = lab.ladder().assign(replicate=replicate), len(self.runs)  # trains what is missing
         with self.tables.lock:
             keep(lab, self._models)
             self.tables.add("ladder.csv", ladder, ["replicate", "model"])
         if lost := before - len(self.runs):
             warnings.warn(
-                f"the models of replicate {replicate} came out otherwise than those of its {lost} runs so "
-                "far, as they do on another machine: these runs are made anew; git has the old ones",
+                f"the models of replicate {replicate} differ from those of its {lost} finished runs, as "
+                "happens on another machine: these runs are repeated; git has the old rows",
                 stacklevel=2,
             )
 
@@ -337,31 +321,26 @@ class Study:
             weights=["+".join(lab.source(name).weights() for name in spec.models) for spec in specs],
         )
         answers = results.predictions.assign(arm=results.predictions["arm"].map(names))
-        # Answers before rows: a row says that its answers are there.
+        # Answers first: a row of runs.csv implies that its answers are stored.
         self.tables.add_answers(answers[answers["mode"] == "greedy"], replicate)
-        by = {}
         for name in ("task", "register"):
-            means = answers.groupby(["arm", "mode", name])[["correct", "tokens"]].mean()
-            sizes = answers.groupby(["arm", "mode", name]).size() / answers.groupby(["arm", "mode"]).size()
-            by[name] = means.assign(share=sizes, replicate=replicate).reset_index()
-        self.tables.add("tasks.csv", by["task"], ["replicate", "arm", "mode", "task"])
-        self.tables.add("registers.csv", by["register"], ["replicate", "arm", "mode", "register"])
+            groups = answers.groupby(["arm", "mode", name])
+            share = groups.size() / answers.groupby(["arm", "mode"]).size()
+            rows = groups[["correct", "tokens"]].mean().assign(share=share, replicate=replicate).reset_index()
+            self.tables.add(f"{name}s.csv", rows, ["replicate", "arm", "mode", name])
         self.tables.add("runs.csv", runs[list(COLUMNS["runs.csv"])], ["replicate", "arm"])
         write_atomic(self.folder / "machine.json", json.dumps(machine(), indent=1) + "\n")
 
     def _keep_costs(self, lab: Lab, results: Results, names: dict[str, str], replicate: int) -> None:
-        """Before the rows of the runs: who has those, has these. What diverged has no cost to compare."""
+        """Keep costs; called first, as a row of runs.csv implies them. Diverged runs have no cost."""
         rows, diverged = [], set(results.runs.loc[results.runs["diverged"] != "", "arm"])
         for setting, name in names.items():
             if name not in COMPARED_BY_COST or setting in diverged:
                 continue
             took = measured(lab, setting, results, replicate)
-            figures = {
-                column: getattr(took, column)
-                for column in ("steps", "responses", "tokens", "scored", "accuracy")
-            }
-            about = {"replicate": replicate, "arm": name, "key": self.key(setting, replicate)}
-            rows.append(about | figures | took.cost.parts() | {"total": took.cost.total()})
+            row = {"replicate": replicate, "arm": name, "key": self.key(setting, replicate)}
+            row |= {c: getattr(took, c) for c in ("steps", "responses", "tokens", "scored", "accuracy")}
+            rows.append(row | took.cost.parts() | {"total": took.cost.total()})
         if rows:
             self.tables.add("costs.csv", pd.DataFrame(rows)[list(COLUMNS["costs.csv"])], ["replicate", "arm"])
 

@@ -1,28 +1,28 @@
-"""The sweep of a study: some forms of the objective over decades of the learning rate.
-
-What becomes of accuracy, of the length of the answers, and how far the student goes from where it began.
-"""
+"""Learning-rate sweep of a study: accuracy, response length and KL of several objectives."""
 
 import pandas as pd
 
 
 def swept(runs: pd.DataFrame) -> pd.DataFrame:
-    """The runs of arms whose names end in a learning rate, the parts of these in ``form`` and ``rate``."""
+    """Select arms whose name ends in a learning rate; split the name into ``form`` and ``rate``."""
     named = runs["arm"].astype(str).str.extract(r"^([^+]+)\+learning_rate=([^+]+)$")
     return runs.assign(form=named[0], rate=named[1].astype(float)).dropna(subset="form")
 
 
 def whole(runs: pd.DataFrame) -> pd.DataFrame:
-    """The runs of those replicates in which the most arms have a learning rate in their name."""
+    """Select the replicates with the most swept arms."""
     arms = swept(runs).groupby("replicate").size()
     return runs[runs["replicate"].isin(arms.index[arms == arms.max()])]
 
 
 def worst(runs: pd.DataFrame) -> tuple[pd.DataFrame, tuple[float, float]]:
-    """Each form of the objective at the worst of the learning rates that all forms have, means of replicates.
+    """Return each objective at the learning rate with its lowest mean accuracy.
+
+    Only learning rates that all objectives have count.
 
     Returns:
-        One row a form, the least accurate first: rate, form, accuracy, tokens, kl; and the ends of the rates.
+        Columns rate, form, accuracy, tokens, kl (means over replicates), one row per objective from the least
+        accurate; and the smallest and largest of these learning rates.
     """
     means = swept(runs).groupby(["rate", "form"], sort=False)[["accuracy", "tokens", "kl"]].mean()
     forms = means.groupby("rate").size()

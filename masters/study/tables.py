@@ -1,6 +1,6 @@
-"""The tables of a study: small files that git tracks, each written as a whole.
+"""Tables of a study: small files that git tracks, each written as a whole.
 
-Several processes may add rows, whichever cache each of them has, so a lock lies beside the tables.
+Several processes with different caches may add rows, so the lock lies beside the tables.
 """
 
 from collections.abc import Sequence
@@ -13,8 +13,8 @@ from filelock import FileLock
 from masters.runtime.files import write_atomic
 
 MEASURED = ("accuracy", "sampled_accuracy", "tokens", "kl", "seconds", "evaluation_seconds")
-PARTS = ("generation", "judging", "scoring", "training")  # of a cost, in seconds
-# The columns of a table that its readers need.
+PARTS = ("generation", "judging", "scoring", "training")  # seconds
+# Columns that readers of a table need.
 COLUMNS = {
     "runs.csv": ("replicate", "arm", "setting", "key", "weights", *MEASURED),
     "trials.csv": ("arm", "setting", "learning_rate", "policy_weight", "beta", "key", *MEASURED),
@@ -29,26 +29,22 @@ ANSWERS = ("arm", "task", "question", "correct", "tokens")
 
 
 class Tables:
-    """The tables in a folder; one that is not there yet is empty.
-
-    Args:
-        folder: made when the first row is added.
-    """
+    """The tables in a folder, which is created with the first row. A missing table is empty."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     @cached_property
     def lock(self) -> FileLock:
-        """To be held from the reading of a table to its writing."""
+        """Lock to hold from reading a table to writing it."""
         self.folder.mkdir(parents=True, exist_ok=True)
         return FileLock(self.folder / ".lock")
 
     def read(self, name: str) -> pd.DataFrame:
-        """A table of :data:`COLUMNS`.
+        """Read a table.
 
         Raises:
-            ValueError: it lacks a column.
+            ValueError: a column of :data:`COLUMNS` is missing.
         """
         path = self.folder / name
         if not path.is_file():
@@ -59,26 +55,26 @@ class Tables:
         return table
 
     def add(self, name: str, rows: pd.DataFrame, identity: Sequence[str]) -> None:
-        """Add rows to a table, in the order of their identity."""
+        """Add rows and sort the table by ``identity``."""
         with self.lock:
             self.write(name, self.with_rows(name, rows, identity).sort_values(list(identity)))
 
     def with_rows(self, name: str, rows: pd.DataFrame, identity: Sequence[str]) -> pd.DataFrame:
-        """A table with more rows, in the place of those that are the same but for their values."""
+        """Return a table with added rows; a row with the same ``identity`` is replaced."""
         path = self.folder / name
         old = [pd.read_csv(path, dtype=TEXT)] if path.is_file() else []
         return pd.concat([*old, rows], ignore_index=True).drop_duplicates(list(identity), keep="last")
 
     def write(self, name: str, table: pd.DataFrame) -> None:
-        """Write a table, or nothing of it."""
+        """Write a table atomically."""
         write_atomic(self.folder / name, table.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
 
     def answers(self, replicate: int) -> pd.DataFrame:
-        """The greedy answers of a replicate's runs to the test questions."""
+        """Read the greedy answers of a replicate's runs to the test questions."""
         return pd.read_parquet(self._answers(replicate))
 
     def add_answers(self, rows: pd.DataFrame, replicate: int) -> None:
-        """Add the answers of some arms, in the place of what they had."""
+        """Add answers, replacing older ones of the same arms."""
         rows = rows[list(ANSWERS)]
         with self.lock:
             if self._answers(replicate).is_file():

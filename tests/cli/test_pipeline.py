@@ -1,4 +1,4 @@
-"""A tiny Qwen3-VL and a tiny InternVL through the whole of it: ask, judge, train, evaluate."""
+"""Run a tiny Qwen3-VL and a tiny InternVL through the full pipeline: respond, judge, train, evaluate."""
 
 import io
 from collections.abc import Iterator
@@ -31,12 +31,12 @@ from masters.training.examples import Example, Examples
 from masters.training.train import Budget, train
 from masters.training.trainer import Objective
 
-SIZES = [(64, 64), (96, 64), (64, 130), (100, 100)]  # width and height of the pictures
+SIZES = [(64, 64), (96, 64), (64, 130), (100, 100)]  # (width, height) of the images, px
 SAMPLING = Sampling(temperature=1, top_p=1, top_k=0, repetition_penalty=1, max_new_tokens=6)
 
 
 def squares() -> datasets.Dataset:
-    """Two questions on each of four pictures of one colour, every picture of another size."""
+    """Return two questions on each of four single-color images of different sizes."""
     features = {
         name: datasets.Image() if name == "image" else datasets.Value("string")
         for name in ("id", "image", "image_id", "question", "answer", "skill", "facts", "caption")
@@ -80,7 +80,7 @@ class Setting:
 
 @pytest.fixture(scope="module", params=["qwen3_vl", "internvl"])
 def setting(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setting]:
-    """A teacher that has learned the colours from labels, as it stands on disk."""
+    """Train a teacher to name colors from labels and save it."""
     torch.set_num_threads(1)
     data = tmp_path_factory.mktemp(request.param)
     with pytest.MonkeyPatch.context() as patch:

@@ -1,4 +1,4 @@
-"""README's example runs, and its picture is that of the tracked study."""
+"""The example in README runs, and its figure is drawn from the tracked study."""
 
 import runpy
 from pathlib import Path

@@ -161,7 +161,7 @@ def test_an_interrupt_leaves_nothing_half_written_and_no_process(
     running.send_signal(how)
     _, errors = running.communicate(timeout=60)
     assert running.returncode == 130
-    assert errors == "masters: interrupted; finished work is kept, the same command goes on from there\n"
+    assert errors == "masters: interrupted; finished work is kept: run the same command to continue\n"
     assert _visible(output.parent) == []
     for process in family:
         process.wait(timeout=20)
@@ -313,7 +313,7 @@ def test_debug_shows_the_traceback() -> None:
 def test_plan_says_minutes_and_limits() -> None:
     done = _masters("plan", "smoke", COLUMNS="200")
     assert done.returncode == 0, done.stderr
-    for text in [*NOTEBOOKS, "minutes expected", "It can show", "It cannot show"]:
+    for text in [*NOTEBOOKS, "expected minutes", "It can show", "It cannot show"]:
         assert text in done.stdout
 
 

@@ -1,4 +1,4 @@
-"""The study on a tiny profile: what is planned, tuned, kept and resumed, and which rows count no longer."""
+"""The study on a tiny profile: planning, tuning, keeping, resuming, and which rows stop counting."""
 
 import json
 import shutil
@@ -29,7 +29,7 @@ from masters.study.plan import StudyPlan, load_study
 from masters.study.study import Study
 from masters.study.tables import Tables
 
-DIVERGES = 0.5  # learning rate at which the loss is not finite, by decree
+DIVERGES = 0.5  # learning rate at which the loss is not finite in these tests
 PLAN: dict[str, Any] = {
     "title": "tiny",
     "about": "nothing",
@@ -61,7 +61,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def finished(data: Path) -> Study:
-    """Made in two sittings, the second by somebody who knows nothing of the first but its tables."""
+    """Run a study in two sessions; the second has only the tables of the first."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(study, "load_study", lambda name: (StudyPlan(**PLAN), profile()))
         small.diverge_at(DIVERGES, patch)
@@ -95,7 +95,7 @@ def test_the_best_trial_on_validation_is_what_an_arm_and_its_variants_run_with(f
             spec = arm(settings_of["responses=2"], finished.profile)
             assert spec.learning_rate == best["learning_rate"] and spec.policy_weight == best["policy_weight"]
             assert spec.beta == best["beta"]
-    # One that diverged is a trial as well, and no reason to stop.
+    # A diverged trial counts as a trial and does not stop the study.
     assert tried["accuracy"][1] == 0 and list(tried["chosen"][:2]) == [True, False]
     assert finished.settings()["masters+learning_rate=1e-05"] == "masters+learning_rate=1e-05"
 
@@ -122,9 +122,9 @@ def test_a_replicate_is_everything_anew(finished: Study) -> None:
     for model in ("student", "large"):
         assert labs[0].source(model).weights() != labs[1].source(model).weights()
     assert labs[0].store("student", 0.0).folder != labs[1].store("student", 0.0).folder
-    # The first is the ladder of the profile itself: who has it, has a replicate.
+    # Replicate 0 has the ladder of the profile itself.
     assert Lab(profile()).source("student").weights() == labs[0].source("student").weights()
-    # Nobody asks for the mid teacher, so none is trained.
+    # No arm needs the mid teacher, so none is trained.
     assert list(pd.read_csv(finished.folder / "ladder.csv")["model"]) == ["large", "student"] * 2
 
 
@@ -167,7 +167,7 @@ def test_what_runs_cost_is_kept_and_makes_a_verdict(finished: Study) -> None:
     alone = pd.read_csv(finished.folder / "comparisons.csv").query("id == 'C14'").set_index("metric")
     assert alone["effect"]["cost as run"] == pytest.approx(as_run, rel=1e-5)
     assert row["verdict"] != "not tested" and row["seeds"] == 2
-    # A run that would come out otherwise has no cost either.
+    # Costs count only with their run.
     table = pd.read_csv(finished.folder / "costs.csv")
     assert set(table["key"]) <= set(finished.runs["key"])
 
@@ -235,7 +235,7 @@ def test_another_choice_of_a_trial_makes_its_runs_anew(finished: Study, tmp_path
 def test_a_replicate_that_is_gone_on_with_has_runs_of_the_same_models_alone(
     finished: Study, tmp_path: Path
 ) -> None:
-    """The tables as another machine left them: with models of its own, and without one run of replicate 0."""
+    """Continue from another machine's tables: its own models, and one run of replicate 0 missing."""
     shutil.copytree(finished.folder, tmp_path, dirs_exist_ok=True)
     shutil.rmtree(tmp_path / "models")
     here = pd.read_csv(tmp_path / "ladder.csv", dtype=study_tables.TEXT)
@@ -251,7 +251,7 @@ def test_a_replicate_that_is_gone_on_with_has_runs_of_the_same_models_alone(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Lab, "is_trained", lambda self, model: False)
         assert moved.uncertain() == [0] and moved.uncertain([1]) == []
-    with pytest.warns(UserWarning, match="replicate 0 came out otherwise than those of its 7 runs so far"):
+    with pytest.warns(UserWarning, match="replicate 0 differ from those of its 7 finished runs"):
         moved.run()
     pd.testing.assert_frame_equal(moved.runs, finished.runs)
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "ladder.csv", dtype=study_tables.TEXT), here)
@@ -277,7 +277,7 @@ def test_with_the_kept_models_another_machine_goes_on_without_training(
     for name in ("ladder.csv", "tasks.csv"):
         assert (tables / name).read_bytes() == (finished.folder / name).read_bytes()
 
-    # They stand for what the plan trains, and for nothing else.
+    # Kept models replace only what the plan would train.
     other = moved.profile.ladder["student"].model_copy(update={"steps": 21})
     changed = moved.profile.model_copy(update={"ladder": moved.profile.ladder | {"student": other}})
     with_others = with_kept(changed, tables / "models").ladder
@@ -337,7 +337,11 @@ def test_the_shell_says_what_is_missing_and_does_it(
     done = CliRunner().invoke(cli.app, ["study", "--replicates", "0"])
     assert done.exit_code == 0 and "C15" in done.output and (tmp_path / "study" / "claims.csv").is_file()
     assert Study(folder=tmp_path / "study").missing() == {1: PLAN["main"]}
-    for wrong, words in (("7", "no replicate 7"), ("a-b", "neither a number nor"), ("1-0", "neither")):
+    for wrong, words in (
+        ("7", "no replicate 7"),
+        ("a-b", "must be a number or"),
+        ("1-0", "must be a number or"),
+    ):
         refused = CliRunner().invoke(cli.app, ["study", "--replicates", wrong])
         assert isinstance(refused.exception, ValueError) and words in str(refused.exception)
 
@@ -356,7 +360,7 @@ def test_a_damaged_table_is_named(tmp_path: Path) -> None:
         ({"main": ["naive"]}, "main: naive is neither tuned nor fixed"),
         (
             {"trials": {"plain": [1e-3], "rewarded": [[1e-3, 1, 0.1], [1e-2, 1, 0.1]]}},
-            "every arm gets as many",
+            "give every arm the same number",
         ),
         ({"colour": 1}, "colour"),
     ],
@@ -373,7 +377,7 @@ def test_the_plans_of_the_project(name: str) -> None:
     assert plan.test_questions * len(of_runs.tasks) >= 10_000
     for each in plan.arms():
         arm(each, of_runs)
-    # The teachers are those of the profile: they serve both.
+    # The teachers are those of the profile, so both studies share them.
     ladder = settings.load_profile(plan.profile).ladder
     assert all(of_runs.ladder[model] == ladder[model] for model in ("mid", "large"))  # type: ignore[index]
 

@@ -1,4 +1,4 @@
-"""The map of effects: which arms are pairs, their difference with its interval, and the picture."""
+"""The map of effects: which arms form pairs, their difference with its interval, and the figure."""
 
 from collections import defaultdict
 
@@ -50,7 +50,7 @@ ACCURACY = {
 }
 
 
-# Each has its own, but for those that are compared at one.
+# Every arm has its own learning rate, except those compared at one.
 RATES = {arm: float(place) for place, arm in enumerate(ACCURACY, start=1)} | dict.fromkeys(
     (
         *("masters", "student=mid", "masked+learning_rate=1e-03"),
@@ -61,7 +61,7 @@ RATES = {arm: float(place) for place, arm in enumerate(ACCURACY, start=1)} | dic
 
 
 def predictions(seeds: int = 2, accuracy: dict[str, float] | None = None) -> pd.DataFrame:
-    """Answers of which, for every seed, the first so many are right; a seed more has one more right."""
+    """Return answers whose first questions are correct, one question more with each seed."""
     rows = [
         {
             "arm": arm,
@@ -148,7 +148,7 @@ def test_one_place_is_no_axis() -> None:
     assert measured(predictions(1, lone)).empty
     pair = lone | {"masked+steps=1200": 0.5, "naive_multi": 0.5}
     table = measured(predictions(1, pair))
-    # Of masking there is one place of the steps, of rewards there are two.
+    # Masking has one value on the axis of steps, rewards have two.
     assert list(zip(table["axis"], table["effect"], table["value"], strict=True)) == [
         ("steps", "rewards", 300.0),
         ("steps", "rewards", 1200.0),

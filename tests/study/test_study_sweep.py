@@ -1,4 +1,4 @@
-"""The sweep of the learning rate: a line a form of the objective."""
+"""The learning-rate sweep has one line per objective."""
 
 import pandas as pd
 import pytest
