@@ -1,1 +1,1 @@
-"""What ``make bench`` runs: the fast paths against the plain ones. No part of the package."""
+"""Benchmarks of the fast paths, for ``make bench``. Not part of the package."""

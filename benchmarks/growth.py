@@ -1,10 +1,8 @@
-"""How the cost of a training step grows with what it is made of.
+"""How the time of a training step grows with its sizes. ``make bench`` measures it, and the book plots it.
 
-``make bench`` measures it, and the book plots it.
-
-Four axes, one changed at a time: tokens of the prompt, responses of a question, words of the vocabulary, and
-parameters of the student (by its width). Each is timed packed and with one row a response, side by side. On
-doubly logarithmic axes a power law, ``seconds = c * value ** exponent``, is a line of that slope.
+One size changes at a time: tokens per prompt, responses per question, words in the vocabulary, or parameters
+of the student (by its width). Each is timed packed and with one row per response, alternating. On doubly
+logarithmic axes a power law, ``seconds = c * value ** exponent``, is a line with that slope.
 """
 
 import time
@@ -27,10 +25,10 @@ AXES: dict[str, tuple[tuple[int, ...], Callable[[int], Step]]] = {
 
 
 def measure() -> pd.DataFrame:
-    """Time every point.
+    """Time every size of every axis.
 
     Returns:
-        One row a point and way (``packed`` or ``rows``): axis, value, way, seconds (median), smallest,
+        One row per size and way (``packed`` or ``rows``): axis, value, way, seconds (median), smallest,
         largest.
     """
     rows = []
@@ -43,19 +41,19 @@ def measure() -> pd.DataFrame:
                 for way, run in ways.items():
                     start = time.perf_counter()
                     run()
-                    if repetition:  # the first warms up
+                    if repetition:  # the first is a warm-up
                         times[way].append(time.perf_counter() - start)
-            at = parameter_count(step.student) if axis == "student parameters" else value
-            for way, taken in times.items():
-                spread = {"seconds": np.median(taken), "smallest": min(taken), "largest": max(taken)}
-                rows.append({"axis": axis, "value": at, "way": way, **spread})
+            size = parameter_count(step.student) if axis == "student parameters" else value
+            for way, seconds in times.items():
+                spread = {"seconds": np.median(seconds), "smallest": min(seconds), "largest": max(seconds)}
+                rows.append({"axis": axis, "value": size, "way": way, **spread})
     return pd.DataFrame(rows)
 
 
 def powers(table: pd.DataFrame) -> list[str]:
-    """The fitted exponent of each axis and way with its standard error, a line each."""
-    found = []
-    for (axis, way), part in table.groupby(["axis", "way"], sort=False):
-        power, error = power_law(part["value"], part["seconds"])
-        found.append(f"time grows with {axis} to the power of {power:.2f} +- {error:.2f} ({way})")
-    return found
+    """Return one line per axis and way: the fitted exponent and its standard error."""
+    lines = []
+    for (axis, way), points in table.groupby(["axis", "way"], sort=False):
+        power, error = power_law(points["value"], points["seconds"])
+        lines.append(f"time grows with {axis} to the power of {power:.2f} +- {error:.2f} ({way})")
+    return lines

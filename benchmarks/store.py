@@ -1,7 +1,7 @@
-"""``python -m benchmarks.store ROWS``: how a store of that many responses opens, counts and reads.
+"""Time how a response store opens, counts and reads: ``python -m benchmarks.store ROWS``.
 
-The rows are written as the store writes them, with made-up tokens; what is measured runs in a process of its
-own, so that its peak memory is that of a reader.
+The store is filled with ROWS responses of random tokens and measured in another process, whose peak memory is
+therefore that of a reader.
 """
 
 import os
@@ -24,20 +24,20 @@ from masters.runtime.files import cache_dir
 from masters.settings import Sampling
 
 GROUP = 8
-QUESTIONS = 1024  # of a shard
-TOKENS = 16
+QUESTIONS = 1024  # per shard
+TOKENS = 16  # per response
 SPEC = StoreSpec(weights="0" * 16, ratio=0.2, processor="0" * 16, sampling=Sampling(), seed=0)
-READ = 200
+READS = 200
 
 
 def contents(count: int) -> list[str]:
-    """Content hashes of made-up questions, the same in every process."""
+    """Return content hashes of generated questions, the same in every process."""
     numbers = np.random.default_rng(0).integers(0, 2**63, count, dtype=np.int64)
     return [f"{number:016x}" for number in numbers.tolist()]
 
 
 def fill(rows: int) -> None:
-    """Write a store of this many responses; every shard holds the same ones to other questions."""
+    """Write a store of this many responses. All shards have the same responses, to different questions."""
     store = ResponseStore(SPEC, "large")
     rng = np.random.default_rng(1)
     shards = -(-rows // (GROUP * QUESTIONS))
@@ -63,7 +63,7 @@ def fill(rows: int) -> None:
 
 
 def measure(rows: int) -> None:
-    """Print, tab-separated, what a reader of the store takes."""
+    """Print a reader's times and memory, tab-separated."""
     names = contents(-(-rows // (GROUP * QUESTIONS)) * QUESTIONS)
     store, before = ResponseStore(SPEC, "large"), _memory()
     start = time.perf_counter()
@@ -74,23 +74,23 @@ def measure(rows: int) -> None:
     counted = time.perf_counter() - start
     start = time.perf_counter()
     status = store.status(names, 2 * GROUP)
-    asked = time.perf_counter() - start
+    status_seconds = time.perf_counter() - start
     seconds = []
-    for place in np.random.default_rng(2).integers(0, len(names), READ).tolist():
+    for place in np.random.default_rng(2).integers(0, len(names), READS).tolist():
         start = time.perf_counter()
         assert len(store.read([names[place]], GROUP, held=held)) == GROUP
         seconds.append(time.perf_counter() - start)
     assert status.there == len(names) * GROUP == status.missing
     lines = [
         ("responses", f"{status.there:,}"),
-        ("bytes a response", f"{status.size / status.there:.0f}"),
+        ("bytes per response", f"{status.size / status.there:.0f}"),
         ("opening, s", f"{opened:.2f}"),
         ("counting what is missing, s", f"{counted:.2f}"),
-        ("status, opening included, s", f"{asked:.2f}"),
-        (f"one question's group, median of {READ}, ms", f"{1000 * np.median(seconds):.0f}"),
+        ("status, opening included, s", f"{status_seconds:.2f}"),
+        (f"one question's group, median of {READS}, ms", f"{1000 * np.median(seconds):.0f}"),
         ("one question's group, slowest, ms", f"{1000 * max(seconds):.0f}"),
         ("peak memory, MiB", f"{_memory():.0f}"),
-        ("of it before the store was opened, MiB", f"{before:.0f}"),
+        ("memory before the store was opened, MiB", f"{before:.0f}"),
     ]
     for name, value in lines:
         print(f"{name}\t{value}")
@@ -101,7 +101,7 @@ def _memory() -> float:
 
 
 def main() -> None:
-    """Fill a store in a temporary folder, measure it in another process, print a table."""
+    """Fill a store in a temporary folder, measure it in another process, and print a table."""
     if sys.argv[1] == "measure":
         measure(int(sys.argv[2]))
         return
@@ -110,9 +110,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=cache_dir(), prefix="bench-") as folder:
         os.environ["MASTERS_DATA"] = folder
         fill(rows)
-        words = [sys.executable, "-m", "benchmarks.store", "measure", str(rows)]
-        done = subprocess.run(words, capture_output=True, text=True, check=True, env=os.environ)
-    table = Table("what", "measured", title="a store of generated rows", title_justify="left")
+        command = [sys.executable, "-m", "benchmarks.store", "measure", str(rows)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ)
+    table = Table("what", "measured", title="response store", title_justify="left")
     for line in done.stdout.splitlines():
         table.add_row(*line.split("\t"))
     Console().print(table)

@@ -1,6 +1,6 @@
-"""A training step and its parts against plain ways to the same numbers, for ``make bench``.
+"""A training step and its parts, each with a plain computation of the same numbers, for ``make bench``.
 
-That both ways of a pair give the same numbers is shown by the tests; here only time and memory are compared.
+The tests show that both give the same numbers; the benchmarks compare only time and memory.
 """
 
 import tempfile
@@ -27,15 +27,15 @@ Way = Callable[[], object]
 
 
 class Step:
-    """A student, a teacher of twice its width, and questions with their responses, all random.
+    """A random student and reference, a teacher of twice the width, and a batch of questions and responses.
 
     Args:
-        prompt: tokens of a prompt, 16 of them of its picture.
-        responses: of each question.
-        length: tokens of a response.
-        questions: of the batch.
-        width: of the student.
-        words: of the vocabulary.
+        prompt: tokens per prompt, 16 of them for its image.
+        responses: responses per question.
+        length: tokens per response.
+        questions: questions per batch.
+        width: hidden size of the student.
+        words: words in the vocabulary.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Step:
             self.scores = scores.logits() if isinstance(scores, Projection) else scores
 
     def backward(self, together: bool = True) -> Way:
-        """Forward and backward pass of the student, packed or a row a response."""
+        """Return a forward and backward pass of the student, packed or with one row per response."""
 
         def run() -> None:
             batch = pack(self.prompts, self.groups, self.images, together=together)
@@ -78,7 +78,10 @@ class Step:
         return run
 
     def masters(self, top_k: int | None = None) -> Way:
-        """A step of the paper's objective up to the gradients, with a teacher or its largest entries."""
+        """Return a step of the paper's objective, gradients included.
+
+        ``top_k``: cached log-probabilities per token; None runs the teacher.
+        """
         cached = None
         if top_k is not None:
             assert isinstance(self.scores, Tensor)
@@ -104,8 +107,8 @@ class Step:
         return run
 
     def trl(self) -> Way:
-        """The loss of TRL's closest trainer on the same responses: JSD alone, no rewards, no reference."""
-        from trl import DistillationConfig, DistillationTrainer  # slow to import, needed here only
+        """Return a step of TRL's closest trainer on the same responses: JSD without rewards."""
+        from trl import DistillationConfig, DistillationTrainer  # slow to import
 
         prompts = [ids for ids, group in zip(self.prompts, self.groups, strict=True) for _ in group]
         ids = torch.from_numpy(np.stack(prompts))
@@ -137,11 +140,7 @@ class Step:
 
 
 class Head:
-    """A divergence from hidden states over a vocabulary of 151,936, the Qwen family's, at 1,024 tokens.
-
-    Args:
-        width: of the hidden states.
-    """
+    """A divergence from hidden states, by default over the Qwen family's vocabulary of 151,936 entries."""
 
     def __init__(self, width: int = 512, vocabulary: int = 151_936, tokens: int = 1024) -> None:
         generator = torch.Generator().manual_seed(0)
@@ -149,20 +148,18 @@ class Head:
         def normal(*shape: int) -> Tensor:
             return torch.randn(shape, generator=generator)
 
-        self.hidden, self.of_teacher = (
-            normal(4, 8, tokens // 32, width).requires_grad_(),
-            normal(4, 8, tokens // 32, width),
-        )
-        self.weight = (normal(vocabulary, width) / width**0.5).requires_grad_()
-        self.teacher = normal(vocabulary, width) / width**0.5
+        self.student_hidden = normal(4, 8, tokens // 32, width).requires_grad_()
+        self.teacher_hidden = normal(4, 8, tokens // 32, width)
+        self.student_weight = (normal(vocabulary, width) / width**0.5).requires_grad_()
+        self.teacher_weight = normal(vocabulary, width) / width**0.5
         self.tokens = torch.zeros(4, 8, tokens // 32, dtype=torch.long)
 
     def chunked(self) -> None:
-        """Ours."""
-        size = len(self.weight)
+        """Compute the divergence and its gradients with our loss, in chunks."""
+        size = len(self.student_weight)
         loss = masters_loss(
-            Projection(self.hidden, self.weight, None, size),
-            Projection(self.of_teacher, self.teacher, None, size),
+            Projection(self.student_hidden, self.student_weight, None, size),
+            Projection(self.teacher_hidden, self.teacher_weight, None, size),
             self.tokens,
             torch.ones_like(self.tokens),
             options=LossOptions(rewards=()),
@@ -170,14 +167,14 @@ class Head:
         loss.total.backward()
 
     def whole(self) -> None:
-        """Eq. 4, 5 as they stand, by autograd."""
-        autograd_jsd(
-            functional.linear(self.of_teacher, self.teacher), functional.linear(self.hidden, self.weight)
-        ).mean().backward()
+        """Compute Eq. 4, 5 literally, from whole logits by autograd."""
+        teacher = functional.linear(self.teacher_hidden, self.teacher_weight)
+        student = functional.linear(self.student_hidden, self.student_weight)
+        autograd_jsd(teacher, student).mean().backward()
 
 
 def autograd_jsd(teacher: Tensor, student: Tensor) -> Tensor:
-    """Eq. 4, 5 in plain torch: ``(..., vocabulary)`` to ``(...)``."""
+    """Return the JSD (Eq. 4, 5) in plain torch, ``(..., vocabulary)`` to ``(...)``."""
     log_p, log_q = teacher.log_softmax(-1), student.log_softmax(-1)
     p, q = log_p.exp(), log_q.exp()
     middle = (0.5 * (p + q)).log()
@@ -185,7 +182,7 @@ def autograd_jsd(teacher: Tensor, student: Tensor) -> Tensor:
 
 
 def small_vocabulary() -> tuple[Way, Way]:
-    """The closed-form gradient of the JSD against autograd where logits fit into memory."""
+    """Return JSD steps with the closed-form gradient and with autograd, over 512 entries."""
     teacher, student = torch.randn(2048, 512), torch.randn(2048, 512, requires_grad=True)
     return (
         lambda: jsd(teacher, student).sum().backward(),

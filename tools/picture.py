@@ -1,4 +1,4 @@
-"""Draw the claims of the tracked study for README.md: ``python tools/picture.py`` writes docs/claims.svg."""
+"""Draw the claims in the tracked study for README.md: ``python tools/picture.py`` writes docs/claims.svg."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from masters.runtime.files import ROOT, STUDY
 
 
 def draw(path: Path) -> None:
-    """Write the picture of the study's claims."""
+    """Draw the study's claims and write the figure to ``path``."""
     write_svg(claims(judge_claims(read_effects(STUDY / "comparisons.csv"))), path)
 
 

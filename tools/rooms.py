@@ -1,10 +1,10 @@
-"""Draw the rooms of the package and their imports into CONTRIBUTING.md, and name what breaks the plan.
+"""Check the imports between the rooms (subpackages) of the package, and draw them into CONTRIBUTING.md.
 
-    python tools/rooms.py           # rewrite the picture
-    python tools/rooms.py --check   # exit 1 if it is old, an arrow is not allowed, or files form a circle
-    python tools/rooms.py --lines   # files and lines of each room
+    python tools/rooms.py           # rewrite the diagram
+    python tools/rooms.py --check   # exit 1 if the diagram is outdated or an import is forbidden or circular
+    python tools/rooms.py --lines   # files and lines per room
 
-Imports below ``if TYPE_CHECKING`` and inside functions count like all others.
+Imports under ``if TYPE_CHECKING`` and inside functions count too.
 """
 
 import ast
@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "masters"
 PAGE = ROOT / "CONTRIBUTING.md"
 BEGIN, END = "<!-- rooms -->", "<!-- end of rooms -->"
-# From each room to those that it may import, itself aside.
+# The other rooms that each room may import.
 BASE = {"masking", "objective", "runtime"}
 GROUND = {"data", "judges", "settings", *BASE}
 ALLOWED: dict[str, set[str]] = {
@@ -39,29 +39,29 @@ ALLOWED["cli"] = {"report", *ALLOWED["report"]}
 
 
 def modules() -> dict[str, Path]:
-    """Return every module of the package by its dotted name; the package's own ``__init__`` is left out."""
-    found = {}
+    """Return the file of every module by dotted name, without the package's own ``__init__``."""
+    paths = {}
     for path in sorted(PACKAGE.rglob("*.py")):
         name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
         if name != "masters":
-            found[name] = path
-    return found
+            paths[name] = path
+    return paths
 
 
-def arrows() -> dict[str, set[str]]:
-    """Return the modules that each module imports."""
+def imports() -> dict[str, set[str]]:
+    """Return the modules of the package that each module imports."""
     paths = modules()
-    found: dict[str, set[str]] = {name: set() for name in paths}
+    imported: dict[str, set[str]] = {name: set() for name in paths}
     for name, path in paths.items():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             targets: list[str] = []
             if isinstance(node, ast.ImportFrom) and node.module:
-                inside = [f"{node.module}.{alias.name}" for alias in node.names]
-                targets = [one if one in paths else node.module for one in inside]
+                names = [f"{node.module}.{alias.name}" for alias in node.names]
+                targets = [full if full in paths else node.module for full in names]
             elif isinstance(node, ast.Import):
                 targets = [alias.name for alias in node.names]
-            found[name] |= {target for target in targets if target in paths and target != name}
-    return found
+            imported[name] |= {target for target in targets if target in paths and target != name}
+    return imported
 
 
 def room(module: str) -> str:
@@ -70,41 +70,41 @@ def room(module: str) -> str:
 
 
 def problems() -> list[str]:
-    """Return every arrow that is not allowed and every circle of files, a line each."""
-    found = []
-    imports = arrows()
-    for module, targets in imports.items():
+    """Return one line per forbidden import, and one for circular imports."""
+    lines = []
+    imported = imports()
+    for module, targets in imported.items():
         for target in sorted(targets):
             if room(target) != room(module) and room(target) not in ALLOWED[room(module)]:
-                found.append(f"{module} imports {target}: {room(module)} may not import {room(target)}")
-    # What imports nothing that is left is taken away; what stays is part of a circle or imports one.
-    left = {module: set(targets) for module, targets in imports.items()}
+                lines.append(f"{module} imports {target}: {room(module)} may not import {room(target)}")
+    # Remove modules that import none of those left; the rest is circular or imports a circle.
+    left = {module: set(targets) for module, targets in imported.items()}
     while free := [module for module, targets in left.items() if not targets & left.keys()]:
         for module in free:
             del left[module]
     if left:
-        found.append(f"these import each other in a circle: {', '.join(sorted(left))}")
-    return found
+        lines.append(f"circular imports among: {', '.join(sorted(left))}")
+    return lines
 
 
-def picture() -> str:
-    """Return the rooms and their arrows as a Mermaid graph; arrows that a longer way implies are left out."""
+def diagram() -> str:
+    """Return the rooms' imports as a Mermaid graph, without arrows that a longer path implies."""
     direct: dict[str, set[str]] = {name: set() for name in ALLOWED}
-    for module, targets in arrows().items():
+    for module, targets in imports().items():
         direct[room(module)] |= {room(target) for target in targets} - {room(module)}
 
     def reach(name: str) -> set[str]:
         return direct[name] | {far for near in direct[name] for far in reach(near)}
 
-    rows = ["```mermaid", "graph TD"]
+    lines = ["```mermaid", "graph TD"]
     for name in reversed(ALLOWED):
         implied = {far for near in direct[name] for far in reach(near)}
-        rows += [f"    {name} --> {target}" for target in sorted(direct[name] - implied)]
-    return "\n".join([*rows, "```"])
+        lines += [f"    {name} --> {target}" for target in sorted(direct[name] - implied)]
+    return "\n".join([*lines, "```"])
 
 
 def sizes() -> str:
-    """Return files and lines of each room, and of the package."""
+    """Return the files and lines of each room and of the package, one line each."""
     lines, files = Counter[str](), Counter[str]()
     for module, path in modules().items():
         for name in (room(module), "all"):
@@ -114,19 +114,19 @@ def sizes() -> str:
 
 
 def main() -> int:
-    """Rewrite the picture, or check it."""
+    """Rewrite the diagram, check it, or print sizes."""
     if "--lines" in sys.argv:
         print(sizes())
         return 0
     text = PAGE.read_text(encoding="utf-8")
     before, rest = text.split(BEGIN)
-    whole = f"{before}{BEGIN}\n{picture()}\n{END}{rest.split(END)[1]}"
+    current = f"{before}{BEGIN}\n{diagram()}\n{END}{rest.split(END)[1]}"
     if "--check" not in sys.argv:
-        PAGE.write_text(whole, encoding="utf-8")
+        PAGE.write_text(current, encoding="utf-8")
         return 0
     found = problems()
-    if whole != text:
-        found.append(f"the picture in {PAGE.name} is old: python tools/rooms.py")
+    if current != text:
+        found.append(f"the diagram in {PAGE.name} is outdated: run python tools/rooms.py")
     print("\n".join(found))
     return 1 if found else 0
 

@@ -1,6 +1,7 @@
-"""What can be said of a lab's models and responses without training anything new.
+"""Measurements on a lab's models and responses that need no further training.
 
-:mod:`~masters.analysis.groups` (rewards and advantages as training sees them),
-:mod:`~masters.analysis.masked_teachers` (accuracy and dose of a mask), :mod:`~masters.analysis.blind` (the
-question's text alone), :mod:`~masters.analysis.costs` (offline against online).
+:mod:`~masters.analysis.groups` (rewards and advantages as training computes them),
+:mod:`~masters.analysis.masked_teachers` (accuracy and divergence of masked teachers),
+:mod:`~masters.analysis.blind` (a baseline without images), :mod:`~masters.analysis.costs`
+(offline vs. online).
 """

@@ -1,8 +1,8 @@
-"""The blind baseline: what a lookup from the question's text to an answer scores without seeing the picture.
+"""The blind baseline: answers looked up from the question's text, without the image.
 
-Question sets have answers that are likelier than others. An accuracy means something only above what the text
-alone gives, so this baseline stands beside every accuracy. The lookup answers with the most common training
-answer to the same text, and where the text is new, with the most common training answer of the question set.
+Some answers are more frequent than others, so an accuracy is meaningful only above what the text alone gives.
+The lookup returns the most common training answer to the same text, and for a new text the most common
+training answer of the question set.
 """
 
 import pandas as pd
@@ -11,36 +11,34 @@ from masters.data.tasks import load_task
 from masters.settings import Profile
 
 
-def blind_answers(train: pd.DataFrame, asked: pd.DataFrame) -> pd.Series:
-    """Return the lookup's answer to each question.
+def blind_answers(train: pd.DataFrame, questions: pd.DataFrame) -> pd.Series:
+    """Return the baseline's answer to each question.
 
     Args:
         train: ``question`` and ``answer`` of one question set's training questions.
-        asked: ``question`` of the questions to be answered.
+        questions: ``question`` of the questions to answer.
 
     Returns:
-        Answers with the index of ``asked``. Among equally common answers the first in alphabetical order.
+        Answers with the index of ``questions``. Ties go to the first answer in alphabetical order.
     """
     counts = train.groupby(["question", "answer"]).size().rename("count").reset_index()
     best = counts.sort_values(["count", "answer"], ascending=[False, True]).drop_duplicates("question")
     known = best.set_index("question")["answer"]
-    return asked["question"].map(known).fillna(train["answer"].mode()[0])
+    return questions["question"].map(known).fillna(train["answer"].mode()[0])
 
 
 def blind_accuracy(profile: Profile, split: str = "test") -> pd.DataFrame:
-    """Return the blind baseline on a split, per question: task, skill, correct.
+    """Return the blind baseline on the ``validation`` or ``test`` split, per question: task, skill, correct.
 
-    Args:
-        profile: tasks and numbers of questions; the lookup has the ladder's training questions.
-        split: ``validation`` or ``test``.
+    It looks up answers in the training questions of the profile's models.
     """
     limit = {"validation": profile.validation_questions, "test": profile.test_questions}[split]
     frames = []
     for task in profile.tasks:
         train = _texts(task, "train", profile.train_questions)
-        asked = _texts(task, split, limit)
-        correct = blind_answers(train, asked) == asked["answer"]
-        frames.append(pd.DataFrame({"task": task, "skill": asked["skill"], "correct": correct}))
+        questions = _texts(task, split, limit)
+        correct = blind_answers(train, questions) == questions["answer"]
+        frames.append(pd.DataFrame({"task": task, "skill": questions["skill"], "correct": correct}))
     return pd.concat(frames, ignore_index=True)
 
 
@@ -48,7 +46,7 @@ def blind_table(profile: Profile, split: str = "test") -> pd.DataFrame:
     """Return the blind baseline of each question set and of ``all`` questions: task, accuracy, questions."""
     frame = blind_accuracy(profile, split)
     groups = [*frame.groupby("task", sort=False)["correct"], ("all", frame["correct"])]
-    rows = [{"task": task, "accuracy": found.mean(), "questions": len(found)} for task, found in groups]
+    rows = [{"task": task, "accuracy": correct.mean(), "questions": len(correct)} for task, correct in groups]
     return pd.DataFrame(rows)
 
 

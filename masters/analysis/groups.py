@@ -1,8 +1,8 @@
-"""The groups of responses that a run learns from, with rewards and advantages as its first step has them.
+"""Groups of responses with the rewards and advantages of the first training step.
 
-Training rewards a response by the divergence between one teacher, masked at the ratio of the stage, and the
-student (Eq. 5, 7); the responses of both models form one group. Here the same is computed from the cache for
-the student before training, so that tables and figures show what training sees at its first step.
+Training rewards each response by the divergence between the stage's masked teacher and the student (Eq. 5,
+7); the responses of both models form one group. This module computes the same from the cache for the student
+before training.
 """
 
 import numpy as np
@@ -18,29 +18,31 @@ from masters.objective.rewards import distillation_reward, group_advantages
 from masters.objective.topk import Packed
 from masters.responses.teacher_logprobs import TopK
 
-AT_ONCE = 64  # responses
+BATCH = 64  # responses
 
 
 def rewarded_groups(lab: Lab, name: str = "masters") -> pd.DataFrame:
     """Return all responses of an arm's first stage, each with its rewards and its advantage.
 
     Args:
-        lab: of the profile.
+        lab: lab with the models and responses.
         name: an arm that learns from responses of teacher and student.
 
     Returns:
-        One row per response, those of a question together and in the order in which training has them:
-        question, task, skill, source, ratio (mask ratio of the source), index, text, tokens, asked, label,
-        correct (R_acc, Eq. 6), divergence (mean JSD per token between the stage's masked teacher and the
-        student before training, nats, Eq. 5), reward_distillation (Eq. 7), reward (their sum), advantage
-        (Eq. 10) and flat (the group has no spread in the reward).
+        One row per response, grouped by question, in the order of training: question, task, skill, source,
+        ratio (mask ratio of the source), index, text, tokens, asked, label, correct (R_acc, Eq. 6),
+        divergence (mean JSD between the stage's masked teacher and the student before training, nats per
+        token, Eq. 5), reward_distillation (Eq. 7), reward (R_acc + R_distill), advantage (Eq. 10) and flat
+        (whether all rewards of the group are equal).
 
     Raises:
-        ValueError: no such arm, or it has no teacher or learns from no responses.
+        ValueError: the arm is unknown, has no teacher, or does not learn from responses.
     """
     spec = arm(name, lab.profile)
     if not spec.teachers or spec.learn_from != "responses":
-        raise ValueError(f"arm {name!r} has no groups of responses with a teacher; take one such as masters")
+        raise ValueError(
+            f"arm {name!r} has no groups of responses with a teacher; choose one such as masters"
+        )
     stage = all_stages(spec)[0]
     teacher = lab.source(spec.teachers[stage[0]], stage[1], spec.choice())
     student = lab.source(spec.student)
@@ -48,11 +50,13 @@ def rewarded_groups(lab: Lab, name: str = "masters") -> pd.DataFrame:
     for wanted in wanted_responses(spec, stage):
         frame = lab.groups(wanted.model, wanted.ratio, wanted.n, wanted.judge, wanted.choice)
         texts = grouped(frame["tokens"], wanted.n)
-        of_teacher, of_student = (lab.scores_of(scorer, texts) for scorer in (teacher, student))
+        teacher_rows, student_rows = (lab.scores_of(scorer, texts) for scorer in (teacher, student))
         frame["divergence"] = [
             value
-            for start in range(0, len(frame), AT_ONCE)
-            for value in _divergences(of_teacher, of_student, range(start, min(start + AT_ONCE, len(frame))))
+            for start in range(0, len(frame), BATCH)
+            for value in _divergences(
+                teacher_rows, student_rows, range(start, min(start + BATCH, len(frame)))
+            )
         ]
         position = np.repeat(np.arange(len(lab.pool)), wanted.n)
         frames.append(frame.assign(source=wanted.model, ratio=wanted.ratio, position=position))
@@ -72,10 +76,10 @@ def rewarded_groups(lab: Lab, name: str = "masters") -> pd.DataFrame:
 
 
 def _divergences(teacher: Ragged | TopK, student: Ragged | TopK, rows: range) -> list[float]:
-    """The mean JSD per token of some responses."""
+    """Return the mean JSD of each response, in nats per token."""
     pairs = [(_logits(teacher[row]), _logits(student[row])) for row in rows]
-    of_tokens = jsd(*(torch.cat(side) for side in zip(*pairs, strict=True)))
-    return [float(part.mean()) for part in of_tokens.split([len(one) for one, _ in pairs])]
+    tokens = jsd(*(torch.cat(side) for side in zip(*pairs, strict=True)))
+    return [float(response.mean()) for response in tokens.split([len(logits) for logits, _ in pairs])]
 
 
 def _logits(values: np.ndarray | Packed) -> torch.Tensor:

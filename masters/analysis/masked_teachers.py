@@ -1,7 +1,7 @@
-"""What a mask does to a teacher: its own accuracy, ratio by ratio, with no student involved.
+"""How masks change teachers: accuracy and distributions, by mask ratio and way of choosing weights.
 
-The paper masks by magnitude within each layer and remarks that one threshold for the whole model breaks some
-layers; which weights a teacher can spare is its open question. Here are the other ways beside its own.
+The paper masks by magnitude within each layer and reports that one threshold for the whole model breaks some
+layers. It leaves open whether other weights are a better choice, so other ways are compared here.
 """
 
 from collections.abc import Sequence
@@ -36,25 +36,25 @@ WAYS = {
 def masked_accuracy(
     lab: Lab, models: Sequence[str], ratios: Sequence[float], ways: Sequence[str] = ("magnitude",)
 ) -> pd.DataFrame:
-    """Greedy validation accuracy of masked models; what is missing is examined side by side.
+    """Return the greedy validation accuracy of masked models. Missing results are computed in parallel.
 
     Args:
-        lab: of the profile.
-        models: of the ladder.
-        ratios: of the masks.
-        ways: of choosing the weights, from ``WAYS``.
+        lab: lab with the models.
+        models: names of the ladder.
+        ratios: mask ratios.
+        ways: how the weights are chosen, from ``WAYS``.
 
     Returns:
-        One row a model, way, ratio and task: model, way, ratio, task, accuracy, questions.
+        One row per model, way, ratio and task: model, way, ratio, task, accuracy, questions.
 
     Raises:
-        ValueError: there is no such way.
+        ValueError: a way is unknown.
     """
     for way in ways:
         if way not in WAYS:
             raise ValueError(f"there is no way {way!r} to choose weights; there are: {', '.join(WAYS)}")
     for model in models:
-        lab.folder(model)
+        lab.folder(model)  # trains missing models before the workers need them
     wanted = [(model, way, float(ratio)) for model in models for way in ways for ratio in ratios]
     jobs: list[Job] = [(examine, one) for one in wanted if not _path(lab, *one).is_file()]
     lab.parallel(jobs, "masked teachers")
@@ -62,51 +62,51 @@ def masked_accuracy(
 
 
 def examine(lab: Lab, name: str, way: str, ratio: float) -> None:
-    """Score one masked model on the validation questions and keep the result."""
+    """Evaluate one masked model on the validation questions and store the result."""
     model, _ = load(lab.folder(name))
     with _mask(lab, name, model, way).apply(ratio):
         longest = lab.profile.sampling.max_new_tokens
         frame = evaluate(model, lab.processor, lab.questions("validation"), lab.judge, longest, None)
-    grouped = frame.groupby("task", sort=False)["correct"]
-    result = pd.DataFrame({"accuracy": grouped.mean(), "questions": grouped.size()}).reset_index()
-    result.insert(0, "model", name)
-    result.insert(1, "way", way)
-    result.insert(2, "ratio", ratio)
+    by_task = (
+        frame.groupby("task", sort=False)["correct"].agg(accuracy="mean", questions="size").reset_index()
+    )
+    columns = ["model", "way", "ratio", "task", "accuracy", "questions"]
+    result = by_task.assign(model=name, way=way, ratio=ratio)[columns]
     write_atomic(_path(lab, name, way, ratio), result.to_parquet())
 
 
 def mask_dose(lab: Lab, models: Sequence[str], ratios: Sequence[float], questions: int = 200) -> pd.DataFrame:
-    """Return how far a mask moves the teachers' next-token distributions, and whether toward the student.
+    """Return how far masks move the teachers' next-token distributions, and whether toward the student.
 
     Measured on the tokens of the base student's responses to the first questions of the pool. A mask can make
-    imitation easier only if it changes the teacher at all, and only if the divergence to the student falls.
+    imitation easier only if it changes the teacher and lowers the divergence to the student.
 
     Args:
-        lab: of the profile.
+        lab: lab with the models and responses.
         models: teachers, names of the ladder.
-        ratios: mask ratios; 0 is always measured.
-        questions: how many questions of the pool.
+        ratios: mask ratios; 0 is added.
+        questions: number of questions from the pool.
 
     Returns:
-        One row per model and ratio: model, ratio, ``from_whole`` (JSD between the masked and the whole
-        teacher, nats per token), ``argmax_changed`` (share of tokens), ``entropy`` (nats per token),
+        One row per model and ratio: model, ratio, ``from_whole`` (JSD between the masked and the unmasked
+        teacher, nats per token), ``argmax_changed`` (fraction of tokens), ``entropy`` (nats per token),
         ``to_student`` (JSD between the masked teacher and the base student, nats per token).
     """
-    asked, n = lab.pool[:questions], lab.profile.distillation.student_responses
-    tokens = list(lab.groups("student", 0.0, n)["tokens"])[: len(asked) * n]
+    pool, n = lab.pool[:questions], lab.profile.distillation.student_responses
+    tokens = list(lab.groups("student", 0.0, n)["tokens"])[: len(pool) * n]
     texts, train = grouped(pd.Series(tokens), n), lab.questions("train")
     size = len(lab.processor.tokenizer)
 
-    def scores(model: str, ratio: float = 0.0) -> torch.Tensor:
-        found = distributions(lab.source(model, ratio), train, asked, texts, None, size)
-        assert isinstance(found, Ragged)
-        return torch.from_numpy(found.values.astype(np.float32))
+    def log_probabilities(model: str, ratio: float = 0.0) -> torch.Tensor:
+        stored = distributions(lab.source(model, ratio), train, pool, texts, None, size)
+        assert isinstance(stored, Ragged)
+        return torch.from_numpy(stored.values.astype(np.float32))
 
-    student, rows = scores("student"), []
+    student, rows = log_probabilities("student"), []
     for model in models:
-        whole = scores(model)
+        whole = log_probabilities(model)
         for ratio in sorted({0.0, *map(float, ratios)}):
-            masked = scores(model, ratio)
+            masked = log_probabilities(model, ratio)
             entropy = -(masked.exp() * masked).nan_to_num(0).sum(-1)
             rows.append(
                 {

@@ -1,14 +1,14 @@
-"""The paper's fifteen claims as data: which arms test each, by what measure, and what counts as a difference.
+"""The paper's fifteen claims as data: the arms that test each claim, the metric, and the margin.
 
-Arms, measures and margins are fixed here, before a run; the rule that turns them into a verdict is in
-:mod:`masters.claims.verdicts`. The paper's effects are computed from its tables
-(:mod:`masters.claims.evidence`); no result is typed in this module.
+Arms, metrics and margins are fixed here, before a run. :mod:`masters.claims.verdicts` has the rule that turns
+effects into verdicts. The paper's effects are computed from its tables (:mod:`masters.claims.evidence`), so
+this module contains no result.
 
-The margin of a comparison of accuracies is half of the paper's matched effect, and at least
-:data:`SMALLEST_MARGIN` points, also where the paper gives no figure. So an effect as large as the paper's can
-pass, and one half as large is the smallest that counts as the claim.
+The margin of an accuracy comparison is half of the paper's matched effect, and at least
+:data:`SMALLEST_MARGIN` points, which also holds where the paper gives no number. So an effect as large as the
+paper's can pass, and half of it is the smallest effect that counts.
 
-Departures from the paper: the margins are ours, as it has none.
+Departures from the paper: it has no margins; these are ours.
 """
 
 from dataclasses import dataclass
@@ -28,11 +28,11 @@ class Claim:
     Attributes:
         id: C1 to C15.
         statement: the claim, as far as it is tested here.
-        comparisons: those that decide, and those shown beside them (:attr:`Comparison.role`).
-        where: the notebook that shows it.
-        limits: what this scale or this comparison cannot show.
-        kind: which form of the rule applies.
-        margin: the smallest difference that counts, of claims that are not about accuracy.
+        comparisons: :attr:`Comparison.role` says which decide and which are only shown.
+        where: the notebook that shows the runs.
+        limits: what this scale or this design cannot show.
+        kind: the form of the rule in :mod:`masters.claims.verdicts`.
+        margin: the smallest difference that counts, in :attr:`unit`; None: from the paper's effect.
     """
 
     id: str
@@ -45,21 +45,21 @@ class Claim:
 
     @property
     def unit(self) -> str:
-        """Unit of the claim's effect."""
+        """Unit of the claim's effect: ``points``, ``percent`` or ``times``."""
         return UNITS[self.comparisons[0].metric]
 
     def margin_of(self, comparison: Comparison) -> float:
-        """Return the smallest difference that counts in a comparison of this claim, in its unit."""
+        """Return the smallest difference that counts in one comparison of this claim, in its unit."""
         if self.margin is not None:
             return self.margin
         return max(SMALLEST_MARGIN, abs(comparison.paper.effect()) / 2 if comparison.paper else 0.0)
 
 
-_SMALL = "The gap between teacher and student is made of size and training alone, on small question sets."
+_SMALL = "Teacher and student differ only in size and training, and the question sets are small."
 _STEPS = "Both arms take the same number of steps, so more responses also mean more computation."
 _RATES = (
-    "Where arms are tuned, each has its own learning rate, and with rewards other rates were tried than "
-    "without; the settings stand beside the arms."
+    "Each tuned arm has its own learning rate, and different rates were tried with and without rewards; the "
+    "settings are listed beside the arms."
 )
 
 CLAIMS: tuple[Claim, ...] = (
@@ -69,7 +69,7 @@ CLAIMS: tuple[Claim, ...] = (
         (Comparison("naive", "base", variants("+large_teacher", "base")),),
         "5_offline_rl",
         f"{_SMALL} In a profile's own run the base student is one checkpoint, so only the distilled runs "
-        "vary with the seed; in the studies each seed has its own.",
+        "vary with the seed; in the studies each seed has its own base student.",
     ),
     Claim(
         "C2",
@@ -85,17 +85,17 @@ CLAIMS: tuple[Claim, ...] = (
             ),
         ),
         "5_offline_rl",
-        "Both arms learn from the same number of responses and differ in the mask alone, as in table 5d. The "
+        "Both arms learn from the same number of responses and differ only in the mask, as in table 5d. The "
         "larger gains of tables 1 and 2 are over distillation on one label. Here a mask hardly changes the "
-        "teacher (notebook 2), so there is little for it to do.",
+        "teacher (notebook 2), so it can have little effect.",
     ),
     Claim(
         "C3",
         "Reward feedback adds to progressive masking.",
         (Comparison("masters", "masked", variants("+reward_feedback", "+mask_progressive")),),
         "5_offline_rl",
-        "The rewards come from a rule, not from a language model as judge; answers are one to four words. "
-        + _RATES,
+        "The accuracy reward comes from a rule, not from a language model as judge; answers have one to four "
+        "words. " + _RATES,
     ),
     Claim(
         "C4",
@@ -124,8 +124,8 @@ CLAIMS: tuple[Claim, ...] = (
             ),
         ),
         "5_offline_rl",
-        "Several teachers share the steps of one; in the paper each has a run of its own. With a learning "
-        "rate that falls to zero the last teacher gets very little of it.",
+        "Several teachers share the steps of one run; in the paper each has its own run. Where the learning "
+        "rate decays to zero, the last teacher trains at a very small rate.",
     ),
     Claim(
         "C5",
@@ -141,9 +141,9 @@ CLAIMS: tuple[Claim, ...] = (
             ),
         ),
         "2_masking_ablations",
-        "Tested at this profile's r_max, fixed beforehand, not at the best of a grid. Table 5a seems to "
-        "show a larger effect, but its row r_max 0 is the row of table 5d without the mid teacher and its "
-        "row 0.2 the one with it. The collapse that table 5a reports at 0.5 is not part of the verdict.",
+        "Tested at this profile's r_max, fixed in advance, not at the best of a grid. Table 5a seems to show "
+        "a larger effect, but its row r_max 0 is the row of table 5d without the mid teacher, and its row "
+        "0.2 the row with it. The collapse that table 5a reports at 0.5 is not part of the verdict.",
     ),
     Claim(
         "C6",
@@ -153,15 +153,15 @@ CLAIMS: tuple[Claim, ...] = (
             Comparison("masters", "distillation_only", rewards("acc+distill", "distill")),
         ),
         "4_reward_design",
-        "The paper's rows have a mid teacher too. Whether the accuracy reward is what lets a student pass "
-        "its teacher is not tested.",
+        "The paper's rows also use a mid teacher. Whether a student needs the accuracy reward to surpass its "
+        "teacher is not tested.",
     ),
     Claim(
         "C7",
         "Normalizing the distillation reward within a question's responses matters.",
         (Comparison("masters", "unnormalised", rewards("acc+distill", "acc+distill_unnormalised")),),
         "4_reward_design",
-        "Advantages are standardized within the group in both arms, which leaves little for this step to do.",
+        "Advantages are standardized within the group in both arms, so this step can change little.",
     ),
     Claim(
         "C8",
@@ -180,7 +180,7 @@ CLAIMS: tuple[Claim, ...] = (
             Comparison("masters", "source=8:0", source(8, 0)),
         ),
         "3_response_caching",
-        "Uneven mixes are shown in notebook 3 and not part of the verdict.",
+        "Uneven mixes are shown in notebook 3 and are not part of the verdict.",
     ),
     Claim(
         "C10",
@@ -203,8 +203,8 @@ CLAIMS: tuple[Claim, ...] = (
             Comparison("naive_multi", "naive+steps=420", role="shown", note="about equal computation"),
         ),
         "5_offline_rl",
-        f"{_STEPS} The studies also compare at about equal computation. Labels come in several registers, so "
-        "one label is already more varied than a single style.",
+        f"{_STEPS} The studies also compare at about equal computation. Labels come in several styles, so "
+        "even one label per question is more varied than labels of a single style.",
     ),
     Claim(
         "C12",
@@ -224,8 +224,8 @@ CLAIMS: tuple[Claim, ...] = (
             Comparison("masters=reverse_kl", "alone=reverse_kl", role="where run"),
         ),
         "5_offline_rl",
-        "The skewed KL of DistiLLM without its schedule, and in the studies two plain divergences; the other "
-        f"three methods of the paper are not run. {_RATES}",
+        "Tested with the skewed KL of DistiLLM, without its schedule, and in the studies also with two plain "
+        f"divergences; the paper's other three methods are not run. {_RATES}",
     ),
     Claim(
         "C13",
@@ -246,7 +246,7 @@ CLAIMS: tuple[Claim, ...] = (
             Comparison("masters+student=mid", "large", role="where run"),
         ),
         "6_benchmark_evaluation",
-        "Matching means not worse by more than the margin. Relative to their size the gaps between these "
+        "Matching means not worse by more than the margin. Relative to their size, the gaps between these "
         "models are far larger than the paper's.",
         kind="no worse",
     ),
@@ -276,13 +276,13 @@ CLAIMS: tuple[Claim, ...] = (
             ),
         ),
         "3_response_caching",
-        "Needs two replicates of a study. Seconds of one process with one thread; the offline run pays for "
-        "all its responses alone. The verdict compares equal engines: the online run's responses, scores "
-        "and steps at the rates measured in the offline run, since no online loop of this engine is run. As "
-        "run, the online side is TRL's trainer, which reads the prompt once per response; that ratio stands "
-        "beside it. The paper's figure is an estimate for many GPUs. The offline run is of the accuracy "
-        "reward alone; Masters itself also needs responses and scores of every masked teacher and costs "
-        "more (notebook 3).",
+        "Needs two replicates of a study. Costs are seconds of one process with one thread; the offline run "
+        "is charged for all its responses. The verdict compares equal engines: it charges the online run's "
+        "responses, scores and steps at the rates measured in the offline run, because no online loop of "
+        "this engine is run. As run, the online side is TRL's trainer, which reads the prompt once per "
+        "response; that ratio is shown beside it. The paper's figure is an estimate for many GPUs. The "
+        "offline run uses the accuracy reward alone; Masters itself also needs responses and scores of every "
+        "masked teacher and costs more (notebook 3).",
         kind="at least",
         margin=3.0,
     ),
@@ -297,7 +297,7 @@ CLAIMS: tuple[Claim, ...] = (
     ),
 )
 
-# Does the method help at all? The paper has no single table for it; the first page answers it.
+# Whether the method helps at all. The paper has no single table for it; the first page shows these.
 HELPS = (
     Comparison("masters", "base"),
     Comparison("naive_multi", "base"),
@@ -306,6 +306,6 @@ HELPS = (
 
 
 def all_pairs() -> list[tuple[str, Comparison]]:
-    """Return every comparison of the claims with its claim's id, and those of :data:`HELPS` as ``helps``."""
+    """Return the comparisons of all claims with the claim's id, and those of :data:`HELPS` with ``helps``."""
     pairs = [(claim.id, each) for claim in CLAIMS for each in claim.comparisons]
     return [*pairs, *(("helps", each) for each in HELPS)]

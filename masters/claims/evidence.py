@@ -1,8 +1,8 @@
 """The paper's own effects, computed from its tables in ``data/paper/``.
 
-An effect is a difference between rows of a table, or their ratio. It is stated as which rows, and computed
-when it is shown; no number is typed. An effect is *matched* to a comparison of this project when its two rows
-differ in the same thing as the two arms. The paper's numbers are single runs: an effect has no interval.
+An effect is the difference or the ratio of rows of a table. The code names the rows and computes the effect;
+it contains no numbers of the paper. An effect is *matched* to a comparison of this project when its two rows
+differ in the same thing as the two arms. The paper's numbers are single runs, so effects have no interval.
 """
 
 from collections.abc import Mapping
@@ -21,10 +21,8 @@ PAIRS = {
     "InternVL3-8B": "InternVL3-78B",
     "InternVL3.5-8B": "InternVL3.5-38B",
 }
-
-
-# Columns of table 5d in words.
-_PARTS = {"mid_teacher": "mid teacher", "multi_response": "responses", "reward_feedback": "rewards"}
+# Columns of table 5d, as shown to the reader.
+_COMPONENTS = {"mid_teacher": "mid teacher", "multi_response": "responses", "reward_feedback": "rewards"}
 
 
 @dataclass(frozen=True)
@@ -32,12 +30,12 @@ class Evidence:
     """The rows of the paper's tables behind an effect.
 
     Attributes:
-        cells: which cells, in words for the reader, such as ``table 5c: 4:4 minus 0:8``.
-        table: name of the treatment's table, and of the control's unless ``control_table`` names another.
+        cells: the rows, as shown to the reader, such as ``table 5c: 4:4 minus 0:8``.
+        table: file name in ``data/paper/``, without ending.
         treatment: column and value (or values) that select the treatment's rows.
         control: the same for the control.
-        control_table: another table for the control.
-        ratio: the effect is treatment over control instead of their difference.
+        control_table: the control's table, if it is another one.
+        ratio: whether the effect is treatment over control instead of their difference.
     """
 
     cells: str
@@ -48,14 +46,15 @@ class Evidence:
     ratio: bool = False
 
     def effect(self) -> float:
-        """Return treatment minus control, or their ratio, as means over the selected rows and shared scores.
+        """Return treatment minus control, or their ratio, of the means over selected rows and shared scores.
 
-        The column ``avg`` is used only where the table gives no scores of single benchmarks: it is rounded.
+        The column ``avg`` is rounded, so it is used only in tables without scores of single benchmarks.
 
         Raises:
             ValueError: a selector matches no row, or the tables share no column of scores.
         """
-        first, second = paper_table(self.table), paper_table(self.control_table or self.table)
+        names = self.table, self.control_table or self.table
+        first, second = map(paper_table, names)
         keys = set(self.treatment) | set(self.control)
         scores = [
             name
@@ -64,30 +63,14 @@ class Evidence:
         ]
         scores = [name for name in scores if name != "avg"] or scores
         if not scores:
-            raise ValueError(f"{self.table} and {self.control_table or self.table} share no column of scores")
-        means = [
-            table.loc[_selected(table, rows, name), scores].to_numpy(dtype=np.float64).mean()
-            for table, rows, name in (
-                (first, self.treatment, self.table),
-                (second, self.control, self.control_table or self.table),
-            )
-        ]
-        return float(means[0] / means[1] if self.ratio else means[0] - means[1])
-
-
-def capacity_gap() -> float:
-    """Return how many points the paper's large teachers score above its undistilled 7B and 8B students.
-
-    The mean over the four pairs of tables 3 and 4 and over the benchmarks that both tables have.
-    """
-    students = paper_table("table3_masters_students").set_index("model")
-    teachers = paper_table("table4_large_models").set_index("model")
-    gap = teachers.loc[list(PAIRS.values())].mean() - students.loc[list(PAIRS), teachers.columns].mean()
-    return float(gap.mean())
+            raise ValueError(f"paper tables {names[0]} and {names[1]} share no column of scores")
+        treatment = first.loc[_selected(first, self.treatment, names[0]), scores].to_numpy(np.float64).mean()
+        control = second.loc[_selected(second, self.control, names[1]), scores].to_numpy(np.float64).mean()
+        return float(treatment / control if self.ratio else treatment - control)
 
 
 def variants(treatment: str, control: str) -> Evidence:
-    """Return the effect of two variants of table 1, the mean over its four students."""
+    """Return the difference of two variants in table 1, averaged over its four students."""
     return Evidence(
         f"table 1: {treatment} minus {control}",
         "table1_components",
@@ -97,16 +80,16 @@ def variants(treatment: str, control: str) -> Evidence:
 
 
 def components(treatment: Rows, control: Rows) -> Evidence:
-    """Return the effect of two rows of table 5d, where only the given parts are switched on.
+    """Return the difference of two rows of table 5d.
 
     Args:
-        treatment: parts of the treatment, by column; a column that is left out is ``no``.
-        control: the same of the control.
+        treatment: values by column; a component that is left out is ``no``.
+        control: the same for the control.
     """
-    off = dict.fromkeys(("mid_teacher", "multi_response", "reward_feedback"), "no")
+    off = dict.fromkeys(_COMPONENTS, "no")
     rows = [off | dict(row) for row in (treatment, control)]
     words = (
-        [str(row["masking"]).replace("_", " "), *(_PARTS[name] for name in off if row[name] == "yes")]
+        [str(row["masking"]).replace("_", " "), *(_COMPONENTS[name] for name in off if row[name] == "yes")]
         for row in rows
     )
     cells = " minus ".join("(" + ", ".join(parts) + ")" for parts in words)
@@ -114,13 +97,13 @@ def components(treatment: Rows, control: Rows) -> Evidence:
 
 
 def rewards(treatment: str, control: str) -> Evidence:
-    """Return the effect of two rewards of table 5e."""
+    """Return the difference of two rewards in table 5e."""
     cells = f"table 5e: {treatment} minus {control}"
     return Evidence(cells, "table5e_rewards", {"reward": treatment}, {"reward": control})
 
 
 def source(student: int, teacher: int) -> Evidence:
-    """Return the effect of four responses of each model against another mix, table 5c."""
+    """Return the difference of four responses from each model and another mix in table 5c."""
     names = ("student_responses", "teacher_responses")
     return Evidence(
         f"table 5c: 4:4 minus {student}:{teacher}",

@@ -1,8 +1,4 @@
-"""What a run said of the paper's claims, as its ``claims.csv`` holds it.
-
-:mod:`masters.claims.verdicts` writes the file, the shell and the book read it, and this is what they agree
-on.
-"""
+"""The format of ``claims.csv``: :mod:`masters.claims.verdicts` writes it, the shell and the book read it."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -12,7 +8,7 @@ import pandas as pd
 
 VERDICTS = ("supported", "not supported", "reversed", "undecided", "not tested")
 
-# Columns that are numbers, empty where there is none.
+# Columns of numbers; empty if there is none.
 NUMBERS = (
     "paper_effect",
     "effect",
@@ -46,15 +42,14 @@ class ClaimRow(NamedTuple):
 
     @property
     def interval(self) -> str:
-        """The 95 % interval in words, empty where there is none."""
+        """The 95 % interval as text, empty if there is none."""
         return f"{self.low} to {self.high}" if self.low and self.high else ""
 
 
 def signed(value: float) -> str:
-    """Return one decimal with its sign; empty for NaN.
+    """Return a number with its sign and one decimal; empty for NaN.
 
-    What rounds to zero has a second decimal, so that a bound just beside zero shows its side; there is no
-    sign before a zero.
+    What rounds to 0.0 gets a second decimal, so that a bound close to zero shows its sign. Zero has no sign.
     """
     if np.isnan(value):
         return ""
@@ -66,24 +61,24 @@ def signed(value: float) -> str:
 
 
 def read_claims(path: Path) -> list[ClaimRow]:
-    """The claims that notebook 7 wrote, as text.
+    """Return the claims of ``claims.csv`` as text.
 
     Raises:
-        ValueError: the file is missing, lacks a column, or has a verdict that nobody knows.
+        ValueError: the file or a column is missing, or a verdict is not in :data:`VERDICTS`.
     """
     table = _read(path, ClaimRow._fields, f"reproduce PROFILE={path.parent.name}")
     return [ClaimRow(*row) for row in table[[*ClaimRow._fields]].itertuples(index=False)]
 
 
 def read_frame(path: Path, target: str = "") -> pd.DataFrame:
-    """The claims with their numbers, as ``masters.claims.verdicts.judge_claims`` returned them.
+    """Return the claims with their numbers, as ``masters.claims.verdicts.judge_claims`` returned them.
 
     Args:
-        path: of ``claims.csv``.
-        target: of make that writes it, for messages; of the profile's own run when empty.
+        path: ``claims.csv``.
+        target: the make target that writes it, for messages; empty means the profile's own run.
 
     Raises:
-        ValueError: as ``read_claims``, or a number is none.
+        ValueError: as :func:`read_claims`, or a value is not a number.
     """
     target = target or f"reproduce PROFILE={path.parent.name}"
     table = _read(path, (*ClaimRow._fields, *NUMBERS, *TEXT), target)
@@ -97,8 +92,8 @@ def _read(path: Path, columns: tuple[str, ...], target: str) -> pd.DataFrame:
     if not path.is_file():
         raise ValueError(f"{path} is missing: run `make {target}` first")
     table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    if lacking := sorted(set(columns) - set(table)):
-        raise ValueError(f"{path} has no column {', '.join(lacking)}: delete it and run `make {target}`")
+    if missing := sorted(set(columns) - set(table)):
+        raise ValueError(f"{path} has no column {', '.join(missing)}: delete it and run `make {target}`")
     if unknown := sorted(set(table["verdict"]) - set(VERDICTS)):
         raise ValueError(f"{path} has the verdict {unknown[0]!r}; there are: {', '.join(VERDICTS)}")
     return table

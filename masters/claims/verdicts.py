@@ -1,32 +1,32 @@
-"""The rule that turns a measured effect into a verdict, and the claims judged by it.
+"""The rule that turns a measured effect into a verdict.
 
-The rule is fixed here, as arms and margins are in :mod:`masters.claims.claims`, before a run. A verdict
+The rule is fixed here before a run, as arms and margins are in :mod:`masters.claims.claims`. A verdict
 follows from the data, never from inspecting a figure.
 
 Let d be the paired difference of two arms (treatment minus control, greedy accuracy in points), [low, high]
 its 95 % interval over seeds and questions, and m the margin. The first match decides:
 
-* not tested: an arm of the claim was not run, or this project runs no test of it.
+* not tested: an arm of the claim was not run.
 * supported: low > 0 and d >= m, and the claim's p-value, adjusted for all claims tested (Holm), is below
   0.05.
 * reversed: high < 0 and d <= -m, with the same condition.
 * not supported: high < m, so an effect as large as the margin is excluded.
-* undecided: everything else, and two arms that answer alike on every question.
+* undecided: everything else, and two arms with the same score on every question.
 
-Three claims are of another kind. "Matches or beats" (no worse): supported if low > -m, not supported if
+Three claims have another kind of rule. "Matches or beats" (no worse): supported if low > -m, not supported if
 high < -m. "Does not grow" (at most): supported if high < m, not supported if low > m. "A small part" (at
-least, of a ratio): supported if low > m, not supported if high < m. They are undecided otherwise.
+least, of a ratio): supported if low > m, not supported if high < m. Otherwise they are undecided.
 
 A claim with several deciding comparisons gets the least favorable of their verdicts (reversed, not supported,
-undecided, supported) and shows the comparison that earned it; of several, the one with the smallest lower
-end. Requiring all of them needs no correction: the p-value of a supported claim is the largest of its
-comparisons. It tests d = 0, for the other kinds d = -m or d = m, one-sided.
+undecided, supported) and shows that comparison; of several, the one with the smallest lower bound. Requiring
+all of them needs no correction: the p-value of a supported claim is the largest of its comparisons. It tests
+d = 0, or for the other kinds d = -m or d = m, one-sided.
 
-Beside each verdict stand the smallest effect that the design would have found four times out of five (for
-"at most" the largest), whether the interval excludes the paper's matched effect, the effect as a percentage
-of the gap between base student and large teacher, and the same effect on sampled answers.
+Each verdict comes with the smallest effect that the design finds with a power of 0.8 (for "at most" the
+largest), whether the interval excludes the paper's matched effect, the effect as a percentage of the gap
+between base student and large teacher, and the same effect on sampled answers.
 
-Departures from the paper: it reports single runs without interval or rule.
+Departures from the paper: it reports single runs, without intervals and without a rule.
 """
 
 from collections.abc import Mapping, Sequence
@@ -37,24 +37,24 @@ import numpy as np
 import pandas as pd
 
 from masters.claims.claims import CLAIMS, Claim, Kind
-from masters.claims.comparisons import PAIR, Comparison
+from masters.claims.comparisons import PAIR, SAMPLED, Comparison
 from masters.claims.statistics import Interval, holm, minimum_detectable_effect, p_value
 from masters.claims.table import ClaimRow, signed
 from masters.runtime.files import write_atomic
 
 ALPHA = 0.05
-Rows = dict[tuple[str, ...], dict[Any, Any]]  # effects by id, treatment, control and metric
-# From the least favorable verdict to the most.
+Rows = dict[tuple[str, ...], dict[Any, Any]]  # rows of effects by id, treatment, control and metric
+# From the least favorable verdict to the most favorable.
 SEVERITY = ("reversed", "not supported", "undecided", "supported")
 
 
 def verdict(effect: Interval, margin: float, kind: Kind = "gain") -> str:
-    """Return what the rule at the top of this module says of one comparison, before Holm's correction.
+    """Return the verdict on one comparison by the rule at the top of this module, before Holm's correction.
 
     Args:
         effect: the difference with its interval, in the margin's unit.
-        margin: the smallest difference that counts.
-        kind: form of the rule.
+        margin: the smallest difference that counts, at least 0.
+        kind: the form of the rule.
 
     Raises:
         ValueError: the margin is negative or not a number.
@@ -62,7 +62,7 @@ def verdict(effect: Interval, margin: float, kind: Kind = "gain") -> str:
     if not margin >= 0:
         raise ValueError(f"a margin must be at least 0, not {margin}")
     low, high = effect.low, effect.high
-    if low == high == 0:  # the arms answer alike on every question, as models that learned nothing do
+    if low == high == 0:  # the arms score the same on every question, as untrained models do
         return "undecided"
     if kind == "gain":
         if low > 0 and effect.estimate >= margin:
@@ -95,39 +95,37 @@ def judge_claims(effects: pd.DataFrame, claims: Sequence[Claim] = CLAIMS) -> pd.
 
     Args:
         effects: as :func:`masters.claims.comparisons.measure` returns them.
-        claims: those to judge.
 
     Returns:
         One row per claim with the columns of :class:`masters.claims.table.ClaimRow` as text, followed by
-        numbers in the claim's unit (NaN where there is none): ``paper_effect``, ``effect``, ``effect_low``,
+        numbers in the claim's unit (NaN if there is none): ``paper_effect``, ``effect``, ``effect_low``,
         ``effect_high``, ``smallest`` (the effect this design finds with a power of 0.8), ``p``, ``p_holm``,
         ``seeds`` (shared by the two arms), ``margin``, ``share`` (of the capacity gap, in percent),
         ``sampled``, ``sampled_low``, ``sampled_high``; and ``kind``, ``treatment``, ``control``, ``cells``,
-        ``excludes_paper``, ``disagree`` (the comparisons in which sampled answers say otherwise), ``limits``.
+        ``excludes_paper``, ``disagree`` (comparisons whose greedy and sampled effects disagree), ``limits``.
     """
     rows = _by_pair(effects)
     frame = pd.DataFrame([_judged(claim, rows) for claim in claims])
     tested = frame["p"].notna()
     if tested.any():
         frame.loc[tested, "p_holm"] = holm(frame.loc[tested, "p"])
-    # The next line of the rule that matches: what was reversed excludes the margin all the same.
+    # Without significance the next line of the rule that matches decides; "reversed" has high < m.
     for outcome, otherwise in (("supported", "undecided"), ("reversed", "not supported")):
-        chance = (frame["verdict"] == outcome) & (frame["p_holm"] >= ALPHA)
-        frame.loc[chance, "verdict"] = otherwise
+        insignificant = (frame["verdict"] == outcome) & (frame["p_holm"] >= ALPHA)
+        frame.loc[insignificant, "verdict"] = otherwise
     return frame
 
 
 def judge_comparisons(effects: pd.DataFrame, claims: Sequence[Claim] = CLAIMS) -> pd.DataFrame:
-    """Return every measured comparison of the claims, and what it would say if it were the only one.
+    """Return every measured comparison of the claims, with the verdict it would give alone.
 
     Args:
         effects: as :func:`masters.claims.comparisons.measure` returns them.
-        claims: those whose comparisons are wanted.
 
     Returns:
-        The rows of ``effects`` that belong to these claims, in their order, with ``unit``, ``paper_effect``,
-        ``cells``, ``excludes_paper``, ``margin``, ``share``, ``disagree``, ``role``, ``note`` and
-        ``verdict``; the last is empty for comparisons that are only shown.
+        The rows of ``effects`` that belong to these claims, in the claims' order, with ``unit``,
+        ``paper_effect``, ``cells``, ``excludes_paper``, ``margin``, ``share``, ``disagree``, ``role``,
+        ``note`` and ``verdict``; the verdict is empty for comparisons that are only shown.
     """
     rows, judged = _by_pair(effects), []
     pairs = [(claim, each) for claim in claims for each in claim.comparisons]
@@ -159,42 +157,42 @@ def interval_of(row: Mapping[Any, Any]) -> Interval:
 
 
 def write_claims(frame: pd.DataFrame, path: Path | str) -> None:
-    """Write what ``judge_claims`` returned as CSV, whole or not at all.
+    """Write what :func:`judge_claims` returned as CSV. The file is written only when complete.
 
     Raises:
         ValueError: a column of ``ClaimRow`` is missing.
         OSError: the file cannot be written.
     """
-    if lacking := [name for name in ClaimRow._fields if name not in frame]:
-        raise ValueError(f"the claims lack the column {', '.join(lacking)}: pass the frame of judge_claims")
+    if missing := [name for name in ClaimRow._fields if name not in frame]:
+        raise ValueError(f"the claims have no column {', '.join(missing)}: pass the frame of judge_claims")
     write_atomic(path, frame.to_csv(index=False, lineterminator="\n"))
 
 
 def _judged(claim: Claim, rows: Rows) -> dict[str, object]:
     deciding = [each for each in claim.comparisons if each.role != "shown"]
-    known = [(each, rows[_key(claim, each)]) for each in deciding if _key(claim, each) in rows]
-    run = [each for each, _ in known]
-    shown, nan = deciding[0], float("nan")
-    effect, seeds, p, smallest = Interval(nan, nan, nan), 0, nan, nan
-    outcome, excluded, share, sampled, differing = "not tested", "", nan, [nan] * 3, ""
-    if known and all(each in run or each.role == "where run" for each in deciding):
-        effects = [interval_of(row) for _, row in known]
-        outcomes = [
-            verdict(each, claim.margin_of(pair), claim.kind) for each, pair in zip(effects, run, strict=True)
-        ]
-        ranks = [(SEVERITY.index(word), each.low) for word, each in zip(outcomes, effects, strict=True)]
-        worst = ranks.index(min(ranks))
-        outcome, (shown, row), effect = outcomes[worst], known[worst], effects[worst]
-        seeds, excluded = int(row["seeds"]), excludes_paper(effect, shown)
-        pairs = zip(effects, run, strict=True) if outcome == "supported" else [(effect, shown)]
-        p = max(_p_value(each, claim, pair) for each, pair in pairs)
+    run = [(each, rows[_key(claim, each)]) for each in deciding if _key(claim, each) in rows]
+    missing = [each for each in deciding if each.role == "decides" and _key(claim, each) not in rows]
+    nan = float("nan")
+    shown, outcome, effect, sampled = deciding[0], "not tested", Interval(nan, nan, nan), [nan] * 3
+    seeds, p, smallest, share, excluded, differing = 0, nan, nan, nan, "", ""
+    if run and not missing:
+        judged = []
+        for pair, row in run:
+            interval = interval_of(row)
+            judged.append((verdict(interval, claim.margin_of(pair), claim.kind), pair, row, interval))
+        outcome, shown, row, effect = min(judged, key=lambda each: (SEVERITY.index(each[0]), each[3].low))
+        seeds, excluded, share = int(row["seeds"]), excludes_paper(effect, shown), _share(row)
+        p = max(
+            _p_value(interval, claim, pair)
+            for _, pair, _, interval in judged
+            if outcome == "supported" or pair is shown
+        )
         smallest = _smallest(effect, claim, shown)
-        share = _share(row)
-        sampled = [float(row[name]) for name in ("sampled", "sampled_low", "sampled_high")]
-        differing = "; ".join(_both(pair, row) for pair, row in known if disagree(row))
+        sampled = [float(row[name]) for name in SAMPLED]
+        differing = "; ".join(_greedy_and_sampled(pair, row) for pair, row in run if disagree(row))
     paper = _paper(shown)
     text = signed if claim.unit != "times" else lambda value: "" if np.isnan(value) else f"{value:.1f}"
-    row_of_text = ClaimRow(
+    as_text = ClaimRow(
         id=claim.id,
         statement=claim.statement,
         paper=text(paper),
@@ -206,7 +204,7 @@ def _judged(claim: Claim, rows: Rows) -> dict[str, object]:
         where=claim.where,
     )
     return {
-        **row_of_text._asdict(),
+        **as_text._asdict(),
         "paper_effect": paper,
         "effect": effect.estimate,
         "effect_low": effect.low,
@@ -217,7 +215,7 @@ def _judged(claim: Claim, rows: Rows) -> dict[str, object]:
         "seeds": seeds,
         "margin": claim.margin_of(shown),
         "share": share,
-        **dict(zip(("sampled", "sampled_low", "sampled_high"), sampled, strict=True)),
+        **dict(zip(SAMPLED, sampled, strict=True)),
         "kind": claim.kind,
         "treatment": shown.treatment,
         "control": shown.control,
@@ -241,11 +239,11 @@ def _paper(comparison: Comparison) -> float:
 
 
 def _smallest(effect: Interval, claim: Claim, comparison: Comparison) -> float:
-    """Return the true effect found four times out of five, as far from what the p-value tests as that is."""
-    away, margin = minimum_detectable_effect(effect), claim.margin_of(comparison)
+    """Return the true effect found with a power of 0.8, measured from the value that the p-value tests."""
+    detectable, margin = minimum_detectable_effect(effect), claim.margin_of(comparison)
     if claim.kind == "at most":
-        return margin - away
-    return {"gain": 0.0, "no worse": -margin, "at least": margin}[claim.kind] + away
+        return margin - detectable
+    return {"gain": 0.0, "no worse": -margin, "at least": margin}[claim.kind] + detectable
 
 
 def _p_value(effect: Interval, claim: Claim, comparison: Comparison) -> float:
@@ -258,7 +256,7 @@ def _p_value(effect: Interval, claim: Claim, comparison: Comparison) -> float:
 
 
 def _share(row: Mapping[Any, Any]) -> float:
-    """The effect in percent of the capacity gap; NaN where the teacher is not above the student."""
+    """Return the effect in percent of the capacity gap; NaN unless the teacher is above the student."""
     return 100 * float(row["effect"]) / float(row["gap"]) if row["gap"] > 0 else float("nan")
 
 
@@ -266,7 +264,7 @@ def _side(low: float, high: float) -> str:
     return "above" if low > 0 else "below" if high < 0 else "neither"
 
 
-def _both(comparison: Comparison, row: Mapping[Any, Any]) -> str:
+def _greedy_and_sampled(comparison: Comparison, row: Mapping[Any, Any]) -> str:
     greedy, sampled = (
         f"{name} {signed(row[key])} ({signed(row[f'{key}_low'])} to {signed(row[f'{key}_high'])})"
         for name, key in (("greedy", "effect"), ("sampled", "sampled"))

@@ -1,4 +1,4 @@
-"""The blind baseline: a lookup from the question's text, never from the picture."""
+"""The blind baseline: answers from the question's text alone."""
 
 import pandas as pd
 import pytest
@@ -14,15 +14,15 @@ TRAIN = pd.DataFrame(
 )
 
 
-def test_the_most_common_answer_to_the_same_text_and_else_that_of_the_set() -> None:
-    asked = pd.DataFrame(
+def test_answers_are_the_most_common_to_the_same_text_or_of_the_set() -> None:
+    questions = pd.DataFrame(
         {"question": ["how many ?", "is it red ?", "never seen ?", "a ?"]}, index=[7, 8, 9, 10]
     )
-    found = blind_answers(TRAIN, asked)
+    found = blind_answers(TRAIN, questions)
     assert list(found) == ["2", "no", "2", "a"] and list(found.index) == [7, 8, 9, 10]
 
 
-def test_accuracy_by_task_and_skill_is_what_the_lookup_gets_right() -> None:
+def test_accuracy_by_task_and_skill() -> None:
     profile = load_profile("smoke")
     frame = blind_accuracy(profile)
     assert len(frame) == len(profile.tasks) * profile.test_questions

@@ -1,4 +1,4 @@
-"""What a run costs: the arithmetic against counting, and the measured parts against what is on disk."""
+"""The cost of a run: the arithmetic against counting, and measured costs against the files on disk."""
 
 import matplotlib
 
@@ -7,7 +7,6 @@ matplotlib.use("Agg")
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -54,12 +53,12 @@ def test_what_is_shared_is_paid_for_once() -> None:
     assert cost_ratio(ONLINE, OFFLINE) == 75 / 35 and cost_ratio(ONLINE, OFFLINE, math.inf) == 15
     assert OFFLINE.times(3).total(2) == pytest.approx(3 * OFFLINE.total(2))
     for runs in (0, -1, math.nan):
-        with pytest.raises(ValueError, match="by one run or more"):
+        with pytest.raises(ValueError, match="runs must be at least 1"):
             OFFLINE.total(runs)
 
 
-def test_equal_rates_are_those_of_the_offline_run_for_what_the_online_run_does() -> None:
-    """An online run of twice the responses and half the steps, each at the offline run's seconds."""
+def test_equal_rates_are_those_of_the_offline_run() -> None:
+    """The online run has twice the responses and half the steps."""
     offline = Measured(OFFLINE, steps=10, responses=40, tokens=200, scored=80, accuracy=0.5)
     online = Measured(ONLINE, steps=5, responses=80, tokens=400, scored=80, accuracy=0.5)
     equal = at_rates_of(online, offline)
@@ -124,8 +123,7 @@ def test_the_slowdown_for_a_ratio_gives_that_ratio(sizes: PaperSizes, runs: floa
 def test_every_input_has_a_source_and_the_papers_ratio_is_computed() -> None:
     table = assumptions(PaperSizes())
     assert set(table.index) == set(PaperSizes.model_fields)
-    told = table["source"].str.contains("paper|assumed|counts operations|interrupts training")
-    assert told.all()
+    assert table["source"].str.contains("paper|assumed|counts operations|interrupts training").all()
     assert table["value"]["masked_teachers"] == 5
     assert PaperSizes(offline_days=4, online_days=10).claimed == 2.5
 
@@ -149,7 +147,7 @@ def results(lab: Lab) -> Results:
     return run_arms(lab, ["online+steps=2", "own_accuracy", "masters"])
 
 
-def test_online_nothing_is_made_beforehand(
+def test_an_online_run_stores_no_responses(
     lab: Lab, results: Results, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stores() -> list[Path]:
@@ -164,7 +162,7 @@ def test_online_nothing_is_made_beforehand(
     assert stores() == before
 
 
-def test_an_online_run_is_a_run_like_any_other(results: Results, lab: Lab) -> None:
+def test_an_online_run_has_the_results_of_any_run(results: Results, lab: Lab) -> None:
     row = results.runs.set_index("arm").loc["online+steps=2"]
     assert 0 <= row["accuracy"] <= 1 and row["tokens"] >= 1 and row["seconds"] > 0 and row["kl"] >= 0
     assert (row["teachers"], row["rewards"], row["steps"]) == ("", "accuracy", 2)
@@ -188,7 +186,7 @@ def test_an_online_run_costs_what_its_log_says(lab: Lab, results: Results) -> No
 
 
 @pytest.mark.parametrize("name", ["own_accuracy", "masters"])
-def test_an_offline_run_costs_what_was_kept_of_all_it_reads(
+def test_an_offline_run_costs_what_its_stores_say(
     name: str, lab: Lab, results: Results, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Lab, "parallel", nothing)
@@ -216,28 +214,28 @@ def test_an_offline_run_costs_what_was_kept_of_all_it_reads(
     assert 0 < run.cost.judging < 5 and run.cost.shared == ("generation", "judging", "scoring")
 
 
-def test_teachers_that_run_along_leave_no_scores_to_pay_for(results: Results, lab: Lab) -> None:
+def test_scores_of_a_running_teacher_cost_nothing_extra(results: Results, lab: Lab) -> None:
     along = Lab(profile(cache_teacher=False))
     assert measured(along, "masters", results).cost.scoring == 0
 
 
-def test_what_was_not_run_or_not_timed_is_told(
-    lab: Lab, results: Results, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_missing_runs_and_times_are_reported(lab: Lab, results: Results) -> None:
     with pytest.raises(ValueError, match="no run of arm 'masked' with seed 0"):
         measured(lab, "masked", results)
     with pytest.raises(ValueError, match="no run of arm 'masters' with seed 7"):
         measured(lab, "masters", results, seed=7)
-    none: list[Any] = []
-    monkeypatch.setattr("masters.analysis.costs.read", lambda path: none)
-    with pytest.raises(ValueError, match="nobody timed the responses in"):
+    manifest = lab.store("student", 0.0).manifest  # shards without a manifest are listed again, without times
+    timed = manifest.read_bytes()
+    manifest.unlink()
+    with pytest.raises(ValueError, match="have no generation times; delete it and run again"):
         measured(lab, "masters", results)
+    manifest.write_bytes(timed)
 
 
-# --- the picture ---
+# --- figure ---
 
 
-def test_the_picture_shows_the_ratio_for_every_number_of_runs() -> None:
+def test_the_figure_shows_the_ratio_for_every_number_of_runs() -> None:
     drawn = cost_figures.sharing(ONLINE, {"offline": OFFLINE, "free": ONLINE}, [1, 2, 10], claimed=15)
     (axis,) = drawn.axes
     x, y = xy(axis, 0)

@@ -1,4 +1,4 @@
-"""What notebooks show of the rewards is what training computes: one teacher for all responses of a group."""
+"""The rewards shown in notebooks are those of training, with one teacher for all responses of a group."""
 
 import math
 from collections.abc import Iterator
@@ -32,7 +32,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 
 
 def test_the_groups_are_those_of_the_first_step_of_training(lab: Lab) -> None:
-    """Rewards and advantages of a batch by the loss itself, from the examples that training reads."""
+    """Rewards and advantages of a batch, computed by the loss from the training examples."""
     spec = arm("masters", lab.profile)
     stage = all_stages(spec)[0]
     examples, _ = curriculum(spec, 0, lab.pool, {stage: response_sets(lab, spec, stage)})
@@ -81,7 +81,7 @@ def test_rewards_and_advantages_are_those_of_the_equations(lab: Lab) -> None:
 
 
 def test_equal_texts_of_both_models_have_equal_rewards(lab: Lab) -> None:
-    """One teacher judges all: who wrote a response has no part in its divergence."""
+    """One teacher scores all responses, so the divergence does not depend on their source."""
     table = rewarded_groups(lab)
     same = table.groupby(["question", "text"]).agg({"source": "nunique", "reward_distillation": np.ptp})
     assert (same["reward_distillation"] < 1e-6).all()

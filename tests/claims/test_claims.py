@@ -1,4 +1,4 @@
-"""The claims: the rule, the paper's effects from its tables, and synthetic runs that force each verdict."""
+"""The claims: the rule, the paper's effects from its tables, and synthetic runs with known verdicts."""
 
 import math
 from collections.abc import Sequence
@@ -17,6 +17,7 @@ from masters.claims.comparisons import Comparison, measure, measured_with_seeds,
 from masters.claims.evidence import Evidence
 from masters.claims.statistics import Interval, minimum_detectable_effect, p_value
 from masters.claims.verdicts import SEVERITY, excludes_paper, judge_comparisons, verdict, write_claims
+from masters.experiments.arms import title
 from masters.runtime.files import paper_table
 from masters.settings import NOTEBOOKS
 
@@ -51,7 +52,7 @@ def predictions(
     tokens: dict[str, float] | None = None,
     swap: int = 0,
 ) -> pd.DataFrame:
-    """Runs of a known accuracy: the first questions are right, a block of ``swap`` turns with the seed."""
+    """Return answers of known accuracy: the first questions are right, shifted by ``swap`` for each seed."""
     rows = []
     for arm, value in accuracy.items():
         for seed in range(seeds):
@@ -67,7 +68,7 @@ def predictions(
                             "task": ("digits", "charts")[number % 2],
                             "question": f"q{number}",
                             "mode": mode,
-                            # Sampled answers are all wrong: a verdict must not use them.
+                            # Sampled answers are all wrong, so a verdict that used them would differ.
                             "correct": bool(right[number]) and mode == "greedy",
                             "tokens": (tokens or {}).get(arm, 4.0),
                         }
@@ -119,7 +120,7 @@ def test_every_claim_is_there_once_and_points_to_a_notebook() -> None:
 
 def test_the_papers_effects_come_from_its_tables() -> None:
     frame = judge_claims(predictions({"base": 0.5}, questions=4), 10).set_index("id")
-    # Those the paper only plots.
+    # The paper gives no numbers for these.
     assert set(frame.index[frame["paper"] == ""]) == {"C10", "C15"}
     days = paper_table("section5_days").set_index("responses")["days"]
     assert frame.loc["C14", "paper_effect"] == days["online"] / days["offline"]
@@ -141,7 +142,7 @@ def test_the_papers_effects_come_from_its_tables() -> None:
             assert comparison.paper is None or math.isfinite(comparison.paper.effect())
 
 
-def test_a_margin_is_half_of_the_papers_matched_effect_but_not_under_a_quarter_point() -> None:
+def test_a_margin_is_half_of_the_papers_matched_effect_and_at_least_a_quarter_point() -> None:
     for claim in CLAIMS:
         for each in claim.comparisons:
             margin = claim.margin_of(each)
@@ -151,7 +152,7 @@ def test_a_margin_is_half_of_the_papers_matched_effect_but_not_under_a_quarter_p
                 assert margin == SMALLEST_MARGIN == 0.25
             else:
                 assert margin == max(0.25, abs(each.paper.effect()) / 2)
-                # An effect as large as the paper's can pass, unless the paper's own is below what counts.
+                # An effect as large as the paper's can pass, unless it is below the smallest margin.
                 assert verdict(Interval(each.paper.effect(), 0.01, 9.0), margin) == (
                     "supported" if each.paper.effect() >= margin else "undecided"
                 )
@@ -185,7 +186,7 @@ def test_effects_are_a_share_of_the_gap_between_student_and_teacher() -> None:
     assert math.isnan(of_mid.loc["masters+student=mid", "gap"]), "another student has another gap"
 
 
-def test_greedy_and_sampled_answers_stand_side_by_side_and_their_difference_is_named() -> None:
+def test_sampled_effects_are_measured_and_disagreement_is_reported() -> None:
     table = predictions({"masters": 0.5, "masked": 0.5}, swap=3)
     sampled = {"masters": [0.40, 0.42, 0.41], "masked": [0.30, 0.31, 0.32]}
     rows = [(arm, seed, score) for arm, scores in sampled.items() for seed, score in enumerate(scores)]
@@ -209,7 +210,7 @@ def test_whether_the_method_helps_is_measured_with_the_claims() -> None:
     assert list(helps["effect"]) == pytest.approx([10, 15, -5])
 
 
-def test_what_is_reversed_by_chance_excludes_the_margin_all_the_same() -> None:
+def test_an_insignificant_reversal_still_excludes_the_margin() -> None:
     others = ("naive_multi", "masters", "unnormalised", "responses=2", "naive")
     table = predictions({"masked": 0.4875} | dict.fromkeys(others, 0.5))
     assert judge_claims(table, 500, claims=[C["C2"]]).iloc[0]["verdict"] == "reversed"
@@ -217,7 +218,7 @@ def test_what_is_reversed_by_chance_excludes_the_margin_all_the_same() -> None:
     assert among["p_holm"] > 0.05 and among["effect_high"] < 0 and among["verdict"] == "not supported"
 
 
-def test_evidence_that_picks_nothing_is_refused() -> None:
+def test_evidence_without_rows_is_refused() -> None:
     with pytest.raises(ValueError, match="table5a_rmax has no row"):
         Evidence("", "table5a_rmax", {"r_max": 0.7}, {"r_max": 0.0}).effect()
     with pytest.raises(ValueError, match="no column 'ratio'"):
@@ -232,7 +233,7 @@ def test_each_verdict() -> None:
     assert (down["verdict"], down["ours"]) == ("reversed", "-20.0")
     same = judged("C3", {"masters": 0.5, "masked": 0.5})
     assert (same["verdict"], same["ours"], same["low"]) == ("undecided", "0.0", "0.0"), (
-        "arms that answer alike show nothing"
+        "equal scores on every question"
     )
     noisy = judged("C3", {"masters": 0.52, "masked": 0.5}, questions=50)
     assert noisy["verdict"] == "undecided"
@@ -241,12 +242,12 @@ def test_each_verdict() -> None:
     assert absent["paper"] == up["paper"] != ""
 
 
-def test_a_verdict_can_be_given_again_from_what_was_measured(tmp_path: Path) -> None:
+def test_verdicts_follow_from_the_stored_effects(tmp_path: Path) -> None:
     arms = {"masters": 0.7, "masked": 0.5, "source=0:8": 0.6, "source=8:0": 0.65}
     effects = effects_of(predictions(arms), 50)
     path = tmp_path / "comparisons.csv"
-    stranger = effects.iloc[:1].assign(id="C99")
-    pd.concat([effects, stranger]).to_csv(path, index=False)
+    unknown = effects.iloc[:1].assign(id="C99")
+    pd.concat([effects, unknown]).to_csv(path, index=False)
     again = read_effects(path)
     pd.testing.assert_frame_equal(verdicts.judge_claims(again), verdicts.judge_claims(effects))
     effects.iloc[:0].to_csv(path, index=False)
@@ -278,7 +279,7 @@ def test_a_language_model_as_judge_is_tested_where_it_judged() -> None:
     assert judged("C8", {"masters": 0.6, "accuracy_only": 0.4})["verdict"] == "not tested"
 
 
-def test_what_may_be_chance_among_all_claims_is_undecided() -> None:
+def test_effects_that_are_insignificant_after_correction_are_undecided() -> None:
     others = ("naive_multi", "masters", "unnormalised", "responses=2", "naive")
     table = predictions({"masked": 0.5125} | dict.fromkeys(others, 0.5))
     alone = judge_claims(table, 500, claims=[C["C2"]]).iloc[0]
@@ -290,23 +291,23 @@ def test_what_may_be_chance_among_all_claims_is_undecided() -> None:
     assert among.loc["C8", "verdict"] == "not tested" and math.isnan(among.loc["C8", "p_holm"])
 
 
-def test_what_the_design_could_have_seen_and_how_sure_it_is() -> None:
+def test_detectable_effects_and_p_values() -> None:
     row = judged("C3", {"masters": 0.55, "masked": 0.5}, swap=7)
     effect = verdicts.interval_of(
         effects_of(predictions({"masters": 0.55, "masked": 0.5}, swap=7), 300).iloc[0]
     )
     assert row["smallest"] == pytest.approx(minimum_detectable_effect(effect)) and row["seeds"] == 3
     assert row["p"] == pytest.approx(p_value(effect)) and math.isfinite(effect.freedom)
-    # A claim of two comparisons is as sure as the less sure of them.
+    # A claim of two comparisons has the larger of their p-values.
     both = judged("C6", {"masters": 0.6, "accuracy_only": 0.55, "distillation_only": 0.4})
     assert both["verdict"] == "supported" and both["control"] == "accuracy_only"
     assert both["p"] == judged("C3", {"masters": 0.6, "masked": 0.55})["p"]
-    # The two other kinds are tested against their margin.
+    # Claims of other kinds are tested against their margin.
     ladder = {"mid": 0.6, "large": 0.6}
     far = judged("C13", {"masters": 0.7} | ladder), judged("C15", {"masters": 0.5, "base": 0.5})
     assert far[0]["p"] < 0.001 and far[1]["p"] <= 1
     assert judged("C13", {"masters": 0.4} | ladder)["p"] > 0.99
-    # So what could have been seen is as far from the margin.
+    # Their detectable effect is measured from the margin.
     table = predictions({"masters": 0.7, "mid": 0.6, "large": 0.5}, swap=7)
     effects = effects_of(table, 300, [C["C13"]]).set_index("control")
     away = minimum_detectable_effect(verdicts.interval_of(effects.loc["mid"]))
@@ -316,7 +317,7 @@ def test_what_the_design_could_have_seen_and_how_sure_it_is() -> None:
     assert noisy["smallest"] == pytest.approx(10, abs=0.01)
 
 
-def test_several_comparisons_give_the_least_favourable_verdict() -> None:
+def test_several_comparisons_give_the_least_favorable_verdict() -> None:
     row = judged("C6", {"masters": 0.6, "accuracy_only": 0.4, "distillation_only": 0.8})
     assert (row["verdict"], row["control"]) == ("reversed", "distillation_only")
     row = judged("C6", {"masters": 0.8, "accuracy_only": 0.6, "distillation_only": 0.4})
@@ -333,7 +334,7 @@ def test_a_comparison_that_is_not_always_run_counts_where_it_was() -> None:
     assert judged("C4", {"mid_then_large": 0.5, "teachers=small,mid,large": 0.6})["verdict"] == "not tested"
 
 
-def test_every_comparison_is_judged_alone_too() -> None:
+def test_every_comparison_is_also_judged_alone() -> None:
     arms = {"masters": 0.6, "accuracy_only": 0.4, "distillation_only": 0.8, "masked": 0.6}
     effects = effects_of(predictions(arms), 300, claims=[C["C3"], C["C6"], C["C9"]])
     table = judge_comparisons(effects, [C["C3"], C["C6"], C["C9"]]).set_index("control")
@@ -387,7 +388,7 @@ def test_a_ratio_of_costs_needs_two_seeds_and_has_students_interval() -> None:
         assert (absent["verdict"], absent["ours"], absent["paper"]) == ("not tested", "", "15.0")
 
 
-def test_the_unmasked_run_goes_by_several_names() -> None:
+def test_the_unmasked_run_has_several_names() -> None:
     for name in ("naive_rewards", "r_max=0", "r_max=0.0"):
         assert judged("C5", {"masters": 0.7, name: 0.5})["verdict"] == "supported"
 
@@ -404,16 +405,16 @@ def test_pairs_keep_shared_seeds_and_questions() -> None:
     assert np.array_equal(again[0], paired_scores(table, "a", "b")[0])
 
 
-def test_a_run_stands_in_for_no_other_seed() -> None:
-    """In a study another seed has other models: what one of them gains says nothing about the next."""
+def test_runs_of_different_seeds_are_not_compared() -> None:
+    """In a study each seed has its own models."""
     table = predictions({"a": 0.5, "b": 0.25}, questions=8)
     first = (table["arm"] == "b") & (table["seed"] > 0)
     found = measured_with_seeds(table[~first], Comparison("a", "b"), 50)
     assert found is not None and found[1] == 1
-    elsewhere = table[~first & ((table["arm"] == "b") | (table["seed"] > 0))]
-    assert measured_with_seeds(elsewhere, Comparison("a", "b"), 50) is None
+    disjoint = table[~first & ((table["arm"] == "b") | (table["seed"] > 0))]
+    assert measured_with_seeds(disjoint, Comparison("a", "b"), 50) is None
     with pytest.raises(ValueError, match="share no seed or no question"):
-        paired_scores(elsewhere, "a", "b")
+        paired_scores(disjoint, "a", "b")
 
 
 def test_bad_predictions_say_what_is_wrong() -> None:
@@ -439,14 +440,11 @@ def test_the_file_is_what_the_book_reads(tmp_path: Path) -> None:
     assert len(rows) == 15
     assert rows["C3"].ours == "+20.0" and rows["C3"].interval and rows["C3"].verdict == "supported"
     assert rows["C8"].verdict == "not tested" and rows["C8"].interval == ""
-    with pytest.raises(ValueError, match="lack the column where"):
+    with pytest.raises(ValueError, match="no column where"):
         write_claims(frame.drop(columns="where"), tmp_path / "claims.csv")
 
 
-def test_every_arm_of_a_claim_has_a_name_the_project_knows() -> None:
-    from masters.experiments.arms import title
-
+def test_every_arm_of_a_claim_exists() -> None:
     for claim in CLAIMS:
         for comparison in claim.comparisons:
-            assert isinstance(comparison, Comparison)
             assert title(comparison.treatment) and title(comparison.control)

@@ -6,17 +6,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from masters.claims import statistics
 from masters.claims.statistics import (
     Interval,
     holm,
-    interquartile_mean,
     mean_interval,
     minimum_detectable_effect,
     p_value,
     paired_difference,
     power_law,
-    probability_of_improvement,
     standard_error,
 )
 
@@ -58,7 +55,7 @@ def test_pairing_removes_what_both_arms_share() -> None:
     assert paired_difference(a, b).half_width < 0.05 * mean_interval(a).half_width
 
 
-def test_mean_interval_is_the_difference_to_nothing() -> None:
+def test_mean_interval_is_the_difference_to_zero() -> None:
     a = scores_of(4, 300)
     assert mean_interval(a) == paired_difference(a, np.zeros_like(a))
 
@@ -83,49 +80,36 @@ def test_large_samples_of_one_seed_agree_with_the_normal_interval() -> None:
     assert mean_interval(values, resamples=4000).half_width == pytest.approx(expected, rel=0.05)
 
 
-def test_every_level_is_a_pair_of_quantiles() -> None:
-    values = np.random.default_rng(0).normal(size=(1, 2000))
-    ratio = (
-        mean_interval(values, resamples=8000, level=0.5).half_width
-        / mean_interval(values, resamples=8000).half_width
-    )
-    assert ratio == pytest.approx(stats.norm.ppf(0.75) / stats.norm.ppf(0.975), rel=0.05)
-
-
-def test_resamples_of_questions_have_the_exact_stratified_distribution() -> None:
-    """Strata of two and three questions: all 2^2 * 3^3 resamples can be written down."""
-    values, groups = np.array([[0.0, 0.3, 1.1, 0.4, 2.3]]), [0, 1, 0, 1, 1]
+@pytest.mark.parametrize("seed", range(4))
+def test_resamples_of_questions_have_the_exact_stratified_distribution(seed: int) -> None:
+    """With strata of two and three questions, all 2^2 * 3^3 resamples can be enumerated."""
+    values, groups = np.random.default_rng(seed).normal(size=(1, 5)), [0, 1, 0, 1, 1]
     effects = [
         np.sqrt(n / (n - 1)) * (values[0, members] - values[0, members].mean())
         for n, members in ((2, [0, 2]), (3, [1, 3, 4]))
     ]
     every = [
-        values.mean() + (effects[0][list(first)].sum() + effects[1][list(second)].sum()) / 5
+        (effects[0][list(first)].sum() + effects[1][list(second)].sum()) / 5
         for first in itertools.product(range(2), repeat=2)
         for second in itertools.product(range(3), repeat=3)
     ]
-    # A grid of levels, each away from the steps of so small a distribution, pins the whole of it down.
-    for level in (0.15, 0.35, 0.55, 0.75):
-        interval = mean_interval(values, groups, resamples=60_000, level=level)
-        tails = [(1 - level) / 2, (1 + level) / 2]
-        stretch = stats.t.ppf(tails[1], 5 - 2) / stats.norm.ppf(tails[1])
-        stretched = values.mean() + stretch * (np.array(every) - values.mean())
-        inside = [np.quantile(stretched, np.clip([tail - 0.01, tail + 0.01], 0, 1)) for tail in tails]
-        for bound, (low, high) in zip((interval.low, interval.high), inside, strict=True):
-            assert low - 1e-6 <= bound <= high + 1e-6
+    interval = mean_interval(values, groups, resamples=60_000)
+    stretched = stats.t.ppf(0.975, 5 - 2) / stats.norm.ppf(0.975) * np.array(every)
+    for bound, tail in ((interval.low, 0.025), (interval.high, 0.975)):
+        low, high = values.mean() + np.quantile(stretched, [tail - 0.01, tail + 0.01])
+        assert low - 1e-6 <= bound <= high + 1e-6
 
 
 @pytest.mark.parametrize("seeds", [2, 3, 10])
-@pytest.mark.parametrize("level", [0.5, 0.95, 0.99])
-def test_where_seeds_alone_vary_it_is_the_t_interval(seeds: int, level: float) -> None:
+def test_where_seeds_alone_vary_it_is_the_t_interval(seeds: int) -> None:
     effects = np.random.default_rng(seeds).normal(0.3, 1, seeds)
-    interval = mean_interval(np.repeat(effects[:, None], 20, axis=1), level=level)
-    expected = stats.ttest_1samp(effects, 0).confidence_interval(level)
+    interval = mean_interval(np.repeat(effects[:, None], 20, axis=1))
+    expected = stats.ttest_1samp(effects, 0).confidence_interval()
     assert (interval.low, interval.high) == pytest.approx((expected.low, expected.high), rel=0.01)
 
 
 def test_seeds_questions_and_noise_are_counted_once_each() -> None:
-    """Against the mean squares of a two-way analysis of variance, written out cell by cell."""
+    """Against the mean squares of a two-way analysis of variance, computed cell by cell."""
     rng = np.random.default_rng(3)
     seeds, questions = 4, 50
     x = rng.normal(size=(seeds, 1)) + 4 * rng.normal(size=(1, questions))
@@ -141,7 +125,7 @@ def test_seeds_questions_and_noise_are_counted_once_each() -> None:
     variance = (of_seeds + of_questions - noise) / x.size
     generous = of_seeds * (seeds + 1) / (seeds - 1)
     share = generous / (generous + of_questions - noise)
-    assert 0.2 < noise / of_questions < 0.8 and 0.2 < share < 0.8  # every part shows
+    assert 0.2 < noise / of_questions < 0.8 and 0.2 < share < 0.8  # every term matters
     freedom = 1 / (share / (seeds - 1) + (1 - share) / (questions - 1))
     expected = stats.t.ppf(0.975, freedom) * np.sqrt(variance)
     found = mean_interval(x, resamples=40_000)
@@ -151,7 +135,7 @@ def test_seeds_questions_and_noise_are_counted_once_each() -> None:
 
 
 def test_seeds_that_agree_by_luck_do_not_narrow_the_interval_below_the_noise() -> None:
-    """Each question's answers differ between seeds, and the seeds' means are equal all the same."""
+    """Each question's answers differ between seeds, but the seeds' means are equal."""
     seeds, questions = 5, 400
     rng = np.random.default_rng(0)
     right = np.array([rng.permutation(np.arange(questions) < 12) for _ in range(seeds)], dtype=float)
@@ -161,7 +145,7 @@ def test_seeds_that_agree_by_luck_do_not_narrow_the_interval_below_the_noise() -
     assert standard_error(found) == pytest.approx(np.sqrt(noise), rel=0.1)
 
 
-def test_strata_hold_each_groups_share_and_remove_its_variance() -> None:
+def test_strata_keep_each_groups_share_and_remove_its_variance() -> None:
     groups = np.array(["easy"] * 100 + ["hard"] * 300)
     values = np.tile((groups == "easy").astype(float), (3, 1))
     assert mean_interval(values, groups)[:3] == pytest.approx((0.25, 0.25, 0.25))
@@ -181,27 +165,20 @@ def test_a_stratum_of_one_question_always_holds_it() -> None:
     assert mean_interval(values, ["rare", "common", "common", "common"])[:3] == pytest.approx((2.0, 2.0, 2.0))
 
 
-def test_chunks_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
-    values, groups = scores_of(3, 90), np.arange(90) % 4
-    whole = mean_interval(values, groups)
-    monkeypatch.setattr(statistics, "_CELLS_AT_ONCE", 1000)
-    assert mean_interval(values, groups) == pytest.approx(whole)
-
-
 HOLM = 0.05 / 14  # the strictest level of Holm's procedure for 14 tested claims
-AT_MOST = {3: 2.5, 5: 1.25, 10: 1.1}  # by seeds: the size of a test at that level, in multiples of it
+AT_MOST = {3: 2.5, 5: 1.25, 10: 1.1}  # seeds: largest size of a test at that level, in multiples of it
 
 
-def parts(of_seeds: float, of_questions: float, noise: float, seeds: int) -> np.ndarray:
-    """Scores ``(seeds, 60)`` whose parts, as the interval estimates them, are exactly these variances.
+def scores_with(seed_variance: float, question_variance: float, noise: float, seeds: int) -> np.ndarray:
+    """Return scores ``(seeds, 60)`` for which the interval estimates exactly these variances of the mean.
 
-    ``of_seeds`` is the variance of the mean that the seeds' means show, ``noise`` what the answers tell.
+    ``seed_variance`` is what the seeds' means show, ``noise`` what the answers show.
     """
     rng, size = np.random.default_rng(1), 60
     pattern = np.linspace(-1, 1, seeds)
-    pattern *= np.sqrt(of_seeds * seeds) / pattern.std(ddof=1)
+    pattern *= np.sqrt(seed_variance * seeds) / pattern.std(ddof=1)
     effects = stats.norm.ppf((np.arange(size) + 0.5) / size)
-    effects *= np.sqrt((of_questions + noise) * size / effects.var(ddof=1))
+    effects *= np.sqrt((question_variance + noise) * size / effects.var(ddof=1))
     rest = rng.normal(size=(seeds, size))
     rest -= rest.mean(axis=0)
     rest -= rest.mean(axis=1, keepdims=True)
@@ -210,15 +187,15 @@ def parts(of_seeds: float, of_questions: float, noise: float, seeds: int) -> np.
 
 
 def size_of_test(share: float, noisy: float, seeds: int, alpha: float) -> float:
-    """How often a true hypothesis is rejected at a level, without simulation.
+    """Return how often a true hypothesis is rejected at a level, without simulation.
 
-    The estimate is standard normal; seeds and noise make a share of its variance, of which ``noisy`` is
-    noise. What the seeds show of it follows chi-squared.
+    The estimate is standard normal. ``share`` of its variance is from seeds and noise, and ``noisy`` of that
+    from noise. The variance between the seeds' means follows chi-squared.
     """
     shown = stats.chi2.ppf((np.arange(40) + 0.5) / 40, seeds - 1) / (seeds - 1)
     rejected = []
-    for part in shown:
-        found = mean_interval(parts(share * part, 1 - share, share * noisy, seeds), resamples=4000)
+    for variance in shown:
+        found = mean_interval(scores_with(share * variance, 1 - share, share * noisy, seeds), resamples=4000)
         critical = stats.t.ppf(1 - alpha / 2, found.freedom) * standard_error(found)
         rejected.append(2 * stats.norm.sf(critical))
     return float(np.mean(rejected))
@@ -226,15 +203,15 @@ def size_of_test(share: float, noisy: float, seeds: int, alpha: float) -> float:
 
 @pytest.mark.parametrize("seeds", [2, 3, 5, 10])
 @pytest.mark.parametrize("noisy", [0.0, 0.3, 1.0])
-def test_size_whatever_share_of_the_variance_the_seeds_make(seeds: int, noisy: float) -> None:
+def test_size_at_any_share_of_seeds_in_the_variance(seeds: int, noisy: float) -> None:
     for share in (0.0, 0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 1.0):
-        # Two seeds may hide their spread; more do so seldom enough for the level to hold.
+        # Two seeds may agree by chance; more seeds rarely enough for the level to hold.
         assert size_of_test(share, noisy, seeds, 0.05) < (0.1 if seeds == 2 else 0.055), share
         if seeds > 2:
             assert size_of_test(share, noisy, seeds, HOLM) < AT_MOST[seeds] * HOLM, share
 
 
-def test_a_test_is_not_needlessly_shy_where_noise_is_no_part() -> None:
+def test_a_test_is_not_too_conservative_without_noise() -> None:
     for seeds, least in ((3, 0.024), (5, 0.03), (10, 0.036)):
         assert all(size_of_test(share, 0.0, seeds, 0.05) > least for share in (0.1, 0.3, 0.5, 0.8, 1.0))
 
@@ -244,12 +221,12 @@ STRATA = np.repeat([0, 1, 2, 3], [4, 6, 10, 20])
 
 
 def experiments(kind: str, seeds: int, rng: np.random.Generator) -> tuple[np.ndarray, float]:
-    """Differences of two arms, ``(repetitions, seeds, questions)``, and the truth behind them."""
+    """Return differences of two arms, ``(repetitions, seeds, questions)``, and the true mean."""
 
-    def effects(of_seeds: float, of_questions: float, noise: float) -> np.ndarray:
-        total = of_seeds * rng.normal(size=(REPETITIONS, seeds, 1))
-        total = total + of_questions * rng.normal(size=(REPETITIONS, 1, QUESTIONS))
-        return total + noise * rng.normal(size=(REPETITIONS, seeds, QUESTIONS))
+    def effects(seed_std: float, question_std: float, noise_std: float) -> np.ndarray:
+        total = seed_std * rng.normal(size=(REPETITIONS, seeds, 1))
+        total = total + question_std * rng.normal(size=(REPETITIONS, 1, QUESTIONS))
+        return total + noise_std * rng.normal(size=(REPETITIONS, seeds, QUESTIONS))
 
     match kind:
         case "seeds dominate":
@@ -262,7 +239,7 @@ def experiments(kind: str, seeds: int, rng: np.random.Generator) -> tuple[np.nda
             return 0.5 + effects(0.1, 0.6, 0.6), 0.5
         case "all three in strata":
             return STRATA + effects(0.1, 0.6, 0.6), float(STRATA.mean())
-    # Right or wrong, with what is hard for both arms alike and what for one of them.
+    # Right or wrong; some questions are hard for both arms, some for one.
     assert kind == "right or wrong"
     hard = effects(0, 1, 0)
     a, b = (hard + effects(0.1, 0.5, 0.7) > -0.5 for _ in range(2))
@@ -292,13 +269,13 @@ def test_intervals_cover_the_truth_and_p_values_reject_it_no_more_often_than_the
     assert np.mean(two_sided < 0.05) < 0.065
     size = AT_MOST[seeds] * HOLM
     assert np.mean(two_sided < HOLM) < size + 3 * np.sqrt(size / REPETITIONS)
-    if kind in ("seeds dominate", "questions dominate"):  # elsewhere the floor makes it shy, which is safe
+    if kind in ("seeds dominate", "questions dominate"):  # elsewhere the floor makes it conservative
         assert np.mean(two_sided < 0.05) > 0.015
     for side in ("greater", "less"):
         assert np.mean([p_value(interval, truth, side) < 0.025 for interval in found]) < 0.04
 
 
-def test_one_seed_says_nothing_about_another() -> None:
+def test_one_seed_does_not_cover_others() -> None:
     differences, truth = experiments("seeds dominate", 1, np.random.default_rng(7))
     found = [mean_interval(scores, resamples=300) for scores in differences[:300]]
     assert np.mean([interval.low <= truth <= interval.high for interval in found]) < 0.6
@@ -311,9 +288,7 @@ def test_one_seed_says_nothing_about_another() -> None:
         ({"a": np.ones(3), "b": np.ones(3)}, r"a must be \(seeds, questions\)"),
         ({"a": np.ones((2, 0)), "b": np.ones((2, 0))}, "at least one of each"),
         ({"a": np.ones((2, 3)), "b": np.full((2, 3), np.nan)}, "b holds 6 values that are NaN"),
-        ({"strata": [0, 1]}, "strata must name one group a question"),
-        ({"level": 1.0}, "level must lie strictly between 0 and 1"),
-        ({"level": 95}, "level must lie strictly between 0 and 1"),
+        ({"strata": [0, 1]}, "strata must name one group per question"),
         ({"resamples": 0}, "resamples must be at least 1"),
     ],
 )
@@ -323,43 +298,19 @@ def test_bad_input_is_refused_in_one_line(arguments: dict, message: str) -> None
     assert "\n" not in str(error.value)
 
 
-# --- The other summaries ----------------------------------------------------------------------------------
-
-
-def test_interquartile_mean() -> None:
-    assert interquartile_mean([100.0, 1.0, 2.0, -50.0]) == 1.5
-    assert interquartile_mean([1.0, 5.0]) == 3.0
-    values = np.random.default_rng(0).normal(size=(5, 8))
-    ordered = np.sort(values.ravel())
-    assert interquartile_mean(values) == pytest.approx(ordered[10:30].mean())
-    with pytest.raises(ValueError, match="empty"):
-        interquartile_mean([])
-
-
-def test_probability_of_improvement() -> None:
-    assert probability_of_improvement([2.0, 3.0], [0.0, 1.0]) == 1.0
-    assert probability_of_improvement([1.0], [1.0, 1.0]) == 0.5
-    assert probability_of_improvement([1.0, 3.0], [2.0, 3.0]) == (0 + 0 + 1 + 0.5) / 4
-    rng = np.random.default_rng(0)
-    a, b = rng.integers(0, 6, 7).astype(float), rng.integers(0, 6, 9).astype(float)
-    assert probability_of_improvement(a, b) == pytest.approx(stats.mannwhitneyu(a, b).statistic / 63)
-    assert probability_of_improvement(a, b) + probability_of_improvement(b, a) == pytest.approx(1.0)
-    with pytest.raises(ValueError, match="b holds 1 values that are NaN or infinite"):
-        probability_of_improvement([1.0], [float("nan")])
+# --- P-values, detectable effects, Holm, power laws ---------------------------------------------------------
 
 
 @pytest.mark.parametrize("freedom", [2.0, 4.5, np.inf])
 def test_standard_error_and_p_value_follow_students_t(freedom: float) -> None:
-    for level in (0.9, 0.95):
-        estimate, error = 0.3, 0.2
-        bounds = stats.t.interval(level, freedom, estimate, error)
-        effect = Interval(estimate, *bounds, freedom)
-        assert standard_error(effect, level) == pytest.approx(error)
-        for against in (0.0, 0.5):
-            greater = stats.t.sf(estimate, freedom, loc=against, scale=error)
-            assert p_value(effect, against, "greater", level) == pytest.approx(greater)
-            assert p_value(effect, against, "less", level) == pytest.approx(1 - greater)
-            assert p_value(effect, against, level=level) == pytest.approx(2 * min(greater, 1 - greater))
+    estimate, error = 0.3, 0.2
+    effect = Interval(estimate, *stats.t.interval(0.95, freedom, estimate, error), freedom)
+    assert standard_error(effect) == pytest.approx(error)
+    for against in (0.0, 0.5):
+        greater = stats.t.sf(estimate, freedom, loc=against, scale=error)
+        assert p_value(effect, against, "greater") == pytest.approx(greater)
+        assert p_value(effect, against, "less") == pytest.approx(1 - greater)
+        assert p_value(effect, against) == pytest.approx(2 * min(greater, 1 - greater))
     assert p_value(Interval(1.0, 0.0, 2.0, freedom)) == pytest.approx(0.05)
 
 
@@ -397,23 +348,20 @@ def test_p_value_refuses_bad_input() -> None:
         ((Interval(0.0, 1.0, -1.0),), "finite estimate and low <= high"),
         ((good, nan), "against must be finite"),
         ((good, 0.0, "both"), "alternative must be one of two-sided, greater, less, not 'both'"),
-        ((good, 0.0, "less", 95), "level must lie strictly between 0 and 1"),
     ):
         with pytest.raises(ValueError, match=message):
             p_value(*arguments)
 
 
 @pytest.mark.parametrize("freedom", [3.0, 20.0, np.inf])
-def test_minimum_detectable_effect_is_found_with_the_power_it_promises(freedom: float) -> None:
-    for level, power in ((0.95, 0.8), (0.9, 0.95)):
-        found = Interval(0.7, *stats.t.interval(level, freedom, 0.7, 0.02), freedom)
-        effect = minimum_detectable_effect(found, level, power)
-        threshold = stats.t.ppf((1 + level) / 2, freedom) * 0.02
-        assert stats.t.sf(threshold, freedom, loc=effect, scale=0.02) == pytest.approx(power)
+def test_minimum_detectable_effect_is_found_in_four_tests_of_five(freedom: float) -> None:
+    found = Interval(0.7, *stats.t.interval(0.95, freedom, 0.7, 0.02), freedom)
+    threshold = stats.t.ppf(0.975, freedom) * 0.02
+    power = stats.t.sf(threshold, freedom, loc=minimum_detectable_effect(found), scale=0.02)
+    assert power == pytest.approx(0.8)
     assert minimum_detectable_effect(Interval(0.3, 0.3, 0.3)) == 0.0
-    for arguments in ((Interval(0, 1, -1),), (found, 0.0), (found, 0.95, 1.0)):
-        with pytest.raises(ValueError, match=r"must|needs"):
-            minimum_detectable_effect(*arguments)
+    with pytest.raises(ValueError, match="needs a finite estimate"):
+        minimum_detectable_effect(Interval(0, 1, -1))
 
 
 def test_holm_on_a_worked_example_and_its_limits() -> None:
