@@ -16,13 +16,14 @@ from transformers import PreTrainedModel
 from masters.data.questions import Ragged
 from masters.experiments.curriculum import grouped
 from masters.experiments.evaluation import evaluate
-from masters.experiments.lab import VERSION, Lab
+from masters.experiments.lab import Lab
 from masters.masking.choice import MaskChoice
 from masters.masking.teacher_mask import TeacherMask
 from masters.models.loading import load
 from masters.objective.divergence import jsd
 from masters.responses.teacher_logprobs import distributions
-from masters.runtime.files import cache_dir, hash_of, write_atomic
+from masters.runtime.files import cache_dir, write_atomic
+from masters.runtime.keys import key_of
 from masters.runtime.workers import Job
 
 WAYS = {
@@ -129,13 +130,13 @@ def _mask(lab: Lab, name: str, model: PreTrainedModel, way: str) -> TeacherMask:
 
 
 def _path(lab: Lab, model: str, way: str, ratio: float) -> Path:
-    what = [
-        VERSION,
-        lab.source(model).weights(),
-        way,
-        ratio,
-        lab.questions("validation").hash,
-        lab.judge.name,
-        lab.profile.sampling.max_new_tokens,
-    ]
-    return cache_dir() / "masked" / f"{hash_of(what)}.parquet"
+    key = key_of(
+        "masked",
+        weights=lab.source(model).weights(),
+        way=way,
+        ratio=ratio,
+        questions=lab.questions("validation").hash,
+        judge=lab.judge.name,
+        max_new_tokens=lab.profile.sampling.max_new_tokens,
+    )
+    return cache_dir() / "masked" / f"{key}.parquet"

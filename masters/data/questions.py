@@ -21,9 +21,9 @@ from PIL import Image
 
 from masters.data.labels import REGISTERS, with_labels
 from masters.data.tasks import load_task, task_hash
-from masters.runtime.files import cache_dir, hash_of, write_folder_once
+from masters.runtime.files import cache_dir, write_folder_once
+from masters.runtime.keys import hash_of, key_of
 
-VERSION = 3
 CHUNK = 256  # questions per processor call
 FEW = 16  # maximum number of entries of a size or a grid
 OF_TEXT = {"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids"}
@@ -184,7 +184,7 @@ def load_questions(tasks: Sequence[str], split: str, limit: int | None, processo
     """
     parts = [(task, load_task(task, split, limit)) for task in tasks]
     contents = [[task, task_hash(task, split, limit)] for task, _ in parts]
-    key = hash_of([VERSION, contents, split, processor_hash(processor)])
+    key = key_of("questions", tasks=contents, split=split, processor=processor_hash(processor))
     folder = cache_dir() / "questions" / f"{split}-{key}"
     write_folder_once(folder, partial(_encode, parts, processor))
     return Questions(folder)

@@ -18,7 +18,8 @@ from PIL import Image
 from masters.data import charts, digits, easy_vqa, shapes
 from masters.data.labels import vocabulary_of
 from masters.data.scenes import SPLITS, Row, pixel_hash
-from masters.runtime.files import cache_dir, hash_of, write_atomic, write_folder_once
+from masters.runtime.files import cache_dir, write_atomic, write_folder_once
+from masters.runtime.keys import hash_of
 
 TASKS = ("easy-vqa", "digits", "charts", "shapes")
 

@@ -63,7 +63,7 @@ class RunSpec(Strict, LossOptions):
     def determining(self) -> dict[str, Any]:
         """Return the fields that differ from their defaults, so that keys of results outlive a new field.
 
-        Raise ``experiments.lab.VERSION`` when a default changes.
+        Raise the version of ``run`` in :mod:`masters.runtime.keys` when a default changes.
         """
         return self.model_dump(mode="json", exclude_defaults=True)
 

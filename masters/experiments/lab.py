@@ -1,7 +1,7 @@
 """The assets of a profile: its questions, models, responses and log-probabilities.
 
 Each is computed on first use and stored under a key of all that determines it, so notebooks and runs share
-it. Change ``VERSION`` whenever a number could change.
+it (:mod:`masters.runtime.keys`).
 
 Choices where the paper is silent: responses are generated once, by the base student, unless they are
 refreshed (:mod:`masters.experiments.refreshing`); the reference of the KL is the base student, for a second
@@ -38,10 +38,9 @@ from masters.responses.source import Source
 from masters.responses.store import ResponseStore
 from masters.responses.teacher_logprobs import TopK, distributions
 from masters.runtime import workers
-from masters.runtime.files import cache_dir, hash_of
+from masters.runtime.files import cache_dir
+from masters.runtime.keys import key_of
 from masters.settings import Profile, load_profile
-
-VERSION = 2
 
 
 class Lab:
@@ -158,11 +157,14 @@ class Lab:
 
     def _ladder_folder(self, model: str) -> Path:
         spec = self.profile.ladder[model]  # type: ignore[index]
-        data = self.questions("train").hash
-        what: list[Any] = [VERSION, spec.model_dump(), data, self.profile.wrong_labels]
-        if self.profile.replicate:
-            what.append(self.profile.replicate)
-        return cache_dir() / "models" / f"{model}-{hash_of(what)}"
+        key = key_of(
+            "rung",
+            spec=spec.model_dump(),
+            questions=self.questions("train").hash,
+            wrong_labels=self.profile.wrong_labels,
+            replicate=self.profile.replicate or None,
+        )
+        return cache_dir() / "models" / f"{model}-{key}"
 
     def _train_ladder(self) -> None:
         missing = [name for name in self.profile.ladder if not self.is_trained(name)]

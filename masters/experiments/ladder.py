@@ -17,7 +17,8 @@ from masters.data.labels import CAPTION_PROMPT
 from masters.data.questions import Questions, prompt_text
 from masters.models.loading import build, load, parameter_count
 from masters.responses.source import Source
-from masters.runtime.files import hash_of, write_folder
+from masters.runtime.files import write_folder
+from masters.runtime.keys import hash_of
 from masters.settings import ModelSpec
 from masters.training.examples import Example, Examples
 from masters.training.train import Budget, train

@@ -31,7 +31,8 @@ from masters.experiments.lab import Lab
 from masters.responses.engines.local import generate
 from masters.responses.teacher_logprobs import distributions
 from masters.runtime import distributed
-from masters.runtime.files import hash_of, write_atomic
+from masters.runtime.files import write_atomic
+from masters.runtime.keys import hash_of
 from masters.runtime.progress import report
 
 FOLDER = "refreshed"  # inside the run's folder

@@ -15,13 +15,14 @@ import torch
 from masters.experiments.arms import RunSpec, arm
 from masters.experiments.curriculum import all_stages, wanted_responses
 from masters.experiments.evaluation import latency
-from masters.experiments.lab import VERSION, Lab
+from masters.experiments.lab import Lab
 from masters.experiments.response_plan import ResponsePlan, prepare
 from masters.experiments.run import run
 from masters.models.loading import load
 from masters.objective.diagnostics import Diverged
 from masters.runtime import distributed
-from masters.runtime.files import cache_dir, hash_of
+from masters.runtime.files import cache_dir
+from masters.runtime.keys import key_of
 from masters.training.memory import Memory, Shape, estimate, patches, skeleton
 
 
@@ -100,17 +101,21 @@ def run_arms(
 
 def run_folder(lab: Lab, spec: RunSpec, seed: int, split: str = "test") -> Path:
     """Return the folder of a run's result, named by a key of all that determines it."""
-    weights = [lab.source(name).weights() for name in spec.models]
-    data = [lab.questions("train").hash, lab.questions(split).hash, lab.profile.wrong_labels]
-    sampling = lab.profile.sampling.model_dump() | {"engine": lab.engine.name}
-    what = [VERSION, spec.determining(), seed, weights, data, sampling, lab.judge_of(spec.judge).name]
-    if (top_k := lab.profile.distillation.top_k_logprobs) is not None:  # an approximation changes the numbers
-        what.append(top_k)
-    if changed := lab.profile.distillation.fit.model_dump(mode="json", exclude_defaults=True):
-        what.append(changed)
-    if lab.profile.replicate:
-        what.append(["replicate", lab.profile.replicate])
-    return cache_dir() / "runs" / hash_of(what)
+    key = key_of(
+        "run",
+        spec=spec.determining(),
+        seed=seed,
+        weights=[lab.source(name).weights() for name in spec.models],
+        questions=[lab.questions("train").hash, lab.questions(split).hash],
+        wrong_labels=lab.profile.wrong_labels,
+        sampling=lab.profile.sampling.model_dump(),
+        engine=lab.engine.name,
+        judge=lab.judge_of(spec.judge).name,
+        top_k=lab.profile.distillation.top_k_logprobs,
+        fit=lab.profile.distillation.fit.model_dump(mode="json", exclude_defaults=True) or None,
+        replicate=lab.profile.replicate or None,
+    )
+    return cache_dir() / "runs" / key
 
 
 def run_spec(lab: Lab, spec: RunSpec, seed: int, split: str = "test") -> None:

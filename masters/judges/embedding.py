@@ -12,7 +12,7 @@ import numpy as np
 
 from masters.judges.corpus import Case
 from masters.judges.rule import triples
-from masters.runtime.files import hash_of
+from masters.runtime.keys import hash_of
 
 
 class EmbeddingJudge:

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from masters.judges.rule import triples
-from masters.runtime.files import hash_of
+from masters.runtime.keys import hash_of, key_of
 from masters.runtime.progress import report
 from masters.runtime.server import Server
 
@@ -117,7 +117,7 @@ class LLMJudge:
         """Return 1 if the judge calls the response right, 0 if wrong, ``None`` without a readable verdict."""
         if not response.strip():
             return 0
-        key = hash_of([self.name, question, label, response])
+        key = key_of("verdict", judge=self.name, question=question, label=label, response=response)
         known, verdict = self._memory.get(key) if self._memory else (False, None)
         if not known:
             verdict = self._judge(question, label, response)

@@ -11,9 +11,9 @@ from safetensors.torch import save
 from masters.data.questions import Questions
 from masters.masking.criteria import input_norms
 from masters.models.loading import load
-from masters.runtime.files import cache_dir, hash_of, write_atomic
+from masters.runtime.files import cache_dir, write_atomic
+from masters.runtime.keys import key_of
 
-VERSION = 1
 CALIBRATION = 128  # questions at least, of a pool that has them; the papers on pruning take as many sequences
 
 
@@ -29,7 +29,7 @@ def calibrated(folder: Path, weights: str, questions: Questions, pool: Sequence[
     """
     some = pool[:: max(1, len(pool) // CALIBRATION)]
     contents = questions.table["content"].iloc[list(some)].tolist()
-    path = cache_dir() / "norms" / f"{hash_of([VERSION, weights, contents])}.safetensors"
+    path = cache_dir() / "norms" / f"{key_of('norms', weights=weights, contents=contents)}.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{path}.lock"):
         if not path.is_file():

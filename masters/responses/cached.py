@@ -19,7 +19,7 @@ from masters.responses.engines import Engine, Response, Writer
 from masters.responses.engines.local import TransformersEngine
 from masters.responses.source import Source
 from masters.responses.store import SHARED, ResponseStore, StoreSpec
-from masters.runtime.files import hash_of
+from masters.runtime.keys import hash_of
 from masters.runtime.progress import report
 from masters.settings import Generation, Sampling
 

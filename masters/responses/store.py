@@ -27,10 +27,10 @@ from pydantic import Field
 from masters.judges import Judge
 from masters.responses.engines import Response
 from masters.responses.manifest import Held, Line, append, content_number, entries_of, read
-from masters.runtime.files import cache_dir, hash_of, write_atomic
+from masters.runtime.files import cache_dir, write_atomic
+from masters.runtime.keys import VERSIONS, key_of
 from masters.settings import Sampling, Strict
 
-VERSION = 3
 ROW_GROUP = 1024
 REPETITIONS = 3
 SCHEMA = pa.schema(
@@ -70,7 +70,7 @@ class StoreSpec(Strict):
     engine: str = "transformers"
     # Left out for the paper's mask, so the keys of older stores stay valid.
     choice: dict[str, str] = Field(default_factory=dict, exclude_if=lambda choice: not choice)
-    version: int = VERSION
+    version: int = VERSIONS["responses"]
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ class ResponseStore:
     ) -> None:
         self.spec = spec
         self.source, self.promise = source, promise
-        self.key = hash_of(spec.model_dump(mode="json"))
+        self.key = key_of("responses", **spec.model_dump(mode="json", exclude={"version"}))
         self.folder = (root or cache_dir() / "responses") / self.key
         self.manifest = self.folder / "manifest.jsonl"
 
@@ -328,7 +328,7 @@ def all_stores() -> list[ResponseStore]:
     for path in sorted((cache_dir() / "responses").glob("*/spec.json")):
         try:
             about = json.loads(path.read_text())
-            if about["version"] != VERSION:
+            if about["version"] != VERSIONS["responses"]:
                 continue
             fields = {name: about[name] for name in StoreSpec.model_fields if name in about}
             stores.append(ResponseStore(StoreSpec(**fields), about["source"]))

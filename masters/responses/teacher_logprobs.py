@@ -21,10 +21,10 @@ from masters.models.packing import pack, response_projection
 from masters.objective.logits import chunks, dense, select
 from masters.objective.topk import Packed, bytes_per_token, encode
 from masters.responses.source import Source
-from masters.runtime.files import cache_dir, hash_of, write_folder_once
+from masters.runtime.files import cache_dir, write_folder_once
+from masters.runtime.keys import hash_of, key_of
 from masters.runtime.progress import report
 
-VERSION = 2
 BATCH = 16  # questions per forward pass
 SECONDS = "seconds.txt"
 
@@ -71,11 +71,16 @@ def distributions(
     text = np.concatenate([tokens for group in groups for tokens in group]).astype(np.int32)
     lengths = np.array([len(tokens) for group in groups for tokens in group], dtype=np.int32)
     contents = list(questions.table["content"].iloc[list(wanted)])
-    bytes_hash = hash_of([text.tobytes().hex(), lengths.tobytes().hex(), contents])
-    what = [VERSION, scorer.weights(), scorer.ratio, bytes_hash, top_k, vocabulary]
-    if choice := scorer.choice.key():
-        what.append(choice)
-    folder = (root or cache_dir() / "distributions") / hash_of(what)
+    key = key_of(
+        "logprobs",
+        weights=scorer.weights(),
+        ratio=scorer.ratio,
+        choice=scorer.choice.key() or None,
+        texts=hash_of([text.tobytes().hex(), lengths.tobytes().hex(), contents]),
+        top_k=top_k,
+        vocabulary=vocabulary,
+    )
+    folder = (root or cache_dir() / "distributions") / key
 
     def save(target: Path) -> None:
         start = time.perf_counter()

@@ -1,13 +1,10 @@
 """Paths on disk, and writing that leaves no partial file when killed."""
 
-import hashlib
-import json
 import os
 import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 from filelock import FileLock
@@ -76,12 +73,6 @@ def write_folder_once(folder: Path, save: Callable[[Path], object]) -> None:
     with FileLock(f"{folder}.lock"):
         if not folder.is_dir():
             write_folder(folder, save)
-
-
-def hash_of(value: Any) -> str:
-    """Return 16 hexadecimal digits of the SHA-256 of a value's canonical JSON."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def paper_table(name: str) -> pd.DataFrame:

@@ -14,7 +14,8 @@ from typing import Any
 
 import psutil
 
-from masters.runtime.files import ROOT, hash_of, write_atomic
+from masters.runtime.files import ROOT, write_atomic
+from masters.runtime.keys import hash_of
 
 
 def record_provenance(

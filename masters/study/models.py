@@ -8,8 +8,9 @@ import shutil
 from functools import partial
 from pathlib import Path
 
-from masters.experiments.lab import VERSION, Lab
-from masters.runtime.files import hash_of, write_folder
+from masters.experiments.lab import Lab
+from masters.runtime.files import write_folder
+from masters.runtime.keys import key_of
 from masters.settings import Profile
 
 
@@ -39,6 +40,11 @@ def keep(lab: Lab, folder: Path) -> None:
 
 def _kept(profile: Profile, name: str, folder: Path) -> Path:
     """Return the folder of a kept model, named by a hash of all that determines its training."""
-    of_training = profile.model_dump(mode="json", include={"tasks", "train_questions", "wrong_labels"})
-    what = [VERSION, of_training, profile.ladder[name].model_dump(mode="json", exclude_defaults=True)]  # type: ignore[index]
-    return folder / str(profile.replicate) / f"{name}-{hash_of([*what, profile.replicate])}"
+    spec = profile.ladder[name]  # type: ignore[index]
+    key = key_of(
+        "rung",
+        profile=profile.model_dump(mode="json", include={"tasks", "train_questions", "wrong_labels"}),
+        spec=spec.model_dump(mode="json", exclude_defaults=True),
+        replicate=profile.replicate,
+    )
+    return folder / str(profile.replicate) / f"{name}-{key}"

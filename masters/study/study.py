@@ -31,9 +31,10 @@ from masters.claims.claims import CLAIMS, all_pairs
 from masters.claims.comparisons import measure
 from masters.claims.verdicts import judge_claims
 from masters.experiments.arms import arm
-from masters.experiments.lab import VERSION, Lab
+from masters.experiments.lab import Lab
 from masters.experiments.results import Results, run_arms
-from masters.runtime.files import STUDY, cache_dir, hash_of, write_atomic
+from masters.runtime.files import STUDY, cache_dir, write_atomic
+from masters.runtime.keys import key_of
 from masters.runtime.provenance import machine
 from masters.study.effects import measure_map
 from masters.study.models import keep, with_kept
@@ -102,10 +103,10 @@ class Study:
         if spec.judge == "llm":
             of_profile["judge"] = {"model"}
         ladder = {name: self.profile.ladder[name] for name in spec.models}  # type: ignore[index]
-        what = self.profile.model_copy(update={"ladder": ladder}).model_dump(
+        changed = self.profile.model_copy(update={"ladder": ladder}).model_dump(
             mode="json", include=of_profile, exclude_defaults=True
         )
-        return hash_of([VERSION, what, spec.determining(), replicate, split])
+        return key_of("run", profile=changed, spec=spec.determining(), replicate=replicate, split=split)
 
     # --- what is finished and what is missing ---------------------------------------------------------------
 

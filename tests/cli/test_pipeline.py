@@ -25,7 +25,7 @@ from masters.models.packing import pack, response_logits
 from masters.objective.options import LossOptions
 from masters.responses.cached import responses
 from masters.responses.source import Source
-from masters.runtime.files import hash_of
+from masters.runtime.keys import hash_of
 from masters.settings import Sampling
 from masters.training.examples import Example, Examples
 from masters.training.train import Budget, train

@@ -19,7 +19,7 @@ from masters.data.questions import (
     training_labels,
 )
 from masters.models import loading as models
-from masters.runtime.files import hash_of
+from masters.runtime.keys import hash_of
 
 torch.set_num_threads(1)
 TASK = "squares"

@@ -32,7 +32,7 @@ from masters.models.loading import load, weights_hash
 from masters.models.packing import pack, response_logits
 from masters.objective.diagnostics import Diverged
 from masters.objective.divergence import jsd
-from masters.runtime.files import hash_of
+from masters.runtime.keys import hash_of
 from masters.settings import Fit, LanguageJudge, Lora, Sampling, Watch
 from masters.training import plateau
 from masters.training import train as training

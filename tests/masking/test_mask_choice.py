@@ -27,7 +27,7 @@ from masters.responses.masked import save_masked
 from masters.responses.source import Source
 from masters.responses.store import StoreSpec
 from masters.responses.teacher_logprobs import distributions
-from masters.runtime.files import hash_of
+from masters.runtime.keys import hash_of
 from masters.settings import Sampling
 
 RATIO = 0.4

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from masters.runtime import files
-from masters.runtime.files import cache_dir, data_dir, hash_of, paper_table, write_atomic, write_folder_once
+from masters.runtime.files import cache_dir, data_dir, paper_table, write_atomic, write_folder_once
 
 
 @pytest.mark.parametrize("content", ["text, ünicode\n", b"\x00bytes\xff", "", b""])
@@ -82,13 +82,6 @@ def test_the_data_folder_comes_from_the_variable(monkeypatch: pytest.MonkeyPatch
     assert data_dir() == tmp_path and cache_dir() == tmp_path / "cache"
     monkeypatch.delenv("MASTERS_DATA")
     assert data_dir() == files.ROOT / "data"
-
-
-def test_a_hash_depends_on_the_value_only() -> None:
-    assert hash_of({"b": [1, 2.5, None], "a": "é"}) == hash_of({"a": "é", "b": [1, 2.5, None]})
-    values = [1, "1", 1.5, [1], [], {}, None, True, "é", "e", {"a": 1}, {"a": 2}, [1, 2], [2, 1]]
-    assert len({hash_of(value) for value in values}) == len(values)
-    assert all(len(hash_of(value)) == 16 and int(hash_of(value), 16) >= 0 for value in values)
 
 
 def test_paper_tables() -> None:

@@ -19,7 +19,7 @@ from masters.cli import main as cli
 from masters.experiments.arms import arm
 from masters.experiments.lab import Lab
 from masters.experiments.results import run_arms
-from masters.runtime import files
+from masters.runtime import files, keys
 from masters.settings import LanguageJudge, Profile
 from masters.study import plan as study_plan
 from masters.study import study
@@ -215,7 +215,7 @@ def test_rows_that_would_come_out_otherwise_count_no_longer(
         assert not named.missing()
         keys.append(named.key("accuracy_only+judge=llm", 0))
     assert keys[0] != keys[1]
-    monkeypatch.setattr(study, "VERSION", -1)
+    monkeypatch.setitem(keys.VERSIONS, "run", -1)
     assert with_profile(profile()).runs.empty
 
 
