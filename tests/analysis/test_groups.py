@@ -63,7 +63,7 @@ def test_the_groups_are_those_of_the_first_step_of_training(lab: Lab) -> None:
         "advantage_std": np.sqrt(np.mean([np.square(one["advantage"]).mean() for one in rows])),
     }
     for name, value in shown.items():
-        assert loss.parts[name] == pytest.approx(value, rel=0.02), name  # the cache keeps float16
+        assert loss.metrics[name] == pytest.approx(value, rel=0.02), name  # the cache keeps float16
 
 
 def test_rewards_and_advantages_are_those_of_the_equations(lab: Lab) -> None:

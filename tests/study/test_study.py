@@ -208,13 +208,13 @@ def test_rows_that_would_come_out_otherwise_count_no_longer(
     assert not same.missing()
     top_k = profile().distillation.model_copy(update={"top_k_logprobs": 4})
     assert with_profile(profile().model_copy(update={"distillation": top_k})).runs.empty
-    keys = []
+    judged = []
     for name in ("grader", "another"):
         judge = LanguageJudge(server="http://127.0.0.1:1", model=name)
         named = with_profile(profile().model_copy(update={"judge": judge}))
         assert not named.missing()
-        keys.append(named.key("accuracy_only+judge=llm", 0))
-    assert keys[0] != keys[1]
+        judged.append(named.key("accuracy_only+judge=llm", 0))
+    assert judged[0] != judged[1]
     monkeypatch.setitem(keys.VERSIONS, "run", -1)
     assert with_profile(profile()).runs.empty
 
