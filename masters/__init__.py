@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from masters.distillation.run import distill
     from masters.experiments.lab import Lab
     from masters.masking.schedule import MaskSchedule
     from masters.masking.teacher_mask import TeacherMask
@@ -24,6 +25,7 @@ _WHERE = {
     "LossOptions": "masters.objective.options",
     "MaskSchedule": "masters.masking.schedule",
     "TeacherMask": "masters.masking.teacher_mask",
+    "distill": "masters.distillation.run",
     "distillation_reward": "masters.objective.rewards",
     "group_advantages": "masters.objective.rewards",
     "jsd": "masters.objective.divergence",
@@ -35,6 +37,7 @@ __all__ = [
     "LossOptions",
     "MaskSchedule",
     "TeacherMask",
+    "distill",
     "distillation_reward",
     "group_advantages",
     "jsd",

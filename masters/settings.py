@@ -151,6 +151,19 @@ class Watch(Strict):
     )
 
 
+class TrainerOptions(Strict):
+    """Options of ``transformers.Trainer``; the defaults are those of every result in the book."""
+
+    warmup_ratio: float | None = Field(
+        None, ge=0, lt=1, description="warm-up, as a share of the steps; null: 2 % if the rate decays, else none"
+    )
+    max_grad_norm: Positive = Field(1.0, description="gradients are clipped to this norm; paper: not given")
+    optim: str = Field("adamw_torch_fused", description="optimizer by its name in transformers")
+    save_steps: Count = Field(500, description="steps between checkpoints")
+    report_to: tuple[str, ...] = Field((), description="trackers of transformers, such as tensorboard")
+    args: dict[str, Any] = Field({}, description="other arguments of transformers.TrainingArguments")
+
+
 class Distillation(Strict, LossOptions):
     """Parameters of every distillation run, unless an arm changes them."""
 
@@ -173,6 +186,7 @@ class Distillation(Strict, LossOptions):
     r_step: Positive = Field(0.05, description="paper: 0.05")
     fit: Fit = Fit()
     watch: Watch = Watch()
+    trainer: TrainerOptions = TrainerOptions()
 
     @model_validator(mode="after")
     def _agree(self) -> "Distillation":

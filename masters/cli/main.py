@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from masters.cli import distill as cli_distill
 from masters.cli import responses as cli_responses
 from masters.cli.responses import ProfileName, new_table
 
@@ -23,6 +24,8 @@ app = typer.Typer(
     help="Mask the teacher, reinforce the student: the steps of `make reproduce`.",
 )
 
+app.command()(cli_distill.distill)
+app.command()(cli_distill.chat)
 app.command()(cli_responses.generate)
 app.command()(cli_responses.judge)
 app.command()(cli_responses.export)

@@ -19,8 +19,11 @@ def data_dir() -> Path:
 
 
 def cache_dir() -> Path:
-    """Return the folder of everything that can be recomputed: checkpoints, responses, run results."""
-    return data_dir() / "cache"
+    """Return the folder of everything that can be recomputed: checkpoints, responses, run results.
+
+    It is the folder in ``MASTERS_CACHE``; default: ``cache/`` in :func:`data_dir`.
+    """
+    return Path(os.environ.get("MASTERS_CACHE", data_dir() / "cache"))
 
 
 def write_atomic(path: Path | str, content: bytes | str) -> None:

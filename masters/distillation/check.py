@@ -1,0 +1,178 @@
+"""What a run needs, found out in seconds without loading weights: tokens, memory, disk, hours.
+
+Operations are counted as in :mod:`masters.analysis.costs`: 2 per weight and token that a model reads or
+generates, 6 per weight and token that it learns from. Hours divide them by the matrix products that this
+device does per second, times the share that such work usually reaches. They are rough: expect a factor of
+three.
+"""
+
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import psutil
+import torch
+
+from masters.data.questions import Questions
+from masters.experiments.arms import RunSpec
+from masters.experiments.curriculum import all_stages, wanted_responses
+from masters.experiments.lab import Lab
+from masters.experiments.response_plan import ResponsePlan
+from masters.models.loading import parameter_count, skeleton
+from masters.objective.topk import bytes_per_token
+from masters.training.memory import Shape, estimate, patches
+
+GIB = 2**30
+# Share of the measured matrix products per second: reading or learning, and generating token by token.
+READING, GENERATING = 0.3, 0.03
+RESPONSE_BYTES = 24  # of a stored token: its id, two log-probabilities and its text
+SAMPLE = 64  # questions encoded for the estimate
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run needs.
+
+    Attributes:
+        questions: training questions.
+        prompt: longest prompt of the sampled questions, tokens.
+        responses: responses to generate.
+        memory: bytes per device, by phase; None where this family has no estimate.
+        available: bytes of memory of a device.
+        disk: bytes on disk, by kind.
+        free: bytes free on the disk of ``output_dir``.
+        hours: hours by phase, rough.
+    """
+
+    questions: int
+    prompt: int
+    responses: int
+    memory: dict[str, int | None]
+    available: int
+    disk: dict[str, int]
+    free: int
+    hours: dict[str, float]
+
+    def lines(self) -> list[str]:
+        """Return the estimate for the terminal."""
+        disk = sum(self.disk.values())
+        found = [
+            f"{self.questions:,} training questions, prompts up to {self.prompt:,} tokens, "
+            f"{self.responses:,} responses to generate"
+        ]
+        for phase, size in self.memory.items():
+            need = "no estimate for this family" if size is None else f"about {size / GIB:.1f} GiB"
+            short = size is not None and size > self.available
+            warning = f", more than the {self.available / GIB:.1f} GiB of this device" if short else ""
+            found.append(f"memory, {phase}: {need}{warning}")
+        kinds = ", ".join(f"{kind} {size / GIB:.1f}" for kind, size in self.disk.items())
+        warning = f", more than the {self.free / GIB:.1f} GiB free" if disk > self.free else ""
+        found.append(f"disk: up to {disk / GIB:.1f} GiB ({kinds}){warning}")
+        each = ", ".join(f"{phase} {hours:.2g}" for phase, hours in self.hours.items())
+        found.append(f"hours, rough: {sum(self.hours.values()):.2g} ({each})")
+        return found
+
+
+def estimate_run(lab: Lab, spec: RunSpec, sample: Questions, evaluated: int, output: Path) -> Estimate:
+    """Estimate a run.
+
+    Args:
+        lab: the profile's assets; no weights are loaded.
+        spec: the run.
+        sample: some of the training questions, encoded.
+        evaluated: questions that student and teachers answer for the evaluation.
+        output: the output folder, for the free space of its disk.
+    """
+    settings, vocabulary = lab.profile.distillation, len(lab.processor.tokenizer)
+    models = {name: skeleton(str(lab.folder(name))) for name in dict.fromkeys(spec.models)}
+    weights = {name: parameter_count(model) for name, model in models.items()}
+    stages, longest = all_stages(spec), lab.profile.sampling.max_new_tokens
+    plan = ResponsePlan.of([spec], settings.cache_teacher)
+    n = max((sum(w.n for w in wanted_responses(spec, stage)) for stage in stages), default=1)
+    prompts = [len(sample.prompt(index)) for index in range(len(sample))]
+    questions, mean = settings.questions, float(np.mean(prompts))
+    pictures = sample.image_features([0])
+    values = sum(tensor.numel() * tensor.element_size() for tensor in sample.image_features(range(len(sample))).values())
+
+    at_once = min(n, settings.fit.responses_at_once or n)
+    rows = max(1, spec.batch // settings.fit.accumulate)
+    try:
+        step: int | None = estimate(
+            models[spec.student],
+            Shape(
+                questions=rows,
+                length=max(prompts) + at_once * longest,
+                tokens=rows * n * longest,
+                patches=rows * patches(models[spec.student].config, pictures["pixel_values"]),
+                vocabulary=vocabulary,
+            ),
+            settings.fit,
+            () if settings.cache_teacher else tuple(models[name] for name in spec.teachers),
+            spec.r_max,
+        ).total
+    except (AttributeError, KeyError, TypeError):  # a config that names its sizes otherwise
+        step = None
+    largest = max(models, key=lambda name: weights[name])
+    stored = sum(p.numel() * p.element_size() for p in models[largest].parameters())
+
+    generated = {w.model: 0 for w in plan.responses}
+    for wanted in plan.responses:
+        generated[wanted.model] += wanted.n * questions
+    responses = sum(generated.values())
+    per_token = 2 * vocabulary if settings.top_k_logprobs is None else bytes_per_token(vocabulary, settings.top_k_logprobs)
+    scored = sum(w.responses.n for w in plan.scores) * questions * longest
+    trained = 4 * weights[spec.student]
+    disk = {
+        "pictures": int(values / len(sample) * questions),
+        "responses": responses * longest * RESPONSE_BYTES,
+        "teacher log-probabilities": scored * per_token,
+        "checkpoints": 2 * 3 * trained,
+        "model": trained,
+    }
+
+    rate = _products_per_second()
+    generation = sum(2 * weights[name] * count * longest for name, count in generated.items())
+    generation += sum(2 * count * evaluated * longest for count in [weights[spec.student], *weights.values()])
+    reading = sum(2 * weights[w.scorer] * questions * (mean + w.responses.n * longest) for w in plan.scores)
+    reading += sum(2 * weights[name] * questions * mean * len(stages) for name in generated)
+    learning = 6 * weights[spec.student] * spec.steps * spec.batch * (mean + n * longest)
+    hours = {
+        "generating and evaluating": generation / (GENERATING * rate) / 3600,
+        "reading": reading / (READING * rate) / 3600,
+        "training": learning / (READING * rate) / 3600,
+    }
+    return Estimate(
+        questions=questions,
+        prompt=max(prompts),
+        responses=responses,
+        memory={"generating and scoring": stored, "training": step},
+        available=_device_memory(),
+        disk=disk,
+        free=shutil.disk_usage(_existing(output)).free,
+        hours=hours,
+    )
+
+
+def _device_memory() -> int:
+    if torch.cuda.is_available():
+        return int(torch.cuda.get_device_properties(0).total_memory)
+    return int(psutil.virtual_memory().total)
+
+
+def _products_per_second(size: int = 1024) -> float:
+    """Measure the operations per second of a matrix product on this device, in the type it trains with."""
+    gpu = torch.cuda.is_available()
+    a = torch.ones(size, size, device="cuda" if gpu else "cpu", dtype=torch.bfloat16 if gpu else torch.float32)
+    float((a @ a)[0, 0])  # warm up
+    start, count = time.perf_counter(), 8
+    for _ in range(count):
+        product = a @ a
+    float(product[0, 0])  # waits for the device
+    return 2 * size**3 * count / (time.perf_counter() - start)
+
+
+def _existing(path: Path) -> Path:
+    """Return the nearest folder that exists."""
+    return path if path.is_dir() else _existing(path.parent)

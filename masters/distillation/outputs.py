@@ -1,0 +1,148 @@
+"""What a run writes: answers and scores in ``eval/``, and the student's folder with its model card."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import yaml
+from transformers import PreTrainedModel
+
+from masters.claims.statistics import Interval, mean_interval, paired_difference
+from masters.data.questions import Questions
+from masters.distillation.run_file import RunFile
+from masters.judges import Judge
+from masters.responses.engines.local import generate
+from masters.runtime.files import write_atomic
+from masters.runtime.progress import report
+from masters.settings import Sampling
+
+
+def answers(
+    model: PreTrainedModel, processor: Any, questions: Questions, judge: Judge, longest: int, what: str
+) -> pd.DataFrame:
+    """Return a model's greedy answers, one row per question: id, question, label, answer, tokens, score.
+
+    Args:
+        model: in evaluation mode.
+        processor: the model's.
+        questions: all of them are answered.
+        judge: scores each answer against the label; a question without one has no score.
+        longest: tokens of an answer.
+        what: name of the work for progress.
+    """
+    table, found = questions.table.set_index("id"), {}
+    sampling = Sampling(max_new_tokens=longest)
+    for batch in generate(model, processor, questions, range(len(questions)), range(1), sampling, None):
+        found |= {answer.question: answer for answer in batch}
+        report(what, len(found), len(questions))
+    frame = pd.DataFrame(
+        {
+            "id": table.index,
+            "question": table["question"].to_numpy(),
+            "label": table["answer"].to_numpy(),
+            "answer": [found[name].text for name in table.index],
+            "tokens": [len(found[name].tokens) for name in table.index],
+        }
+    )
+    frame["score"] = np.nan
+    labelled = frame["label"] != ""
+    if labelled.any():
+        asked = frame[labelled]
+        verdicts = judge.score_many(list(asked["question"]), list(asked["label"]), list(asked["answer"]))
+        frame.loc[labelled, "score"] = [np.nan if v is None else float(v) for v in verdicts]
+    return frame
+
+
+def scores(frames: dict[str, pd.DataFrame]) -> dict[str, Interval]:
+    """Return each model's mean score with its 95 % interval over questions, and the student's gain.
+
+    A judgment without a verdict counts as 0. Questions without a label are left out.
+    """
+    found: dict[str, Interval] = {}
+    values = {name: _values(frame) for name, frame in frames.items()}
+    for name, value in values.items():
+        if value.size:
+            found[name] = mean_interval(value)
+    if values.get("before") is not None and values.get("after") is not None and values["after"].size:
+        found["gain"] = paired_difference(values["after"], values["before"])
+    return found
+
+
+def _values(frame: pd.DataFrame) -> np.ndarray:
+    labelled = frame[frame["label"] != ""]
+    return labelled["score"].fillna(0).to_numpy(dtype=float)[None]
+
+
+def shown(name: str, interval: Interval, questions: int) -> str:
+    """Return a score as a line, in %."""
+    value, low, high = (100 * x for x in interval[:3])
+    unit = "points" if name == "gain" else "%"
+    return f"{name}: {value:.1f} {unit} (95 % interval {low:.1f} to {high:.1f}, {questions} questions)"
+
+
+def write_scores(folder: Path, found: dict[str, Interval], questions: int) -> None:
+    """Write ``scores.json``: estimate, low and high of each model, in [0, 1]."""
+    named = {name: {"score": i.estimate, "low": i.low, "high": i.high} for name, i in found.items()}
+    write_atomic(folder / "scores.json", json.dumps({"questions": questions, **named}, indent=2) + "\n")
+
+
+def resolved(run: RunFile) -> str:
+    """Return the run file with every parameter, as YAML."""
+    content = run.model_dump(mode="json", exclude={"folder"})
+    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+
+
+CARD = """---
+base_model: {base}
+library_name: transformers
+pipeline_tag: image-text-to-text
+tags: [distillation, masters]
+---
+
+# {name}
+
+{base}, distilled with the method *{method}* of Masters
+([arXiv 2512.22238](https://arxiv.org/abs/2512.22238)) from {teachers}, on {questions:,} questions.
+
+{results}
+
+Scores are of greedy answers, judged by `{reward}`. The intervals cover the questions drawn, not other
+training runs.
+
+## Load it
+
+```python
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+model = AutoModelForImageTextToText.from_pretrained("{name}")
+processor = AutoProcessor.from_pretrained("{name}")
+```
+
+## Settings
+
+```yaml
+{settings}```
+"""
+
+
+def card(run: RunFile, questions: int, found: dict[str, Interval], evaluated: int) -> str:
+    """Return the model card of the student.
+
+    Args:
+        run: the run.
+        questions: training questions.
+        found: :func:`scores`; empty without evaluation.
+        evaluated: questions of the evaluation.
+    """
+    return CARD.format(
+        base=run.student,
+        name=run.output.name,
+        method=run.method,
+        teachers=", then ".join(run.teachers) or "labels alone",
+        questions=questions,
+        results="\n".join(f"- {shown(name, one, evaluated)}" for name, one in found.items()) or "Not evaluated.",
+        reward=run.reward if isinstance(run.reward, str) else run.reward["llm"].model,
+        settings=resolved(run),
+    )

@@ -1,0 +1,240 @@
+"""Distill one student: check, generate, judge, score, train, save, evaluate.
+
+Killed at any moment and started again, a run continues: stored responses and log-probabilities are kept,
+training resumes from its last checkpoint, and answers are generated once. The trained student is saved before
+it is evaluated, so nothing that fails later can lose it.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+from filelock import FileLock, Timeout
+from huggingface_hub import HfApi
+
+from masters.distillation.check import SAMPLE, estimate_run
+from masters.distillation.outputs import answers, card, resolved, scores, shown, write_scores
+from masters.distillation.run_file import RunFile, from_options, load_run_file
+from masters.experiments.arms import RunSpec
+from masters.experiments.lab import Lab
+from masters.experiments.response_plan import ResponsePlan, prepare
+from masters.experiments.run import distil
+from masters.models.loading import load, save_student
+from masters.own_data.question_set import OwnQuestions, encode_own, load_own_data
+from masters.runtime import distributed
+from masters.runtime.files import write_atomic, write_folder
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A checked run: its file, data, assets and spec."""
+
+    run: RunFile
+    own: OwnQuestions
+    lab: Lab
+    spec: RunSpec
+
+    @property
+    def evaluation(self) -> str | None:
+        """The split of the evaluation: test if there is one, else eval; None without either."""
+        return next((split for split in ("test", "eval") if split in self.own.splits), None)
+
+
+def distill(run_file: Path | str | None = None, say: Say = print, **options: Any) -> Path:
+    """Run a file, or the same parameters as keywords, and return the student's folder.
+
+    Args:
+        run_file: path of a run file; None takes ``options`` instead.
+        say: called with each line for the user.
+        **options: parameters of :class:`masters.distillation.run_file.RunFile`.
+
+    Returns:
+        ``output_dir/model``, a folder for ``AutoModelForImageTextToText`` and ``AutoProcessor``.
+
+    Raises:
+        ValueError: a parameter, a model or the data is wrong; nothing was started.
+        Diverged: the loss is no longer finite.
+        MemoryError: the device is full; the message says what to change.
+    """
+    if (run_file is None) == (not options):
+        raise ValueError("give a run file or its parameters as keywords, not both")
+    run = from_options(options) if run_file is None else load_run_file(run_file)
+    run.output.mkdir(parents=True, exist_ok=True)
+    os.environ.setdefault("MASTERS_CACHE", str(run.output / "responses"))
+    with _alone(run.output):
+        return _distill(run, say)
+
+
+def check(run_file: Path | str, say: Say = print) -> None:
+    """Check a run file and print what the run needs; no weights are loaded and nothing is generated.
+
+    Raises:
+        ValueError: as :func:`distill`.
+    """
+    run = load_run_file(run_file)
+    os.environ.setdefault("MASTERS_CACHE", str(run.output / "responses"))
+    prepared = _prepare(run, say)
+    _estimate(prepared, say)
+
+
+def _distill(run: RunFile, say: Say) -> Path:
+    output, model_folder = run.output, run.output / "model"
+    main = distributed.rank() == 0
+    if main:
+        _same_settings(run)
+    prepared = _prepare(run, say if main else lambda line: None)
+    lab, spec = prepared.lab, prepared.spec
+    if main:
+        write_atomic(output / "config.yaml", resolved(run))
+        _write_skipped(prepared)
+        if not model_folder.is_dir():
+            _estimate(prepared, say)
+            _evaluate(prepared, "before", lab.folder(spec.student), say)
+            prepare(lab, ResponsePlan.of([spec], lab.profile.distillation.cache_teacher))
+    distributed.wait()
+    if not distributed.from_main(model_folder.is_dir):
+        _train(prepared, say if main else lambda line: None)
+    if main:
+        for name in spec.teachers:
+            _evaluate(prepared, f"teacher-{name}", lab.folder(name), say)
+        _evaluate(prepared, "after", model_folder, say)
+        _finish(prepared, say)
+    distributed.wait()
+    return model_folder
+
+
+def _prepare(run: RunFile, say: Say) -> Prepared:
+    """Read the data and check models, labels and settings against each other."""
+    own = load_own_data(run.data, run.folder)
+    train = own.splits["train"]
+    counts = ", ".join(f"{split} {len(rows):,}" for split, rows in own.splits.items())
+    say(f"data: {counts} questions; {len(own.skipped):,} rows skipped")
+    profile = run.profile(len(train))
+    labelled = sum(answer != "" for answer in train["answer"])
+    spec = run.spec(profile, labelled > 0)
+    if spec.learn_from == "labels" and labelled < len(train):
+        raise ValueError(
+            f"method {run.method!r} learns from answers, and {len(train) - labelled} training questions have "
+            "none: remove these rows or choose a method that learns from responses, such as masters"
+        )
+    if not labelled:
+        say("no training question has an answer: there is no accuracy reward")
+    if "eval" not in own.splits and "test" not in own.splits:
+        say("no evaluation: set data.eval to a file or to {split_from_train: 500}")
+    lab = Lab(profile)
+    vocabulary = len(lab.processor.tokenizer)  # reads every processor: student and teachers must agree
+    teachers = ", ".join(f"teacher {name}" for name in run.teachers) or "no teacher"
+    say(f"student {run.student}, {teachers}, vocabulary {vocabulary:,}, {spec.steps:,} steps")
+    return Prepared(run, own, lab, spec)
+
+
+def _estimate(prepared: Prepared, say: Say) -> None:
+    sample = encode_own(prepared.own, "train", prepared.lab.processor, SAMPLE)
+    split = prepared.evaluation
+    evaluated = len(prepared.own.splits[split]) if split else 0
+    for line in estimate_run(prepared.lab, prepared.spec, sample, evaluated, prepared.run.output).lines():
+        say(line)
+
+
+def _train(prepared: Prepared, say: Say) -> None:
+    """Train the student and save it; remove the checkpoints once it is saved."""
+    run, lab, spec = prepared.run, prepared.lab, prepared.spec
+    checkpoints = run.output / "checkpoints"
+    student = lab.folder(spec.student)
+    model, processor = load(student)
+    log = distil(lab, model, spec, run.training.seed, checkpoints)
+    if distributed.rank() == 0:
+
+        def save(folder: Path) -> None:
+            save_student(model, processor, student, folder)
+            write_atomic(folder / "README.md", card(run, len(prepared.own.splits["train"]), {}, 0))
+
+        write_folder(run.output / "model", save)
+        log.to_parquet(run.output / "log.parquet")
+        shutil.rmtree(checkpoints, ignore_errors=True)
+        say(f"student saved: {run.output / 'model'}")
+    distributed.wait()
+
+
+def _evaluate(prepared: Prepared, name: str, model_folder: Path, say: Say) -> None:
+    """Answer the evaluation questions and store the answers, unless they are stored."""
+    path, split = prepared.run.output / "eval" / f"{name}.parquet", prepared.evaluation
+    if split is None or path.is_file():
+        return
+    lab = prepared.lab
+    questions = lab.questions(split)
+    model, processor = load(model_folder)
+    longest = lab.profile.sampling.max_new_tokens
+    frame = answers(model, processor, questions, lab.judge, longest, f"answers {name}")
+    path.parent.mkdir(exist_ok=True)
+    write_atomic(path, frame.to_parquet())
+    say(f"{path.relative_to(prepared.run.output)}: {len(frame)} answers")
+
+
+def _finish(prepared: Prepared, say: Say) -> None:
+    """Write scores and model card, upload if asked, and say what to do with the student."""
+    run, output = prepared.run, prepared.run.output
+    model = output / "model"
+    files = sorted((output / "eval").glob("*.parquet"))
+    frames = {path.stem: pd.read_parquet(path) for path in files}
+    found = scores(frames)
+    evaluated = int((frames["after"]["label"] != "").sum()) if "after" in frames else 0
+    if found:
+        write_scores(output / "eval", found, evaluated)
+    write_atomic(model / "README.md", card(run, len(prepared.own.splits["train"]), found, evaluated))
+    for name, interval in found.items():
+        say(shown(name, interval, evaluated))
+    if run.training.push_to_hub:
+        HfApi().create_repo(run.training.push_to_hub, exist_ok=True)
+        HfApi().upload_folder(repo_id=run.training.push_to_hub, folder_path=model)
+        say(f"uploaded: https://huggingface.co/{run.training.push_to_hub}")
+    say(f"the student: {model}")
+    say(f"chat:    masters chat {model}")
+    say(f"serve:   vllm serve {model}")
+    say(f"measure: lmms-eval --model vllm --model_args model={model} --tasks mmstar")
+    say(f"push:    huggingface-cli upload YOUR/NAME {model}")
+
+
+def _alone(output: Path) -> Any:
+    """Return the lock of an output folder; ranks of one run share it."""
+    if distributed.rank():
+        return nullcontext()
+    lock = FileLock(output / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ValueError(f"another process is using {output}: wait for it, or choose another output_dir") from None
+    return lock
+
+
+def _same_settings(run: RunFile) -> None:
+    """Refuse to continue a run with other settings than those it began with."""
+    path = run.output / "config.yaml"
+    if not path.is_file():
+        return
+    before = yaml.safe_load(path.read_text(encoding="utf-8"))
+    now = yaml.safe_load(resolved(run))
+    for name in ("processes", "output_dir"):  # change nothing in the result
+        before.pop(name, None)
+        now.pop(name, None)
+    different = [name for name in now if before.get(name) != now[name]]
+    if different:
+        raise ValueError(
+            f"{run.output} holds a run with other settings ({', '.join(different)} differ from its "
+            "config.yaml): choose another output_dir, or delete that folder to start anew"
+        )
+
+
+def _write_skipped(prepared: Prepared) -> None:
+    rows = prepared.own.skipped.to_dict("records")
+    text = "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
+    write_atomic(prepared.run.output / "skipped.jsonl", text)

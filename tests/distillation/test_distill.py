@@ -1,0 +1,203 @@
+"""``masters distill``: from two model folders and a file of questions to one student, whatever happens between."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import small
+import yaml
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+import masters
+from masters.distillation.run import check
+from masters.distillation.run_file import load_run_file
+from masters.runtime.files import ROOT
+
+
+@pytest.fixture(autouse=True)
+def _scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    with small.scratch(tmp_path / "data"):
+        monkeypatch.setenv("MASTERS_CACHE", str(tmp_path / "out" / "responses"))
+        yield
+
+
+def _models(folder: Path) -> None:
+    for seed, (name, width) in enumerate({"student": 16, "teacher": 24, "second": 32}.items()):
+        model, processor = small.build(seed, width)
+        model.save_pretrained(folder / name)
+        processor.save_pretrained(folder / name)
+
+
+def _rows(folder: Path, answers: bool = True, count: int = 12) -> None:
+    """Questions about squares; each picture has pixels of its own."""
+    rows = []
+    for index in range(count):
+        name = list(small.COLOURS)[index % 4]
+        image = small.picture(name)
+        image.putpixel((0, 0), (index, 0, 0))
+        image.save(folder / f"{index}.png")
+        row = {"image": f"{index}.png", "question": "what colour is this square ?", "answer": name}
+        rows.append(row if answers else {k: v for k, v in row.items() if k != "answer"})
+    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def _file(folder: Path, **changes: Any) -> Path:
+    content: dict[str, Any] = {
+        "student": "student",
+        "teachers": "teacher",
+        "output_dir": "out",
+        "data": {
+            "train": "train.jsonl",
+            "eval": {"split_from_train": 4},
+            "columns": {"images": "image", "question": "question", "answer": "answer"},
+        },
+        "mask": {"r_max": 0.2, "step": 0.1},
+        "responses": {"teacher": 2, "student": 2, "max_new_tokens": 6},
+        "training": {"learning_rate": 1e-3, "batch": 2},
+    }
+    path = folder / "run.yaml"
+    path.write_text(yaml.safe_dump(content | changes))
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    _models(tmp_path)
+    _rows(tmp_path)
+    return tmp_path
+
+
+def test_a_run_ends_in_a_student_with_a_card_answers_and_scores(folder: Path) -> None:
+    said: list[str] = []
+    model = masters.distill(_file(folder), said.append)
+    output = folder / "out"
+    assert model == output / "model"
+    AutoModelForImageTextToText.from_pretrained(model)
+    AutoProcessor.from_pretrained(model)
+    answers = {path.stem: pd.read_parquet(path) for path in (output / "eval").glob("*.parquet")}
+    assert answers.keys() == {"before", "after", "teacher-large"}
+    scores = json.loads((output / "eval" / "scores.json").read_text())
+    assert scores["questions"] == 4
+    for name, frame in answers.items():
+        assert len(frame) == 4
+        assert scores[name]["score"] == pytest.approx(frame["score"].mean())
+        assert scores[name]["low"] <= scores[name]["score"] <= scores[name]["high"]
+    card = (model / "README.md").read_text()
+    assert f"{100 * scores['after']['score']:.1f} %" in card and "r_max: 0.2" in card
+    assert yaml.safe_load((output / "config.yaml").read_text())["training"]["lr_schedule"] == "constant"
+    assert len(pd.read_parquet(output / "log.parquet"))
+    assert not (output / "checkpoints").exists()
+    assert any("masters chat" in line for line in said)
+    # A second start does nothing again.
+    times = {path: path.stat().st_mtime_ns for path in output.rglob("*.safetensors")}
+    masters.distill(folder / "run.yaml", said.append)
+    assert times == {path: path.stat().st_mtime_ns for path in output.rglob("*.safetensors")}
+
+
+def test_the_student_differs_from_its_start_and_a_restart_ends_the_same(folder: Path) -> None:
+    quiet = [].append
+    masters.distill(_file(folder), quiet)
+    undisturbed = (folder / "out" / "model" / "model.safetensors").read_bytes()
+    assert undisturbed != (folder / "student" / "model.safetensors").read_bytes()
+    _file(folder, output_dir="again")
+
+    class Killed(BaseException):
+        pass
+
+    for phase in ("data:", "disk:", "eval/before", "student saved", "eval/teacher", "eval/after", "gain"):
+
+        def die(line: str, phase: str = phase) -> None:
+            if line.startswith(phase):
+                raise Killed
+
+        with pytest.raises(Killed):
+            masters.distill(folder / "run.yaml", die)
+    masters.distill(folder / "run.yaml", quiet)
+    assert (folder / "again" / "model" / "model.safetensors").read_bytes() == undisturbed
+    assert (folder / "again" / "eval" / "scores.json").read_text() == (
+        folder / "out" / "eval" / "scores.json"
+    ).read_text()
+
+
+def test_two_teachers_teach_in_order_and_no_answers_mean_no_accuracy_reward(folder: Path) -> None:
+    _rows(folder, answers=False)
+    said: list[str] = []
+    masters.distill(_file(folder, teachers=["teacher", "second"]), said.append)
+    assert sum("no accuracy reward" in line for line in said) == 1
+    log = pd.read_parquet(folder / "out" / "log.parquet")
+    assert "distillation_reward" in log or len(log)
+    assert (folder / "out" / "eval" / "teacher-mid.parquet").is_file()
+    assert not (folder / "out" / "eval" / "scores.json").exists()  # nothing to compare answers with
+
+
+def test_a_check_loads_no_weights_and_generates_nothing(folder: Path) -> None:
+    for path in (folder / "teacher").glob("*.safetensors"):
+        path.write_bytes(path.read_bytes()[:-1])  # loading it would fail
+    said: list[str] = []
+    check(_file(folder), said.append)
+    text = "\n".join(said)
+    assert "train 8, eval 4" in text and "memory, training: about" in text and "hours, rough" in text
+    assert not (folder / "out" / "model").exists()
+    assert not list((folder / "out").rglob("part-*.parquet"))
+
+
+def test_other_settings_in_the_same_folder_are_refused(folder: Path) -> None:
+    masters.distill(_file(folder), [].append)
+    with pytest.raises(ValueError, match=r"other settings \(training differ"):
+        masters.distill(_file(folder, training={"learning_rate": 2e-3, "batch": 2}), [].append)
+
+
+def test_labels_alone_and_keywords(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    options = yaml.safe_load(_file(folder, method="sft", teachers=[]).read_text())
+    model = masters.distill(say=[].append, **options)
+    assert (model / "config.json").is_file()
+    with pytest.raises(ValueError, match="not both"):
+        masters.distill("run.yaml", **options)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"student": "nowhere/at/all"}, "no folder .*nowhere/at/all"),
+        ({"teachers": []}, "needs a teacher"),
+        ({"teachers": ["teacher"] * 5}, "5 teachers; give at most 4"),
+        ({"method": "best"}, "'best' is unknown"),
+        ({"method": "base"}, "distills nothing"),
+        ({"mask": {"r_max": 1.0}}, "mask.r_max: .*less than 1"),
+        ({"training": {"learning_rat": 1}}, r"training.learning_rat: .*\(known: "),
+        ({"folder": "/"}, "folder is not a parameter"),
+        ({"responses": {"engine": "openai"}}, "server"),
+    ],
+)
+def test_a_wrong_parameter_is_one_line(folder: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        masters.distill(_file(folder, **changes), [].append)
+    assert "\n" not in str(caught.value)
+    assert not (folder / "out" / "model").exists()
+
+
+def test_a_run_file_that_is_none_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="cannot read the run file"):
+        load_run_file(tmp_path / "no.yaml")
+    for content, message in (("[1]", "holds list"), ("a: [", "not valid YAML"), ("#" * 1_000_001, "bytes")):
+        (tmp_path / "run.yaml").write_text(content)
+        with pytest.raises(ValueError, match=message):
+            load_run_file(tmp_path / "run.yaml")
+
+
+@pytest.mark.parametrize("name", ["run", "run-paper"])
+def test_the_example_files_run_with_tiny_models(folder: Path, name: str) -> None:
+    content = yaml.safe_load((ROOT / "examples" / f"{name}.yaml").read_text())
+    load_run_file(ROOT / "examples" / f"{name}.yaml")
+    content |= {"student": "student", "teachers": "teacher", "output_dir": "out"}
+    content["data"] |= {"eval": {"split_from_train": 4}, "columns": {"images": "image"}}
+    content["responses"] |= {"max_new_tokens": 6, "engine": "transformers"}
+    content["teacher_cache"] = {"top_k": 8}
+    pd.read_json(folder / "train.jsonl", lines=True).to_parquet(folder / "train.parquet")
+    content["data"]["train"] = "train.parquet"
+    (folder / "run.yaml").write_text(yaml.safe_dump(content))
+    assert (masters.distill(folder / "run.yaml", [].append) / "config.json").is_file()
