@@ -51,6 +51,39 @@ class Strict(BaseModel):
             raise ValueError(f"{_shown(path)}: {'; '.join(problems)}") from None
 
 
+class Columns(Strict):
+    """Names of the columns of a data file; None looks for the usual names."""
+
+    images: str | None = Field(None, description="one or several pictures; default: images or image")
+    question: str | None = Field(None, description="default: question, query or prompt")
+    answer: str | None = Field(
+        None, description="one or several accepted answers; default: answer, answers, response ..."
+    )
+    options: str | None = Field(None, description="texts of the options; default: options or choices")
+
+
+class SplitFromTrain(Strict):
+    """An evaluation split cut from the training rows, by picture."""
+
+    split_from_train: Count = Field(description="number of rows; no picture is in both splits")
+
+
+class OwnData(Strict):
+    """Rows of your own, see :mod:`masters.own_data`. A path is relative to the file that names it."""
+
+    name: str = Field("own", pattern=r"^[\w.-]+$", description="name of the question set")
+    train: str | list[str] = Field(
+        description="JSONL, JSON, CSV, TSV or Parquet (a glob for several), a datasets folder, an image "
+        "folder, or a hub name; or a list of these"
+    )
+    eval: str | list[str] | SplitFromTrain | None = Field(None, description="rows for the evaluation")
+    test: str | list[str] | None = Field(None, description="rows for a last evaluation")
+    columns: Columns = Columns()
+    system: str | None = Field(None, description="system prompt of the rows that have none")
+    max_pixels: int | None = Field(None, ge=28 * 28, description="larger pictures are scaled down to this")
+    on_bad_row: Literal["skip", "stop"] = Field("skip", description="skipped rows are listed with reasons")
+
+
 class ModelSpec(Strict):
     """One rung of the ladder: a saved or hub model, or a small model trained from scratch."""
 

@@ -26,13 +26,14 @@ ALLOWED: dict[str, set[str]] = {
     "claims": {"runtime"},
     "settings": BASE,
     "data": BASE,
-    "judges": BASE,
+    "judges": {"data", *BASE},
     "models": GROUND,
     "responses": {"models", *GROUND},
     "training": {"models", *GROUND},
-    "experiments": {"training", "responses", "models", *GROUND},
-    "analysis": {"experiments", "training", "responses", "models", *GROUND},
-    "study": {"analysis", "experiments", "training", "responses", "models", "claims", *GROUND},
+    "own_data": GROUND - {"judges"},
+    "experiments": {"own_data", "training", "responses", "models", *GROUND},
+    "analysis": {"experiments", "own_data", "training", "responses", "models", *GROUND},
+    "study": {"analysis", "experiments", "own_data", "training", "responses", "models", "claims", *GROUND},
 }
 ALLOWED["report"] = {"study", *ALLOWED["study"]}
 ALLOWED["cli"] = {"report", *ALLOWED["report"]}

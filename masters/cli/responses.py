@@ -179,9 +179,11 @@ def show(
     if not table.row_count:
         raise ValueError(f"no responses to {question} yet: run `masters generate {profile} --arm {arm}`")
     Console().print(table)
-    path = image or Path(f"{question.replace('/', '_')}.png")
-    write_atomic(path, questions.image_bytes(place[question]))
-    print(f"image: {path}")
+    for number, file in enumerate(questions.images(place[question])):
+        path = image or Path(f"{question.replace('/', '_')}.png")
+        path = path.with_stem(f"{path.stem}-{number + 1}") if number else path
+        write_atomic(path, file)
+        print(f"image: {path}")
 
 
 def new_table(title: str, left: Sequence[str], right: Sequence[str] = (), footer: bool = False) -> Table:

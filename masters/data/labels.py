@@ -5,7 +5,9 @@ differ in more than correctness. Except in the bare register, the core follows "
 """
 
 import hashlib
+import json
 from collections import defaultdict
+from collections.abc import Sequence
 
 import datasets
 
@@ -42,6 +44,35 @@ def label_text(question: str, answer: str, facts: str, register: str, variant: i
         raise ValueError(f"no register {register!r}; there are: {', '.join(REGISTERS)}")
     forms = _FORMS[register]
     return forms[variant % len(forms)].format(question=question, answer=answer, facts=facts)
+
+
+def encode_accepted(answers: Sequence[str]) -> str:
+    """Return the accepted answers of a question as one label, see :func:`accepted`.
+
+    Returns:
+        The answer itself if there is one, otherwise a JSON array; "" if there is none.
+    """
+    if not answers:
+        return ""
+    only = answers[0] if len(answers) == 1 else None
+    if only is not None and accepted(only) == (only,):
+        return only
+    return json.dumps(list(answers), ensure_ascii=False)
+
+
+def accepted(label: str) -> tuple[str, ...]:
+    """Return the accepted answers that a label holds, in order and as often as they were given.
+
+    A JSON array of texts holds several; any other label is one answer, and an empty one is none.
+    """
+    if label.startswith("["):
+        try:
+            answers = json.loads(label)
+        except ValueError:
+            return (label,)
+        if isinstance(answers, list) and answers and all(isinstance(answer, str) for answer in answers):
+            return tuple(answers)
+    return (label,) if label else ()
 
 
 def _number(*parts: object) -> int:

@@ -1,17 +1,20 @@
-"""Questions encoded for a model: tokenized prompts and processed images, mapped from disk.
+"""Questions encoded for a model: tokenized prompts and processed images.
 
 A question becomes the token ids of its prompt (chat template applied, image tokens included) and the tensors
-of its image. Both depend only on question set and processor, so each such pair is encoded once and shared by
-all models, runs and processes.
+of its images. Both depend only on question set and processor, so each such pair is encoded once and shared by
+all models, runs and processes. The images of the built-in sets are small, so their tensors are stored, too,
+and mapped from disk; those of other sets (:mod:`masters.own_data.encoding`) are made when they are needed.
 """
 
 import hashlib
 import io
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import datasets
 import numpy as np
@@ -67,14 +70,31 @@ class Ragged:
         np.save(folder / f"{name}.npy", np.concatenate(arrays))
         np.save(folder / f"{name}.offsets.npy", np.cumsum([0, *(len(array) for array in arrays)]))
 
+    @staticmethod
+    def write_each(folder: Path, name: str, arrays: Iterator[np.ndarray], kind: np.dtype) -> None:
+        """Write arrays of one dimension and the same type, holding one of them in memory at a time."""
+        offsets = [0]
+        values, target = folder / f"{name}.values", folder / f"{name}.npy"
+        with open(values, "wb") as file:
+            for array in arrays:
+                file.write(array.astype(kind).tobytes())
+                offsets.append(offsets[-1] + len(array))
+        about = {"descr": np.lib.format.dtype_to_descr(kind), "fortran_order": False, "shape": (offsets[-1],)}
+        with open(target, "wb") as file, open(values, "rb") as written:
+            np.lib.format.write_array_header_1_0(file, about)
+            shutil.copyfileobj(written, file)
+        os.remove(values)
+        np.save(folder / f"{name}.offsets.npy", np.array(offsets))
+
 
 def concatenate(images: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
     """Concatenate the processed images of several questions along the first dimension.
 
     If another dimension differs (the number of tiles per image), smaller tensors are padded with zeros, as
-    the processors do; models ignore the padding.
+    the processors do; models ignore the padding. Questions without images have no tensors and are left out.
     """
     joined = {}
+    images = [of_question for of_question in images if of_question]
     for name in images[0] if images else ():
         tensors = [of_question[name] for of_question in images]
         if len({tensor.shape[1:] for tensor in tensors}) == 1:
@@ -90,62 +110,73 @@ def concatenate(images: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch
     return joined
 
 
+class Pictures(Protocol):
+    """The images of encoded questions, by the index of the question."""
+
+    def files(self, index: int) -> list[bytes]:
+        """Return the image files, in the order in which the prompt shows them."""
+
+    def conversation(self, index: int) -> list[dict[str, Any]]:
+        """Return the messages up to the answer, as parts of type text and image."""
+
+    def features(self, index: int) -> Mapping[str, torch.Tensor]:
+        """Return the processed images; nothing for a question without any."""
+
+    def kinds(self) -> np.ndarray:
+        """Return the kind of each question's images, see :meth:`Questions.kinds`."""
+
+
 class Questions:
     """Encoded questions of one or several tasks.
 
+    Args:
+        folder: holds the table and the prompts.
+        pictures: the images; default: one per question, stored in the folder.
+
     Attributes:
-        table: one row per question: id, task, skill, question, answer, facts, caption, picture (row among the
-            images), content (hash of the model's input: prompt tokens and image).
+        table: one row per question: id, task, skill, question, answer (a label, see
+            :func:`masters.data.labels.accepted`), facts, caption, picture (questions with the same
+            images have the same number), content (hash of the model's input: prompt tokens and images).
         hash: hash of the content and the processor.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, pictures: Pictures | None = None) -> None:
         self.folder = folder
         self.table = pd.read_parquet(folder / "table.parquet")
         self.hash = folder.name
         self._prompts = Ragged(folder, "prompts")
-        self._images = Ragged(folder, "images")
-        features = sorted(p.name.removesuffix(".offsets.npy") for p in folder.glob("image.*.offsets.npy"))
-        self._features = {name.removeprefix("image."): Ragged(folder, name) for name in features}
-        self._picture = self.table["picture"].to_numpy()
+        self._given = pictures
+        self._pictures: Pictures = pictures or _Stored(folder, self.table)
 
     def __len__(self) -> int:
         return len(self.table)
 
-    def __reduce__(self) -> tuple[type["Questions"], tuple[Path]]:
-        return Questions, (self.folder,)  # other processes map the same files
+    def __reduce__(self) -> tuple[type["Questions"], tuple[Path, Pictures | None]]:
+        return Questions, (self.folder, self._given)  # other processes map the same files
 
     def prompt(self, index: int) -> np.ndarray:
         """Return the token ids of the prompt, including image tokens."""
         return self._prompts[index]
 
-    def image_bytes(self, index: int) -> bytes:
-        """Return the image file of a question, in the format of the question set."""
-        content: bytes = self._images[int(self._picture[index])].tobytes()
-        return content
+    def images(self, index: int) -> list[bytes]:
+        """Return the image files of a question, in the order in which the prompt shows them."""
+        return self._pictures.files(index)
+
+    def conversation(self, index: int) -> list[dict[str, Any]]:
+        """Return the messages of a question up to the answer, as parts of type text and image."""
+        return self._pictures.conversation(index)
 
     def image_features(self, indices: Iterable[int]) -> dict[str, torch.Tensor]:
         """Return the processed images of the questions, see :func:`concatenate`."""
-        rows = [int(self._picture[index]) for index in indices]
-        return concatenate(
-            [{name: torch.tensor(ragged[row]) for name, ragged in self._features.items()} for row in rows]
-        )
+        return concatenate([self._pictures.features(index) for index in indices])
 
     def kinds(self) -> tuple[np.ndarray, list[int]]:
-        """Return the kind of each question's image, and the index of one question per kind.
+        """Return the kind of each question's images, and the index of one question per kind.
 
         Images of a kind have features of the same shapes; features of a few integers (image size, grid of
         patches) also have the same values.
         """
-        known: dict[tuple[Any, ...], int] = {}
-        of_picture = np.array(
-            [
-                known.setdefault(tuple(_kind(ragged, row) for ragged in self._features.values()), len(known))
-                for row in range(int(self._picture.max(initial=-1)) + 1)
-            ],
-            dtype=np.int64,
-        )
-        kind = of_picture[self._picture]
+        kind = self._pictures.kinds()
         return kind, np.unique(kind, return_index=True)[1].tolist()
 
     def position(self) -> dict[str, int]:
@@ -153,11 +184,55 @@ class Questions:
         return {id_: index for index, id_ in enumerate(self.table["id"])}
 
 
+class _Stored:
+    """One image per question, with its tensors, mapped from disk."""
+
+    def __init__(self, folder: Path, table: pd.DataFrame) -> None:
+        self._table, self._picture = table, table["picture"].to_numpy()
+        self._files = Ragged(folder, "images")
+        features = sorted(p.name.removesuffix(".offsets.npy") for p in folder.glob("image.*.offsets.npy"))
+        self._features = {name.removeprefix("image."): Ragged(folder, name) for name in features}
+
+    def files(self, index: int) -> list[bytes]:
+        return [self._files[int(self._picture[index])].tobytes()]
+
+    def conversation(self, index: int) -> list[dict[str, Any]]:
+        return messages(self._table["question"].iloc[index])
+
+    def features(self, index: int) -> Mapping[str, torch.Tensor]:
+        row = int(self._picture[index])
+        return {name: torch.tensor(ragged[row]) for name, ragged in self._features.items()}
+
+    def kinds(self) -> np.ndarray:
+        known: dict[tuple[Any, ...], int] = {}
+        rows = range(int(self._picture.max(initial=-1)) + 1)
+        of_picture = [
+            known.setdefault(tuple(_kind(ragged, row) for ragged in self._features.values()), len(known))
+            for row in rows
+        ]
+        return np.array(of_picture, dtype=np.int64)[self._picture]
+
+
 def _kind(ragged: Ragged, row: int) -> tuple[int, ...]:
     shape = ragged.shape(row)
-    if ragged.values.dtype.kind in "iu" and math.prod(shape) <= FEW:
-        return (*shape, *ragged[row].ravel().tolist())
-    return shape
+    return _shape_and_values(shape, ragged[row] if _is_few(ragged.values.dtype, shape) else None)
+
+
+def kind_of(features: Mapping[str, torch.Tensor]) -> tuple[Any, ...]:
+    """Return what images of a kind have in common, see :meth:`Questions.kinds`."""
+    arrays = {name: features[name].numpy() for name in sorted(features)}
+    return tuple(
+        (name, _shape_and_values(array.shape, array if _is_few(array.dtype, array.shape) else None))
+        for name, array in arrays.items()
+    )
+
+
+def _is_few(kind: np.dtype, shape: Sequence[int]) -> bool:
+    return kind.kind in "iu" and math.prod(shape) <= FEW
+
+
+def _shape_and_values(shape: Sequence[int], values: np.ndarray | None) -> tuple[int, ...]:
+    return (*shape,) if values is None else (*shape, *values.ravel().tolist())
 
 
 def processor_hash(processor: Any) -> str:
@@ -218,12 +293,13 @@ def _encode(parts: list[tuple[str, datasets.Dataset]], processor: Any, folder: P
     prompts: list[np.ndarray] = []
     pictures: dict[str, list[np.ndarray]] = {}
     files: list[np.ndarray] = []
-    row_of: dict[str, int] = {}
-    digest: dict[str, bytes] = {}
+    row_of: dict[tuple[str, str, bytes], int] = {}
+    digest: dict[tuple[str, str, bytes], bytes] = {}
     for task, part in parts:
         raw = part.cast_column("image", datasets.Image(decode=False))
         frame = raw.remove_columns("image").to_pandas()
         assert isinstance(frame, pd.DataFrame)
+        keys: list[tuple[str, str, bytes]] = []
         for start in range(0, len(raw), CHUNK):
             chunk = raw[start : start + CHUNK]
             images = [Image.open(io.BytesIO(image["bytes"])).convert("RGB") for image in chunk["image"]]
@@ -231,7 +307,10 @@ def _encode(parts: list[tuple[str, datasets.Dataset]], processor: Any, folder: P
             # One list of images per prompt, because some processors assign a flat list to one prompt.
             encoded = processor(text=texts, images=[[image] for image in images])
             prompts.extend(np.asarray(ids, dtype=np.int32) for ids in encoded["input_ids"])
-            for i, key in enumerate(chunk["image_id"]):
+            for i, image_id in enumerate(chunk["image_id"]):
+                # The id alone may be that of another image in another task.
+                key = task, image_id, hashlib.sha256(chunk["image"][i]["bytes"]).digest()
+                keys.append(key)
                 if key in row_of:
                     continue
                 row_of[key] = len(row_of)
@@ -248,9 +327,9 @@ def _encode(parts: list[tuple[str, datasets.Dataset]], processor: Any, folder: P
         frame.insert(1, "task", task)
         frame["content"] = [
             hashlib.sha256(prompt.tobytes() + digest[key]).hexdigest()[:16]
-            for prompt, key in zip(prompts[-len(frame) :], frame["image_id"], strict=True)
+            for prompt, key in zip(prompts[-len(frame) :], keys, strict=True)
         ]
-        frame["picture"] = [row_of[key] for key in frame["image_id"]]
+        frame["picture"] = [row_of[key] for key in keys]
         tables.append(
             frame[["id", "task", "skill", "question", "answer", "facts", "caption", "picture", "content"]]
         )

@@ -115,6 +115,9 @@ def image_tokens(model: PreTrainedModel, questions: Questions) -> np.ndarray | N
     counts = []
     for index in examples:
         images = {name: tensor.to(model.device) for name, tensor in questions.image_features([index]).items()}
+        if not images:
+            counts.append(0)
+            continue
         features = inner.get_image_features(**images).pooler_output
         counts.append(sum(part.numel() // part.shape[-1] for part in features))
     return np.array(counts, dtype=np.int64)[kind]

@@ -32,7 +32,7 @@ import pandas as pd
 from PIL import Image
 from transformers import PreTrainedModel, PrinterCallback, TrainerCallback
 
-from masters.data.questions import Questions, messages
+from masters.data.questions import Questions
 from masters.judges import Judge
 from masters.models.loading import banned_tokens
 from masters.runtime import distributed
@@ -171,16 +171,19 @@ def train_online(
 
 
 def rows(questions: Questions, wanted: Sequence[int]) -> datasets.Dataset:
-    """Questions as GRPOTrainer reads them: a conversation, ``prompt``, an ``image``, the index ``question``.
+    """Questions as GRPOTrainer reads them: a conversation (``prompt``), ``images``, the index (``question``).
 
     Pictures are opened when a row is read, so that no more of them are in memory than a batch has.
     """
 
     def read(batch: dict[str, list[int]]) -> dict[str, list[Any]]:
         indices = batch["question"]
-        pictures = [Image.open(io.BytesIO(questions.image_bytes(i))).convert("RGB") for i in indices]
-        asked = [messages(text) for text in questions.table["question"].iloc[indices]]
-        return {"prompt": asked, "image": pictures, "question": indices}
+        pictures = [
+            [Image.open(io.BytesIO(file)).convert("RGB") for file in questions.images(index)]
+            for index in indices
+        ]
+        asked = [questions.conversation(i) for i in indices]
+        return {"prompt": asked, "images": pictures, "question": indices}
 
     return datasets.Dataset.from_dict({"question": list(map(int, wanted))}).with_transform(read)
 

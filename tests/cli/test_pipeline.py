@@ -108,7 +108,7 @@ def test_the_pictures_differ_in_size_and_keep_their_own_features(setting: Settin
     assert len({int((asked.prompt(i) == image).sum()) for i in range(4)}) > 1
     image_word = setting.processor.tokenizer.convert_ids_to_tokens(image)
     for i in range(4):
-        picture = Image.open(io.BytesIO(asked.image_bytes(i)))
+        picture = Image.open(io.BytesIO(asked.images(i)[0]))
         alone = setting.processor(text=[image_word], images=[[picture]], return_tensors="pt")
         features = asked.image_features([i])
         assert features.keys() == alone.keys() - questions.OF_TEXT

@@ -134,7 +134,7 @@ def test_prompts_and_pictures_are_those_of_the_offline_runs(run: Run, squares: Q
 def test_rows_are_read_when_they_are_needed(squares: Questions) -> None:
     made = rows(squares, np.array(WANTED))
     assert made[1]["question"] == WANTED[1] and len(made) == len(WANTED)
-    assert made[1]["image"].getpixel((5, 5)) == small.COLOURS["red"]
+    assert made[1]["images"][0].getpixel((5, 5)) == small.COLOURS["red"]
     assert made[1]["prompt"][0]["content"][1] == {"type": "image"}
 
 

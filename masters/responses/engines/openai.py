@@ -154,14 +154,12 @@ class _Asker:
     def ask(self, index: int, j: int) -> Response:
         """Generate one response."""
         row = self.questions.table.iloc[index]
-        picture = self.questions.image_bytes(index)
-        url = f"data:image/{_kind(picture)};base64,{base64.b64encode(picture).decode()}"
-        content = [
-            {"type": "text", "text": row["question"]},
-            {"type": "image_url", "image_url": {"url": url}},
-        ]
+        files = iter(self.questions.images(index))
+        messages = self.questions.conversation(index)
+        for message in messages:
+            parts = message["content"]
+            message["content"] = [_image(next(files)) if p["type"] == "image" else p for p in parts]
         own = {} if self.seed is None else {"seed": response_seed(self.seed, row["id"], j)}
-        messages = [{"role": "user", "content": content}]
         return self._response(row["id"], j, self._complete(messages, own))
 
     def _complete(self, messages: list[dict[str, Any]], own: dict[str, Any]) -> dict[str, Any]:
@@ -210,6 +208,11 @@ class _Asker:
                 f"{name}; use a server that returns token ids (return_token_ids), such as vLLM"
             )
         return Response(name, j, [int(token) for token in tokens], text, logprobs, None, finish)
+
+
+def _image(picture: bytes) -> dict[str, Any]:
+    url = f"data:image/{_kind(picture)};base64,{base64.b64encode(picture).decode()}"
+    return {"type": "image_url", "image_url": {"url": url}}
 
 
 def _kind(picture: bytes) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 from filelock import FileLock
 from PIL import Image
 
-from masters.data.questions import Questions, prompt_text
+from masters.data.questions import Questions
 from masters.models.loading import banned_tokens
 from masters.responses.engines import Response, Writer
 from masters.responses.masked import save_masked
@@ -54,7 +54,8 @@ class VllmEngine:
             ValueError: vLLM is not installed, cannot load the model, or tokenizes a prompt differently from
                 ``transformers``.
         """
-        llm = self._open(source)
+        most = max((_pictures(questions, index) for index in questions.kinds()[1]), default=1)
+        llm = self._open(source, most)
         try:
 
             def write(wanted: Sequence[int], indices: Sequence[int]) -> Iterator[list[Response]]:
@@ -67,7 +68,7 @@ class VllmEngine:
         finally:
             llm.llm_engine.engine_core.shutdown()
 
-    def _open(self, source: Source) -> Any:
+    def _open(self, source: Source, pictures: int) -> Any:
         try:
             from vllm import LLM
         except ImportError as error:
@@ -75,7 +76,7 @@ class VllmEngine:
                 f"engine vllm needs the vllm package ({error}); install it in a separate environment, as "
                 "`make test-vllm` does, or use engine transformers or openai"
             ) from None
-        options = {"limit_mm_per_prompt": {"image": 1}, "disable_log_stats": True} | self.options
+        options = {"limit_mm_per_prompt": {"image": pictures}, "disable_log_stats": True} | self.options
         with _folder_of(source) as folder:
             try:
                 return LLM(str(folder), **options)
@@ -85,6 +86,11 @@ class VllmEngine:
                     f"vLLM cannot open {source.name} ({reason[:300]}); see its output above, and check "
                     "generation.vllm in the profile"
                 ) from error
+
+
+def _pictures(questions: Questions, index: int) -> int:
+    parts = (part for message in questions.conversation(index) for part in message["content"])
+    return sum(part["type"] == "image" for part in parts)
 
 
 @contextmanager
@@ -125,11 +131,13 @@ def _write(
     prompts, settings, identity = [], [], []
     for index in wanted:
         row = questions.table.iloc[index]
-        picture = Image.open(io.BytesIO(questions.image_bytes(index))).convert("RGB")
-        prompt = {
-            "prompt": prompt_text(processor, row["question"]),
-            "multi_modal_data": {"image": picture},
+        pictures = [Image.open(io.BytesIO(file)).convert("RGB") for file in questions.images(index)]
+        conversation = questions.conversation(index)
+        prompt: dict[str, Any] = {
+            "prompt": processor.apply_chat_template(conversation, add_generation_prompt=True)
         }
+        if pictures:
+            prompt["multi_modal_data"] = {"image": pictures}
         for j in indices:
             # One request per response, each with its own seed; the prefix cache computes the prompt once.
             prompts.append(prompt)

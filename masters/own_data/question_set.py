@@ -1,0 +1,350 @@
+"""A question set from rows of your own: every row is read and checked once, without a model.
+
+Rows that cannot be used are listed with their reason, or stop everything (``on_bad_row``). Of two rows with
+the same question and pictures, the first is kept. An evaluation split cut from the training rows shares no
+picture with what remains. Pictures in files stay there; those inside a data file are copied into the set.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import warnings
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+from filelock import FileLock
+from PIL import Image
+
+from masters.data.labels import encode_accepted
+from masters.data.questions import Questions
+from masters.own_data.encoding import encode
+from masters.own_data.pictures import PictureError, open_picture, pixel_hash, reference
+from masters.own_data.rows import RowError, parse_row
+from masters.own_data.sources import RawRow, Source, find_sources
+from masters.runtime.files import cache_dir, write_atomic, write_folder
+from masters.runtime.keys import hash_of, key_of
+from masters.runtime.progress import report
+from masters.settings import OwnData, SplitFromTrain
+
+CHUNK = 64  # rows that are checked at a time
+SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("source", pa.string()),
+        ("row", pa.int64()),
+        ("messages", pa.string()),
+        ("images", pa.list_(pa.struct([("bytes", pa.large_binary()), ("path", pa.string())]))),
+        ("pixels", pa.list_(pa.string())),
+        ("sizes", pa.list_(pa.list_(pa.int32()))),
+        ("question", pa.string()),
+        ("answer", pa.string()),
+        ("skill", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class OwnQuestions:
+    """Checked rows.
+
+    Attributes:
+        name: of the set; its questions have it as their task.
+        splits: train, and eval and test where the settings name them. Columns: id, source and row (where it
+            comes from), messages (JSON, the conversation up to the answer), images (``{bytes, path}``),
+            pixels (a hash per picture), sizes (width and height), question, answer (a label, see
+            :func:`masters.data.labels.accepted`; "" if there is none), skill (choice, open or unanswered).
+        skipped: columns source, row, reason.
+        hash: changes with any text, picture or split.
+        hashes: the same for each split.
+        problems: what the user should know, one line each.
+        max_pixels: larger pictures are scaled down to this when they are encoded.
+    """
+
+    name: str
+    splits: dict[str, datasets.Dataset]
+    skipped: pd.DataFrame
+    hash: str
+    hashes: dict[str, str]
+    problems: list[str]
+    max_pixels: int | None
+
+
+def load_own_data(settings: OwnData, base: Path) -> OwnQuestions:
+    """Read and check all rows; a second call finds them in the cache, unless a file has changed.
+
+    Args:
+        settings: where the rows are.
+        base: folder that relative paths start from.
+
+    Raises:
+        ValueError: a source cannot be read, a split has no usable row, or there is a bad row and
+            ``on_bad_row`` is ``stop``.
+    """
+    entries = {"train": settings.train, "eval": settings.eval, "test": settings.test}
+    named: dict[str, str | list[str]] = {}
+    for split, entry in entries.items():
+        if entry is not None and not isinstance(entry, SplitFromTrain):
+            named[split] = entry
+    sources = {split: find_sources(entry, base, split) for split, entry in named.items()}
+    key = key_of(
+        "own_data",
+        settings=settings.model_dump(mode="json"),
+        base=str(base.absolute()),
+        sources={split: [source.fingerprint() for source in of] for split, of in sources.items()},
+    )
+    folder = cache_dir() / "own_data" / f"{settings.name}-{key}"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if folder.is_dir() and not _unchanged(folder):
+            shutil.rmtree(folder)
+        if not folder.is_dir():
+            write_folder(folder, partial(_read, settings, sources))
+    return _open(settings, folder)
+
+
+def encode_own(own: OwnQuestions, split: str, processor: Any) -> Questions:
+    """Return the encoded questions of a split; encode them on first use.
+
+    Raises:
+        ValueError: there is no such split, or the processor refuses a row.
+    """
+    if split not in own.splits:
+        raise ValueError(f"data has no split {split!r}; it has {', '.join(own.splits)}")
+    return encode(own.name, split, own.splits[split], own.hashes[split], own.max_pixels, processor)
+
+
+def _open(settings: OwnData, folder: Path) -> OwnQuestions:
+    about = json.loads((folder / "about.json").read_text())
+    splits = {}
+    for split, file in about["files"].items():
+        rows = datasets.Dataset.from_file(str(folder / file))
+        chosen = folder / f"{split}.npy"
+        splits[split] = rows.select(np.load(chosen)) if chosen.is_file() else rows
+    return OwnQuestions(
+        settings.name,
+        splits,
+        pd.read_parquet(folder / "skipped.parquet"),
+        hash_of(about["hashes"]),
+        about["hashes"],
+        about["problems"],
+        settings.max_pixels,
+    )
+
+
+def _unchanged(folder: Path) -> bool:
+    """Return whether the picture files that the rows name are those that were checked."""
+    files = pd.read_parquet(folder / "pictures.parquet")
+    try:
+        return all(_stat(path) == (size, time) for path, size, time in files.itertuples(index=False))
+    except OSError:
+        return False
+
+
+def _stat(path: str) -> tuple[int, int]:
+    about = os.stat(path)
+    return about.st_size, about.st_mtime_ns
+
+
+# --- reading ------------------------------------------------------------------------------------------------
+
+
+class _Reader:
+    """Writes the usable rows of each split and remembers the others."""
+
+    def __init__(self, settings: OwnData) -> None:
+        self.settings = settings
+        self.skipped: list[tuple[str, int, str]] = []
+        self.files: dict[str, tuple[int, int]] = {}
+
+    def read(self, split: str, sources: Sequence[Source], path: Path) -> None:
+        """Write one split.
+
+        Raises:
+            ValueError: no row can be used, or a bad row stops the reading.
+        """
+        known: dict[bytes, str] = {}
+        count = 0
+        raw = (row for source in sources for row in source.rows())
+        with (
+            pa.OSFile(str(path), "wb") as file,
+            pa.ipc.new_stream(file, SCHEMA) as writer,
+            ThreadPoolExecutor() as pool,
+        ):
+            while chunk := list(islice(raw, CHUNK)):
+                kept = []
+                for row, made in zip(chunk, pool.map(self._checked, chunk), strict=True):
+                    if isinstance(made, dict):
+                        asked = hashlib.sha256(
+                            json.dumps([made["messages"], made["pixels"]]).encode()
+                        ).digest()
+                        place = f"{row.source} row {row.number}"
+                        if (first := known.setdefault(asked, place)) != place:
+                            made = f"same question and pictures as {first}"
+                    if isinstance(made, dict):
+                        kept.append(made)
+                    else:
+                        self._skip(row, made)
+                if kept:
+                    writer.write_batch(pa.RecordBatch.from_pylist(kept, SCHEMA))
+                count += len(kept)
+                report(f"checking rows of data.{split}", count, count + len(chunk))
+        if not count:
+            reason = f"; {self._line(*self.skipped[0])}" if self.skipped else ""
+            raise ValueError(f"data.{split} has no usable row{reason}")
+
+    def _skip(self, row: RawRow, reason: str) -> None:
+        self.skipped.append((row.source, row.number, reason))
+        if self.settings.on_bad_row == "stop":
+            raise ValueError(f"{self._line(*self.skipped[-1])}; mend the row or set data.on_bad_row: skip")
+
+    @staticmethod
+    def _line(source: str, number: int, reason: str) -> str:
+        return f"{source} row {number}: {reason}"
+
+    def _checked(self, raw: RawRow) -> dict[str, Any] | str:
+        """Return a row of the set, or why it cannot be used."""
+        if raw.values is None:
+            return raw.problem
+        try:
+            row = parse_row(raw.values, self.settings.columns, self.settings.system)
+            images = [reference(picture, raw.folder) for picture in row.pictures]
+            pixels, sizes = [], []
+            for image in images:
+                if image["path"] is not None:
+                    self.files[image["path"]] = _stat(image["path"])
+                picture = open_picture(image)
+                pixels.append(pixel_hash(picture))
+                sizes.append(list(picture.size))
+        except (RowError, PictureError) as error:
+            return str(error)
+        return {
+            "id": f"{self.settings.name}/{raw.source}:{raw.number}",
+            "source": raw.source,
+            "row": raw.number,
+            "messages": json.dumps(row.messages, ensure_ascii=False),
+            "images": images,
+            "pixels": pixels,
+            "sizes": sizes,
+            "question": row.question,
+            "answer": encode_accepted(row.answers),
+            "skill": row.skill,
+        }
+
+
+def _read(settings: OwnData, sources: dict[str, list[Source]], folder: Path) -> None:
+    """Read every split into a folder."""
+    reader, files = _Reader(settings), {}
+    with warnings.catch_warnings():  # pictures that large are refused
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        for split, of in sources.items():
+            files[split] = f"{split}.arrow"
+            reader.read(split, of, folder / files[split])
+    if isinstance(settings.eval, SplitFromTrain):
+        files["eval"] = files["train"]
+        pixels = datasets.Dataset.from_file(str(folder / files["train"]))["pixels"]
+        kept, held_out = _cut(list(pixels), settings.eval.split_from_train)
+        np.save(folder / "train.npy", kept)
+        np.save(folder / "eval.npy", held_out)
+    splits = {}
+    for split, file in files.items():
+        rows = datasets.Dataset.from_file(str(folder / file))
+        chosen = folder / f"{split}.npy"
+        splits[split] = rows.select(np.load(chosen)) if chosen.is_file() else rows
+    skipped = pd.DataFrame(reader.skipped, columns=["source", "row", "reason"])
+    skipped.astype({"row": "int64"}).to_parquet(folder / "skipped.parquet")
+    stats = [(path, *about) for path, about in sorted(reader.files.items())]
+    pd.DataFrame(stats, columns=["path", "size", "time"]).to_parquet(folder / "pictures.parquet")
+    about = {
+        "files": files,
+        "hashes": {split: _hash(rows) for split, rows in splits.items()},
+        "problems": list(_problems(settings, splits, skipped)),
+    }
+    write_atomic(folder / "about.json", json.dumps(about, indent=2))
+
+
+def _hash(rows: datasets.Dataset) -> str:
+    digest = hashlib.sha256()
+    columns = rows.select_columns(["id", "messages", "pixels", "question", "answer"])
+    for row in columns:
+        digest.update(json.dumps([*row.values()]).encode() + b"\n")
+    return digest.hexdigest()[:16]
+
+
+def _problems(settings: OwnData, splits: dict[str, datasets.Dataset], skipped: pd.DataFrame) -> Iterator[str]:
+    """Yield what the user should know, one line each."""
+    total = sum(map(len, splits.values()))
+    if len(skipped):
+        first = skipped.iloc[0]
+        yield (
+            f"{len(skipped)} of {total + len(skipped)} rows are skipped; the first is "
+            f"{first['source']} row {first['row']}: {first['reason']}"
+        )
+    for split, rows in splits.items():
+        if without := sum(answer == "" for answer in rows["answer"]):
+            yield f"{without} of {len(rows)} rows of {split} have no answer, so they get no accuracy reward"
+    if isinstance(settings.eval, SplitFromTrain) and len(splits["eval"]) != settings.eval.split_from_train:
+        wanted = settings.eval.split_from_train
+        yield (
+            f"eval has {len(splits['eval'])} rows instead of {wanted}: rows with a common picture stay together"
+        )
+    seen = {pixels for of_row in splits["train"]["pixels"] for pixels in of_row}
+    for split in list(splits)[1:]:
+        if shared := sum(bool(seen & set(of_row)) for of_row in splits[split]["pixels"]):
+            yield f"{shared} of {len(splits[split])} rows of {split} show a picture that train has, too"
+
+
+def _cut(pixels: Sequence[Sequence[str]], count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the rows to train on and at most ``count`` rows to hold out, without a common picture.
+
+    Rows that share a picture, directly or through others, stay together. Which are held out depends on the
+    pictures only, not on the order of the rows.
+
+    Raises:
+        ValueError: no rows would remain on one side.
+    """
+    if count >= len(pixels):
+        raise ValueError(f"data.eval.split_from_train is {count}, but train has {len(pixels)} usable rows")
+    parent = list(range(len(pixels)))
+
+    def root(row: int) -> int:
+        while parent[row] != row:
+            parent[row] = parent[parent[row]]
+            row = parent[row]
+        return row
+
+    first: dict[str, int] = {}
+    for row, of_row in enumerate(pixels):
+        for picture in of_row:
+            parent[root(row)] = root(first.setdefault(picture, row))
+    groups: dict[int, list[int]] = defaultdict(list)
+    for row in range(len(pixels)):
+        groups[root(row)].append(row)
+    ranks = {
+        name: min(
+            (hash_of(["eval", p]) for row in rows for p in pixels[row]), default=hash_of(["eval", name])
+        )
+        for name, rows in groups.items()
+    }
+    held_out: list[int] = []
+    for name in sorted(groups, key=lambda name: ranks[name]):
+        if len(held_out) + len(groups[name]) <= count:
+            held_out += groups[name]
+    if not held_out:
+        smallest = min(map(len, groups.values()))
+        raise ValueError(
+            f"data.eval.split_from_train is {count}, but at least {smallest} rows are linked by common "
+            "pictures; raise it, or give a file for eval"
+        )
+    kept = np.setdiff1d(np.arange(len(pixels)), held_out)
+    return kept, np.array(sorted(held_out))
