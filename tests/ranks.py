@@ -71,7 +71,7 @@ def trained(asked: Questions, folder: Path, options: dict[str, Any]) -> dict[str
 
     training.MastersTrainer = Watched  # type: ignore[misc]
     objective = Objective(LossOptions(**options), teachers, reference)
-    log = train(student, asked, examples(asked, seen["read"]), objective, BUDGET, folder, "ranks", "cpu")
+    log = train(student, asked, examples(asked, seen["read"]), objective, BUDGET, folder, "ranks")
     training.MastersTrainer = MastersTrainer  # type: ignore[misc]
     weights = {name: value.clone() for name, value in student.state_dict().items()}
     return seen | {"log": log.to_dict("list"), "weights": weights, "left": folder.exists()}
@@ -89,7 +89,7 @@ def decided(asked: Questions, folder: Path) -> list[dict[str, Any]]:
             patch.setattr(plateau, "PATIENCE", 1)
             given, stages = small.decided(asked, BUDGET, seen, measured)
         objective = Objective(LossOptions(), teachers, reference)
-        log = train(student, asked, given, objective, BUDGET, folder, "ranks", "cpu", plateau=stages)
+        log = train(student, asked, given, objective, BUDGET, folder, "ranks", plateau=stages)
         made.append({"log": log.to_dict("list"), "stages": seen[:: len(seen) // BUDGET.steps]})
     return made
 
@@ -124,7 +124,7 @@ def resumed(asked: Questions, folder: Path) -> dict[str, Any]:
     """Interrupted on all ranks after the checkpoint of step 4, and started again."""
     training.MastersTrainer = stopped_at(5, KeyboardInterrupt(), (0, 1))  # type: ignore[misc]
     student, teachers, reference = models()
-    rest: tuple[Any, ...] = (Objective(LossOptions(), teachers, reference), BUDGET, folder, "ranks", "cpu")
+    rest: tuple[Any, ...] = (Objective(LossOptions(), teachers, reference), BUDGET, folder, "ranks")
     try:
         train(student, asked, examples(asked, []), *rest)
     except KeyboardInterrupt:
@@ -138,7 +138,7 @@ def diverged(asked: Questions, folder: Path) -> str:
     """What every rank is told when the loss of one is NaN."""
     training.MastersTrainer = stopped_at(2, None, (distributed.world_size() - 1,))  # type: ignore[misc]
     student, teachers, reference = models()
-    rest: tuple[Any, ...] = (Objective(LossOptions(), teachers, reference), BUDGET, folder, "ranks", "cpu")
+    rest: tuple[Any, ...] = (Objective(LossOptions(), teachers, reference), BUDGET, folder, "ranks")
     try:
         train(student, asked, examples(asked, []), *rest)
     except Diverged as error:

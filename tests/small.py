@@ -148,5 +148,4 @@ if __name__ == "__main__":
         BUDGET,
         where / "run",
         "killed",
-        "cpu",
     )

@@ -15,7 +15,7 @@ from filelock import FileLock
 
 from masters.data.labels import CAPTION_PROMPT
 from masters.data.questions import Questions, prompt_text
-from masters.models.loading import build, load, parameter_count
+from masters.models.loading import build, device, load, parameter_count
 from masters.responses.source import Source
 from masters.runtime.files import write_folder
 from masters.runtime.keys import hash_of
@@ -50,7 +50,8 @@ def train_rung(
         if (folder / "config.json").is_file():
             return
         seed = (int(hash_of(name), 16) + replicate) % 2**31
-        model, _ = build(spec, _words(processor), seed)
+        model: Any = build(spec, _words(processor), seed)[0]
+        model.to(device())
         examples = _examples(spec, processor, questions, labels, seed)
         budget = Budget(
             spec.steps,

@@ -38,7 +38,7 @@ from masters.experiments.curriculum import (
 from masters.experiments.evaluation import evaluate, unanswered
 from masters.experiments.lab import Lab
 from masters.experiments.refreshing import first_step, refreshed
-from masters.models.loading import load
+from masters.models.loading import load, save_student, stored_dtype
 from masters.objective.diagnostics import NotFinite
 from masters.responses.source import Source
 from masters.runtime import distributed
@@ -108,8 +108,7 @@ def run(lab: Lab, spec: RunSpec, seed: int, folder: Path, split: str = "test") -
             predictions.to_parquet(target / "predictions.parquet")
             if len(log):
                 log.to_parquet(target / "log.parquet")
-                model.save_pretrained(target / "model")
-                processor.save_pretrained(target / "model")
+                save_student(model, processor, target / "model", stored_dtype(lab.folder(spec.student)))
             (target / "result.json").write_text(json.dumps(row))
 
         write_folder(folder, save)

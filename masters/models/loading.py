@@ -7,11 +7,12 @@ knows whether a model is small.
 
 import hashlib
 import math
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import (
     AutoModelForImageTextToText,
@@ -42,6 +43,8 @@ SPECIAL = {
     "assistant": "<assistant>",
     "eos": "<end>",
 }
+# As safetensors names them.
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 CHAT_TEMPLATE = (
     "{% for message in messages %}<{{ message['role'] }}> "
     "{% for part in message['content'] %}"
@@ -71,8 +74,57 @@ def load(name_or_folder: str | Path) -> tuple[PreTrainedModel, Any]:
             f"cannot load a vision-language model from {str(name_or_folder)!r}: {reason}; "
             "give a hub name or a folder with config.json and *.safetensors"
         ) from None
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return model.to(device).eval(), processor  # type: ignore[arg-type]  # a decorator hides the parameter's type
+    return model.to(device()).eval(), processor  # type: ignore[arg-type]  # a decorator hides the parameter's type
+
+
+def device() -> torch.device:
+    """Return the GPU if there is one, otherwise the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def safetensors_headers(folder: str | Path) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+    """Return type and shape of each stored weight, read from the headers of the files without the weights.
+
+    Raises:
+        ValueError: the folder has no ``*.safetensors``, or a damaged one.
+    """
+    found: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}
+    for path in sorted(Path(folder).glob("*.safetensors")):
+        try:
+            with safe_open(path, "pt") as file:
+                for name in file.keys():  # noqa: SIM118, it is no dict
+                    stored = file.get_slice(name)
+                    found[name] = _DTYPES.get(stored.get_dtype(), torch.uint8), tuple(stored.get_shape())
+        except SafetensorError:
+            raise ValueError(f"{path} is damaged: download or save the model again") from None
+    if not found:
+        raise ValueError(f"{folder} has no *.safetensors: save the model with save_pretrained")
+    return found
+
+
+def stored_dtype(folder: str | Path) -> torch.dtype:
+    """Return the floating type that holds most of a folder's weights; float32 if none does.
+
+    Raises:
+        ValueError: the folder has no ``*.safetensors``, or a damaged one.
+    """
+    counts: Counter[torch.dtype] = Counter()
+    for dtype, shape in safetensors_headers(folder).values():
+        if dtype.is_floating_point:
+            counts[dtype] += math.prod(shape)
+    return counts.most_common(1)[0][0] if counts else torch.float32
+
+
+def save_student(model: PreTrainedModel, processor: Any, folder: str | Path, dtype: torch.dtype) -> None:
+    """Round the weights of a model to a type, in place, and save it with its processor.
+
+    The model in memory is then the saved one, so an evaluation of it holds for the folder. Buffers keep their
+    type: rounded positions would not be those of the model when loaded.
+    """
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
 
 
 def build(spec: ModelSpec, words: list[str], seed: int) -> tuple[PreTrainedModel, Any]:

@@ -44,11 +44,6 @@ def asked_for() -> str | None:
     return None
 
 
-def needs_cpu() -> bool:
-    """Return whether accelerate needs ``use_cpu``; without it, each rank would train alone."""
-    return world_size() > 1 and not torch.accelerator.is_available() and asked_for() != "DEEPSPEED"
-
-
 def begin() -> None:
     """Join the process group, before the first :func:`wait`; do nothing in a single process."""
     if world_size() == 1 or dist.is_initialized():

@@ -1,14 +1,15 @@
-"""What :class:`masters.settings.Fit` makes of a student: LoRA, bfloat16, gradient checkpointing,
-accumulation.
+"""The student in training: float32 weights, and the memory savings of :class:`masters.settings.Fit`.
 
-The idea of LoRA (arXiv 2106.09685): a weight W stays, and ``W + alpha / rank * B A`` is used, where only A
-and B, of ``rank`` rows and columns, are trained. In the end the product is added to W, so what is evaluated
-and saved is an ordinary model.
+Weights are always trained in float32, whatever type they are stored in. bfloat16 has 8 significant bits: at
+the paper's learning rate, 1e-6, a step is smaller than the last bit of almost every weight and would be lost.
+With ``bf16`` the forward and backward pass compute in bfloat16; weights and optimizer states stay in float32.
 
-bfloat16 has 8 bits: at the paper's learning rate, 1e-6, a step is below the last bit of almost every weight
-and would be lost. So weights and optimiser are kept in float32, and only what is computed is in bfloat16.
+LoRA (arXiv 2106.09685) freezes a weight W and uses ``W + alpha / rank * B A``, where only A and B, with
+``rank`` rows and columns, are trained. After training the product is added to W in float32, so the result is
+an ordinary model.
 
-Departures from the paper: all of this; nothing is switched on unless a profile asks for it.
+Departures from the paper: LoRA, bf16, gradient checkpointing and accumulation are off unless a profile sets
+them.
 """
 
 from typing import Any
@@ -21,15 +22,13 @@ from masters.settings import Fit
 
 
 def prepare(model: PreTrainedModel, fit: Fit, seed: int) -> Any:
-    """What is trained in the place of a model: itself, or itself with adapters.
+    """Convert the weights to float32, add adapters if LoRA is set, and return the model to train.
 
     Args:
-        model: changed in place, by float32 weights and by adapters.
-        fit: the settings.
-        seed: of the adapters' initial values.
+        model: changed in place.
+        seed: seed of the adapters' initial values.
     """
-    if fit.bf16:
-        model.float()
+    model.float()
     if fit.lora is None:
         return model
     # "all-linear" leaves out the output head.
@@ -40,19 +39,19 @@ def prepare(model: PreTrainedModel, fit: Fit, seed: int) -> Any:
 
 
 def whole(model: Any) -> PreTrainedModel:
-    """The model without the shell that adapters put around it; the adapters stay in its layers."""
+    """Return the model inside the wrapper that LoRA adds; the adapters stay in its layers."""
     inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     return inner
 
 
 def finish(model: Any) -> None:
-    """Add what adapters have learned to the weights, and take them away."""
+    """Merge adapters into the weights, in float32, and remove them; do nothing without adapters."""
     if isinstance(model, PeftModel):
         model.merge_and_unload().requires_grad_(True)
 
 
 def arguments(fit: Fit) -> dict[str, Any]:
-    """What ``transformers.TrainingArguments`` must know of the settings."""
+    """Return the settings as arguments of ``transformers.TrainingArguments``."""
     wanted: dict[str, Any] = {"bf16": fit.bf16, "gradient_accumulation_steps": fit.accumulate}
     if fit.gradient_checkpointing:
         wanted["activation_checkpointing"] = True

@@ -11,12 +11,14 @@ Which question is seen when, with which teacher at which mask ratio, is fixed be
 import copy
 import logging
 import shutil
+import sys
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, TrainingArguments
 
 from masters.data.questions import Questions
@@ -75,7 +77,6 @@ def train(
     budget: Budget,
     folder: Path,
     name: str,
-    device: str | None = None,
     fit: Fit | None = None,
     watch: Watch | None = None,
     goes_on: bool = False,
@@ -88,14 +89,13 @@ def train(
     with FSDP2 teachers and reference are in shards from then on.
 
     Args:
-        model: what is trained, in its initial state.
+        model: in its initial state, on the device to train on; its weights become float32.
         questions: what the examples refer to.
         examples: in the order of the steps.
         objective: what is minimised.
         budget: steps, batch, learning rate, seed.
         folder: for checkpoints; removed when training ends.
         name: of the run, for progress and messages.
-        device: None takes the device ``transformers`` finds.
         fit: LoRA, gradient checkpointing, bfloat16, accumulation; None: none of them.
         watch: when the run counts as diverged, and what is logged beside the loss.
         goes_on: the folder stays, with a checkpoint of the last step: a call with more steps begins there.
@@ -142,12 +142,16 @@ def train(
         report_to=[],
         disable_tqdm=True,
         remove_unused_columns=False,
-        use_cpu=device == "cpu" or distributed.needs_cpu(),
+        # Without use_cpu accelerate refuses bf16 on a CPU, and each rank of a CPU would train alone.
+        use_cpu=model.device.type == "cpu" and sharded != "DEEPSPEED",
         dataloader_pin_memory=False,
         ddp_find_unused_parameters=True,  # a vision tower has layers whose output nobody reads
         **adapters.arguments(fit),
     )
     place = model.device
+    if model.dtype != torch.float32 and distributed.rank() == 0:
+        stored = str(model.dtype).removeprefix("torch.")
+        print(f"{name}: the {stored} weights are trained in float32", file=sys.stderr, flush=True)
     readable = fitting.fit([model, *objective.beside], questions)
     if sharded == "FSDP":
         distributed.name_layers(model)

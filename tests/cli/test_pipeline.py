@@ -97,7 +97,7 @@ def setting(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         ]
         budget = Budget(steps=30, batch=4, learning_rate=1e-2, log_every=10)
         examples = Examples(120, lambda position: Example(position % 8, [labels[position % 8]]))
-        train(model, asked, examples, Objective(), budget, data / "run", "teacher", "cpu")
+        train(model, asked, examples, Objective(), budget, data / "run", "teacher")
         model.save_pretrained(folder)
         yield Setting(model, processor, asked, folder)
 
@@ -172,7 +172,7 @@ def test_a_student_learns_from_judged_responses_of_a_masked_teacher(setting: Set
     vocabulary = len(setting.processor.tokenizer)
     objective = Objective(LossOptions(), [setting.model], reference, vocabulary)
     log = train(
-        student, setting.questions, Examples(240, make), objective, budget, tmp_path / "run", "student", "cpu"
+        student, setting.questions, Examples(240, make), objective, budget, tmp_path / "run", "student"
     )
     assert log["divergence"].iloc[-1] < 0.75 * log["divergence"].iloc[0]
     assert setting.accuracy(student) >= before + 0.5

@@ -251,7 +251,7 @@ def test_training_with_flex_attention_gives_the_losses_of_sdpa(
         monkeypatch.setattr(training, "MastersTrainer", Watched)
         budget = Budget(steps=2, batch=3, learning_rate=1e-3, schedule="constant", log_every=1)
         objective = Objective(LossOptions(), [teacher], before)
-        log = train(student, questions, Examples(6, make), objective, budget, tmp_path / name, name, "cpu")
+        log = train(student, questions, Examples(6, make), objective, budget, tmp_path / name, name)
         assert not any(map(is_flex, models)), "generation needs them as they were"
         return log["loss"].tolist(), used
 

@@ -188,7 +188,7 @@ def trained(family: str, folder: Path) -> pd.DataFrame:
         return Example(index, here.responses[index], accuracy=np.array([1, 0, 1]))
 
     objective = Objective(LossOptions(), [teacher], reference)
-    return train(student, questions, Examples(6, make), objective, budget, folder / "run", "t", "cpu")
+    return train(student, questions, Examples(6, make), objective, budget, folder / "run", "t")
 
 
 @pytest.mark.parametrize("family", ["llava", "qwen3_vl"])

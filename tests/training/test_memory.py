@@ -179,7 +179,7 @@ def test_out_of_memory_is_one_line_with_the_setting_to_change(
 
     monkeypatch.setattr(trainer, "response_projection", full)
     student, _ = small.build()
-    run = (small.labelled(asked), Objective(), small.BUDGET, tmp_path / "run", "a run", "cpu")
+    run = (small.labelled(asked), Objective(), small.BUDGET, tmp_path / "run", "a run")
     with pytest.raises(MemoryError, match=r"^a run: out of memory; set distillation") as caught:
         train(student, asked, *run)
     assert "fit.accumulate: 2" in str(caught.value) and "\n" not in str(caught.value)
@@ -192,4 +192,4 @@ def test_other_errors_are_told_as_they_are(asked: Questions, tmp_path: Path) -> 
     budget = small.BUDGET
     examples = Examples(budget.steps * budget.batch, broken)
     with pytest.raises(RuntimeError, match="something else"):
-        train(small.build()[0], asked, examples, Objective(), budget, tmp_path / "run", "a run", "cpu")
+        train(small.build()[0], asked, examples, Objective(), budget, tmp_path / "run", "a run")

@@ -166,7 +166,7 @@ def trained(asked: Questions, folder: Path, seen: list[tuple[int, float]]) -> tu
         small.decided(asked, BUDGET, seen),
         Objective(LossOptions(), [teacher], reference),
     )
-    log = train(student, asked, examples, objective, BUDGET, folder, "plateau", "cpu", plateau=stages)
+    log = train(student, asked, examples, objective, BUDGET, folder, "plateau", plateau=stages)
     return weights_hash(student), log
 
 

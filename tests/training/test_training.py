@@ -61,7 +61,7 @@ def trainer(objective: Objective, model: PreTrainedModel, asked: Questions, fold
 
 def supervised(asked: Questions, folder: Path, budget: Budget = small.BUDGET) -> tuple[str, pd.DataFrame]:
     model, _ = small.build()
-    log = train(model, asked, small.labelled(asked, budget), Objective(), budget, folder, "test", "cpu")
+    log = train(model, asked, small.labelled(asked, budget), Objective(), budget, folder, "test")
     return weights_hash(model), log
 
 
@@ -69,7 +69,7 @@ def test_the_loss_goes_down_and_the_pictures_are_told_apart(asked: Questions, tm
     budget = Budget(steps=60, batch=4, learning_rate=1e-2, log_every=10)
     model, _ = small.build()
     log = train(
-        model, asked, small.labelled(asked, budget), Objective(), budget, tmp_path / "run", "test", "cpu"
+        model, asked, small.labelled(asked, budget), Objective(), budget, tmp_path / "run", "test"
     )
     assert list(log["step"]) == [10, 20, 30, 40, 50, 60]
     assert log["loss"].iloc[0] > 0.5 and log["loss"].iloc[-1] < 0.1
@@ -97,7 +97,7 @@ def test_a_run_in_two_parts_has_the_learning_rates_of_the_whole(asked: Questions
         model, _ = small.build()
         part = replace(budget, steps=steps)
         read = Examples(steps * 2, examples.make)
-        train(model, asked, read, Objective(), part, tmp_path / "run", "test", "cpu", goes_on=steps < 8)
+        train(model, asked, read, Objective(), part, tmp_path / "run", "test", goes_on=steps < 8)
     assert weights_hash(model) == whole
 
 
@@ -127,7 +127,7 @@ def test_a_killed_training_goes_on_and_ends_bit_for_bit_as_if_undisturbed(
 
     model, _ = small.build()
     again = Examples(len(examples), watched)
-    log = train(model, asked, again, Objective(), small.BUDGET, run, "resumed", "cpu")
+    log = train(model, asked, again, Objective(), small.BUDGET, run, "resumed")
     expected, whole_log = supervised(asked, tmp_path / "undisturbed")
     assert weights_hash(model) == expected
     assert list(log["step"]) == list(range(1, 9))
@@ -207,7 +207,7 @@ def test_each_stage_has_its_teacher_and_its_mask_and_the_teachers_come_back(
     monkeypatch.setattr(trainer_module, "response_projection", watching)
     budget = Budget(steps=8, batch=2, learning_rate=1e-3, schedule="constant", log_every=1)
     objective = Objective(LossOptions(rewards=()), teachers)
-    log = train(student, asked, grouped(asked, STAGES, budget), objective, budget, tmp_path / "r", "t", "cpu")
+    log = train(student, asked, grouped(asked, STAGES, budget), objective, budget, tmp_path / "r", "t")
     expected = [stage for stage in STAGES for _ in range(2)]
     assert [index for index, _ in seen] == [index for index, _ in expected]
     assert [ratio for _, ratio in seen] == pytest.approx([ratio for _, ratio in expected], abs=0.01)
@@ -228,7 +228,7 @@ def test_output_heads_of_different_sizes_are_compared_on_the_tokens_alone(
         teacher.resize_token_embeddings(tokens + extra, mean_resizing=False)
         objective = Objective(LossOptions(), [teacher], reference, vocabulary=tokens)
         examples = grouped(asked, [(0, 0.0)], budget)
-        log = train(student, asked, examples, objective, budget, tmp_path / f"r{extra}", "t", "cpu")
+        log = train(student, asked, examples, objective, budget, tmp_path / f"r{extra}", "t")
         losses.append(list(log["loss"]))
     assert losses[0] == losses[1]
 
@@ -251,7 +251,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_one_line(asked: Questions,
     with torch.no_grad():
         next(model.parameters()).fill_(float("nan"))
     with pytest.raises(FloatingPointError, match="loss is nan at step 0; lower the learning rate") as caught:
-        train(model, asked, small.labelled(asked), Objective(), small.BUDGET, tmp_path / "r", "t", "cpu")
+        train(model, asked, small.labelled(asked), Objective(), small.BUDGET, tmp_path / "r", "t")
     assert "\n" not in str(caught.value)
 
 
@@ -259,7 +259,7 @@ def test_a_wrong_number_of_examples_is_refused(asked: Questions, tmp_path: Path)
     model, _ = small.build()
     short = Examples(15, small.labelled(asked).make)
     with pytest.raises(ValueError, match="short run: 15 examples for 8 steps of 2"):
-        train(model, asked, short, Objective(), small.BUDGET, tmp_path / "r", "short run", "cpu")
+        train(model, asked, short, Objective(), small.BUDGET, tmp_path / "r", "short run")
 
 
 def test_the_trajectory_of_masters_is_the_recorded_one(asked: Questions, tmp_path: Path) -> None:
@@ -268,7 +268,7 @@ def test_the_trajectory_of_masters_is_the_recorded_one(asked: Questions, tmp_pat
     budget = Budget(steps=12, batch=2, learning_rate=3e-3, schedule="constant", log_every=1)
     examples = grouped(asked, [(0, 0.0), (0, 0.1), (0, 0.2)], budget)
     objective = Objective(LossOptions(), [teacher], reference)
-    log = train(student, asked, examples, objective, budget, tmp_path / "run", "golden", "cpu")
+    log = train(student, asked, examples, objective, budget, tmp_path / "run", "golden")
     loss = log["loss"]
     assert list(loss) == pytest.approx(list(log["divergence"] + log["policy"] + 0.1 * log["kl"]), abs=1e-6)
     if os.environ.get("MASTERS_GOLDEN") == "write":
