@@ -257,6 +257,9 @@ class Profile(Strict):
     judge: LanguageJudge | None = Field(
         None, description="judge of the arms with judge=llm, and of the corpus in notebook 4"
     )
+    data: OwnData | None = Field(None, description="questions of your own, in place of the tasks")
+    reward: str = Field("rule", description="judge of own questions, see masters.judges.scorers")
+    folder: str = Field("", description="folder that relative paths of data and reward start from")
     distillation: Distillation
 
 

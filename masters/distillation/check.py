@@ -20,9 +20,9 @@ from masters.experiments.arms import RunSpec
 from masters.experiments.curriculum import all_stages, wanted_responses
 from masters.experiments.lab import Lab
 from masters.experiments.response_plan import ResponsePlan
-from masters.models.loading import parameter_count, skeleton
+from masters.models.loading import parameter_count
 from masters.objective.topk import bytes_per_token
-from masters.training.memory import Shape, estimate, patches
+from masters.training.memory import Shape, estimate, patches, skeleton
 
 GIB = 2**30
 # Share of the measured matrix products per second: reading or learning, and generating token by token.
@@ -93,26 +93,27 @@ def estimate_run(lab: Lab, spec: RunSpec, sample: Questions, evaluated: int, out
     n = max((sum(w.n for w in wanted_responses(spec, stage)) for stage in stages), default=1)
     prompts = [len(sample.prompt(index)) for index in range(len(sample))]
     questions, mean = settings.questions, float(np.mean(prompts))
-    pictures = sample.image_features([0])
-    values = sum(tensor.numel() * tensor.element_size() for tensor in sample.image_features(range(len(sample))).values())
+    pictures = [sample.image_features([index]) for index in range(len(sample))]
 
     at_once = min(n, settings.fit.responses_at_once or n)
     rows = max(1, spec.batch // settings.fit.accumulate)
     try:
+        config = models[spec.student].config
+        seen = [patches(config, of["pixel_values"]) for of in pictures if of]
         step: int | None = estimate(
             models[spec.student],
             Shape(
                 questions=rows,
                 length=max(prompts) + at_once * longest,
                 tokens=rows * n * longest,
-                patches=rows * patches(models[spec.student].config, pictures["pixel_values"]),
+                patches=rows * max(seen, default=0),
                 vocabulary=vocabulary,
             ),
             settings.fit,
             () if settings.cache_teacher else tuple(models[name] for name in spec.teachers),
             spec.r_max,
         ).total
-    except (AttributeError, KeyError, TypeError):  # a config that names its sizes otherwise
+    except (AttributeError, KeyError, TypeError, ValueError):  # a config that names its sizes otherwise
         step = None
     largest = max(models, key=lambda name: weights[name])
     stored = sum(p.numel() * p.element_size() for p in models[largest].parameters())
@@ -121,11 +122,11 @@ def estimate_run(lab: Lab, spec: RunSpec, sample: Questions, evaluated: int, out
     for wanted in plan.responses:
         generated[wanted.model] += wanted.n * questions
     responses = sum(generated.values())
-    per_token = 2 * vocabulary if settings.top_k_logprobs is None else bytes_per_token(vocabulary, settings.top_k_logprobs)
+    top_k = settings.top_k_logprobs
+    per_token = 2 * vocabulary if top_k is None else bytes_per_token(vocabulary, top_k)
     scored = sum(w.responses.n for w in plan.scores) * questions * longest
     trained = 4 * weights[spec.student]
     disk = {
-        "pictures": int(values / len(sample) * questions),
         "responses": responses * longest * RESPONSE_BYTES,
         "teacher log-probabilities": scored * per_token,
         "checkpoints": 2 * 3 * trained,

@@ -90,7 +90,7 @@ def write_scores(folder: Path, found: dict[str, Interval], questions: int) -> No
 
 def resolved(run: RunFile) -> str:
     """Return the run file with every parameter, as YAML."""
-    content = run.model_dump(mode="json", exclude={"folder"})
+    content = run.model_dump(mode="json", exclude={"file"})
     return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
 
 

@@ -10,7 +10,7 @@ import os
 import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from masters.experiments.arms import RunSpec
 from masters.experiments.lab import Lab
 from masters.experiments.response_plan import ResponsePlan, prepare
 from masters.experiments.run import distil
-from masters.models.loading import load, save_student
+from masters.models.loading import load, save_student, stored_dtype
 from masters.own_data.question_set import OwnQuestions, encode_own, load_own_data
 from masters.runtime import distributed
 from masters.runtime.files import write_atomic, write_folder
@@ -118,6 +118,8 @@ def _prepare(run: RunFile, say: Say) -> Prepared:
     train = own.splits["train"]
     counts = ", ".join(f"{split} {len(rows):,}" for split, rows in own.splits.items())
     say(f"data: {counts} questions; {len(own.skipped):,} rows skipped")
+    for problem in own.problems:
+        say(f"data: {problem}")
     profile = run.profile(len(train))
     labelled = sum(answer != "" for answer in train["answer"])
     spec = run.spec(profile, labelled > 0)
@@ -126,19 +128,27 @@ def _prepare(run: RunFile, say: Say) -> Prepared:
             f"method {run.method!r} learns from answers, and {len(train) - labelled} training questions have "
             "none: remove these rows or choose a method that learns from responses, such as masters"
         )
-    if not labelled:
-        say("no training question has an answer: there is no accuracy reward")
     if "eval" not in own.splits and "test" not in own.splits:
         say("no evaluation: set data.eval to a file or to {split_from_train: 500}")
     lab = Lab(profile)
     vocabulary = len(lab.processor.tokenizer)  # reads every processor: student and teachers must agree
+    if (profile.distillation.top_k_logprobs or 0) >= vocabulary:
+        everything = profile.distillation.model_copy(update={"top_k_logprobs": None})
+        lab = Lab(profile.model_copy(update={"distillation": everything}))
     teachers = ", ".join(f"teacher {name}" for name in run.teachers) or "no teacher"
     say(f"student {run.student}, {teachers}, vocabulary {vocabulary:,}, {spec.steps:,} steps")
     return Prepared(run, own, lab, spec)
 
 
 def _estimate(prepared: Prepared, say: Say) -> None:
-    sample = encode_own(prepared.own, "train", prepared.lab.processor, SAMPLE)
+    own = prepared.own
+    rows = own.splits["train"]
+    few = replace(
+        own,
+        splits={"train": rows.select(range(min(SAMPLE, len(rows))))},
+        hashes={"train": f"{own.hashes['train']}-{SAMPLE}"},
+    )
+    sample = encode_own(few, "train", prepared.lab.processor)
     split = prepared.evaluation
     evaluated = len(prepared.own.splits[split]) if split else 0
     for line in estimate_run(prepared.lab, prepared.spec, sample, evaluated, prepared.run.output).lines():
@@ -155,7 +165,7 @@ def _train(prepared: Prepared, say: Say) -> None:
     if distributed.rank() == 0:
 
         def save(folder: Path) -> None:
-            save_student(model, processor, student, folder)
+            save_student(model, processor, folder, stored_dtype(student))
             write_atomic(folder / "README.md", card(run, len(prepared.own.splits["train"]), {}, 0))
 
         write_folder(run.output / "model", save)

@@ -1,12 +1,11 @@
 """The run file: which student learns from which teachers on what data, and where the result goes."""
 
-import os
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import yaml
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from masters.experiments.arms import CHANGES, RunSpec, arm
 from masters.masking.schedule import MaskSchedule
@@ -29,9 +28,14 @@ from masters.settings import (
 )
 
 MAX_BYTES = 1_000_000  # of a run file
-# Rungs of one to four teachers, weakest first.
-TEACHERS = ("small", "mid", "large", "huge")
-NAMES: dict[int, tuple[str, ...]] = {0: (), 1: ("large",), 2: ("mid", "large"), 3: ("small", "mid", "large"), 4: TEACHERS}
+# Names of one to four teachers in the profile, in the order in which they teach.
+NAMES: dict[int, tuple[str, ...]] = {
+    0: (),
+    1: ("large",),
+    2: ("mid", "large"),
+    3: ("small", "mid", "large"),
+    4: ("small", "mid", "large", "huge"),
+}
 
 
 class Mask(Strict):
@@ -41,24 +45,12 @@ class Mask(Strict):
     step: Positive = Field(0.05, description="how much the ratio falls per stage; paper: 0.05")
 
 
-class ResponseOptions(Strict):
-    """Responses that student and teachers generate before training."""
+class ResponseOptions(Sampling, Generation):
+    """Responses that student and teachers generate before training: how many, drawn how, by which engine."""
 
     teacher: int = Field(4, ge=0, description="per question and mask ratio; paper: 4")
     student: int = Field(4, ge=0, description="per question; paper: 4")
     max_new_tokens: Count = Field(512, description="tokens per response; paper: not given")
-    temperature: Positive = Field(1.0, description="paper: 1.0")
-    top_p: float = Field(0.9, gt=0, le=1, description="paper: 0.9")
-    top_k: int = Field(50, ge=0, description="paper: 50; 0 disables top-k")
-    repetition_penalty: Positive = Field(1.05, description="paper: 1.05")
-    engine: Literal["transformers", "vllm", "openai"] = "transformers"
-    vllm: dict[str, Any] = Field({}, description="engine vllm: arguments of vllm.LLM")
-    server: str | None = Field(None, description="engine openai: address of the server")
-    served_as: str = Field("{model}-{ratio}", description="engine openai: the server's name of a model")
-    concurrency: Count = Field(16, description="engine openai: requests in flight")
-    batch: Count | Literal["auto"] = Field(
-        "auto", description="responses generated at once; auto: from the free memory"
-    )
 
 
 class TeacherCache(Strict):
@@ -71,33 +63,23 @@ class Loss(Strict, LossOptions):
     """Options of the loss that differ from the paper's."""
 
 
-class Training(Strict):
+class Training(Fit, TrainerOptions):
     """How the student is trained."""
 
     learning_rate: Positive = Field(1e-6, description="paper: 1e-6")
     lr_schedule: Literal["constant", "linear"] = Field("constant", description="paper: constant")
     epochs: Positive = Field(1, description="passes over the training questions")
     batch: Count = Field(16, description="questions per step, on all devices together")
-    accumulate: Count = Field(1, description="gradient accumulation steps per batch")
-    responses_at_once: Count | None = Field(None, description="responses per forward pass")
-    gradient_checkpointing: bool = False
-    bf16: bool = Field(False, description="compute in bfloat16; weights are trained in float32 either way")
-    lora: Lora | None = None
-    warmup_ratio: float = Field(0, ge=0, lt=1)
-    max_grad_norm: Positive = 1.0
-    optim: str = "adamw_torch_fused"
     save_steps: Count = Field(200, description="steps between checkpoints")
-    report_to: tuple[str, ...] = Field((), description="trackers of transformers, such as tensorboard")
     push_to_hub: str | None = Field(None, description="hub name to upload the trained student to")
-    seed: int = Field(0, ge=0, lt=2**32)
-    args: dict[str, Any] = Field({}, description="other arguments of transformers.TrainingArguments")
+    seed: int = Field(0, ge=0, lt=2**32, description="seed of the question order")
 
 
 class RunFile(Strict):
     """A run file, checked.
 
     Attributes:
-        folder: where relative paths start: the folder of the file.
+        file: the file itself; relative paths start at its folder.
     """
 
     student: str = Field(description="hub name or folder of the student")
@@ -114,7 +96,7 @@ class RunFile(Strict):
     processes: Count | None = Field(
         None, description="processes that generate and score; default: one per GPU, or one"
     )
-    folder: Path = Path()
+    file: Path
 
     @field_validator("teachers", mode="before")
     @classmethod
@@ -133,6 +115,11 @@ class RunFile(Strict):
         if not self.teachers and not self.learns_from_labels_alone:
             raise ValueError(f"method {self.method!r} needs a teacher: name one in teachers")
         return self
+
+    @property
+    def folder(self) -> Path:
+        """The folder at which relative paths start."""
+        return self.file.parent
 
     @property
     def learns_from_labels_alone(self) -> bool:
@@ -181,29 +168,29 @@ class RunFile(Strict):
             test_questions=1,
             ladder={rung: ModelSpec(path=path) for rung, path in self.rungs().items()},
             sampling=Sampling(**options.model_dump(include=set(Sampling.model_fields))),
-            generation=Generation(
-                **options.model_dump(include=set(Generation.model_fields) - {"batch"}),
-                batch=None if options.batch == "auto" else options.batch,
-            ),
+            generation=Generation(**options.model_dump(include=set(Generation.model_fields))),
             judge=self.reward["llm"] if isinstance(self.reward, dict) else None,
             data=self.data,
             reward=self.reward if isinstance(self.reward, str) else "rule",
             folder=str(self.folder),
-            distillation=Distillation(
-                questions=questions,
-                steps=steps,
-                batch=batch,
-                learning_rate=training.learning_rate,
-                lr_schedule=training.lr_schedule,
-                cache_teacher=cache != "live",
-                top_k_logprobs=None if cache == "live" else cache.top_k,
-                teacher_responses=options.teacher,
-                student_responses=options.student,
-                r_max=self.mask.r_max,
-                r_step=self.mask.step,
-                fit=Fit(**training.model_dump(include=set(Fit.model_fields))),
-                trainer=TrainerOptions(**training.model_dump(include=set(TrainerOptions.model_fields))),
-                **self.loss.loss_options().model_dump(),
+            distillation=Distillation.checked(
+                {
+                    "questions": questions,
+                    "steps": steps,
+                    "batch": batch,
+                    "learning_rate": training.learning_rate,
+                    "lr_schedule": training.lr_schedule,
+                    "cache_teacher": cache != "live",
+                    "top_k_logprobs": None if cache == "live" else cache.top_k,
+                    "teacher_responses": options.teacher,
+                    "student_responses": options.student,
+                    "r_max": self.mask.r_max,
+                    "r_step": self.mask.step,
+                    "fit": training.model_dump(include=set(Fit.model_fields)),
+                    "trainer": training.model_dump(include=set(TrainerOptions.model_fields)),
+                    **self.loss.loss_options().model_dump(),
+                },
+                self.file,
             ),
         )
 
@@ -243,9 +230,9 @@ def load_run_file(path: Path | str) -> RunFile:
         raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold 'name: value' lines but holds {type(content).__name__}")
-    if "folder" in content:
-        raise ValueError(f"{path}: folder is not a parameter; relative paths start at the folder of the file")
-    return RunFile.checked(content | {"folder": path.absolute().parent}, path)
+    if "file" in content:
+        raise ValueError(f"{path}: file is not a parameter")
+    return RunFile.checked(content | {"file": path.absolute()}, path)
 
 
 def from_options(options: dict[str, Any]) -> RunFile:
@@ -254,4 +241,4 @@ def from_options(options: dict[str, Any]) -> RunFile:
     Raises:
         ValueError: as :func:`load_run_file`.
     """
-    return RunFile.checked(options | {"folder": Path(os.getcwd())}, Path("masters.distill"))
+    return RunFile.checked(options | {"file": Path.cwd() / "masters.distill"}, Path("masters.distill"))

@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 from huggingface_hub import snapshot_download
 
-from masters.data.labels import REGISTERS
+from masters.data.labels import REGISTERS, accepted
 from masters.data.questions import Questions, Ragged, load_questions, training_labels
 from masters.data.tasks import vocabulary
 from masters.experiments.arms import LABELS
@@ -32,6 +32,7 @@ from masters.judges.llm import LLMJudge
 from masters.judges.rule import RuleJudge
 from masters.masking.choice import PAPERS, MaskChoice
 from masters.models.calibration import calibrated
+from masters.own_data.question_set import OwnQuestions, encode_own, load_own_data
 from masters.models.loading import build_processor, check_same_tokens, load
 from masters.responses.cached import engine_of, open_store, responses
 from masters.responses.source import Source
@@ -40,6 +41,7 @@ from masters.responses.teacher_logprobs import TopK, distributions
 from masters.runtime import workers
 from masters.runtime.files import cache_dir
 from masters.runtime.keys import key_of
+from masters.runtime.progress import report
 from masters.settings import Profile, load_profile
 
 
@@ -52,11 +54,24 @@ class Lab:
 
     def __init__(self, profile: str | Profile) -> None:
         self.profile = load_profile(profile) if isinstance(profile, str) else profile
-        self.judge = RuleJudge()
         self.engine = engine_of(self.profile.generation)
         self._questions: dict[str, Questions] = {}
         self._labels: dict[tuple[float, tuple[str, ...]], tuple[pd.DataFrame, list[np.ndarray]]] = {}
         self._counts: dict[tuple[str, float, MaskChoice], dict[str, float]] = {}
+
+    @cached_property
+    def judge(self) -> Judge:
+        """The judge of the rewards and of every evaluation, unless an arm has another."""
+        if self.profile.reward == "rule":
+            return RuleJudge()
+        from masters.judges.scorers import scorer
+        return scorer(self.profile.reward, Path(self.profile.folder))
+
+    @cached_property
+    def own(self) -> OwnQuestions | None:
+        """Questions of one's own, if the profile has them in place of the tasks."""
+        data = self.profile.data
+        return None if data is None else load_own_data(data, Path(self.profile.folder))
 
     # --- questions and models -------------------------------------------------------------------------------
 
@@ -73,6 +88,8 @@ class Lab:
 
     def questions(self, split: str) -> Questions:
         """Return the encoded questions of a split, of all tasks of the profile."""
+        if split not in self._questions and self.own is not None:
+            self._questions[split] = encode_own(self.own, split, self.processor)
         if split not in self._questions:
             limit = {
                 "train": self.profile.train_questions,
@@ -99,6 +116,10 @@ class Lab:
     ) -> tuple[pd.DataFrame, list[np.ndarray]]:
         """Return the labels with a share of wrong ones. Nested: labels wrong at 20 % stay wrong at 40 %."""
         key = wrong_share, registers
+        if self.own is not None:
+            answers = [next(iter(accepted(label)), "") for label in self.questions("train").table["answer"]]
+            frame = pd.DataFrame({"label": answers, "register": "bare", "core": answers})
+            self._labels[key] = frame, end_tokens(self.processor, answers)
         if key not in self._labels:
             tasks, limit = self.profile.tasks, self.profile.train_questions
             frame = training_labels(self.questions("train"), tasks, limit, wrong_share, 0, registers)
@@ -285,5 +306,17 @@ class Lab:
         return self.profile.processes if self.profile.generation.engine == "transformers" else 1
 
     def parallel(self, jobs: Sequence[workers.Job], what: str, processes: int | None = None) -> None:
-        """Run independent jobs in parallel processes of one thread each; the profile's number when None."""
-        workers.run(Lab, self.profile, jobs, processes or self.profile.processes, what)
+        """Run independent jobs in parallel processes of one thread each; one process is this one.
+
+        Args:
+            jobs: in starting order.
+            what: name of the jobs for progress, in the plural.
+            processes: the profile's number when None.
+        """
+        processes = processes or self.profile.processes
+        if processes > 1:
+            workers.run(Lab, self.profile, jobs, processes, what)
+            return
+        for number, (job, arguments) in enumerate(jobs, start=1):
+            job(self, *arguments)
+            report(what, number, len(jobs))

@@ -235,14 +235,14 @@ def accuracy_reward(lab: Lab, frame: pd.DataFrame, judge: str, noise: float) -> 
         noise: share of questions with a wrong label, see :meth:`masters.experiments.lab.Lab.labels_with`.
 
     Returns:
-        ``(rows of frame,)`` float32, 1 where a response agrees with the label.
+        ``(rows of frame,)`` float32: the verdict, 1 where a response agrees with the label, 0 without a verdict.
     """
-    right = (frame["correct"] == 1).to_numpy(np.float32)
+    right = frame["correct"].astype(float).fillna(0).to_numpy(np.float32)
     if noise:
         cores = lab.labels_with(noise)[0]["core"].iloc[lab.pool]
         labels = np.repeat(cores.to_numpy(), len(frame) // len(lab.pool))
         wrong = labels != frame["label"].to_numpy()
         asked, text = frame["asked"][wrong], frame["text"][wrong]
         verdicts = lab.judge_of(judge).score_many(list(asked), list(labels[wrong]), list(text))
-        right[wrong] = [verdict == 1 for verdict in verdicts]
+        right[wrong] = [verdict or 0 for verdict in verdicts]
     return right

@@ -44,7 +44,7 @@ def _rows(folder: Path, answers: bool = True, count: int = 12) -> None:
     (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def _file(folder: Path, **changes: Any) -> Path:
+def _file(place: Path, **changes: Any) -> Path:
     content: dict[str, Any] = {
         "student": "student",
         "teachers": "teacher",
@@ -52,13 +52,13 @@ def _file(folder: Path, **changes: Any) -> Path:
         "data": {
             "train": "train.jsonl",
             "eval": {"split_from_train": 4},
-            "columns": {"images": "image", "question": "question", "answer": "answer"},
+            "columns": {"images": "image"},
         },
         "mask": {"r_max": 0.2, "step": 0.1},
         "responses": {"teacher": 2, "student": 2, "max_new_tokens": 6},
         "training": {"learning_rate": 1e-3, "batch": 2},
     }
-    path = folder / "run.yaml"
+    path = place / "run.yaml"
     path.write_text(yaml.safe_dump(content | changes))
     return path
 
@@ -126,7 +126,7 @@ def test_two_teachers_teach_in_order_and_no_answers_mean_no_accuracy_reward(fold
     _rows(folder, answers=False)
     said: list[str] = []
     masters.distill(_file(folder, teachers=["teacher", "second"]), said.append)
-    assert sum("no accuracy reward" in line for line in said) == 1
+    assert sum("of train have no answer" in line for line in said) == 1
     log = pd.read_parquet(folder / "out" / "log.parquet")
     assert "distillation_reward" in log or len(log)
     assert (folder / "out" / "eval" / "teacher-mid.parquet").is_file()
@@ -169,7 +169,7 @@ def test_labels_alone_and_keywords(folder: Path, monkeypatch: pytest.MonkeyPatch
         ({"method": "base"}, "distills nothing"),
         ({"mask": {"r_max": 1.0}}, "mask.r_max: .*less than 1"),
         ({"training": {"learning_rat": 1}}, r"training.learning_rat: .*\(known: "),
-        ({"folder": "/"}, "folder is not a parameter"),
+        ({"file": "/"}, "file is not a parameter"),
         ({"responses": {"engine": "openai"}}, "server"),
     ],
 )
