@@ -68,7 +68,9 @@ def processed(
         text = processor.apply_chat_template(json.loads(row["messages"]), add_generation_prompt=True)
         # Where the template writes the token that begins a text, the tokenizer must not write a second one.
         start = getattr(processor.tokenizer, "bos_token", None)
-        options = {"add_special_tokens": False} if start and text.startswith(start) else {}
+        options: dict[str, Any] = {}
+        if start and text.startswith(start):
+            options["add_special_tokens"] = False
         if pictures:
             options["images"] = [pictures]
         made = processor(text=[text], return_tensors="pt", **options)

@@ -296,7 +296,8 @@ def _problems(settings: OwnData, splits: dict[str, datasets.Dataset], skipped: p
     if isinstance(settings.eval, SplitFromTrain) and len(splits["eval"]) != settings.eval.split_from_train:
         wanted = settings.eval.split_from_train
         yield (
-            f"eval has {len(splits['eval'])} rows instead of {wanted}: rows with a common picture stay together"
+            f"eval has {len(splits['eval'])} rows instead of {wanted}: "
+            "rows with a common picture stay together"
         )
     seen = {pixels for of_row in splits["train"]["pixels"] for pixels in of_row}
     for split in list(splits)[1:]:
