@@ -99,7 +99,7 @@ def responses(
     table = questions.table.iloc[list(wanted)]
     contents = table["content"].tolist()
     unique = table.drop_duplicates("content")
-    first = [wanted[place] for place in np.flatnonzero(~table["content"].duplicated())]
+    first = [wanted[place] for place in np.flatnonzero(~table["content"].duplicated()).tolist()]
     labels = dict(zip(unique["content"], unique["answer"], strict=True))
     store.folder.mkdir(parents=True, exist_ok=True)
     # Processes with other questions write to the same store at the same time.
