@@ -5,8 +5,9 @@ answer by rule: fast, exact, and strict in doubt. ``LLMJudge`` calls a language 
 does: first to explain and score, then to reduce the explanation to 0 or 1. Empty, repetitive, irrelevant and
 hedging responses get 0. ``EmbeddingJudge``, for comparison, measures the similarity of response and label.
 
-Read in this order: :mod:`~masters.judges.rule`, :mod:`~masters.judges.llm`, :mod:`~masters.judges.embedding`,
-:mod:`~masters.judges.corpus` (human verdicts).
+Read in this order: :mod:`~masters.judges.rule`, :mod:`~masters.judges.scorers` (benchmarks and functions of
+your own), :mod:`~masters.judges.llm`, :mod:`~masters.judges.embedding`, :mod:`~masters.judges.corpus` (human
+verdicts).
 
 Departures from the paper: the prompts are in our own words. The judge sees question, label and response but
 not the image; the paper does not say. An empty response gets 0 without a call. If the judge gives no readable
@@ -26,4 +27,5 @@ class Judge(Protocol):
     name: str
 
     def score_many(self, questions: list[str], labels: list[str], responses: list[str]) -> list[Any]:
-        """Return 1 for right, 0 for wrong and None without a valid verdict, per response."""
+        """Return 1 for right, 0 for wrong and None without a valid verdict, per response; scorers of
+        benchmarks also return values in between."""

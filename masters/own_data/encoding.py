@@ -6,6 +6,7 @@ several pictures or none.
 
 import hashlib
 import json
+import warnings
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -17,10 +18,14 @@ import pandas as pd
 import torch
 
 from masters.data.questions import OF_TEXT, Questions, Ragged, kind_of, processor_hash
-from masters.own_data.pictures import open_picture, png
+from masters.own_data.pictures import PictureError, open_picture, png
 from masters.runtime.files import cache_dir, write_folder_once
 from masters.runtime.keys import key_of
 from masters.runtime.progress import report
+
+
+class RefusedRow(ValueError):
+    """A processor cannot read a row; the message names the row."""
 
 
 class OwnPictures:
@@ -61,37 +66,62 @@ def processed(
     """Return the prompt's token ids and the processed pictures of a row.
 
     Raises:
-        ValueError: the processor refuses the row; the message names it.
+        RefusedRow: the processor cannot read the row.
+        ValueError: a picture has changed since it was checked.
     """
-    pictures = [open_picture(image, max_pixels) for image in row["images"]]
+    place = f"{row['source']} row {row['row']}"
+    try:
+        pictures = [open_picture(image, max_pixels) for image in row["images"]]
+    except PictureError as error:
+        raise ValueError(f"{place}: {error}") from None
     try:
         text = processor.apply_chat_template(json.loads(row["messages"]), add_generation_prompt=True)
         # Where the template writes the token that begins a text, the tokenizer must not write a second one.
         start = getattr(processor.tokenizer, "bos_token", None)
-        options = {"add_special_tokens": False} if start and text.startswith(start) else {}
+        options: dict[str, Any] = {}
+        if start and text.startswith(start):
+            options["add_special_tokens"] = False
         if pictures:
             options["images"] = [pictures]
         made = processor(text=[text], return_tensors="pt", **options)
     except Exception as error:  # templates and processors raise many types
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise ValueError(f"the processor refuses {row['source']} row {row['row']}: {reason}") from error
-    features = {name: made[name] for name in sorted(made.keys() - OF_TEXT)}
-    return made["input_ids"][0].numpy().astype(np.int32), features
+        raise RefusedRow(f"the processor refuses {place}: {reason}") from error
+    prompt = made["input_ids"][0].numpy().astype(np.int32)
+    if not pictures and (prompt == getattr(processor, "image_token_id", None)).any():
+        raise ValueError(
+            f"{row['source']} row {row['row']} has no picture, and its text holds the image token"
+        )
+    return prompt, {name: made[name] for name in sorted(made.keys() - OF_TEXT)}
 
 
 def encode(
-    name: str, split: str, rows: datasets.Dataset, content: str, max_pixels: int | None, processor: Any
+    name: str,
+    split: str,
+    rows: datasets.Dataset,
+    content: str,
+    max_pixels: int | None,
+    processor: Any,
+    skip: bool,
 ) -> Questions:
     """Return the encoded rows; encode them on first use.
 
     Args:
         name: their task.
         content: hash of the rows.
+        skip: leave out rows that the processor refuses, with a warning; otherwise they are an error.
     """
     own = [name, content, max_pixels]
     key = key_of("questions", own=own, split=split, processor=processor_hash(processor))
     folder = cache_dir() / "questions" / f"{split}-{key}"
     write_folder_once(folder, partial(_encode, name, rows, max_pixels, processor))
+    refused = pd.read_parquet(folder / "refused.parquet")
+    if len(refused):
+        first = refused["reason"].iloc[0]
+        if not skip or len(refused) == len(rows):
+            raise ValueError(first)
+        warnings.warn(f"{len(refused)} of {len(rows)} rows of {split} are left out: {first}", stacklevel=3)
+        rows = rows.select(np.setdiff1d(np.arange(len(rows)), refused["place"]))
     return Questions(folder, OwnPictures(rows, processor, max_pixels, folder))
 
 
@@ -99,21 +129,29 @@ def _encode(name: str, rows: datasets.Dataset, max_pixels: int | None, processor
     known: dict[tuple[Any, ...], int] = {}
     sets: dict[tuple[str, ...], int] = {}
     kinds, pictures, contents = [], [], []
+    refused: list[tuple[int, str]] = []
 
     def prompts() -> Iterator[np.ndarray]:
-        for index, row in enumerate(rows):
-            prompt, features = processed(processor, row, max_pixels)
+        for place, row in enumerate(rows):
+            report(f"encoding rows of {name}", place + 1, len(rows))
+            try:
+                prompt, features = processed(processor, row, max_pixels)
+            except RefusedRow as error:
+                refused.append((place, str(error)))
+                continue
             kinds.append(known.setdefault(kind_of(features), len(known)))
             pictures.append(sets.setdefault(tuple(row["pixels"]), len(sets)))
             seen = json.dumps([row["pixels"], max_pixels]).encode()
             contents.append(hashlib.sha256(prompt.tobytes() + seen).hexdigest()[:16])
-            report(f"encoding rows of {name}", index + 1, len(rows))
             yield prompt
 
     Ragged.write_each(folder, "prompts", prompts(), np.dtype(np.int32))
     np.save(folder / "kinds.npy", np.array(kinds, dtype=np.int64))
+    left_out = pd.DataFrame(refused, columns=["place", "reason"]).astype({"place": "int64"})
+    left_out.to_parquet(folder / "refused.parquet")
     frame = rows.select_columns(["id", "skill", "question", "answer"]).to_pandas()
     assert isinstance(frame, pd.DataFrame)
-    frame = frame.assign(task=name, facts="", caption="", picture=pictures, content=contents)
+    frame = frame.drop(index=list(left_out["place"])).assign(task=name, facts="", caption="")
+    frame = frame.assign(picture=pictures, content=contents).reset_index(drop=True)
     order = ["id", "task", "skill", "question", "answer", "facts", "caption", "picture", "content"]
     frame[order].to_parquet(folder / "table.parquet")

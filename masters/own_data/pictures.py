@@ -109,7 +109,9 @@ def _check_size(width: int, height: int, shown: str) -> None:
     if min(width, height) < SHORTEST_SIDE:
         raise PictureError(f"{shown} has {width} x {height} pixels; each side needs {SHORTEST_SIDE}")
     if max(width, height) > MOST_UNEVEN * min(width, height):
-        raise PictureError(f"{shown} has {width} x {height} pixels; it is over {MOST_UNEVEN} times longer")
+        raise PictureError(
+            f"{shown} has {width} x {height} pixels; it is over {MOST_UNEVEN} times longer than wide"
+        )
 
 
 def _rgb(image: Image.Image, shown: str) -> Image.Image:

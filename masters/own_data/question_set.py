@@ -69,6 +69,7 @@ class OwnQuestions:
         hashes: the same for each split.
         problems: what the user should know, one line each.
         max_pixels: larger pictures are scaled down to this when they are encoded.
+        on_bad_row: skip or stop at rows that a processor refuses.
     """
 
     name: str
@@ -78,6 +79,7 @@ class OwnQuestions:
     hashes: dict[str, str]
     problems: list[str]
     max_pixels: int | None
+    on_bad_row: str
 
 
 def load_own_data(settings: OwnData, base: Path) -> OwnQuestions:
@@ -116,12 +118,16 @@ def load_own_data(settings: OwnData, base: Path) -> OwnQuestions:
 def encode_own(own: OwnQuestions, split: str, processor: Any) -> Questions:
     """Return the encoded questions of a split; encode them on first use.
 
+    Rows that the processor refuses are left out with a warning, unless ``on_bad_row`` is ``stop``.
+
     Raises:
-        ValueError: there is no such split, or the processor refuses a row.
+        ValueError: there is no such split, or the processor refuses every row, or one and ``on_bad_row`` is
+            ``stop``.
     """
     if split not in own.splits:
         raise ValueError(f"data has no split {split!r}; it has {', '.join(own.splits)}")
-    return encode(own.name, split, own.splits[split], own.hashes[split], own.max_pixels, processor)
+    rows, content = own.splits[split], own.hashes[split]
+    return encode(own.name, split, rows, content, own.max_pixels, processor, own.on_bad_row == "skip")
 
 
 def _open(settings: OwnData, folder: Path) -> OwnQuestions:
@@ -139,6 +145,7 @@ def _open(settings: OwnData, folder: Path) -> OwnQuestions:
         about["hashes"],
         about["problems"],
         settings.max_pixels,
+        settings.on_bad_row,
     )
 
 
@@ -296,7 +303,8 @@ def _problems(settings: OwnData, splits: dict[str, datasets.Dataset], skipped: p
     if isinstance(settings.eval, SplitFromTrain) and len(splits["eval"]) != settings.eval.split_from_train:
         wanted = settings.eval.split_from_train
         yield (
-            f"eval has {len(splits['eval'])} rows instead of {wanted}: rows with a common picture stay together"
+            f"eval has {len(splits['eval'])} rows instead of {wanted}: "
+            "rows with a common picture stay together"
         )
     seen = {pixels for of_row in splits["train"]["pixels"] for pixels in of_row}
     for split in list(splits)[1:]:

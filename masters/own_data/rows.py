@@ -160,7 +160,7 @@ def _chosen(value: Any, options: Sequence[str]) -> tuple[str, ...]:
     if not word:
         return ()
     found = {place for place, option in enumerate(options) if option.casefold() == word.casefold()}
-    letter = re.fullmatch(r"\(?([A-Z])\)?[.:)]?", word)
+    letter = re.fullmatch(r"\(?([A-Z])\)?[.:)]?", word.upper())
     if letter and LETTERS.index(letter[1]) < len(options):
         found.add(LETTERS.index(letter[1]))
     if isinstance(value, int) and 0 <= value < len(options):

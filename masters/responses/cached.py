@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from filelock import FileLock
 
@@ -18,12 +19,13 @@ from masters.judges.rule import RuleJudge
 from masters.responses.engines import Engine, Response, Writer
 from masters.responses.engines.local import TransformersEngine
 from masters.responses.source import Source
-from masters.responses.store import SHARED, ResponseStore, StoreSpec
+from masters.responses.store import SCHEMA, SHARED, ResponseStore, StoreSpec
 from masters.runtime.keys import hash_of
 from masters.runtime.progress import report
 from masters.settings import Generation, Sampling
 
 SHARD = 1024  # responses
+COLUMNS = [*(name for name in SCHEMA.names if name not in SHARED), "correct"]
 
 
 def engine_of(generation: Generation) -> Engine:
@@ -96,25 +98,48 @@ def responses(
     store = open_store(source, processor, sampling, seed, engine)
     table = questions.table.iloc[list(wanted)]
     contents = table["content"].tolist()
+    unique = table.drop_duplicates("content")
+    first = [wanted[place] for place in np.flatnonzero(~table["content"].duplicated()).tolist()]
+    labels = dict(zip(unique["content"], unique["answer"], strict=True))
     store.folder.mkdir(parents=True, exist_ok=True)
     # Processes with other questions write to the same store at the same time.
     with FileLock(store.folder / f".{hash_of(sorted(set(contents)))}.lock"):
         missing = [
             tuple(index for index in range(n) if index not in there)
-            for there in store.held().indices(contents)
+            for there in store.held().indices(list(unique["content"]))
         ]
         total = sum(map(len, missing))
         if counts is not None:
             counts["generated"] = counts.get("generated", 0) + total
-            counts["reused"] = counts.get("reused", 0) + n * len(table) - total
+            counts["reused"] = counts.get("reused", 0) + n * len(unique) - total
         if total:
             with engine.writer(source, processor, questions, sampling, seed) as write:
                 what = f"responses of {source.title} at mask {source.ratio:g}"
-                _write_missing(store, write, questions.table.set_index("id"), wanted, missing, what)
-        result = store.read(contents, n, judge).drop(columns=list(SHARED))
-    place = {content: position for position, content in enumerate(contents)}
-    result["place"] = result["content"].map(place)
-    return result.sort_values(["place", "index"]).drop(columns="place").reset_index(drop=True)
+                _write_missing(store, write, questions.table.set_index("id"), first, missing, what)
+        result = store.read(contents, n, judge, labels=labels)
+    return _in_order(result, table, judge)
+
+
+def _in_order(result: pd.DataFrame, table: pd.DataFrame, judge: Judge) -> pd.DataFrame:
+    """Return the responses in the order of the questions, with each question's own id and label.
+
+    Questions with the same text and images have the same responses. If their labels differ, each response is
+    judged by the label of its own question.
+    """
+    places = pd.DataFrame({"content": list(table["content"]), "place": range(len(table))})
+    result = places.merge(result, on="content").sort_values(["place", "index"]).reset_index(drop=True)
+    result["question"] = table["id"].to_numpy()[result["place"]]
+    result["asked"] = table["question"].to_numpy()[result["place"]]
+    label = pd.Series(table["answer"].to_numpy()[result["place"]])
+    other = (label != result["label"]).to_numpy()
+    result["label"] = label
+    if other.any():
+        asked, labels, texts = (list(result.loc[other, name]) for name in ("asked", "label", "text"))
+        correct = result["correct"].tolist()
+        for row, score in zip(np.flatnonzero(other), judge.score_many(asked, labels, texts), strict=True):
+            correct[row] = score
+        result["correct"] = pd.Series(correct)
+    return result.drop(columns="place")[COLUMNS]
 
 
 def _write_missing(

@@ -5,7 +5,8 @@ template, sampling settings and seed. A row adds the content hash of the questio
 are kept in Parquet shards that pandas, DuckDB and ``datasets`` can read. A shard is written to a temporary
 name, flushed to disk, renamed and only then listed in the manifest. So a kill loses at most the current
 batch, and several processes may write at once. Verdicts are kept beside the shard in a file that carries the
-judge's name, so another judge needs no new responses.
+judge's name, so another judge needs no new responses. A verdict holds for the label it was given with: where
+the label has changed since, the response is judged again.
 """
 
 import hashlib
@@ -13,7 +14,7 @@ import io
 import json
 import re
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -142,6 +143,8 @@ class ResponseStore:
     def append(self, responses: Iterable[Response], questions: pd.DataFrame, seconds: float = 0.0) -> Path:
         """Write one shard; a kill leaves either the whole shard or nothing.
 
+        Of several responses with the same content and index, the first is written.
+
         Args:
             questions: indexed by id, with the columns content, question and answer.
             seconds: time to generate the responses.
@@ -153,7 +156,10 @@ class ResponseStore:
             about = {"source": self.source, "promise": self.promise, **self.spec.model_dump(mode="json")}
             write_atomic(self.folder / "spec.json", json.dumps(about, indent=2))
         content_of = questions["content"]
-        batch = sorted(responses, key=lambda response: (content_of[response.question], response.index))
+        first: dict[tuple[str, int], Response] = {}
+        for response in responses:
+            first.setdefault((content_of[response.question], response.index), response)
+        batch = [first[place] for place in sorted(first)]
         table = questions.loc[[response.question for response in batch]]
         content = table["content"].tolist()
         sampling = self.spec.sampling.model_dump_json()
@@ -213,12 +219,19 @@ class ResponseStore:
         return Status(there, missing, size, missing * size / rows if rows else None, seconds)
 
     def read(
-        self, content: Iterable[str], below: int, judge: Judge | None = None, held: Held | None = None
+        self,
+        content: Iterable[str],
+        below: int,
+        judge: Judge | None = None,
+        held: Held | None = None,
+        labels: Mapping[str, str] | None = None,
     ) -> pd.DataFrame:
         """Return the responses with an index below ``below``, one row per response.
 
         Args:
-            judge: fills the column ``correct`` with 1, 0 or None; unjudged shards are judged first.
+            judge: fills the column ``correct`` with scores from 0 to 1, or None; unjudged shards are judged
+                first.
+            labels: today's label of each content; default: those that the responses were stored with.
             held: result of an earlier :meth:`held`, for many small reads; None reads the manifest again.
 
         Raises:
@@ -227,9 +240,12 @@ class ResponseStore:
         frames = []
         for name, rows in (held or self.held()).rows(sorted(set(content))).items():
             path = self.folder / name
-            frame = _read(path).iloc[rows]
+            whole = _read(path)
+            if labels is not None:
+                whole["label"] = whole["content"].map(labels).fillna(whole["label"])
+            frame = whole.iloc[rows]
             if judge is not None:
-                frame["correct"] = self._verdicts(path, judge).to_numpy()[rows]
+                frame = frame.assign(correct=self._verdicts(path, whole, judge).to_numpy()[rows])
             frames.append(frame[frame["index"] < below])
         if not frames:
             return SCHEMA.empty_table().to_pandas().assign(correct=None)
@@ -256,20 +272,37 @@ class ResponseStore:
         ]
         return damaged
 
-    def _verdicts(self, path: Path, judge: Judge) -> pd.Series:
-        """Return the verdicts on all rows of a shard, in order; judge the shard if needed."""
+    def _verdicts(self, path: Path, shard: pd.DataFrame, judge: Judge) -> pd.Series:
+        """Return the verdicts on all rows of a shard, in order; judge those that are new or have a new label.
+
+        Args:
+            shard: the rows of the file, with the labels to judge by.
+        """
         beside = path.with_name(f"{path.stem}.{re.sub(r'[^A-Za-z0-9.-]', '_', judge.name)}.verdicts")
-        if not beside.is_file():
-            frame = _read(path, ["key", "asked", "label", "text"])
-            scores = judge.score_many(list(frame["asked"]), list(frame["label"]), list(frame["text"]))
-            table = pa.table(
-                {
-                    "key": pa.array(frame["key"]),
-                    "verdict": pa.array(scores, pa.int8()),
-                    "judge": pa.array([judge.name] * len(frame)),
-                }
-            )
-            write_atomic(beside, _parquet(table))
+        verdicts: list[Any] = [None] * len(shard)
+        todo = np.ones(len(shard), dtype=bool)
+        if beside.is_file():
+            kept = _read(beside)
+            # Files from before labels could change hold none: they go with the labels of the shard itself.
+            judged_by = kept["label"] if "label" in kept else _read(path, ["label"])["label"]
+            todo = (judged_by != shard["label"]).to_numpy()
+            verdicts = [None if pd.isna(verdict) else verdict for verdict in kept["verdict"]]
+            if not todo.any():
+                return kept["verdict"]
+        new = shard[todo]
+        scores = judge.score_many(list(new["asked"]), list(new["label"]), list(new["text"]))
+        for row, score in zip(np.flatnonzero(todo), scores, strict=True):
+            verdicts[row] = score
+        whole = all(verdict is None or verdict == int(verdict) for verdict in verdicts)
+        table = pa.table(
+            {
+                "key": pa.array(shard["key"]),
+                "verdict": pa.array(verdicts, pa.float32()).cast(pa.int8() if whole else pa.float32()),
+                "judge": pa.array([judge.name] * len(shard)),
+                "label": pa.array(shard["label"]),
+            }
+        )
+        write_atomic(beside, _parquet(table))
         return _read(beside)["verdict"]
 
 

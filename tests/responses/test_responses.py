@@ -453,3 +453,50 @@ def test_two_processes_with_the_same_questions_generate_each_response_once(setti
 def test_a_folder_without_weights_is_refused(setting: Setting, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="safetensors"):
         Source("large", tmp_path).weights()
+
+
+# --- equal questions, corrected labels ---
+
+
+def test_equal_questions_share_their_responses_and_keep_their_own_labels(
+    setting: Setting, tmp_path: Path
+) -> None:
+    folder = tmp_path / "questions"
+    shutil.copytree(setting.questions.folder, folder)
+    table = setting.questions.table.copy()
+    table.loc[3, ["content", "question"]] = table.loc[1, ["content", "question"]]
+    first = setting.ask(wanted=range(6))
+    text = first.loc[first["question"] == table["id"][1], "text"].tolist()[0]
+    table.loc[1, "answer"], table.loc[3, "answer"] = "something else", text or "empty"
+    table.to_parquet(folder / "table.parquet")
+
+    class Equal:
+        name = "equal"
+
+        def score_many(self, questions: list[str], labels: list[str], responses: list[str]) -> list[Any]:
+            pairs = zip(labels, responses, strict=True)
+            return [int(label == (response or "empty")) for label, response in pairs]
+
+    counts: dict[str, int] = {}
+    shared = replace(setting, questions=Questions(folder)).ask(wanted=range(6), judge=Equal(), counts=counts)
+    assert shared["question"].tolist() == [name for name in table["id"][:6] for _ in range(2)]
+    assert counts == {"generated": 0, "reused": 10}
+    rows = {place: shared[2 * place : 2 * place + 2] for place in range(6)}
+    assert rows[3]["text"].tolist() == rows[1]["text"].tolist()
+    assert rows[3]["correct"].tolist()[0] == 1 and rows[1]["correct"].tolist()[0] == 0
+    assert set(rows[3]["label"]) == {text or "empty"} and set(rows[1]["label"]) == {"something else"}
+    assert rows[5]["text"].tolist() == first[10:12]["text"].tolist(), "later questions keep their responses"
+
+
+def test_equal_questions_are_generated_once(setting: Setting, tmp_path: Path) -> None:
+    folder = tmp_path / "questions"
+    shutil.copytree(setting.questions.folder, folder)
+    table = setting.questions.table.copy()
+    table.loc[3, "content"] = table.loc[1, "content"]
+    table.to_parquet(folder / "table.parquet")
+    counts: dict[str, int] = {}
+    asked = replace(setting, questions=Questions(folder))
+    frame = asked.ask(wanted=range(6), counts=counts)
+    assert counts == {"generated": 10, "reused": 0} and len(frame) == 12
+    assert asked.store().status(list(table["content"][:6]), 2).missing == 0
+    assert same(frame, asked.ask(wanted=range(6)))

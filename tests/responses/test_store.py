@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -104,6 +105,51 @@ def test_verdicts_belong_to_their_rows(store: ResponseStore) -> None:
     frame = store.read(CONTENT[5:30], 3, RuleJudge())
     assert len(frame) == 75
     assert frame["correct"].tolist() == [index % 2 for index in frame["index"]]
+
+
+class Counting(RuleJudge):
+    """The rules, counting what they judge."""
+
+    judged = 0
+
+    def score_many(self, questions: list[str], labels: list[str], responses: list[str]) -> list[Any]:
+        self.judged += len(responses)
+        return super().score_many(questions, labels, responses)
+
+
+def test_corrected_labels_are_judged_again_and_no_others(store: ResponseStore) -> None:
+    judge = Counting()
+    fill(store, [(q, i) for q in range(10) for i in range(2)])
+    today = {content: str(q + 1 if q == 3 else q) for q, content in enumerate(CONTENT)}
+    for labels, total, right in ((None, 20, 1), (today, 22, 0), (today, 22, 0), (None, 24, 1)):
+        frame = store.read(CONTENT[:10], 2, judge, labels=labels).set_index(["content", "index"])
+        assert judge.judged == total
+        of_third = frame.loc[CONTENT[3]]
+        assert of_third["correct"].tolist() == [1 - right, right]
+        assert set(of_third["label"]) == {"3" if labels is None else "4"}
+        assert frame.loc[CONTENT[4], "correct"].tolist() == [0, 1]
+
+
+class Halves:
+    """Gives half a point."""
+
+    name = "halves"
+
+    def score_many(self, questions: list[str], labels: list[str], responses: list[str]) -> list[Any]:
+        return [None if index % 3 == 0 else 0.5 for index in range(len(responses))]
+
+
+def test_fractions_and_missing_verdicts_are_kept(store: ResponseStore) -> None:
+    fill(store, [(q, 0) for q in range(6)])
+    for _ in range(2):
+        correct = store.read(CONTENT[:6], 1, Halves())["correct"]
+        assert correct.isna().tolist() == [True, False, False] * 2 and set(correct.dropna()) == {0.5}
+
+
+def test_the_same_response_twice_in_a_shard_is_written_once(store: ResponseStore) -> None:
+    fill(store, [(0, 0), (1, 0), (0, 0), (2, 0)])
+    assert store.status(CONTENT, 1).there == 3 and store.verify() == []
+    assert set(store.read(CONTENT[:3], 1)["question"]) == {"q0", "q1", "q2"}
 
 
 def test_an_incomplete_manifest_line_loses_no_responses(store: ResponseStore) -> None:
