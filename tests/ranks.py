@@ -74,7 +74,7 @@ def trained(asked: Questions, folder: Path, options: dict[str, Any]) -> dict[str
     log = train(student, asked, examples(asked, seen["read"]), objective, BUDGET, folder, "ranks")
     training.MastersTrainer = MastersTrainer  # type: ignore[misc]
     weights = {name: value.clone() for name, value in student.state_dict().items()}
-    return seen | {"log": log.to_dict("list"), "weights": weights, "left": folder.exists()}
+    return seen | {"log": log.to_dict("list"), "weights": weights}
 
 
 def decided(asked: Questions, folder: Path) -> list[dict[str, Any]]:

@@ -63,6 +63,19 @@ def evaluate(
     return pd.concat(frames, ignore_index=True)
 
 
+def check_labels(judge: Judge, questions: Questions) -> None:
+    """Check that a judge can use every label, before the work whose result it judges.
+
+    Raises:
+        ValueError: the judge refuses a label; the message names the question.
+    """
+    for name, asked, label in questions.table[["id", "question", "answer"]].itertuples(index=False):
+        try:
+            judge.score_many([asked], [label], [label])
+        except ValueError as error:
+            raise ValueError(f"question {name!r}: {error}") from None
+
+
 def unanswered(questions: Questions) -> pd.DataFrame:
     """Return the rows of a model that answers nothing: all wrong, no tokens."""
     table = questions.table[["id", "task", "skill"]].rename(columns={"id": "question"})

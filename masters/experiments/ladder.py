@@ -5,6 +5,7 @@ of captions can be mixed with the questions after it.
 """
 
 import json
+import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -62,7 +63,8 @@ def train_rung(
             weight_decay=0.01,
         )
         start = time.perf_counter()
-        log = train(model, questions, examples, Objective(), budget, Path(f"{folder}.run"), name)
+        work = Path(f"{folder}.run")
+        log = train(model, questions, examples, Objective(), budget, work, name)
         seconds = time.perf_counter() - start
 
         def save(target: Path) -> None:
@@ -72,6 +74,7 @@ def train_rung(
             (target / "training.json").write_text(json.dumps({"steps": spec.steps, "seconds": seconds}))
 
         write_folder(folder, save)
+        shutil.rmtree(work)
 
 
 def about_rung(name: str, spec: ModelSpec, folder: Path) -> dict[str, Any]:

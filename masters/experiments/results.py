@@ -14,7 +14,7 @@ import torch
 
 from masters.experiments.arms import RunSpec, arm
 from masters.experiments.curriculum import all_stages, wanted_responses
-from masters.experiments.evaluation import latency
+from masters.experiments.evaluation import check_labels, latency
 from masters.experiments.lab import Lab
 from masters.experiments.response_plan import ResponsePlan, prepare
 from masters.experiments.run import run
@@ -92,6 +92,8 @@ def run_arms(
     seeds = range(lab.profile.seeds) if seeds is None else seeds
     folders = {(name, seed): run_folder(lab, specs[name], seed, split) for name in arms for seed in seeds}
     missing = [pair for pair, folder in folders.items() if not (folder / "result.json").is_file()]
+    if missing:
+        check_labels(lab.judge, lab.questions(split))
     prepare(
         lab, ResponsePlan.of([specs[name] for name, _ in missing], lab.profile.distillation.cache_teacher)
     )
@@ -159,6 +161,7 @@ def run_arm(lab: Lab, name: str, seed: int) -> Path:
     """
     spec = arm(name, lab.profile)
     if distributed.rank() == 0:
+        check_labels(lab.judge, lab.questions("test"))
         if spec.learn_from not in ("nothing", "online"):
             print(memory(lab, name).line(), file=sys.stderr, flush=True)
         for model in set(spec.models):

@@ -35,7 +35,7 @@ from masters.experiments.curriculum import (
     order,
     wanted_responses,
 )
-from masters.experiments.evaluation import evaluate, unanswered
+from masters.experiments.evaluation import check_labels, evaluate, unanswered
 from masters.experiments.lab import Lab
 from masters.experiments.refreshing import first_step, refreshed
 from masters.models.loading import load, save_student, stored_dtype
@@ -49,12 +49,16 @@ from masters.training.online import train_online
 from masters.training.train import Budget, train
 from masters.training.trainer import Objective
 
+ABOUT = ("training.json", "log.parquet")  # beside the trained student's files
+
 
 def run(lab: Lab, spec: RunSpec, seed: int, folder: Path, split: str = "test") -> None:
     """Train and evaluate one run and store its row, predictions, log and weights, unless it is done.
 
-    All ranks train; rank 0 evaluates and writes. A run whose loss becomes infinite or NaN has a result too:
-    no answers, and the reason in its row. One that ``watch`` ends has no result and keeps its checkpoints.
+    All ranks train; rank 0 evaluates and writes. The trained student is saved beside the folder before it is
+    evaluated, and is removed there, with the checkpoints, once the result is stored. A run whose loss becomes
+    infinite or NaN has a result too: no answers, and the reason in its row. One that ``watch`` ends has no
+    result and keeps its checkpoints.
 
     Args:
         lab: the profile's assets.
@@ -62,33 +66,38 @@ def run(lab: Lab, spec: RunSpec, seed: int, folder: Path, split: str = "test") -
         seed: seed of the question order and of the sampled answers.
         folder: where the result goes.
         split: split of the evaluation questions.
+
+    Raises:
+        ValueError: the judge cannot use the label of an evaluation question; nothing was trained.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    alone = distributed.rank() == 0
+    alone, work = distributed.rank() == 0, Path(f"{folder}.run")
     with FileLock(f"{folder}.lock") if alone else nullcontext():
         if distributed.from_main((folder / "result.json").is_file):
             return
-        start = time.perf_counter()
-        model, processor = load(lab.folder(spec.student))
-        log, diverged = pd.DataFrame(), ""
+        questions = lab.questions(split)
+        check_labels(lab.judge, questions)
+        student = lab.folder(spec.student)
+        about: dict[str, Any] = {"seconds": 0.0, "diverged": ""}
+        log = pd.DataFrame()
         if spec.learn_from != "nothing":
-            try:
-                log = distil(lab, model, spec, seed, Path(f"{folder}.run"))
-            except NotFinite as reason:
-                diverged = str(reason)
-        trained = time.perf_counter() - start
-        # A resumed run's log has the seconds before the stop too.
-        earlier = max(0.0, float(log["seconds"].sum()) - trained) if len(log) else 0.0
+            student = work / "student"
+            if not distributed.from_main(student.is_dir):
+                _train(lab, spec, seed, work, student)
         if not alone:
             distributed.wait()
             return
-        questions, longest = lab.questions(split), lab.profile.sampling.max_new_tokens
-        if diverged:
+        if spec.learn_from != "nothing":
+            about = json.loads((student / "training.json").read_text())
+            if (student / "log.parquet").is_file():
+                log = pd.read_parquet(student / "log.parquet")
+        start, longest = time.perf_counter(), lab.profile.sampling.max_new_tokens
+        if about["diverged"]:
             predictions = unanswered(questions)
-            shutil.rmtree(f"{folder}.run", ignore_errors=True)
         else:
+            model, processor = load(student)
             predictions = evaluate(model, processor, questions, lab.judge, longest, seed)
-        evaluated = time.perf_counter() - start - trained
+        evaluated = time.perf_counter() - start
         by_mode = predictions.groupby("mode")[["correct", "tokens"]].mean()
         tail = log["kl"].tail(max(1, len(log) // 10)).mean() if "kl" in log else float("nan")
         row = {
@@ -99,24 +108,52 @@ def run(lab: Lab, spec: RunSpec, seed: int, folder: Path, split: str = "test") -
             "sampled_accuracy": by_mode.loc["sampled", "correct"],
             "tokens": by_mode.loc["greedy", "tokens"],
             "kl": float(tail),
-            "seconds": trained + earlier,
+            "seconds": about["seconds"],
             "evaluation_seconds": evaluated,
-            "diverged": diverged,
+            "diverged": about["diverged"],
         }
 
         def save(target: Path) -> None:
             predictions.to_parquet(target / "predictions.parquet")
             if len(log):
                 log.to_parquet(target / "log.parquet")
-                save_student(model, processor, target / "model", stored_dtype(lab.folder(spec.student)))
+                # Copied, not moved: this write may still fail.
+                shutil.copytree(student, target / "model", ignore=shutil.ignore_patterns(*ABOUT))
             (target / "result.json").write_text(json.dumps(row))
 
         write_folder(folder, save)
+        shutil.rmtree(work, ignore_errors=True)
         distributed.wait()
 
 
+def _train(lab: Lab, spec: RunSpec, seed: int, work: Path, student: Path) -> None:
+    """Train the student of a run and save it with its log, the training seconds and the reason if it diverged."""
+    start = time.perf_counter()
+    model, processor = load(lab.folder(spec.student))
+    log, diverged = pd.DataFrame(), ""
+    try:
+        log = distil(lab, model, spec, seed, work)
+    except NotFinite as reason:
+        diverged = str(reason)
+    seconds = time.perf_counter() - start
+    # A resumed run's log has the seconds before the stop too.
+    seconds = max(seconds, float(log["seconds"].sum())) if len(log) else seconds
+
+    def save(target: Path) -> None:
+        if not diverged:
+            save_student(model, processor, target, stored_dtype(lab.folder(spec.student)))
+            log.to_parquet(target / "log.parquet")
+        (target / "training.json").write_text(json.dumps({"seconds": seconds, "diverged": diverged}))
+
+    if distributed.rank() == 0:
+        write_folder(student, save)
+
+
 def distil(lab: Lab, model: Any, spec: RunSpec, seed: int, folder: Path) -> pd.DataFrame:
-    """Train a student in place as a spec says and return the log, one row per logged step."""
+    """Train a student in place as a spec says and return the log, one row per logged step.
+
+    The folder keeps the checkpoints, so remove it once the student is saved.
+    """
     budget = Budget(
         spec.steps,
         spec.batch,
@@ -167,7 +204,6 @@ def distil(lab: Lab, model: Any, spec: RunSpec, seed: int, folder: Path) -> pd.D
             "a run",
             fit=lab.profile.distillation.fit,
             watch=lab.profile.distillation.watch,
-            goes_on=steps < spec.steps,
             plateau=plateau,
         )
 

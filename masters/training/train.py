@@ -10,7 +10,6 @@ Which question is seen when, with which teacher at which mask ratio, is fixed be
 
 import copy
 import logging
-import shutil
 import sys
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -79,7 +78,6 @@ def train(
     name: str,
     fit: Fit | None = None,
     watch: Watch | None = None,
-    goes_on: bool = False,
     plateau: PlateauStages | None = None,
 ) -> pd.DataFrame:
     """Train a model in place; killed at any moment and called again, it goes on from its last checkpoint.
@@ -94,11 +92,10 @@ def train(
         examples: in the order of the steps.
         objective: what is minimised.
         budget: steps, batch, learning rate, seed.
-        folder: for checkpoints; removed when training ends.
+        folder: of the checkpoints, with one of the last step; a call with more steps begins there.
         name: of the run, for progress and messages.
         fit: LoRA, gradient checkpointing, bfloat16, accumulation; None: none of them.
         watch: when the run counts as diverged, and what is logged beside the loss.
-        goes_on: the folder stays, with a checkpoint of the last step: a call with more steps begins there.
         plateau: decides when a stage ends, where the run itself does; the examples follow it.
 
     Returns:
@@ -200,9 +197,6 @@ def train(
         model.to(place)  # type: ignore[arg-type]  # a decorator hides the parameter's type
     adapters.finish(trained)
     model.eval()
-    if distributed.rank() == 0 and not goes_on:
-        shutil.rmtree(folder, ignore_errors=True)
-    distributed.wait()
     rows = [row for row in trainer.state.log_history if "loss" in row]
     return pd.DataFrame(rows).drop(columns=["epoch"], errors="ignore")
 

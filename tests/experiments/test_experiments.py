@@ -26,6 +26,7 @@ from masters.experiments.ladder import epochs
 from masters.experiments.response_plan import ResponsePlan, prepare
 from masters.experiments.results import Results, answer_times, memory, run_arm, run_arms, run_folder, run_spec
 from masters.experiments.run import response_set
+from masters.judges.rule import RuleJudge
 from masters.masking.choice import PAPERS
 from masters.masking.teacher_mask import TeacherMask
 from masters.models.loading import load, weights_hash
@@ -253,6 +254,58 @@ def test_a_run_that_was_stopped_goes_on_and_ends_the_same(
     kept.rename(run)
 
 
+class Interrupting(RuleJudge):
+    """A judge that fails on the answers of a model, though it can use every label."""
+
+    def __init__(self) -> None:
+        self.labels = 0
+
+    def score_many(self, questions: Any, labels: Any, responses: Any) -> list[int]:
+        if list(labels) != list(responses):
+            raise KeyboardInterrupt
+        self.labels += 1
+        return super().score_many(questions, labels, responses)
+
+
+def test_a_student_is_saved_before_its_evaluation_fails_and_is_not_trained_again(
+    lab: Lab, results: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec, used = arm("masters", lab.profile), Lab(profile())
+    used.judge = Interrupting()
+    with pytest.raises(KeyboardInterrupt):
+        runs.run(used, spec, 0, tmp_path / "result")
+    assert used.judge.labels == len(lab.questions("test")) and not (tmp_path / "result").exists()
+    expected = weights_hash(load(run_folder(lab, spec, 0) / "model")[0])
+    assert weights_hash(load(tmp_path / "result.run" / "student")[0]) == expected
+    assert (tmp_path / "result.run" / "checkpoint-6").is_dir()
+    monkeypatch.setattr(runs, "distil", None)  # training again would fail
+    runs.run(lab, spec, 0, tmp_path / "result")
+    assert weights_hash(load(tmp_path / "result" / "model")[0]) == expected
+    assert {path.name for path in (tmp_path / "result").iterdir()} == {
+        "log.parquet", "model", "predictions.parquet", "result.json"
+    }  # fmt: skip
+    assert not (tmp_path / "result.run").exists()
+
+
+def test_a_label_that_the_judge_refuses_is_named_before_anything_starts(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used = Lab(profile())
+    table = used.questions("test").table
+    table.loc[3, "answer"] = "..."
+    monkeypatch.setattr(Lab, "parallel", nothing)
+    name = table["id"][3]
+    for start in (
+        lambda: run_arms(used, ["masters+steps=4"]),
+        lambda: run_arm(used, "masters+steps=4", 0),
+        lambda: runs.run(used, arm("masters+steps=4", used.profile), 0, tmp_path / "result"),
+    ):
+        with pytest.raises(ValueError, match=f"^question '{name}': the label '...' of") as told:
+            start()
+        assert "\n" not in str(told.value)
+    assert not list(tmp_path.glob("result*/*"))
+
+
 @pytest.mark.usefixtures("inline")
 def test_a_run_that_diverges_is_a_result_to_who_asks_for_it(lab: Lab, results: Results) -> None:
     name = "naive+learning_rate=0.5"
@@ -328,7 +381,7 @@ def test_a_refreshed_run_that_was_stopped_ends_the_same(
     assert (tmp_path / "run" / "refreshed" / "1.parquet").exists() == (killed != "while it writes")
     model, _ = load(lab.folder("student"))
     log = runs.distil(lab, model, spec, 0, tmp_path / "run")
-    assert list(log["step"]) == list(range(1, 7)) and not (tmp_path / "run").exists()
+    assert list(log["step"]) == list(range(1, 7))
     assert weights_hash(model) == weights_hash(load(refreshed_run / "model")[0])
 
 
