@@ -188,7 +188,7 @@ class TrainerOptions(Strict):
     """Options of ``transformers.Trainer``; the defaults are those of every result in the book."""
 
     warmup_ratio: float | None = Field(
-        None, ge=0, lt=1, description="warm-up, as a share of the steps; null: 2 % if the rate decays, else none"
+        None, ge=0, lt=1, description="warm-up as a share of steps; null: 2 % if it decays, else none"
     )
     max_grad_norm: Positive = Field(1.0, description="gradients are clipped to this norm; paper: not given")
     optim: str = Field("adamw_torch_fused", description="optimizer by its name in transformers")

@@ -36,7 +36,7 @@ def chat(
     from masters.models.loading import load
     from masters.own_data.pictures import open_picture
 
-    pictures = [open_picture(path) for path in image or []]
+    pictures = [open_picture({"path": str(path), "bytes": None}) for path in image or []]
     loaded, processor = load(model)
     while True:
         try:

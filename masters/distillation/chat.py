@@ -10,14 +10,19 @@ from transformers import PreTrainedModel
 
 @torch.inference_mode()
 def answer(
-    model: PreTrainedModel, processor: Any, question: str, pictures: Sequence[Image.Image], max_new_tokens: int
+    model: PreTrainedModel,
+    processor: Any,
+    question: str,
+    pictures: Sequence[Image.Image],
+    max_new_tokens: int,
 ) -> str:
     """Return the answer to a question about some pictures, or none."""
     content = [*({"type": "image"} for _ in pictures), {"type": "text", "text": question}]
     text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
     images = [list(pictures)] if pictures else None
+    writer: Any = model
     inputs = processor(text=[text], images=images, return_tensors="pt").to(model.device)
-    made: Any = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
+    made = writer.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
     tokens = made[0, inputs["input_ids"].shape[1] :]
     found: str = processor.tokenizer.decode(tokens, skip_special_tokens=True)
     return found.strip()

@@ -165,7 +165,8 @@ def _device_memory() -> int:
 def _products_per_second(size: int = 1024) -> float:
     """Measure the operations per second of a matrix product on this device, in the type it trains with."""
     gpu = torch.cuda.is_available()
-    a = torch.ones(size, size, device="cuda" if gpu else "cpu", dtype=torch.bfloat16 if gpu else torch.float32)
+    dtype = torch.bfloat16 if gpu else torch.float32
+    a = torch.ones(size, size, device="cuda" if gpu else "cpu", dtype=dtype)
     float((a @ a)[0, 0])  # warm up
     start, count = time.perf_counter(), 8
     for _ in range(count):

@@ -13,6 +13,7 @@ from masters.claims.statistics import Interval, mean_interval, paired_difference
 from masters.data.questions import Questions
 from masters.distillation.run_file import RunFile
 from masters.judges import Judge
+from masters.responses.engines import Response
 from masters.responses.engines.local import generate
 from masters.runtime.files import write_atomic
 from masters.runtime.progress import report
@@ -32,7 +33,8 @@ def answers(
         longest: tokens of an answer.
         what: name of the work for progress.
     """
-    table, found = questions.table.set_index("id"), {}
+    table = questions.table.set_index("id")
+    found: dict[str, Response] = {}
     sampling = Sampling(max_new_tokens=longest)
     for batch in generate(model, processor, questions, range(len(questions)), range(1), sampling, None):
         found |= {answer.question: answer for answer in batch}
@@ -136,13 +138,14 @@ def card(run: RunFile, questions: int, found: dict[str, Interval], evaluated: in
         found: :func:`scores`; empty without evaluation.
         evaluated: questions of the evaluation.
     """
+    lines = [f"- {shown(name, interval, evaluated)}" for name, interval in found.items()]
     return CARD.format(
         base=run.student,
         name=run.output.name,
         method=run.method,
         teachers=", then ".join(run.teachers) or "labels alone",
         questions=questions,
-        results="\n".join(f"- {shown(name, one, evaluated)}" for name, one in found.items()) or "Not evaluated.",
+        results="\n".join(lines) or "Not evaluated.",
         reward=run.reward if isinstance(run.reward, str) else run.reward["llm"].model,
         settings=resolved(run),
     )

@@ -23,6 +23,7 @@ from masters.distillation.check import SAMPLE, estimate_run
 from masters.distillation.outputs import answers, card, resolved, scores, shown, write_scores
 from masters.distillation.run_file import RunFile, from_options, load_run_file
 from masters.experiments.arms import RunSpec
+from masters.experiments.evaluation import check_labels
 from masters.experiments.lab import Lab
 from masters.experiments.response_plan import ResponsePlan, prepare
 from masters.experiments.run import distil
@@ -136,6 +137,8 @@ def _prepare(run: RunFile, say: Say) -> Prepared:
         everything = profile.distillation.model_copy(update={"top_k_logprobs": None})
         lab = Lab(profile.model_copy(update={"distillation": everything}))
     teachers = ", ".join(f"teacher {name}" for name in run.teachers) or "no teacher"
+    for rows in own.splits.values():
+        check_labels(lab.judge, rows.select_columns(["id", "question", "answer"]).to_pandas())
     say(f"student {run.student}, {teachers}, vocabulary {vocabulary:,}, {spec.steps:,} steps")
     return Prepared(run, own, lab, spec)
 
@@ -222,7 +225,9 @@ def _alone(output: Path) -> Any:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise ValueError(f"another process is using {output}: wait for it, or choose another output_dir") from None
+        raise ValueError(
+            f"another process is using {output}: wait for it, or choose another output_dir"
+        ) from None
     return lock
 
 

@@ -16,7 +16,6 @@ from masters.settings import (
     Fit,
     Generation,
     LanguageJudge,
-    Lora,
     ModelSpec,
     OwnData,
     Positive,
@@ -111,7 +110,7 @@ class RunFile(Strict):
         if self.method.split("+")[0] not in CHANGES:
             raise ValueError(f"method {self.method!r} is unknown; there are: {', '.join(CHANGES)}")
         if self.method.split("+")[0] in ("base", "mid", "large", "online"):
-            raise ValueError(f"method {self.method!r} distills nothing; choose one such as masters or naive_multi")
+            raise ValueError(f"method {self.method!r} distills nothing; choose one such as masters")
         if not self.teachers and not self.learns_from_labels_alone:
             raise ValueError(f"method {self.method!r} needs a teacher: name one in teachers")
         return self
@@ -137,7 +136,9 @@ class RunFile(Strict):
         if path.is_dir():
             return str(path)
         if name.startswith((".", "/", "~")) or name.count("/") != 1:
-            raise ValueError(f"no folder {path}: give a folder of a model relative to the run file, or a hub name")
+            raise ValueError(
+                f"no folder {path}: give a folder of a model relative to the run file, or a hub name"
+            )
         return name
 
     def rungs(self) -> dict[str, str]:
@@ -221,8 +222,8 @@ def load_run_file(path: Path | str) -> RunFile:
     """
     path = Path(path)
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise ValueError(f"{path} has {path.stat().st_size:,} bytes; a run file has at most {MAX_BYTES:,}")
+        if (size := path.stat().st_size) > MAX_BYTES:
+            raise ValueError(f"{path} has {size:,} bytes; a run file has at most {MAX_BYTES:,}")
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(f"cannot read the run file {path}: {error.strerror or error}") from None

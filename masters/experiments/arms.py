@@ -156,7 +156,8 @@ def arm(name: str, profile: Profile) -> RunSpec:
             change without effect in this arm.
     """
     settings = profile.distillation
-    how = {"cache_teacher", "top_k_logprobs", "fit", "watch", "trainer"}  # how a run is computed, not what is run
+    # How a run is computed, not what is run.
+    how = {"cache_teacher", "top_k_logprobs", "fit", "watch", "trainer"}
     spec = RunSpec(**(settings.model_dump(exclude=how) | _changes(name)))
     if lacking := [model for model in spec.models if model not in profile.ladder]:
         raise ValueError(

@@ -63,13 +63,18 @@ def evaluate(
     return pd.concat(frames, ignore_index=True)
 
 
-def check_labels(judge: Judge, questions: Questions) -> None:
+def check_labels(judge: Judge, questions: pd.DataFrame) -> None:
     """Check that a judge can use every label, before the work whose result it judges.
+
+    Args:
+        judge: that will use them.
+        questions: columns id, question and answer; a question without an answer has no label.
 
     Raises:
         ValueError: the judge refuses a label; the message names the question.
     """
-    for name, asked, label in questions.table[["id", "question", "answer"]].itertuples(index=False):
+    labelled = questions[questions["answer"] != ""]
+    for name, asked, label in labelled[["id", "question", "answer"]].itertuples(index=False):
         try:
             judge.score_many([asked], [label], [label])
         except ValueError as error:

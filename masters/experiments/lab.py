@@ -30,10 +30,11 @@ from masters.judges import Judge, corpus
 from masters.judges.embedding import EmbeddingJudge
 from masters.judges.llm import LLMJudge
 from masters.judges.rule import RuleJudge
+from masters.judges.scorers import scorer_of
 from masters.masking.choice import PAPERS, MaskChoice
 from masters.models.calibration import calibrated
-from masters.own_data.question_set import OwnQuestions, encode_own, load_own_data
 from masters.models.loading import build_processor, check_same_tokens, load
+from masters.own_data.question_set import OwnQuestions, encode_own, load_own_data
 from masters.responses.cached import engine_of, open_store, responses
 from masters.responses.source import Source
 from masters.responses.store import ResponseStore
@@ -64,8 +65,7 @@ class Lab:
         """The judge of the rewards and of every evaluation, unless an arm has another."""
         if self.profile.reward == "rule":
             return RuleJudge()
-        from masters.judges.scorers import scorer
-        return scorer(self.profile.reward, Path(self.profile.folder))
+        return scorer_of(self.profile.reward, Path(self.profile.folder))
 
     @cached_property
     def own(self) -> OwnQuestions | None:

@@ -93,7 +93,7 @@ def run_arms(
     folders = {(name, seed): run_folder(lab, specs[name], seed, split) for name in arms for seed in seeds}
     missing = [pair for pair, folder in folders.items() if not (folder / "result.json").is_file()]
     if missing:
-        check_labels(lab.judge, lab.questions(split))
+        check_labels(lab.judge, lab.questions(split).table)
     prepare(
         lab, ResponsePlan.of([specs[name] for name, _ in missing], lab.profile.distillation.cache_teacher)
     )
@@ -161,7 +161,7 @@ def run_arm(lab: Lab, name: str, seed: int) -> Path:
     """
     spec = arm(name, lab.profile)
     if distributed.rank() == 0:
-        check_labels(lab.judge, lab.questions("test"))
+        check_labels(lab.judge, lab.questions("test").table)
         if spec.learn_from not in ("nothing", "online"):
             print(memory(lab, name).line(), file=sys.stderr, flush=True)
         for model in set(spec.models):

@@ -76,7 +76,7 @@ def run(lab: Lab, spec: RunSpec, seed: int, folder: Path, split: str = "test") -
         if distributed.from_main((folder / "result.json").is_file):
             return
         questions = lab.questions(split)
-        check_labels(lab.judge, questions)
+        check_labels(lab.judge, questions.table)
         student = lab.folder(spec.student)
         about: dict[str, Any] = {"seconds": 0.0, "diverged": ""}
         log = pd.DataFrame()
@@ -127,7 +127,7 @@ def run(lab: Lab, spec: RunSpec, seed: int, folder: Path, split: str = "test") -
 
 
 def _train(lab: Lab, spec: RunSpec, seed: int, work: Path, student: Path) -> None:
-    """Train the student of a run and save it with its log, the training seconds and the reason if it diverged."""
+    """Train the student of a run and save it with its log, its seconds and the reason if it diverged."""
     start = time.perf_counter()
     model, processor = load(lab.folder(spec.student))
     log, diverged = pd.DataFrame(), ""
@@ -271,7 +271,7 @@ def accuracy_reward(lab: Lab, frame: pd.DataFrame, judge: str, noise: float) -> 
         noise: share of questions with a wrong label, see :meth:`masters.experiments.lab.Lab.labels_with`.
 
     Returns:
-        ``(rows of frame,)`` float32: the verdict, 1 where a response agrees with the label, 0 without a verdict.
+        ``(rows of frame,)`` float32: the verdict, 1 where a response is right, 0 without a verdict.
     """
     right = frame["correct"].astype(float).fillna(0).to_numpy(np.float32)
     if noise:

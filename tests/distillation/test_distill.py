@@ -1,4 +1,4 @@
-"""``masters distill``: from two model folders and a file of questions to one student, whatever happens between."""
+"""``masters distill``: from model folders and a file of questions to one student."""
 
 import json
 from collections.abc import Iterator
