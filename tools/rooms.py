@@ -34,7 +34,8 @@ ALLOWED: dict[str, set[str]] = {
     "analysis": {"experiments", "training", "responses", "models", *GROUND},
     "study": {"analysis", "experiments", "training", "responses", "models", "claims", *GROUND},
 }
-ALLOWED["report"] = {"study", *ALLOWED["study"]}
+ALLOWED["figures"] = {"study", *ALLOWED["study"]}
+ALLOWED["report"] = {"figures", *ALLOWED["figures"]}
 ALLOWED["cli"] = {"report", *ALLOWED["report"]}
 
 
