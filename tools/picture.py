@@ -4,14 +4,14 @@ from pathlib import Path
 
 from masters.claims.comparisons import read_effects
 from masters.claims.verdicts import judge_claims
-from masters.report.claims_figure import claims
-from masters.report.style import write_svg
+from masters.figures.claims import claims_figure
+from masters.figures.style import write_svg
 from masters.runtime.files import ROOT, STUDY
 
 
 def draw(path: Path) -> None:
     """Draw the study's claims and write the figure to ``path``."""
-    write_svg(claims(judge_claims(read_effects(STUDY / "comparisons.csv"))), path)
+    write_svg(claims_figure(judge_claims(read_effects(STUDY / "comparisons.csv"))), path)
 
 
 if __name__ == "__main__":

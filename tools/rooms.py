@@ -35,8 +35,9 @@ ALLOWED: dict[str, set[str]] = {
     "analysis": {"experiments", "own_data", "training", "responses", "models", *GROUND},
     "study": {"analysis", "experiments", "own_data", "training", "responses", "models", "claims", *GROUND},
 }
-ALLOWED["distillation"] = {"claims", *ALLOWED["analysis"] - {"analysis"}, "experiments"}
-ALLOWED["report"] = {"study", *ALLOWED["study"]}
+ALLOWED["figures"] = {"study", *ALLOWED["study"]}
+ALLOWED["report"] = {"figures", *ALLOWED["figures"]}
+ALLOWED["distillation"] = {"claims", "experiments", *ALLOWED["experiments"]}
 ALLOWED["cli"] = {"distillation", "report", *ALLOWED["report"]}
 
 

@@ -18,9 +18,9 @@ import pandas as pd
 from masters.claims.claims import HELPS
 from masters.claims.table import VERDICTS, ClaimRow, signed
 from masters.claims.verdicts import disagree, judge_comparisons
-from masters.report.claims_figure import claims
+from masters.figures.claims import claims_figure
+from masters.figures.style import write_svg
 from masters.report.markup import Html, code, escaped, folded, link, plain, table
-from masters.report.style import write_svg
 from masters.settings import Profile
 
 # The part of each notebook that a verdict rests on.
@@ -259,7 +259,7 @@ def drawn(frame: pd.DataFrame, path: Path) -> Html:
     """
     narrow = path.with_stem(f"{path.stem}-narrow")
     for file, slim in ((path, False), (narrow, True)):
-        write_svg(claims(frame, slim), file)
+        write_svg(claims_figure(frame, slim), file)
     words = ["The effect of each claim here beside the paper's."]
     for row in frame.to_dict("records"):
         ours = f"{with_unit(row['ours'], row['unit'])}, 95 % interval {interval(row)}" if row["ours"] else ""

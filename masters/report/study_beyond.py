@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from masters.figures.study import effect_map, sweep
+from masters.figures.style import write_svg
 from masters.report.markup import Html, code, escaped, folded, table
-from masters.report.study_figures import effect_map, sweep
-from masters.report.style import write_svg
 from masters.study.sweep import swept, whole, worst
 
 

@@ -32,7 +32,7 @@ from masters.experiments.curriculum import WantedScores, all_stages, wanted_resp
 from masters.experiments.lab import Lab
 from masters.experiments.response_plan import ResponsePlan, prepare
 from masters.experiments.results import Results, run_arms, run_folder, run_spec
-from masters.report import cost_figures
+from masters.figures.costs import sharing
 from masters.runtime.files import cache_dir
 
 OFFLINE = Cost(8, 2, 20, 5, ("generation", "judging", "scoring"))
@@ -236,7 +236,7 @@ def test_missing_runs_and_times_are_reported(lab: Lab, results: Results) -> None
 
 
 def test_the_figure_shows_the_ratio_for_every_number_of_runs() -> None:
-    drawn = cost_figures.sharing(ONLINE, {"offline": OFFLINE, "free": ONLINE}, [1, 2, 10], claimed=15)
+    drawn = sharing(ONLINE, {"offline": OFFLINE, "free": ONLINE}, [1, 2, 10], claimed=15)
     (axis,) = drawn.axes
     x, y = xy(axis, 0)
     assert list(x) == [1, 2, 10] and list(y) == [75 / 35, 75 / 20, 75 / 8]

@@ -8,7 +8,7 @@ import pytest
 
 from masters.claims.comparisons import paired_scores
 from masters.claims.statistics import minimum_detectable_effect, paired_difference
-from masters.report.study_figures import effect_map
+from masters.figures.study import effect_map
 from masters.settings import load_profile
 from masters.study.effects import AXES, COLUMNS, EFFECTS, measure_map
 

@@ -1,48 +1,46 @@
-"""The figures of a study's page: effects over each axis of the map, and forms of the objective over rates."""
+"""Figures of a study's page: effects along each axis of the map, and the learning-rate sweep."""
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter
 
 from masters.experiments.arms import title
-from masters.report.figures import DASHES, MARKERS
-from masters.report.style import COLOURS, QUIET, need, panels
+from masters.figures.style import COLORS, MARKERS, QUIET, Drawing, ends, line_style, need, panels
 from masters.study.effects import AXES, COLUMNS, EFFECTS, LINEAR
 from masters.study.sweep import swept
 
-SWEPT = {"accuracy": "accuracy (%)", "tokens": "tokens an answer", "kl": "KL to reference (nats a token)"}
+SWEPT = {"accuracy": "accuracy (%)", "tokens": "tokens per answer", "kl": "KL to reference (nats per token)"}
 
 
-def effect_map(table: pd.DataFrame, blind: float = 0.0) -> Figure:
+def effect_map(table: pd.DataFrame, blind: float = 0.0) -> Drawing:
     """Draw every effect along each axis with its 95 % interval over seeds and questions.
 
     Args:
-        table: as ``measure_map`` returns it.
-        blind: accuracy of a lookup from the question's text, in percent. Where the student is below it before
-            training, the mark is hollow.
+        table: from :func:`masters.study.effects.measure_map`.
+        blind: accuracy of the blind baseline in percent; marks are hollow where the student before training
+            is below it.
 
     Raises:
-        ValueError: it has no row, or lacks a column.
+        ValueError: the table has no row, or lacks a column.
     """
     need(table, *COLUMNS)
     if table.empty:
         raise ValueError("there is no pair of arms to draw: run more of the study")
     axes_shown = [axis for axis in AXES if (table["axis"] == axis).any()]
     figure, axes = panels(len(axes_shown), 1, 2.6)
+    lines = []
     for panel, axis in zip(axes, axes_shown, strict=True):
         on_axis = table[table["axis"] == axis]
         for place, effect in enumerate(EFFECTS):
             rows = on_axis[on_axis["effect"] == effect]
             reach = [rows["points"] - rows["low"], rows["high"] - rows["points"]]
             at = _aside(rows["value"], (place - 1.5) / 100, on_axis["value"], axis in LINEAR)
-            style = f"{DASHES[place]}{MARKERS[place]}"
-            panel.errorbar(
-                at, rows["points"], reach, fmt=style, color=COLOURS[place], elinewidth=1.2, label=effect
-            )
+            style = {"fmt": line_style(place), "color": COLORS[place], "elinewidth": 1.2}
+            panel.errorbar(at, rows["points"], reach, label=effect, **style)
             below = rows["student_accuracy"] < blind
-            panel.plot(at[below], rows.loc[below, "points"], MARKERS[place], mfc="white", mec=COLOURS[place])
+            lines.append(ends(f"{effect} by {axis}", rows["value"], rows["points"]))
+            panel.plot(at[below], rows.loc[below, "points"], MARKERS[place], mfc="white", mec=COLORS[place])
         panel.axhline(0, color=QUIET, lw=1)
         panel.set(xlabel=AXES[axis], ylabel="effect (points)")
         if axis not in LINEAR:
@@ -58,39 +56,42 @@ def effect_map(table: pd.DataFrame, blind: float = 0.0) -> Figure:
         handles.append(Line2D([], [], color=QUIET, marker="o", mfc="white", ls=""))
         labels.append("student below blind")
     figure.legend(handles, labels, loc="outside upper center", ncols=2, frameon=False)
+    figure.alt = f"Effects in points, 95 % intervals. {'; '.join(lines)}."
     return figure
 
 
 def _aside(values: pd.Series, share: float, all_values: pd.Series, linear: bool) -> pd.Series:
-    """Moved along an axis by a share of what it shows, so that intervals of one place stand side by side."""
+    """Shift points along an axis by a share of its range, so that intervals at one value do not overlap."""
     low, high = all_values.min(), all_values.max()
     return values + share * (high - low) if linear else values * (high / low) ** share
 
 
-def sweep(runs: pd.DataFrame) -> Figure:
-    """The arms whose names end in a learning rate: what became of them at each, mean and single replicates.
+def sweep(runs: pd.DataFrame) -> Drawing:
+    """Draw accuracy, length and KL of each objective vs. the learning rate: means and single replicates.
 
     Args:
-        runs: one row a run: arm, accuracy, tokens, kl.
+        runs: one row per run: arm, accuracy, tokens, kl.
 
     Raises:
-        ValueError: no arm of these runs has a learning rate in its name.
+        ValueError: no arm's name ends in a learning rate.
     """
     table = swept(runs)
     if table.empty:
         raise ValueError("there is no arm at several learning rates to draw: run more of the study")
     table["accuracy"] = 100 * table["accuracy"].astype(float)
     figure, axes = panels(len(SWEPT), 1, 2.6, sharex=True)
+    lines = []
     for panel, (quantity, label) in zip(axes, SWEPT.items(), strict=True):
         for place, (form, rows) in enumerate(table.groupby("form", sort=False)):
-            colour, marker = COLOURS[place], MARKERS[place]
+            color, marker = COLORS[place], MARKERS[place]
             means = rows.groupby("rate")[quantity].mean()
-            panel.plot(rows["rate"], rows[quantity], marker, color=colour, alpha=0.35, ms=5)
-            style = f"{DASHES[place % len(DASHES)]}{marker}"
-            panel.plot(means.index, means, style, color=colour, label=title(str(form)))
+            panel.plot(rows["rate"], rows[quantity], marker, color=color, alpha=0.35, ms=5)
+            panel.plot(means.index, means, line_style(place), color=color, label=title(str(form)))
+            lines.append(ends(f"{label}, {title(str(form))}", means.index, means))
         panel.set(xscale="log", ylabel=label)
     axes[-1].set(xlabel="learning rate")
     axes[-1].set_yscale("symlog", linthresh=1e-3)
     axes[-1].set_ylim(bottom=0)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False)
+    figure.alt = f"Each objective by learning rate. {'; '.join(lines)}."
     return figure

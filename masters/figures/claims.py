@@ -1,7 +1,7 @@
-"""The picture of the claims: every verdict at once, with the effect that it follows from.
+"""The figure of all claims: each verdict with the effect that it follows from.
 
-One idea: who sees this picture alone knows what was found. So each claim is there in words and numbers, those
-that were not tested too, and it is drawn twice, for wide and for narrow screens.
+Each claim is shown in words and numbers, also if it was not tested. There is one layout for wide and one for
+narrow screens.
 """
 
 import textwrap
@@ -11,42 +11,39 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.transforms import Transform, blended_transform_factory
 
-from masters.report.style import BAND, COLOURS, INK, QUIET, WIDTH, need, panels
+from masters.figures.style import BAND, COLORS, INK, QUIET, WIDTH, Drawing, need, panels
 
 NARROW = 4.8
-VERDICT_COLOURS = {
-    "supported": COLOURS[2],
-    "not supported": COLOURS[3],
-    "reversed": COLOURS[4],
-    "undecided": COLOURS[9],
+VERDICT_COLORS = {
+    "supported": COLORS[2],
+    "not supported": COLORS[3],
+    "reversed": COLORS[4],
+    "undecided": COLORS[9],
     "not tested": QUIET,
 }
 
 
-def claims(frame: pd.DataFrame, narrow: bool = False) -> Figure:
-    """The claims one below the other, each in words and with its effect beside the paper's.
+def claims_figure(frame: pd.DataFrame, narrow: bool = False) -> Drawing:
+    """Draw one row per claim: verdict, statement, numbers, and our effect beside the paper's.
 
-    A claim is its verdict, statement and numbers, and our effect with its interval in the colour of the
-    verdict; a hollow mark is the paper's effect, and the grey band holds what is smaller than the margin.
-    Effects in points, in percent and ratios have a panel each; a ratio is seen from 0, and no effect is 1.
-    A few large effects must not press the others together: what lies beyond an axis is an arrow at its edge,
-    and stands in the numbers.
+    Our effect and its interval have the color of the verdict; a hollow mark is the paper's effect, and the
+    gray band is the margin. Each unit has its own panel; ratios start at 0, and a ratio of 1 means no effect.
+    Effects beyond an axis are arrows at its edge, so that a few large ones do not hide the others.
 
     Args:
-        frame: as ``masters.claims.verdicts.judge_claims`` returns it.
-        narrow: for phones, with the words above the effect, not on its left.
+        frame: claims, from :func:`masters.claims.verdicts.judge_claims`.
+        narrow: layout for phones: text above the effect, not left of it.
     """
     words = ("id", "statement", "verdict", "ours", "low", "high", "paper", "unit")
     need(frame, *words, "effect", "effect_low", "effect_high", "paper_effect", "margin")
     parts = [(str(unit), rows.to_dict("records")) for unit, rows in frame.groupby("unit", sort=False)]
     line = 56 if narrow else 42
     texts = {row["id"]: textwrap.wrap(row["statement"], line) for _, rows in parts for row in rows}
-    # In lines of text: one for verdict and numbers, those of the statement, and two for the effect.
+    # Height in lines of text: one for verdict and numbers, those of the statement, and two for the effect.
     tall = {name: 3.2 + len(text) if narrow else 0.6 + max(3, 1 + len(text)) for name, text in texts.items()}
     heights = [sum(tall[row["id"]] for row in rows) for _, rows in parts]
     total = 0.175 * sum(heights) + 0.75 * len(parts) + 0.6
@@ -74,18 +71,28 @@ def claims(frame: pd.DataFrame, narrow: bool = False) -> Figure:
     if beyond:
         marks.append(Line2D([], [], color=INK, marker=">", ls="", label="beyond the axis"))
     figure.legend(handles=marks, loc="outside upper center", ncols=2, frameon=False)
-    # The words must not push the axes aside, but belong to the picture: a notebook crops what does not.
+    # Text must not move the axes, but must count as part of the figure, or notebooks crop it.
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
     for words_of_claim in [text for axis in axes for text in axis.texts]:
         words_of_claim.set_in_layout(True)
+    said = map(_sentence, frame.to_dict("records"))
+    figure.alt = " ".join(["Effect of each claim, here and in the paper.", *said])
     return figure
+
+
+def _sentence(row: Mapping[Any, Any]) -> str:
+    """Return verdict and numbers of a claim, for the alternative text."""
+    unit = row["unit"]
+    ours = f"{row['ours']} {unit}, 95 % interval {row['low']} to {row['high']}" if row["ours"] else ""
+    paper = f"paper {row['paper']} {unit}" if row["paper"] else "no figure in the paper"
+    return f"{row['id']} {row['verdict']}: {', '.join(filter(None, (ours, paper)))}."
 
 
 def _claim_words(
     axis: Axes, across: Transform, row: Mapping[Any, Any], statement: list[str], top: float
 ) -> None:
-    """Verdict, numbers and statement of a claim from line ``top`` on, over the width of the whole figure."""
+    """Write verdict, numbers and statement of a claim from line ``top`` on, across the whole figure."""
     place: dict[str, Any] = {"transform": across, "va": "top", "fontsize": 10, "parse_math": False}
     here = f"{row['ours']} ({row['low']} to {row['high']})" if row["ours"] else ""
     there = f"paper {row['paper']}" if row["paper"] else ""
@@ -95,23 +102,22 @@ def _claim_words(
         axis.text(0.01, top + 1.3, "\n".join(statement), **place),
     ]
     for text in words:
-        text.set_in_layout(False)  # what is written over the whole figure must not push the axes aside
+        text.set_in_layout(False)  # text across the whole figure must not move the axes
     line = axis.plot([0.01, 0.99], [top, top], color=BAND, lw=1, transform=across, clip_on=False)
     line[0].set_in_layout(False)
 
 
 def _claim_effect(axis: Axes, row: Mapping[Any, Any], y: float, left: float, right: float) -> bool:
-    """Effect, interval, margin and the paper's effect in a row of an axis from left to right; whether some of
-    it lies beyond."""
-    colour, margin = VERDICT_COLOURS[row["verdict"]], row["margin"]
+    """Draw effect, interval, margin and the paper's effect; return whether any lies beyond the axis."""
+    color, margin = VERDICT_COLORS[row["verdict"]], row["margin"]
     effect, low, high, paper = _effects(row)
     axis.fill_between([max(left, -margin), margin], y - 0.6, y + 0.6, color=BAND, lw=0)
     nothing = 1 if row["unit"] == "times" else 0
     axis.plot([nothing, nothing], [y - 0.6, y + 0.6], color=QUIET, lw=1)
-    axis.plot([low, high], [y, y], "-", color=colour, lw=2.5)
-    axis.plot([effect], [y], "o", color=colour)
+    axis.plot([low, high], [y, y], "-", color=color, lw=2.5)
+    axis.plot([effect], [y], "o", color=color)
     axis.plot([paper], [y], "D", mfc="none", mec=INK)
-    ours, theirs = {"color": colour}, {"mfc": "none", "mec": INK}
+    ours, theirs = {"color": color}, {"mfc": "none", "mec": INK}
     ends = ((low, ours), (high, ours), (paper, theirs))
     far = [(value, look) for value, look in ends if value < left or value > right]
     for value, look in far:
@@ -125,6 +131,6 @@ def _effects(row: Mapping[Any, Any]) -> list[float]:
 
 
 def _reach(rows: Sequence[Mapping[Any, Any]]) -> float:
-    """Where the axis of some claims ends: six of seven are seen as a whole, with their margins."""
+    """Return where an axis ends: six of seven claims fit, with their margins."""
     farthest = [np.nanmax(np.abs([row["margin"], *_effects(row)])) for row in rows]
     return 1.1 * float(np.quantile(farthest, 6 / 7, method="lower"))

@@ -1,32 +1,32 @@
-"""The picture of what sharing responses saves, drawn from costs alone; see :mod:`masters.analysis.costs`."""
+"""The figure of what sharing responses saves; see :mod:`masters.analysis.costs`."""
 
 from collections.abc import Mapping, Sequence
 
-from matplotlib.figure import Figure
 from matplotlib.ticker import ScalarFormatter
 
 from masters.analysis.costs import Cost, cost_ratio
-from masters.report.figures import MARKERS
-from masters.report.style import COLOURS, INK, QUIET, panels
+from masters.figures.style import COLORS, INK, MARKERS, QUIET, Drawing, ends, panels
 
 
 def sharing(
     online: Cost, offline: Mapping[str, Cost], runs: Sequence[int], claimed: float | None = None
-) -> Figure:
-    """How many times more an online run costs, against the number of offline runs that share responses.
+) -> Drawing:
+    """Draw the cost of an online run over that of an offline run vs. the number of runs that share responses.
 
     Args:
-        online: of the online run.
-        offline: of offline runs of the same number of steps, by title; a dotted line shows where each ends.
-        runs: how many share, increasing.
-        claimed: the ratio of the paper.
+        online: cost of the online run.
+        offline: costs of offline runs of as many steps, by title; dotted lines show their limits.
+        runs: numbers of runs that share responses, increasing.
+        claimed: the paper's ratio.
     """
     figure, (axis,) = panels()
+    lines = []
     for place, (name, cost) in enumerate(offline.items()):
-        colour, marker = COLOURS[place], MARKERS[place]
+        color, marker = COLORS[place], MARKERS[place]
         ratios = [cost_ratio(online, cost, number) for number in runs]
-        axis.plot(runs, ratios, f"-{marker}", color=colour, label=name)
-        axis.axhline(cost_ratio(online, cost, float("inf")), color=colour, ls=":")
+        axis.plot(runs, ratios, f"-{marker}", color=color, label=name)
+        lines.append(ends(name, runs, ratios))
+        axis.axhline(cost_ratio(online, cost, float("inf")), color=color, ls=":")
     if claimed is not None:
         axis.axhline(claimed, color=INK, ls="--", label="paper's estimate")
     axis.axhline(1, color=QUIET, lw=1)
@@ -36,4 +36,5 @@ def sharing(
     axis.xaxis.minorticks_off()
     axis.set_ylim(bottom=0)
     figure.legend(loc="outside upper center", ncols=2, frameon=False)
+    figure.alt = f"Cost online / offline by number of runs that share responses. {'; '.join(lines)}."
     return figure

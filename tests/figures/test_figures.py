@@ -20,9 +20,9 @@ from scipy import stats
 from masters.claims.claims import all_pairs
 from masters.claims.comparisons import COLUMNS, measure
 from masters.claims.verdicts import judge_claims
+from masters.figures import claims, plots
+from masters.figures.style import WIDTH
 from masters.masking.schedule import MaskSchedule
-from masters.report import claims_figure, figures
-from masters.report.style import WIDTH
 from masters.runtime.files import paper_table
 
 
@@ -46,14 +46,14 @@ LADDER = pd.DataFrame({"model": ["student", "mid", "large"], "parameters": [50_0
 
 
 def test_summary_is_mean_and_t_interval() -> None:
-    row = figures.summary(runs(), order=["masters"]).iloc[0]
+    row = plots.summary(runs(), order=["masters"]).iloc[0]
     half = stats.t.ppf(0.975, 2) * stats.sem([60.0, 61.0, 62.0])
     assert row["estimate"] == pytest.approx(61.0)
     assert (row["low"], row["high"]) == pytest.approx((61.0 - half, 61.0 + half))
-    single = figures.summary(runs().query("seed == 0"), order=["mid"]).iloc[0]
+    single = plots.summary(runs().query("seed == 0"), order=["mid"]).iloc[0]
     assert single["estimate"] == pytest.approx(70.0) and np.isnan(single["low"])
     with pytest.raises(ValueError, match="no run with arm 'sft'"):
-        figures.summary(runs(), order=["sft"])
+        plots.summary(runs(), order=["sft"])
 
 
 def test_samples_show_pictures_questions_and_answers() -> None:
@@ -65,18 +65,18 @@ def test_samples_show_pictures_questions_and_answers() -> None:
         }
         for n in range(5)
     ]
-    figure = figures.samples(rows, columns=4)
+    figure = plots.samples(rows, columns=4)
     shown = [axis for axis in figure.axes if axis.get_visible()]
     assert [axis.get_title() for axis in shown] == [f"a{n}" for n in range(5)]
     assert " ".join(shown[0].get_xlabel().split()) == ("what is it ? " * 4).strip()
     assert int(np.asarray(shown[2].images[0].get_array()).max()) == 80
     readable(figure)
     with pytest.raises(ValueError, match="nothing to show"):
-        figures.samples([])
+        plots.samples([])
 
 
 def test_ladder_and_size() -> None:
-    figure = figures.size_accuracy(LADDER, runs(), blind=20.0)
+    figure = plots.size_accuracy(LADDER, runs(), blind=20.0)
     x, y = xy(figure.axes[0])
     assert x.tolist() == [50_000, 200_000, 800_000] and y == pytest.approx([51, 71, 91])
     words = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]  # type: ignore[union-attr]
@@ -84,7 +84,7 @@ def test_ladder_and_size() -> None:
     assert "95 % interval over seeds" in figure.axes[0].get_ylabel()
     assert figure.axes[0].get_xscale() == "log"
     readable(figure)
-    figure = figures.size_accuracy(LADDER, runs(), ["masters", "masked"])
+    figure = plots.size_accuracy(LADDER, runs(), ["masters", "masked"])
     texts = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]  # type: ignore[union-attr]
     assert texts == ["models of the ladder", "Masters", "mask-progressive"]
     points = [xy(figure.axes[0], index) for index in range(len(figure.axes[0].lines))]
@@ -101,44 +101,44 @@ def test_training_curves_average_the_seeds() -> None:
             for step in (0, 1, 2)
         ]
     )
-    axis = figures.training_curves(log).axes[0]
+    axis = plots.training_curves(log).axes[0]
     assert len(axis.lines) == 2 and xy(axis)[1].tolist() == [1, 2, 3]
     assert len(axis.collections) == 2 and axis.get_ylabel() == "loss (nats per token)"
-    figure = figures.training_curves(log, y="kl")
+    figure = plots.training_curves(log, y="kl")
     assert xy(figure.axes[0])[0].tolist() == [0, 2]
     readable(figure)
     ladder_log = pd.DataFrame({"model": "student", "step": [0, 5], "loss": [2.0, 1.0]})
-    assert xy(figures.training_curves(ladder_log, hue="model").axes[0])[1].tolist() == [2, 1]
+    assert xy(plots.training_curves(ladder_log, hue="model").axes[0])[1].tolist() == [2, 1]
     with pytest.raises(ValueError, match="lacks divergence"):
-        figures.training_curves(log, y="divergence")
+        plots.training_curves(log, y="divergence")
 
 
 def test_masked_accuracy_weighs_tasks_by_questions() -> None:
     rows = [("large", 0.0, "a", 1.0, 100), ("large", 0.0, "b", 0.5, 300), ("large", 0.4, "a", 0.0, 400)]
     frame = pd.DataFrame(rows, columns=["model", "ratio", "task", "accuracy", "questions"])
-    figure = figures.masked_accuracy(frame)
+    figure = plots.masked_accuracy(frame)
     x, y = xy(figure.axes[0])
     assert x.tolist() == [0.0, 0.4] and y == pytest.approx([62.5, 0.0])
     readable(figure)
 
 
 def test_schedule_is_the_staircase_that_trains() -> None:
-    figure = figures.schedule(0.2, 0.05, 50)
+    figure = plots.schedule(0.2, 0.05, 50)
     x, y = xy(figure.axes[0])
     assert y[:-1].tolist() == [MaskSchedule(0.2, 0.05).ratio_at(i, 50) for i in range(50)]
     assert x[-1] == 50 and y[0] == 0.2 and y[-1] == 0.0
     readable(figure)
     with pytest.raises(ValueError, match="at least one iteration"):
-        figures.schedule(0.2, 0.05, 0)
+        plots.schedule(0.2, 0.05, 0)
 
 
 def test_effects_put_the_paper_beside() -> None:
-    frame = figures.summary(runs(), order=["base", "masked", "masters"])
-    figure = figures.effects(frame)
+    frame = plots.summary(runs(), order=["base", "masked", "masters"])
+    figure = plots.effects(frame)
     assert len(figure.axes) == 1
     labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     assert labels == ["base student", "mask-progressive", "Masters"]
-    figure = figures.effects(frame.assign(paper=[75.4, np.nan, 80.0]))
+    figure = plots.effects(frame.assign(paper=[75.4, np.nan, 80.0]))
     ours, paper = figure.axes
     assert [xy(ours, index)[0][0] for index in (1, 3, 5)] == pytest.approx([51, 56, 61])
     assert xy(ours, 0)[0] == pytest.approx(frame.loc[0, ["low", "high"]].to_numpy(dtype=float))
@@ -148,14 +148,14 @@ def test_effects_put_the_paper_beside() -> None:
 
 def test_grid_has_a_panel_for_the_paper() -> None:
     table = paper_table("table5a_rmax")
-    figure = figures.grid(runs(), "r_max", table)
+    figure = plots.grid(runs(), "r_max", table)
     ours, paper = figure.axes
     assert xy(ours)[1] == pytest.approx([51, 71, 91, 61, 56])
     assert len(paper.lines) == 4 and xy(paper)[1].tolist() == table["Qwen2.5-VL-72B"].tolist()
     readable(figure)
-    assert len(figures.grid(runs(), "r_max").axes) == 1
+    assert len(plots.grid(runs(), "r_max").axes) == 1
     with pytest.raises(ValueError, match="lacks responses"):
-        figures.grid(runs(), "responses")
+        plots.grid(runs(), "responses")
 
 
 def test_reward_distribution_has_both_rewards_by_source() -> None:
@@ -166,7 +166,7 @@ def test_reward_distribution_has_both_rewards_by_source() -> None:
             "source": ["teacher", "teacher", "student", "student", "student"],
         }
     )
-    figure = figures.reward_distribution(frame)
+    figure = plots.reward_distribution(frame)
     bars = [patch for patch in figure.axes[0].patches if isinstance(patch, Rectangle)]
     assert [bar.get_height() for bar in bars] == pytest.approx([50.0, 100 / 3])
     teacher, student = (np.asarray(patch.get_path().vertices) for patch in figure.axes[1].patches)
@@ -174,7 +174,7 @@ def test_reward_distribution_has_both_rewards_by_source() -> None:
     assert student[student[:, 1] > 0, 0].max() == pytest.approx(0.1)
     readable(figure)
     with pytest.raises(ValueError, match="lacks source"):
-        figures.reward_distribution(frame.drop(columns="source"))
+        plots.reward_distribution(frame.drop(columns="source"))
 
 
 @pytest.mark.parametrize("narrow", [False, True])
@@ -196,7 +196,7 @@ def test_claims_have_ours_and_the_papers(narrow: bool) -> None:
     seconds = [("online", 0, 60), ("online", 1, 64), ("own_accuracy", 0, 10), ("own_accuracy", 1, 10)]
     costs = pd.DataFrame(seconds, columns=["arm", "seed", "total"]).assign(total_equal=lambda t: t["total"])
     frame = judge_claims(measure(pd.DataFrame(rows), all_pairs(), 50, costs=costs))
-    figure = claims_figure.claims(frame, narrow)
+    figure = claims.claims_figure(frame, narrow)
     points, times, percent = figure.axes
     words = [text.get_text() for text in points.texts]
     assert len([word for word in words if word.startswith("C")]) == 13
@@ -210,10 +210,10 @@ def test_claims_have_ours_and_the_papers(narrow: bool) -> None:
     assert marked(times, "o", 6.2) and marked(times, "D", 15.0)
     # The effect of C3 and the paper's, one above the other, in the colour of the verdict.
     (here,) = marked(points, "o", 25.0)
-    assert here.get_color() == claims_figure.VERDICT_COLOURS["supported"]
+    assert here.get_color() == claims.VERDICT_COLORS["supported"]
     (there,) = marked(points, "D", frame.loc[2, "paper_effect"])
     assert here.get_ydata() == there.get_ydata()
-    readable(figure, claims_figure.NARROW if narrow else WIDTH)
+    readable(figure, claims.NARROW if narrow else WIDTH)
     apart(figure)
 
 
@@ -229,7 +229,7 @@ def test_a_large_effect_is_an_arrow_and_the_others_stay_apart() -> None:
     large = {"effect": -40.0, "effect_low": -44.0, "effect_high": -36.0, "verdict": "reversed"}
     frame = frame.assign(**small)
     frame.loc[3, list(large)] = list(large.values())
-    figure = claims_figure.claims(frame)
+    figure = claims.claims_figure(frame)
     (axis,) = figure.axes
     assert axis.get_xlim()[1] < 3
     assert len(marked(axis, "<", axis.get_xlim()[0])) == 2, "both ends of its interval"
@@ -255,7 +255,7 @@ def test_latency_in_milliseconds() -> None:
     frame = pd.DataFrame(
         {"arm": ["base", "large"], "seconds_per_question": [0.01, 0.05], "tokens": [4.0, 5.5]}
     )
-    figure = figures.latency(frame)
+    figure = plots.latency(frame)
     assert [patch.get_width() for patch in figure.axes[0].patches] == pytest.approx([10, 50])  # type: ignore[attr-defined]
     assert [text.get_text() for text in figure.axes[0].texts] == ["4.0 tokens", "5.5 tokens"]
     readable(figure)
@@ -269,7 +269,7 @@ def test_growth_shows_each_axis_and_the_power_of_each_way() -> None:
         for value in (1, 2, 4)
     ]
     table = pd.DataFrame(rows)
-    figure = figures.growth(table.assign(smallest=table["seconds"] * 0.9, largest=table["seconds"] * 1.2))
+    figure = plots.growth(table.assign(smallest=table["seconds"] * 0.9, largest=table["seconds"] * 1.2))
     assert [axis.get_xlabel() for axis in figure.axes] == ["prompt tokens", "responses"]
     for axis in figure.axes:
         assert [text.get_text() for text in axis.get_legend().get_texts()] == [
@@ -278,3 +278,25 @@ def test_growth_shows_each_axis_and_the_power_of_each_way() -> None:
         ]
         assert axis.get_xscale() == axis.get_yscale() == "log"
         assert axis.get_lines()[0].get_ydata()[-1] == pytest.approx(10 * 4**0.5)
+
+
+def test_a_notebook_stores_the_alternative_text_beside_the_image() -> None:
+    frame = plots.summary(runs(), order=["base", "masters"])
+    figure = plots.effects(frame.assign(paper=[np.nan, 80.0]))
+    assert figure.alt == "accuracy (%). base student 51.0, Masters 61.0. Paper: Masters 80.0."
+    assert figure._repr_mimebundle_() == ({}, {"image/png": {"alt": figure.alt}})
+    assert plots.size_accuracy(LADDER, runs(), ["masters"], 20.0).alt == (
+        "Accuracy in percent by model size. base student 51.0, mid teacher 71.0, large teacher 91.0, "
+        "Masters 61.0. Blind: 20.0."
+    )
+    log = pd.DataFrame({"arm": "masters", "step": [0, 5], "kl": [np.nan, 0.25]})
+    assert plots.training_curves(log, "kl").alt == (
+        "KL to the base student (nats per token) by training step. Masters: 0.25 at 5."
+    )
+
+
+def test_dollar_signs_of_questions_are_text() -> None:
+    row = {"image": np.zeros((8, 8, 3), dtype=np.uint8), "question": r"$\frac{", "answer": "$5 or $6"}
+    figure = plots.samples([row])
+    figure.draw_without_rendering()
+    assert r"$\frac{ $5 or $6." in figure.alt

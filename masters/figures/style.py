@@ -1,0 +1,96 @@
+"""Shared by all figures: size, colors, alternative texts, SVG files."""
+
+import io
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from masters.runtime.files import write_atomic
+
+WIDTH = 7.0  # inches
+COLORS: list[Any] = list(sns.color_palette("colorblind"))
+INK, QUIET, BAND = "#333333", "#8c8c8c", "#e6e6e6"
+# Lines differ by marker and dash too, so that color is never the only sign.
+MARKERS, DASHES = "osD^vPX*<>", ("-", "--", "-.", ":")
+
+
+class Drawing(Figure):
+    """A figure with an alternative text, which notebooks store beside its image.
+
+    Attributes:
+        alt: what the figure shows, in words and numbers; set by the function that draws it.
+    """
+
+    alt = ""
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> tuple[dict, dict]:
+        """Return metadata only; IPython adds the image."""
+        return {}, {"image/png": {"alt": self.alt}}
+
+
+def style() -> None:
+    """Set the fonts and colors of the book."""
+    small = {"xtick.labelsize": 10, "ytick.labelsize": 10, "figure.facecolor": "white"}
+    lines = {"axes.edgecolor": QUIET, "grid.color": BAND, "lines.linewidth": 1.8, "lines.markersize": 7}
+    text = {"font.size": 11, "axes.labelsize": 11, "axes.titlesize": 11, "legend.fontsize": 10}
+    colors = {"text.color": INK, "axes.labelcolor": INK}
+    sns.set_theme(style="whitegrid", palette="colorblind", rc={**small, **lines, **text, **colors})
+
+
+def panels(
+    rows: int = 1, columns: int = 1, height: float = 4.0, **options: Any
+) -> tuple[Drawing, list[Axes]]:
+    """Return a figure and its axes, row by row.
+
+    The figure is closed for pyplot, so that a notebook shows it only once.
+
+    Args:
+        rows: panels from top to bottom.
+        columns: panels from left to right.
+        height: of a row, in inches.
+        **options: passed to ``plt.subplots``.
+    """
+    style()
+    options |= {"figsize": (WIDTH, rows * height), "layout": "constrained", "squeeze": False}
+    figure, axes = plt.subplots(rows, columns, FigureClass=Drawing, **options)
+    plt.close(figure)
+    return figure, list(axes.flat)
+
+
+def line_style(place: int) -> str:
+    """Return dash and marker of the line at a place of the legend."""
+    return DASHES[place % len(DASHES)] + MARKERS[place % len(MARKERS)]
+
+
+def ends(name: object, x: Iterable[float], y: Iterable[float]) -> str:
+    """Return a line's name with its first and last finite point, for an alternative text."""
+    points = [(at, value) for at, value in zip(x, y, strict=True) if np.isfinite(value)]
+    shown = dict.fromkeys((points[0], points[-1]) if points else ())
+    return f"{name}: {', '.join(f'{value:.3g} at {at:.3g}' for at, value in shown) or 'no value'}"
+
+
+def need(frame: pd.DataFrame, *columns: str) -> None:
+    """Check that a table has columns.
+
+    Raises:
+        ValueError: a column is missing.
+    """
+    if missing := [name for name in columns if name not in frame]:
+        there = ", ".join(map(str, frame))
+        raise ValueError(f"the table to draw lacks {', '.join(missing)}; it has: {there}")
+
+
+def write_svg(figure: Figure, path: Path) -> None:
+    """Write a figure as SVG; the same figure gives the same bytes."""
+    text = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": path.stem}):
+        figure.savefig(text, format="svg", metadata={"Date": None})
+    write_atomic(path, text.getvalue())
