@@ -63,13 +63,13 @@ class Estimate:
             f"{self.responses:,} responses to generate"
         ]
         for phase, size in self.memory.items():
-            need = "no estimate for this family" if size is None else f"about {size / GIB:.1f} GiB"
+            need = "no estimate for this family" if size is None else f"about {_size(size)}"
             short = size is not None and size > self.available
-            warning = f", more than the {self.available / GIB:.1f} GiB of this device" if short else ""
+            warning = f", more than the {_size(self.available)} of this device" if short else ""
             found.append(f"memory, {phase}: {need}{warning}")
-        kinds = ", ".join(f"{kind} {size / GIB:.1f}" for kind, size in self.disk.items())
-        warning = f", more than the {self.free / GIB:.1f} GiB free" if disk > self.free else ""
-        found.append(f"disk: up to {disk / GIB:.1f} GiB ({kinds}){warning}")
+        kinds = ", ".join(f"{kind} {_size(size)}" for kind, size in self.disk.items())
+        warning = f", more than the {_size(self.free)} free" if disk > self.free else ""
+        found.append(f"disk: up to {_size(disk)} ({kinds}){warning}")
         each = ", ".join(f"{phase} {hours:.2g}" for phase, hours in self.hours.items())
         found.append(f"hours, rough: {sum(self.hours.values()):.2g} ({each})")
         return found
@@ -154,6 +154,10 @@ def estimate_run(lab: Lab, spec: RunSpec, sample: Questions, evaluated: int, out
         free=shutil.disk_usage(_existing(output)).free,
         hours=hours,
     )
+
+
+def _size(count: int) -> str:
+    return f"{count / GIB:.1f} GiB" if count >= GIB / 10 else f"{count / 2**20:.1f} MiB"
 
 
 def _device_memory() -> int:

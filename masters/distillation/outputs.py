@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import yaml
+from scipy.stats import binomtest
 from transformers import PreTrainedModel
 
 from masters.claims.statistics import Interval, mean_interval, paired_difference
@@ -60,16 +61,24 @@ def answers(
 def scores(frames: dict[str, pd.DataFrame]) -> dict[str, Interval]:
     """Return each model's mean score with its 95 % interval over questions, and the student's gain.
 
-    A judgment without a verdict counts as 0. Questions without a label are left out.
+    A judgment without a verdict counts as 0. Questions without a label are left out. If every answer is
+    right or wrong the interval is Wilson's, which has a width where all are wrong too.
+
+    Args:
+        frames: :func:`answers` of ``before``, ``after`` and the teachers.
     """
     found: dict[str, Interval] = {}
     values = {name: _values(frame) for name, frame in frames.items()}
     for name, value in values.items():
-        if value.size:
+        if value.size and set(np.unique(value)) <= {0, 1}:
+            of = binomtest(int(value.sum()), value.size).proportion_ci(method="wilson")
+            found[name] = Interval(float(value.mean()), of.low, of.high)
+        elif value.size:
             found[name] = mean_interval(value)
-    if values.get("before") is not None and values.get("after") is not None and values["after"].size:
+    if "before" in found and "after" in found:
         found["gain"] = paired_difference(values["after"], values["before"])
-    return found
+    order = ["before", "after", "gain"]
+    return {name: found[name] for name in [*order, *sorted(found.keys() - set(order))] if name in found}
 
 
 def _values(frame: pd.DataFrame) -> np.ndarray:

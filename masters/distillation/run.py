@@ -105,8 +105,9 @@ def _distill(run: RunFile, say: Say) -> Path:
     if not distributed.from_main(model_folder.is_dir):
         _train(prepared, say if main else lambda line: None)
     if main:
-        for name in spec.teachers:
-            _evaluate(prepared, f"teacher-{name}", lab.folder(name), say)
+        for number, name in enumerate(spec.teachers):
+            title = f"teacher-{number + 1}-{Path(run.teachers[number]).name}"
+            _evaluate(prepared, title, lab.folder(name), say)
         _evaluate(prepared, "after", model_folder, say)
         _finish(prepared, say)
     distributed.wait()
