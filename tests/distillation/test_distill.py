@@ -210,7 +210,7 @@ def test_a_bfloat16_student_of_another_family_with_several_pictures_or_none(tmp_
     """Qwen3-VL from a bfloat16 folder: trained in float32, saved as bfloat16, and no longer what it was."""
     words = sorted({*small.WORDS, "which", "is", "brighter", "first", "second", "none"})
     for seed, name in enumerate(("student", "teacher")):
-        model, processor = families.qwen3_vl(tmp_path / name, words)
+        model, _ = families.qwen3_vl(tmp_path / name, words)
         families.build(model.config, seed).to(torch.bfloat16).save_pretrained(tmp_path / name)
     rows = []
     for index in range(8):
