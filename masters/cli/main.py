@@ -16,6 +16,7 @@ from rich.markup import escape
 
 from masters.cli import distill as cli_distill
 from masters.cli import responses as cli_responses
+from masters.cli.data import data
 from masters.cli.responses import ProfileName, new_table
 
 app = typer.Typer(
@@ -30,6 +31,7 @@ app.command()(cli_responses.generate)
 app.command()(cli_responses.judge)
 app.command()(cli_responses.export)
 app.add_typer(cli_responses.stored, name="responses")
+app.add_typer(data, name="data")
 
 
 @app.command()

@@ -5,7 +5,6 @@ A picture that cannot be used raises :class:`PictureError`; its text is the reas
 
 import base64
 import binascii
-import hashlib
 import io
 from pathlib import Path
 from typing import Any
@@ -89,11 +88,6 @@ def open_picture(picture: dict[str, Any], max_pixels: int | None = None) -> Imag
         size = max(SHORTEST_SIDE, int(width * scale)), max(SHORTEST_SIDE, int(height * scale))
         made = made.resize(size, Image.Resampling.BICUBIC)
     return made
-
-
-def pixel_hash(image: Image.Image) -> str:
-    """Return the SHA-256 of the size and the RGB pixels."""
-    return hashlib.sha256(f"{image.size}".encode() + image.convert("RGB").tobytes()).hexdigest()
 
 
 def png(image: Image.Image) -> bytes:

@@ -28,8 +28,9 @@ from PIL import Image
 
 from masters.data.labels import encode_accepted
 from masters.data.questions import Questions
+from masters.data.scenes import pixel_hash
 from masters.own_data.encoding import encode
-from masters.own_data.pictures import PictureError, open_picture, pixel_hash, reference
+from masters.own_data.pictures import PictureError, open_picture, reference
 from masters.own_data.rows import RowError, parse_row
 from masters.own_data.sources import RawRow, Source, find_sources
 from masters.runtime.files import cache_dir, write_atomic, write_folder
@@ -206,6 +207,7 @@ class _Reader:
                     writer.write_batch(pa.RecordBatch.from_pylist(kept, SCHEMA))
                 count += len(kept)
                 report(f"checking rows of data.{split}", count, count + len(chunk))
+        report(f"checking rows of data.{split}", count, count)
         if not count:
             reason = f"; {self._line(*self.skipped[0])}" if self.skipped else ""
             raise ValueError(f"data.{split} has no usable row{reason}")

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from masters.own_data.pictures import PictureError, open_picture, pixel_hash, png, reference
+from masters.data.scenes import pixel_hash
+from masters.own_data.pictures import PictureError, open_picture, png, reference
 
 
 def opened(path: Path, **options: Any) -> np.ndarray:

@@ -378,7 +378,7 @@ def test_rows_that_the_processor_refuses_are_left_out(base: Path, processor: Any
     assert questions.table["answer"].tolist() == ["0", "1", "2"] and len(questions) == 3
     (file,) = questions.images(2)
     assert Image.open(io.BytesIO(file)).size == picture(2).size and questions.kinds()[1] == [0]
-    with pytest.raises(ValueError, match="train.jsonl row 2"):
+    with pytest.raises(ValueError, match=r"train.jsonl row 2"):
         encode_own(load(base, on_bad_row="stop"), "train", processor)
     with pytest.raises(ValueError, match="data has no split 'eval'; it has train"):
         encode_own(load(base), "eval", processor)
