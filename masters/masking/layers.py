@@ -1,7 +1,9 @@
 """Find the weights that a mask may remove, and the rows of them that this process holds.
 
 These are the weights of the linear layers, except an output head that shares its storage with an embedding.
-Under FSDP2 (``fully_shard``) a weight is a DTensor, and each process holds some of its rows.
+Mixture-of-experts models store the matrices of all experts in one parameter of three dimensions; each
+expert's matrix is a layer of its own. Under FSDP2 (``fully_shard``) a weight is a DTensor, and each process
+holds some of its rows, or some of the experts.
 """
 
 import re
@@ -14,38 +16,52 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
+# A mask that leaves most weights alone would be another method without a word.
+LEAST_COVERED = 0.5
+
 
 @dataclass(frozen=True)
 class Layer:
-    """The weight of a linear layer, ``(outputs, inputs)``, whole or sharded.
+    """The weight of a linear layer, ``(outputs, inputs)``, whole or sharded, or that of one expert.
 
     Attributes:
-        name: the parameter's name in the model.
+        name: the parameter's name in the model, with the number of the expert in brackets.
+        weight: the parameter.
         group: the processes that share its rows; None where each holds all of them.
+        expert: place of the expert among those in this process; None for a linear layer.
     """
 
     name: str
     weight: nn.Parameter
     group: dist.ProcessGroup | None
+    expert: int | None = None
 
     @property
     def width(self) -> int:
-        """Return the number of input features, the length of a row."""
-        return self.weight.shape[1]
+        """Return the length of a row: the number of input features."""
+        return self.weight.shape[-1]
+
+    @property
+    def count(self) -> int:
+        """Return the number of weights in the whole layer."""
+        return self.weight.numel() if self.expert is None else self.rows.numel()
+
+    @property
+    def rows(self) -> Tensor:
+        """Return the rows in this process, as a view without gradient."""
+        return local(self.weight) if self.expert is None else local(self.weight)[self.expert]
 
     @property
     def first(self) -> int:
         """Return the row-major index, in the whole layer, of the first weight in this process."""
         if self.group is None:
             return 0
-        rows = self.weight.shape[0]
-        each = -(-rows // self.group.size())  # DTensor splits rows as torch.chunk does
-        return min(rows, each * self.group.rank()) * self.width
+        return _first_row(self.weight, self.group) * self.width
 
     @contextmanager
     def flat(self) -> Iterator[Tensor]:
         """Yield the rows in this process as one row-major sequence; changes to it reach the model."""
-        rows = local(self.weight)
+        rows = self.rows
         flat = rows.reshape(-1)  # a copy where the rows are not contiguous
         try:
             yield flat
@@ -61,14 +77,14 @@ def local(weight: Tensor) -> Tensor:
 
 
 def linear_layers(model: nn.Module, include: str | None = None) -> list[Layer]:
-    """Return the linear layers of a model, in its order; a shared weight appears once.
+    """Return the linear layers and experts of a model, in its order; a shared weight appears once.
 
     Args:
         include: regular expression searched in module names; default: all.
 
     Raises:
-        ValueError: include is not a regular expression or matches no linear layer, or a weight is sharded in
-            another way than by rows.
+        ValueError: include is not a regular expression or matches no linear layer; a weight is sharded in
+            another way than by rows; or the layers hold less than half of the weights of these modules.
     """
     try:
         wanted = re.compile(include or "")
@@ -78,26 +94,54 @@ def linear_layers(model: nn.Module, include: str | None = None) -> list[Layer]:
     # Weights not to return: embeddings, and those already seen.
     taken = [_memory(weight) for weight in shared]
     layers: list[Layer] = []
+    others = 0
     for name, module in model.named_modules():
-        if not isinstance(module, nn.Linear) or not isinstance(module.weight, nn.Parameter):
-            continue  # a computed (parametrized) weight would lose its mask
-        weight = module.weight
-        start, end = _memory(weight)
-        # A shard without rows overlaps nothing, but it is the same object wherever it is shared.
-        seen = weight in shared or any(
-            start < other_end and other_start < end for other_start, other_end in taken
-        )
-        if wanted.search(name) and not seen:
+        for parameter, weight in module.named_parameters(recurse=False) if wanted.search(name) else ():
+            start, end = _memory(weight)
+            # A shard without rows overlaps nothing, but it is the same object wherever it is shared.
+            if weight in shared or any(start < other and begin < end for begin, other in taken):
+                continue
             shared.add(weight)
             taken.append((start, end))
-            name = f"{name}.weight" if name else "weight"
+            name_of_weight = f"{name}.{parameter}" if name else parameter
             try:
-                layers.append(Layer(name, weight, shard_group(weight)))
+                if isinstance(module, nn.Linear) and parameter == "weight":
+                    layers.append(Layer(name_of_weight, weight, shard_group(weight)))
+                elif weight.ndim == 3 and "Experts" in type(module).__name__:
+                    layers += _experts(name_of_weight, weight)
+                elif _is_matrix(module, weight):
+                    others += weight.numel()
             except ValueError as error:
-                raise ValueError(f"{name}: {error}") from None
+                raise ValueError(f"{name_of_weight}: {error}") from None
     if not layers:
         raise ValueError(f"nothing to mask: no linear layer matches include={include!r}")
+    covered = sum(layer.weight.numel() if layer.expert in (None, 0) else 0 for layer in layers)
+    if covered < LEAST_COVERED * (covered + others):
+        share = 100 * covered / (covered + others)
+        raise ValueError(
+            f"{type(model).__name__}: a mask would reach only {share:.0f} % of the weights; the others are "
+            "not in linear layers or known experts: choose another teacher, or select layers with include"
+        )
     return layers
+
+
+def _experts(name: str, weight: nn.Parameter) -> list[Layer]:
+    """Return the experts in this process, each a layer that no other process shares."""
+    group = shard_group(weight)
+    first = 0 if group is None else _first_row(weight, group)
+    return [Layer(f"{name}[{first + i}]", weight, None, i) for i in range(len(local(weight)))]
+
+
+def _is_matrix(module: nn.Module, weight: Tensor) -> bool:
+    """Return whether a weight multiplies features: no bias, norm, convolution, token or position."""
+    other = isinstance(module, nn.Embedding | nn.modules.conv._ConvNd)
+    return weight.ndim >= 2 and weight.shape[0] > 1 and not other
+
+
+def _first_row(weight: Tensor, group: dist.ProcessGroup) -> int:
+    """Return the index of the first row in this process; DTensor splits rows as torch.chunk does."""
+    rows = weight.shape[0]
+    return min(rows, -(-rows // group.size()) * group.rank())
 
 
 def reshard(model: nn.Module) -> None:

@@ -7,8 +7,9 @@ Departures from the paper:
     * Eq. 2 keeps w where ``abs(w) >= lambda_r``, so it keeps every weight that equals the threshold. Here
       exactly ``floor(r * n)`` weights are removed, so that low-precision formats, where ties are common,
       reach the requested ratio. Among equal magnitudes the first in row-major order are removed.
-    * The paper does not say which modules are masked. Here the weight of every linear layer is; embeddings,
-      norms, biases, and an output head that shares its storage with an embedding never are.
+    * The paper does not say which modules are masked. Here the weight of every linear layer is, and each
+      expert of a mixture of experts on its own; embeddings, norms, biases, and an output head that shares its
+      storage with an embedding never are. A model whose weights are mostly elsewhere is refused.
     * The paper stores M masked checkpoints; here one teacher is masked and restored in memory.
     * Other criteria than magnitude are available (:mod:`masters.masking.criteria`), and other scopes: one
       threshold for the whole model, or one per row.
@@ -24,7 +25,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from masters.masking.criteria import Activation, Criterion, Magnitude, Scope
-from masters.masking.layers import Layer, linear_layers, local, reshard
+from masters.masking.layers import Layer, linear_layers, reshard
 from masters.masking.selection import Cut, RowCut, blocks, cuts
 
 _RAW = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -59,7 +60,8 @@ class TeacherMask:
 
     Raises:
         ValueError: include is not a regular expression or matches no linear layer; the scope is unknown; the
-            criterion does not fit the model; weights are sharded in another way than by rows.
+            criterion does not fit the model; weights are sharded in another way than by rows; or the mask
+            would reach less than half of the weights.
     """
 
     def __init__(
@@ -126,7 +128,7 @@ class TeacherMask:
         """Mask unmasked layers that share a threshold."""
         row = self._scope == "row"
         count = math.floor(
-            ratio * (layers[0].width if row else sum(layer.weight.numel() for layer in layers))
+            ratio * (layers[0].width if row else sum(layer.count for layer in layers))
         )
         if count == 0:
             return
@@ -142,7 +144,7 @@ class TeacherMask:
                 _raw(flat).masked_fill_(taken, 0)
 
     def _keys(self, layer: Layer) -> Iterator[Tensor]:
-        flat = local(layer.weight).reshape(-1)
+        flat = layer.rows.reshape(-1)
         for start, end in blocks(flat, layer.width):
             values = flat[start:end]
             if self._scope == "global" and isinstance(self._criterion, Magnitude):
@@ -175,7 +177,7 @@ def _check(layers: list[Layer]) -> None:
             kind = layer.weight.dtype
             raise ValueError(f"{layer.name} has type {kind}, which cannot be masked: load a floating type")
     # All processes refuse a weight, or none does: otherwise some would wait forever.
-    found = [_has_nan(local(layer.weight).reshape(-1)) for layer in layers]
+    found = [_has_nan(layer.rows.reshape(-1)) for layer in layers]
     flags = torch.tensor(found, dtype=torch.int, device=layers[0].weight.device)
     if layers[0].group is not None:
         dist.all_reduce(flags, group=layers[0].group)
