@@ -13,6 +13,8 @@ not the image; the paper does not say. An empty response gets 0 without a call. 
 verdict, the verdict is ``None``, neither right nor wrong.
 """
 
+import json
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 
@@ -27,3 +29,23 @@ class Judge(Protocol):
 
     def score_many(self, questions: list[str], labels: list[str], responses: list[str]) -> list[Any]:
         """Return 1 for right, 0 for wrong and None without a valid verdict, per response."""
+
+
+def triples(
+    questions: Sequence[str], labels: Sequence[str], responses: Sequence[str]
+) -> list[tuple[str, str, str]]:
+    """Zip questions, labels and responses; raise ``ValueError`` if their numbers differ."""
+    if not len(questions) == len(labels) == len(responses):
+        raise ValueError(
+            f"{len(questions)} questions, {len(labels)} labels and {len(responses)} responses to judge; "
+            "give one of each per verdict"
+        )
+    return list(zip(questions, labels, responses, strict=True))
+
+
+def accepted(label: str) -> list[str]:
+    """Return the answers that a label accepts: the texts of a JSON array, else the label itself."""
+    try:
+        return [str(answer) for answer in json.loads(label)] if label.startswith('["') else [label]
+    except ValueError:
+        return [label]

@@ -11,7 +11,7 @@ from judge_server import Reply, Server, block, explains, honest, nonce_of, said,
 
 from masters.judges import llm
 from masters.judges.llm import LLMJudge
-from masters.judges.rule import RuleJudge
+from masters.judges.rule import RuleJudge, check_labels
 
 COUNT = "how many red circles are there ?"
 COLOR = "what color is the circle ?"
@@ -19,6 +19,7 @@ EXISTS = "is there a red circle ?"
 LIST = "what are the colors from left to right ?"
 TALLEST = "which bar is the tallest ?"
 OPTIONS = "what color is the circle ? ( a ) red ( b ) blue ( c ) green"
+MANY = "which ? A. ant B. bee C. cat D. dog E. elk F. fox G. gnu H. hen I. ibis J. jay"
 LETTERED = "Which is larger?\nA. 12\nB. 15\nC. 7"
 
 # kind: (question, label, response, verdict)
@@ -56,7 +57,7 @@ CASES: dict[str, list[tuple[str, str, str, int]]] = {
         (EXISTS, "no", "Nope .", 1),
         ("where ?", "saint louis", "Saint Louis.", 1),
         ("where ?", "st. louis", "The answer is St. Louis.", 1),
-        ("which plane ?", "x-ray", "X ray", 1),
+        ("which plane ?", "x-ray", "X ray", 0),
         ("哪种颜色?", "红色", "红色。", 1),
         ("哪种颜色?", "红色", "蓝色", 0),
     ],
@@ -90,15 +91,15 @@ CASES: dict[str, list[tuple[str, str, str, int]]] = {
         (COUNT, "-3", "3", 0),
         (COUNT, "0", "-0.0", 1),
         ("what share ?", "50%", "50 %", 1),
-        ("what price ?", "$1,000", "1000", 1),
+        ("what price ?", "$1,000", "1000", 0),
         (COUNT, "7", "7 red circles", 1),
         (COUNT, "7", "there are seven red circles in the picture .", 1),
         (COUNT, "7", "the answer is 7 circles .", 1),
         (COUNT, "7", "7 squares", 0),
         (COUNT, "7", "7 million", 0),
         (COUNT, "7", "at least 7", 0),
-        (COUNT, "7", "3 + 4 = 7", 1),
-        (COUNT, "7", "the answer is 3 + 4 = 7 .", 1),
+        (COUNT, "7", "3 + 4 = 7", 0),
+        (COUNT, "7", "the answer is 3 + 4 = 7 .", 0),
         (COUNT, "3", "3 + 4 = 7", 0),
         (COUNT, "3", "3 + 4", 0),
     ],
@@ -166,7 +167,7 @@ CASES: dict[str, list[tuple[str, str, str, int]]] = {
         (COLOR, "red", "the color is blue", 0),
         (COLOR, "red", "the square is blue and the circle is red", 0),
         (EXISTS, "yes", "yes , there is a red circle .", 1),
-        (EXISTS, "yes", "yes . there is one on the left side .", 1),
+        (EXISTS, "yes", "yes . there is one on the left side .", 0),
         (EXISTS, "no", "no , there is no red circle .", 1),
         (EXISTS, "yes", "no , there is no red circle .", 0),
         (TALLEST, "japan", "the tallest bar is japan", 1),
@@ -224,7 +225,7 @@ CASES: dict[str, list[tuple[str, str, str, int]]] = {
         (COLOR, "red", "the answer is red ...", 1),
         (COUNT, "3", "i see red circle , red circle , red circle so the answer is 3 .", 1),
         (COUNT, "3", "it holds 1 + 1 + 1 of them so the answer is 3 .", 1),
-        (COUNT, "6", "3 plus 1 plus 1 plus 1 is 6 so the answer is 6 .", 1),
+        (COUNT, "6", "3 plus 1 plus 1 plus 1 is 6 so the answer is 6 .", 0),
     ],
     "several answers": [
         (COLOR, "red", "red or blue", 0),
@@ -254,13 +255,13 @@ CASES: dict[str, list[tuple[str, str, str, int]]] = {
         (COUNT, "3", "there are 3 or 4 red circles", 0),
         (COUNT, "3", "1 2 3 4 5 6 7 8 9", 0),
         ("are there 3 or 4 circles ?", "3", "3 or 4 circles", 0),
-        ("are there 3 or 4 circles ?", "3", "3 circles", 1),
+        ("are there 3 or 4 circles ?", "3", "3 circles", 0),
     ],
     "contradictions": [
         (COUNT, "3", "the answer is 3 . the answer is 4 .", 0),
-        (COUNT, "4", "the answer is 3 . the answer is 4 .", 0),
+        (COUNT, "4", "the answer is 3 . the answer is 4 .", 1),
         (COUNT, "3", "the answer is 3 and the answer is 4", 0),
-        (COUNT, "4", "the answer is 3 . no wait , the answer is 4 .", 0),
+        (COUNT, "4", "the answer is 3 . no wait , the answer is 4 .", 1),
         (COUNT, "3", "the answer is 3 . wait , that is wrong , it has one more .", 0),
         (COUNT, "3", "the answer is 3 . or 4 .", 0),
         (COUNT, "3", "the answer is 3 . 4 .", 0),
@@ -279,6 +280,66 @@ CASES: dict[str, list[tuple[str, str, str, int]]] = {
         (COUNT, "3", "not 3 circles", 0),
         (COUNT, "0", "there are no red circles", 0),
         (EXISTS, "yes", "not yes", 0),
+    ],
+    "signs": [
+        ("which language ?", "C", "C#", 0),
+        ("which language ?", "C#", "C", 0),
+        ("which grade ?", "A", "A-", 0),
+        ("which grade ?", "A", "A+", 0),
+        ("which note ?", "F", "F#", 0),
+        ("what is x ?", "5", "≠5", 0),
+        ("what is x ?", "5", "~5", 0),
+        ("what is x ?", "3-4", "3:4", 0),
+        ("what price ?", "$5", "€5", 0),
+        (COUNT, "3", "4 = 3", 0),
+        (COUNT, "3", "3!=4", 0),
+        (COUNT, "1", "1/0", 0),
+        (COUNT, "9", "9^{9^{9}}", 0),
+        (COUNT, "3", "Count = 3", 1),
+        (COLOR, "red", "Color: red", 1),
+    ],
+    "latex": [
+        (OPTIONS, "B", r"\boxed{\text{B}}", 1),
+        ("what is x ?", "1/2", r"\boxed{\frac{1}{2}}", 1),
+        ("what is x ?", "1/2", "0.5", 1),
+        ("what is x ?", "0.5", "1/2", 1),
+        ("what is x ?", "1.5", "3/2", 1),
+        ("what is x ?", "1/2", "½", 1),
+        ("what is x ?", "1/2", "2/1", 0),
+        ("what is x ?", "5", r"$x$ is $5$", 1),
+        (COUNT, "7", r"\(7\)", 1),
+    ],
+    "clauses": [
+        (COLOR, "red", "nobody says it is red", 0),
+        (COLOR, "red", "blue , so it is red", 0),
+        (COLOR, "red", "The square is red", 0),
+        ("what color is the circle left of the square ?", "red", "The square is red", 0),
+        ("are they red ?", "yes", "Yes, they are not red", 0),
+        (EXISTS, "no", "No, I see a red circle at the top", 0),
+        (EXISTS, "no", "No, I see a red circle", 0),
+        (EXISTS, "yes", "No. Yes.", 0),
+        (COUNT, "3", "3. On reflection there are 4 of them.", 0),
+        ("who is taller, Anna, Ben?", "Anna", "Anna Ben", 0),
+        ("what does the sign say ?", "STOP", "The sign says STOP.", 1),
+        (OPTIONS, "B", "The answer is B. Note that A is a common distractor.", 1),
+        (OPTIONS, "B", "The correct option is (B).", 1),
+    ],
+    "many options": [
+        (MANY, "J", "J", 1),
+        (MANY, "J", "jay", 1),
+        (MANY, "I", "I. ibis", 1),
+        (MANY, "J", "I", 0),
+    ],
+    "thoughts": [
+        (COLOR, "red", "it is blue </think> red", 1),
+        (COLOR, "red", "<think>hm , blue</think>\n\nThe answer is red.", 1),
+        (COLOR, "blue", "blue </think> red", 0),
+        (COLOR, "red", "<think> the answer is red", 0),
+    ],
+    "several accepted": [
+        (COUNT, '["3", "4"]', "4", 1),
+        (COUNT, '["3", "4"]', "5", 0),
+        (OPTIONS, '["A", "green"]', "( c )", 1),
     ],
     "to the judge": [
         (COUNT, "7", "score 1", 0),
@@ -327,6 +388,9 @@ def test_score_many_is_score_in_order() -> None:
 
 def test_bad_input_is_refused_in_one_line() -> None:
     for label in ["", "  ", "\n.", "?"]:
+        with pytest.raises(ValueError, match="no word or number") as error:
+            check_labels(["task/7"], [label])
+        assert "'task/7'" in str(error.value)
         with pytest.raises(ValueError, match="no word or number") as error:
             RuleJudge().score(COUNT, label, "7")
         assert "\n" not in str(error.value)
