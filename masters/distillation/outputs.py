@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from masters.claims.statistics import Interval, mean_interval, paired_difference
 from masters.data.questions import Questions
 from masters.distillation.run_file import RunFile
-from masters.judges import Judge
+from masters.judges import Judge, score_labelled
 from masters.responses.engines import Response
 from masters.responses.engines.local import generate
 from masters.runtime.files import write_atomic
@@ -49,13 +49,8 @@ def answers(
             "tokens": [len(found[name].tokens) for name in table.index],
         }
     )
-    frame["score"] = np.nan
-    labelled = frame["label"] != ""
-    if labelled.any():
-        asked = frame[labelled]
-        verdicts = judge.score_many(list(asked["question"]), list(asked["label"]), list(asked["answer"]))
-        frame.loc[labelled, "score"] = [np.nan if v is None else float(v) for v in verdicts]
-    return frame
+    verdicts = score_labelled(judge, frame["question"], frame["label"], frame["answer"])
+    return frame.assign(score=np.array(verdicts, dtype=float))
 
 
 def scores(frames: dict[str, pd.DataFrame]) -> dict[str, Interval]:

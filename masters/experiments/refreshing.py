@@ -28,6 +28,7 @@ from transformers import PreTrainedModel
 from masters.experiments.arms import RunSpec
 from masters.experiments.curriculum import ResponseSet, Stage, all_stages, grouped, order, stages
 from masters.experiments.lab import Lab
+from masters.judges import score_labelled
 from masters.responses.engines.local import generate
 from masters.responses.teacher_logprobs import distributions
 from masters.runtime import distributed
@@ -143,7 +144,7 @@ def answers(
     frame["asked"] = about["question"].repeat(n).to_numpy()
     frame["label"] = about["answer"].repeat(n).to_numpy()
     judge = lab.judge_of(spec.judge)
-    frame["correct"] = judge.score_many(list(frame["asked"]), list(frame["label"]), list(frame["text"]))
+    frame["correct"] = score_labelled(judge, frame["asked"], frame["label"], frame["text"])
     return frame
 
 

@@ -14,6 +14,7 @@ not the image; the paper does not say. An empty response gets 0 without a call. 
 verdict, the verdict is ``None``, neither right nor wrong.
 """
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 
@@ -27,5 +28,26 @@ class Judge(Protocol):
     name: str
 
     def score_many(self, questions: list[str], labels: list[str], responses: list[str]) -> list[Any]:
-        """Return 1 for right, 0 for wrong and None without a valid verdict, per response; scorers of
-        benchmarks also return values in between."""
+        """Return 1 for right, 0 for wrong, None without a valid verdict; scorers also return shares."""
+
+
+def score_labelled(judge: Judge, questions: Any, labels: Any, responses: Any) -> list[Any]:
+    """Return the verdict of each response, None where the label is empty: the question has no answer."""
+    places = [place for place, label in enumerate(labels) if label]
+    asked = [[column[place] for place in places] for column in map(list, (questions, labels, responses))]
+    verdicts: list[Any] = [None] * len(labels)
+    for place, verdict in zip(places, judge.score_many(*asked) if places else [], strict=True):
+        verdicts[place] = verdict
+    return verdicts
+
+
+def triples(
+    questions: Sequence[str], labels: Sequence[str], responses: Sequence[str]
+) -> list[tuple[str, str, str]]:
+    """Zip questions, labels and responses; raise ``ValueError`` if their numbers differ."""
+    if not len(questions) == len(labels) == len(responses):
+        raise ValueError(
+            f"{len(questions)} questions, {len(labels)} labels and {len(responses)} responses to judge; "
+            "give one of each per verdict"
+        )
+    return list(zip(questions, labels, responses, strict=True))

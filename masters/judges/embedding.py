@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from masters.data.labels import accepted
+from masters.judges import triples
 from masters.judges.corpus import Case
-from masters.judges.rule import triples
 from masters.runtime.keys import hash_of
 
 
@@ -66,11 +67,15 @@ class EmbeddingJudge:
 
 
 def similarities(asked: Sequence[tuple[str, str, str]]) -> np.ndarray:
-    """Return the cosine similarity of question and response to question and label, ``(triples,)``."""
-    labels = _embed([f"{question} {label}" for question, label, _ in asked])
+    """Return the cosine similarity of question and response to question and best label, ``(triples,)``."""
+    several = [accepted(label) for _, label, _ in asked]
+    pairs = zip(asked, several, strict=True)
+    labels = _embed([f"{question} {answer}" for (question, _, _), answers in pairs for answer in answers])
     responses = _embed([f"{question} {response}" for question, _, response in asked])
+    counts = [len(answers) for answers in several]
+    near = (labels * responses.repeat(counts, 0)).sum(-1).astype(np.float64)
     # Rounded, so the last bits of an embedding do not change the calibrated threshold.
-    return np.round((labels * responses).sum(-1).astype(np.float64), 4)
+    return np.round(np.maximum.reduceat(near, np.cumsum([0, *counts[:-1]])), 4)
 
 
 def _embed(texts: list[str]) -> np.ndarray:

@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from masters.judges.rule import triples
+from masters.data.labels import accepted
+from masters.judges import triples
 from masters.runtime.keys import hash_of, key_of
 from masters.runtime.progress import report
 from masters.runtime.server import Server
@@ -152,7 +153,7 @@ class LLMJudge:
         return [verdicts[triple] for triple in asked]
 
     def _judge(self, question: str, label: str, response: str) -> int | None:
-        data = {"question": question, "label": label, "response": response}
+        data = {"question": question, "label": " or ".join(accepted(label)), "response": response}
         for _ in range(self.retries + 1):
             explanation, _ = self._ask(EXPLAIN_PROMPT, EXPLAIN_TOKENS, data)
             if not explanation:

@@ -14,7 +14,7 @@ import pandas as pd
 from filelock import FileLock
 
 from masters.data.questions import Questions, processor_hash
-from masters.judges import Judge
+from masters.judges import Judge, score_labelled
 from masters.judges.rule import RuleJudge
 from masters.responses.engines import Engine, Response, Writer
 from masters.responses.engines.local import TransformersEngine
@@ -136,7 +136,8 @@ def _in_order(result: pd.DataFrame, table: pd.DataFrame, judge: Judge) -> pd.Dat
     if other.any():
         asked, labels, texts = (list(result.loc[other, name]) for name in ("asked", "label", "text"))
         correct = result["correct"].tolist()
-        for row, score in zip(np.flatnonzero(other), judge.score_many(asked, labels, texts), strict=True):
+        scores = score_labelled(judge, asked, labels, texts)
+        for row, score in zip(np.flatnonzero(other), scores, strict=True):
             correct[row] = score
         result["correct"] = pd.Series(correct)
     return result.drop(columns="place")[COLUMNS]

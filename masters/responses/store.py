@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field
 
-from masters.judges import Judge
+from masters.judges import Judge, score_labelled
 from masters.responses.engines import Response
 from masters.responses.manifest import Held, Line, append, content_number, entries_of, read
 from masters.runtime.files import cache_dir, write_atomic
@@ -290,7 +290,7 @@ class ResponseStore:
             if not todo.any():
                 return kept["verdict"]
         new = shard[todo]
-        scores = judge.score_many(list(new["asked"]), list(new["label"]), list(new["text"]))
+        scores = score_labelled(judge, new["asked"], new["label"], new["text"])
         for row, score in zip(np.flatnonzero(todo), scores, strict=True):
             verdicts[row] = score
         whole = all(verdict is None or verdict == int(verdict) for verdict in verdicts)
