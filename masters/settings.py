@@ -5,6 +5,7 @@ A profile is a folder ``notebooks/params/<profile>/``: ``profile.yaml`` holds th
 unknown parameters are refused.
 """
 
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -14,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from masters.masking.schedule import MaskSchedule
 from masters.objective.options import LossOptions
 from masters.runtime.files import ROOT
+from masters.runtime.server import check_server
 
 PARAMS = ROOT / "notebooks" / "params"
 
@@ -131,6 +133,8 @@ class Generation(Strict):
     def _openai_has_a_server(self) -> "Generation":
         if (self.engine == "openai") != (self.server is not None):
             raise ValueError("engine openai and a server address go together; set both or neither")
+        if self.server is not None:
+            check_server(self.server, os.environ.get("OPENAI_API_KEY"))
         try:
             self.served_as.format(model="large", ratio=0.2)
         except (LookupError, ValueError):
@@ -142,7 +146,14 @@ class LanguageJudge(Strict):
     """A language model as judge; see :class:`masters.judges.llm.LLMJudge`."""
 
     server: str = Field(description="address of an OpenAI-compatible server; OPENAI_API_KEY is sent if set")
-    model: str = Field(min_length=1, description="the model's name on that server; paper: the teacher")
+    model: str = Field(
+        min_length=1, max_length=200, description="the model's name on that server; paper: the teacher"
+    )
+
+    @model_validator(mode="after")
+    def _server_is_an_address(self) -> "LanguageJudge":
+        check_server(self.server, os.environ.get("OPENAI_API_KEY"))
+        return self
 
 
 class Lora(Strict):

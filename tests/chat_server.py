@@ -32,6 +32,8 @@ class ChatServer:
         logprobs: whether it returns log-probabilities.
         refused: fields that it refuses, as a hosted server does.
         any_name: whether it accepts any model name, as SGLang does.
+        change: called with each choice before it is sent.
+        error: body of the answers that ``trouble`` makes.
         transformers: whether it behaves as ``transformers serve`` of transformers 5.23.
         top: largest number of concurrent requests.
     """
@@ -45,6 +47,8 @@ class ChatServer:
     refused: frozenset[str] = frozenset()
     any_name: bool = False
     transformers: bool = False
+    change: Callable[[dict[str, Any]], None] = lambda choice: None
+    error: Any = field(default_factory=dict)
     busy: int = 0
     top: int = 0
 
@@ -72,7 +76,7 @@ def serving(models: dict[str, Path]) -> Iterator[ChatServer]:
                 body["model"] = next(iter(loaded))
             status, answer = 200, {}
             if (trouble := state.trouble(number)) is not None:
-                status = trouble
+                status, answer = trouble, state.error
             elif "return_token_ids" in body and not state.token_ids:
                 status, answer = 400, {"error": "unknown field return_token_ids"}
             elif wrong := state.refused & body.keys():
@@ -89,6 +93,7 @@ def serving(models: dict[str, Path]) -> Iterator[ChatServer]:
                 with working:  # one forward pass at a time
                     tell = state.logprobs and not state.transformers
                     answer = _answer(*loaded[body["model"]], body, tell)
+                    state.change(answer["choices"][0])
             with lock:
                 state.busy -= 1
             send(self, status, answer)

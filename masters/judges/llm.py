@@ -99,7 +99,7 @@ class LLMJudge:
         self.server = Server(base_url, model, api_key, timeout, retries, backoff, "judge server")
         self.retries, self.workers = retries, workers
         meaning = [model, EXPLAIN_PROMPT, REDUCE_PROMPT, EXPLAIN_TOKENS, REDUCE_TOKENS]
-        self.name = f"llm-{re.sub(r'[^A-Za-z0-9.]+', '-', model).strip('-')}-{hash_of(meaning)}"
+        self.name = f"llm-{re.sub(r'[^A-Za-z0-9.]+', '-', model).strip('-')[:100]}-{hash_of(meaning)}"
         self.judged = self.remembered = self.invalid = 0
         self._lock = threading.Lock()
         self._memory = None if memory is None else _Memory(memory / f"{self.name}.sqlite")
@@ -167,6 +167,7 @@ class LLMJudge:
         """Send one prompt with a new nonce; return the complete reply ("" if cut off) and the nonce."""
         nonce = secrets.token_hex(8)
         content = prompt.format(nonce=nonce, **{k: _TAG_START.sub("‹", v) for k, v in data.items()})
+        content = content.encode("utf-8", "replace").decode()  # a lone surrogate cannot be sent
         choice = self.server.complete(
             [{"role": "user", "content": content}], temperature=0, max_tokens=tokens
         )

@@ -622,6 +622,19 @@ def test_another_kind_of_server_is_refused(server: Server, body: Any) -> None:
         judge_at(server).score(COUNT, "7", "7")
 
 
+def test_a_reply_has_a_largest_size_and_a_latest_end(server: Server) -> None:
+    server.reply = lambda prompt: (200, b" " * (33 << 20))
+    with pytest.raises(ValueError, match="without an end within 32 MiB"):
+        judge_at(server).score(COUNT, "7", "7")
+
+
+def test_odd_text_and_a_long_name_are_no_trouble(server: Server, tmp_path: Path) -> None:
+    judge = LLMJudge(server.url, "m" * 500, backoff=0, memory=tmp_path)
+    assert judge.score(COUNT, "7", "\ud800 8") == 0
+    assert judge.score(COUNT, '["7", "8"]', "7") in (0, 1)
+    assert block(server.requests[-2]["messages"][-1]["content"], "reference") == "7 or 8"
+
+
 def test_a_bad_address_is_refused() -> None:
     with pytest.raises(ValueError, match="not an HTTP address"):
         LLMJudge("localhost:8000", "m")

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,7 +21,7 @@ from masters.responses.cached import engine_of, open_store, responses
 from masters.responses.engines import Writer
 from masters.responses.engines.openai import OpenAIEngine
 from masters.responses.source import Source
-from masters.settings import Generation, Sampling
+from masters.settings import Generation, LanguageJudge, Sampling
 
 COUNT, PADDED = 6, 3
 SAMPLING = Sampling(top_p=1.0, top_k=0, repetition_penalty=1.0, max_new_tokens=8)
@@ -306,3 +307,86 @@ def test_an_engine_and_a_server_go_together() -> None:
             Generation(**wrong)
     with pytest.raises(ValueError, match="served_as"):
         Generation(engine="openai", server="http://localhost:1", served_as="{unknown}")
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"finish_reason": "content_filter"}, "finish_reason 'content_filter'"),
+        ({"finish_reason": None}, "finish_reason 'None'"),
+        ({"token_ids": {}}, "no list of numbers"),
+        ({"token_ids": [None]}, "no list of numbers"),
+        ({"token_ids": [True]}, "no list of numbers"),
+        ({"token_ids": [1.5]}, "no list of numbers"),
+        ({"token_ids": []}, "0 tokens where 1 to 8 were requested"),
+        ({"token_ids": [5] * 9}, "9 tokens where 1 to 8 were requested"),
+        ({"token_ids": [-1]}, "token id -1"),
+        ({"token_ids": [10**9]}, "token id 1000000000"),
+        ({"token_ids": "image"}, "token id"),
+        ({"logprobs": {"content": [{"logprob": None}]}}, "log-probability None"),
+        ({"logprobs": {"content": [{"logprob": float("nan")}]}}, "log-probability nan"),
+        ({"logprobs": {"content": [{"logprob": float("-inf")}]}}, "log-probability -inf"),
+        ({"logprobs": {"content": [{"logprob": 0.5}]}}, "log-probability 0.5"),
+        ({"logprobs": {"content": [{"logprob": "0"}]}}, "log-probability 0"),
+        ({"logprobs": {"content": [7]}}, "log-probability 7"),
+        ({"logprobs": {"content": 7}}, "log-probability"),
+        ({"logprobs": 7}, "log-probability"),
+        ({"logprobs": {"content": []}}, "0 log-probabilities for"),
+    ],
+)
+def test_a_reply_that_is_none_is_refused_before_anything_is_stored(
+    server: ChatServer, folder: Path, changed: dict[str, Any], said: str
+) -> None:
+    _, processor = load(folder / "large")
+
+    def change(choice: dict[str, Any]) -> None:
+        choice |= {"token_ids": [5]} | changed
+        if choice["token_ids"] == "image":
+            choice["token_ids"] = [processor.image_token_id]
+        tokens = choice["token_ids"]
+        if "logprobs" not in changed and isinstance(tokens, list):
+            choice["logprobs"] = {"content": [{"logprob": -1.0}] * len(tokens)}
+
+    server.change = change
+    with pytest.raises(ValueError, match=r"response 0 to question \S+: the server returned") as error:
+        ask(folder, engine(server, concurrency=1), n=1, seed=0)
+    assert said in str(error.value) and "\n" not in str(error.value)
+    store = open_store(Source("large", folder / "large"), processor, SAMPLING, 0, engine(server))
+    assert not store.shards()
+
+
+def test_names_with_hyphens_stay_whole(folder: Path) -> None:
+    with serving({"Qwen3-VL-2B-0.0": folder / "large", "Qwen3-VL-8B-0.0": folder / "masked"}) as running:
+        _, processor = load(folder / "large")
+        for name in ("Qwen3-VL-2B", "Qwen3-VL-8B"):
+            source = Source(name, folder / "large")
+            with engine(running).writer(
+                source, processor, Questions(folder / "questions"), SAMPLING, 0
+            ) as write:
+                list(write([0], [0]))
+        assert [request["model"] for request in running.requests] == ["Qwen3-VL-2B-0.0", "Qwen3-VL-8B-0.0"]
+
+
+def test_a_key_and_a_password_never_show(server: ChatServer, folder: Path) -> None:
+    address = server.url.replace("//", "//me:pass%20word@")
+    for status in (401, 500):
+        server.trouble = lambda number, status=status: status
+        server.error = {"error": "bad key sk-secret of me:pass word at me:pass%20word"}
+        using = OpenAIEngine(address, api_key="sk-secret", retries=0, backoff=0)
+        with pytest.raises((ValueError, ConnectionError)) as error:
+            ask(folder, using, seed=0)
+        for secret in ("sk-secret", "pass word", "pass%20word"):
+            assert secret not in str(error.value)
+
+
+def test_a_bad_address_or_key_is_refused_with_the_profile(monkeypatch: pytest.MonkeyPatch) -> None:
+    for address in ("localhost:8000", "http://", "http://a:x/v1", "ftp://a", "http://me:pw@ä", "http://a b"):
+        with pytest.raises(ValueError, match="not an HTTP address") as error:
+            Generation(engine="openai", server=address)
+        assert "pw" not in error.value.errors()[0]["msg"]  # type: ignore[attr-defined]
+        with pytest.raises(ValueError, match="not an HTTP address"):
+            LanguageJudge(server=address, model="m")
+    monkeypatch.setenv("OPENAI_API_KEY", "schlüssel")
+    with pytest.raises(ValueError, match="not printable ASCII") as error:
+        Generation(engine="openai", server="http://localhost:1")
+    assert "schlüssel" not in str(error.value)

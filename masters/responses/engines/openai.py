@@ -12,6 +12,7 @@ log-probabilities, ``logprobs`` is None, and the variants of the objective that 
 
 import base64
 import json
+import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ from masters.runtime.server import Refused, Server
 from masters.settings import Sampling
 
 WINDOW = 8  # queued requests per request in flight
+ROUNDING = 1e-3  # largest log-probability, in nats, that is 0 up to rounding
 # The reply of ``transformers serve`` to unknown fields.
 STRICT = "Unexpected fields in the request"
 
@@ -79,13 +81,13 @@ class OpenAIEngine:
         server = Server(self.address, served, **self.options, called="generation server")
         if served not in (there := server.models()) and not self._knows(served):
             raise ValueError(
-                f"the server at {self.address} has no model {served!r}; it has "
+                f"{server.title} has no model {served!r}; it has "
                 f"{', '.join(sorted(there)) or 'none'}; save the model with `masters export` and serve it "
                 "under this name, or set generation.served_as"
             )
         # Rows of the output head, including rows without a token.
         rows = AutoConfig.from_pretrained(source.folder).get_text_config().vocab_size
-        asker = _Asker(server, processor, questions, sampling, seed, banned_tokens(processor, rows))
+        asker = _Asker(server, processor, questions, sampling, seed, rows)
         with ThreadPoolExecutor(self.concurrency) as pool:
 
             def write(wanted: Sequence[int], indices: Sequence[int]) -> Iterator[list[Response]]:
@@ -128,13 +130,14 @@ class _Asker:
         questions: Questions,
         sampling: Sampling,
         seed: int | None,
-        banned: Sequence[int],
+        rows: int,
     ) -> None:
-        self.server, self.questions, self.seed = server, questions, seed
+        self.server, self.questions, self.seed, self.rows = server, questions, seed, rows
         self.tokenizer = processor.tokenizer
+        self.banned = set(banned_tokens(processor, rows))
         self.options: dict[str, Any] = {"max_tokens": sampling.max_new_tokens, "logprobs": True}
-        if banned:  # ``transformers serve`` fails on an empty bias and on integer values
-            self.options["logit_bias"] = {str(token): -100.0 for token in banned}
+        if self.banned:  # ``transformers serve`` fails on an empty bias and on integer values
+            self.options["logit_bias"] = {str(token): -100.0 for token in sorted(self.banned)}
         greedy = seed is None
         top_k, penalty = (0, 1.0) if greedy else (sampling.top_k, sampling.repetition_penalty)
         self.options["temperature"] = 0 if greedy else sampling.temperature
@@ -194,20 +197,51 @@ class _Asker:
         )
 
     def _response(self, name: str, j: int, choice: dict[str, Any]) -> Response:
-        text = choice["message"]["content"].strip()
-        finish = "length" if choice.get("finish_reason") == "length" else "stop"
+        """Return the response in a server's choice.
+
+        Raises:
+            ValueError: the choice is not what was requested; the message names the question.
+        """
+
+        def refuse(found: str, do: str = "use another server or its newer version") -> ValueError:
+            return ValueError(f"response {j} to question {name}: the server returned {found}; {do}")
+
+        finish = choice.get("finish_reason")
+        if finish not in ("stop", "length"):
+            off = "drop this question or turn the server's filter off"
+            raise refuse(f"finish_reason {str(finish)[:50]!r}", off)
+        text, most = choice["message"]["content"].strip(), self.options["max_tokens"]
         tokens = choice.get("token_ids")
         if tokens is None:
             tokens = self.tokenizer(text, add_special_tokens=False)["input_ids"]
             tokens = tokens if finish == "length" else [*tokens, self.tokenizer.eos_token_id]
-        entries = (choice.get("logprobs") or {}).get("content")
-        logprobs = None if entries is None else [float(entry["logprob"]) for entry in entries]
+            most = 2 * most  # the server may have cut the text into fewer tokens
+        if not isinstance(tokens, list) or not all(type(token) is int for token in tokens):
+            raise refuse(f"token ids that are no list of numbers ({str(tokens)[:50]})")
+        if not 0 < len(tokens) <= most:
+            raise refuse(f"{len(tokens)} tokens where 1 to {most} were requested")
+        if wrong := [token for token in tokens if not 0 <= token < self.rows or token in self.banned]:
+            raise refuse(f"token id {wrong[0]}, which this model has not or which was banned")
+        logprobs = _logprobs(choice.get("logprobs"))
         if logprobs is not None and len(logprobs) != len(tokens):
-            raise ValueError(
-                f"the server returned {len(logprobs)} log-probabilities for the {len(tokens)} tokens of "
-                f"{name}; use a server that returns token ids (return_token_ids), such as vLLM"
+            raise refuse(
+                f"{len(logprobs)} log-probabilities for {len(tokens)} tokens",
+                "use a server that returns token ids (return_token_ids), such as vLLM",
             )
-        return Response(name, j, [int(token) for token in tokens], text, logprobs, None, finish)
+        for value in logprobs or ():
+            if type(value) not in (int, float) or not -math.inf < value <= ROUNDING:
+                raise refuse(f"log-probability {str(value)[:50]}")
+        if logprobs is not None:
+            logprobs = [min(float(value), 0.0) for value in logprobs]
+        return Response(name, j, tokens, text, logprobs, None, finish)
+
+
+def _logprobs(said: Any) -> list[Any] | None:
+    """Return the entries of a choice's log-probabilities, not yet checked; None if it has none."""
+    entries = said.get("content") if isinstance(said, dict) else said
+    if not isinstance(entries, list):
+        return None if entries is None else [entries]
+    return [entry.get("logprob") if isinstance(entry, dict) else entry for entry in entries]
 
 
 def _image(picture: bytes) -> dict[str, Any]:
