@@ -11,8 +11,8 @@ All but the last score the final answer of a response: what stands behind ``</th
 ``<answer>`` tag, in ``\\boxed{}`` or behind "answer is" or "answer:"; otherwise the whole response. The best
 of several accepted answers counts; without any, they give None.
 
-Departure of ``vqa``: apostrophes are dropped instead of looked up in a table of contractions. Fewer than four
-answers are taken for alternatives, one of which is enough.
+Unlike the official code, ``vqa`` drops apostrophes instead of looking contractions up in a table. Fewer than
+four answers are taken for alternatives, one of which is enough.
 """
 
 import hashlib

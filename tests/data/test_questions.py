@@ -154,6 +154,20 @@ def test_content_is_the_prompt_and_the_picture(processor: Any) -> None:
     assert content["squares/0-0"] == content["more/1-0"], "the same question on the same picture"
 
 
+def test_an_image_id_of_two_tasks_names_two_images(
+    tasks: dict[str, datasets.Dataset], processor: Any
+) -> None:
+    tasks["more"] = task(["white", "red", "red"], TASK)  # the ids of the other task
+    tasks["more"] = tasks["more"].map(lambda row: {"id": f"more-{row['id']}"})
+    asked = load_questions([TASK, "more"], "train", None, processor)
+    for index, color in enumerate(asked.table["answer"]):
+        expected = processor.image_processor(small.picture(color), return_tensors="pt")["pixel_values"]
+        assert torch.equal(asked.image_features([index])["pixel_values"], expected)
+    content = asked.table.set_index("id")["content"]
+    assert content["more-squares/1-0"] == content["squares/0-0"], "both ask of a red square"
+    assert content["more-squares/0-0"] != content["squares/0-0"], "one is white"
+
+
 def test_questions_on_disk_are_not_encoded_again(
     tasks: dict[str, datasets.Dataset], processor: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
