@@ -12,7 +12,7 @@ import torch
 from labs import profile
 
 from masters.experiments import response_plan
-from masters.experiments.cluster import make_on_ray
+from masters.cli.cluster import make_on_ray
 from masters.experiments.curriculum import WantedResponses
 from masters.experiments.lab import Lab
 
