@@ -220,7 +220,7 @@ def test_its_name_changes_with_the_file(rewards: Path) -> None:
     [
         (
             "best",
-            "there is no scorer 'best'; there are rule, relaxed, anls, vqa, exact, choice and FILE.py:FUNCTION",
+            "there is no scorer 'best'; there are rule, relaxed, anls, vqa, exact, choice and FILE.py:FUNC",
         ),
         ("mine.py:other", "has no function 'other'"),
         ("gone.py:score", "cannot read the scorer .*gone.py: No such file"),
