@@ -27,6 +27,7 @@ from rapidfuzz.distance import Levenshtein
 
 from masters.data.labels import accepted
 from masters.judges import Judge
+from masters.judges.rule import RuleJudge
 
 Score = Callable[[str, tuple[str, ...], str], float | None]
 TOLERANCE = 0.05
@@ -58,21 +59,52 @@ class Scorer:
         return [self._score(*row) for row in rows]
 
 
+class BestOf:
+    """A judge that knows one right answer, for questions with several: the best of its verdicts counts.
+
+    Questions without an accepted answer get None.
+
+    Args:
+        judge: such as the rules or a language model.
+    """
+
+    def __init__(self, judge: Judge) -> None:
+        self.judge, self.name = judge, f"{judge.name}-best"
+
+    def score_many(self, questions: list[str], labels: list[str], responses: list[str]) -> list[Any]:
+        """See :class:`masters.judges.Judge`."""
+        answers = [list(dict.fromkeys(accepted(label))) for label in labels]
+        rows = [row for row, of_row in enumerate(answers) for _ in of_row]
+        one_each = [answer for of_row in answers for answer in of_row]
+        verdicts = self.judge.score_many(
+            [questions[row] for row in rows], one_each, [responses[row] for row in rows]
+        )
+        best: list[Any] = [None] * len(labels)
+        for row, verdict in zip(rows, verdicts, strict=True):
+            if verdict is not None and (best[row] is None or verdict > best[row]):
+                best[row] = verdict
+        return best
+
+
 def scorer_of(spec: str, base: Path) -> Judge:
     """Return a judge by name.
 
     Args:
-        spec: relaxed, anls, vqa, exact, choice or FILE.py:FUNCTION.
+        spec: rule, relaxed, anls, vqa, exact, choice or FILE.py:FUNCTION.
         base: folder that the file's path starts from.
 
     Raises:
         ValueError: there is no such scorer, file or function.
     """
+    if spec == "rule":
+        return BestOf(RuleJudge())
     if spec in SCORES:
         return Scorer(f"{spec}-{VERSION}", partial(_final, SCORES[spec]), (spec, base))
     file, colon, function = spec.rpartition(":")
     if not colon or not file.endswith(".py"):
-        raise ValueError(f"there is no scorer {spec!r}; there are {', '.join(SCORES)} and FILE.py:FUNCTION")
+        raise ValueError(
+            f"there is no scorer {spec!r}; there are rule, {', '.join(SCORES)} and FILE.py:FUNCTION"
+        )
     path = base / Path(file).expanduser()
     name = f"{path.stem}-{function}-{_digest(path)}"
     return Scorer(name, _checked(spec, _function(path, function)), (spec, base))

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 MOST_PIXELS = 89_478_485  # Pillow's limit: larger files may be decompression bombs
+LONGEST_PATH = 1024  # characters
 SHORTEST_SIDE = 4  # pixels; image processors confuse shorter sides with color channels
 MOST_UNEVEN = 200  # longest side over shortest, the limit of Qwen's image processors
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
@@ -26,7 +27,7 @@ def reference(value: Any, folder: Path) -> dict[str, Any]:
     """Return a picture as ``{bytes, path}``, without decoding it: the bytes, or the path of an existing file.
 
     Args:
-        value: bytes, a path, ``{bytes, path}``, a ``data:`` URL or a PIL image.
+        value: bytes, a path, ``{bytes, path}``, a ``data:`` URL, base64 or a PIL image.
         folder: of the data file, which relative paths start from.
 
     Raises:
@@ -50,8 +51,12 @@ def reference(value: Any, folder: Path) -> dict[str, Any]:
             raise PictureError(f"the data URL of a picture is not base64: {_short(text)}") from None
     if text.startswith(("http://", "https://")):
         raise PictureError(f"picture {_short(text)} is an address; download it and give its path")
-    path = Path(text.removeprefix("file://")).expanduser()
-    path = path if path.is_absolute() else folder / path
+    if len(text) > LONGEST_PATH:  # tables of benchmarks hold pictures as base64
+        try:
+            return {"bytes": base64.b64decode(text, validate=True), "path": None}
+        except binascii.Error:
+            raise PictureError(f"picture {_short(text)} is neither a path nor base64") from None
+    path = folder / Path(text.removeprefix("file://")).expanduser()
     if not path.is_file():
         raise PictureError(f"picture {_short(text)} does not exist in {folder}")
     return {"bytes": None, "path": str(path.resolve())}

@@ -181,7 +181,7 @@ class _Reader:
         Raises:
             ValueError: no row can be used, or a bad row stops the reading.
         """
-        known: dict[bytes, str] = {}
+        known: dict[bytes, tuple[str, int]] = {}
         count = 0
         raw = (row for source in sources for row in source.rows())
         with (
@@ -193,12 +193,11 @@ class _Reader:
                 kept = []
                 for row, made in zip(chunk, pool.map(self._checked, chunk), strict=True):
                     if isinstance(made, dict):
-                        asked = hashlib.sha256(
-                            json.dumps([made["messages"], made["pixels"]]).encode()
-                        ).digest()
-                        place = f"{row.source} row {row.number}"
-                        if (first := known.setdefault(asked, place)) != place:
-                            made = f"same question and pictures as {first}"
+                        asked = json.dumps([made["messages"], made["pixels"]]).encode()
+                        key, number = hashlib.sha256(asked).digest(), len(known)
+                        source, first = known.setdefault(key, (row.source, row.number))
+                        if len(known) == number:
+                            made = f"same question and pictures as {source} row {first}"
                     if isinstance(made, dict):
                         kept.append(made)
                     else:
@@ -235,19 +234,25 @@ class _Reader:
                 picture = open_picture(image)
                 pixels.append(pixel_hash(picture))
                 sizes.append(list(picture.size))
-        except (RowError, PictureError) as error:
+            texts = {
+                "messages": json.dumps(row.messages, ensure_ascii=False),
+                "question": row.question,
+                "answer": encode_accepted(row.answers),
+            }
+            "".join(texts.values()).encode()
+        except UnicodeEncodeError:
+            return "its text is not valid Unicode"
+        except (RowError, PictureError, OSError) as error:
             return str(error)
         return {
             "id": f"{self.settings.name}/{raw.source}:{raw.number}",
             "source": raw.source,
             "row": raw.number,
-            "messages": json.dumps(row.messages, ensure_ascii=False),
             "images": images,
             "pixels": pixels,
             "sizes": sizes,
-            "question": row.question,
-            "answer": encode_accepted(row.answers),
             "skill": row.skill,
+            **texts,
         }
 
 

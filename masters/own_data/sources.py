@@ -7,6 +7,7 @@ their number. A line that is no row, such as broken JSON, comes as a problem ins
 import csv
 import glob
 import json
+import os
 import re
 import sys
 from collections.abc import Iterable, Iterator
@@ -84,7 +85,13 @@ class Source(NamedTuple):
             read = {".json": _of_json, ".parquet": _of_parquet}.get(self.path.suffix.lower(), _of_table)
             try:
                 yield from self._numbered(read(self.path), self.path.parent)
-            except (UnicodeDecodeError, pa.ArrowException, csv.Error, json.JSONDecodeError) as error:
+            except (
+                UnicodeDecodeError,
+                json.JSONDecodeError,
+                RecursionError,
+                csv.Error,
+                pa.ArrowException,
+            ) as error:
                 kind = self.path.suffix[1:]
                 raise ValueError(f"{self.path} cannot be read as {kind}: {_line(error)}") from None
 
@@ -144,7 +151,7 @@ def find_sources(entries: str | list[str], base: Path, split: str) -> list[Sourc
             found = sorted(glob.glob(str(path), recursive=True))
             if not found:
                 raise ValueError(f"data.{split}: no file matches {entry!r} in {base}")
-            sources += [_file(str(Path(entry).parent / Path(name).name), Path(name)) for name in found]
+            sources += [_file(os.path.relpath(name, base), Path(name)) for name in found]
         elif HUB.fullmatch(entry) and not entry.lower().endswith(FORMATS):
             sources.append(_hub(entry, split))
         else:

@@ -16,11 +16,13 @@ def opened(path: Path, **options: Any) -> np.ndarray:
     return np.asarray(open_picture(reference(path.name, path.parent), **options))
 
 
-@pytest.mark.parametrize("given", ["path", "bytes", "struct of bytes", "struct of path", "data URL", "PIL"])
+@pytest.mark.parametrize(
+    "given", ["path", "bytes", "struct of bytes", "struct of path", "data URL", "base64", "PIL"]
+)
 def test_a_picture_may_come_as(given: str, tmp_path: Path) -> None:
     import base64
 
-    image = Image.new("RGB", (6, 5), (10, 20, 30))
+    image = Image.effect_noise((40, 50), 90).convert("RGB")
     image.save(tmp_path / "a.png")
     data = (tmp_path / "a.png").read_bytes()
     value = {
@@ -29,6 +31,7 @@ def test_a_picture_may_come_as(given: str, tmp_path: Path) -> None:
         "struct of bytes": {"bytes": data, "path": "gone.png"},
         "struct of path": {"bytes": None, "path": "a.png"},
         "data URL": f"data:image/png;base64,{base64.b64encode(data).decode()}",
+        "base64": base64.b64encode(data).decode(),
         "PIL": image,
     }[given]
     assert pixel_hash(open_picture(reference(value, tmp_path))) == pixel_hash(image)
@@ -130,6 +133,7 @@ def test_refused_pictures(data: bytes, reason: str, tmp_path: Path) -> None:
         ("https://a.b/c.png", "is an address; download it"),
         ("data:image/png;base64,###", "is not base64"),
         (7, "a picture is 'int'"),
+        ("x y" * 999, "is neither a path nor base64"),
         ({"bytes": None, "path": None}, "a picture is 'NoneType'"),
         (".", "does not exist"),
     ],

@@ -219,6 +219,26 @@ def test_bad_rows_are_skipped_and_listed(base: Path) -> None:
         load(base, on_bad_row="stop")
 
 
+def test_a_file_that_is_listed_twice_is_used_once(base: Path) -> None:
+    write(base / "train.jsonl", rows(2))
+    own = load(base, train=["train.jsonl", "train.jsonl"])
+    assert len(own.splits["train"]) == 2
+    assert own.skipped["reason"][1] == "same question and pictures as train.jsonl row 2"
+
+
+def test_files_of_one_name_in_two_folders_are_told_apart(base: Path) -> None:
+    for number, name in enumerate("ab"):
+        (base / name).mkdir()
+        write(base / name / "x.jsonl", [{"question": name, "answer": str(number)}])
+    own = load(base, train="**/x.jsonl")
+    assert list(own.splits["train"]["id"]) == ["own/a/x.jsonl:1", "own/b/x.jsonl:1"]
+
+
+def test_half_a_character_is_no_text(base: Path) -> None:
+    (base / "train.jsonl").write_text('{"question": "a"}\n{"question": "\\ud800"}\n')
+    assert load(base).skipped["reason"].tolist() == ["its text is not valid Unicode"]
+
+
 def test_csv_rows_with_too_many_cells_are_listed(base: Path) -> None:
     (base / "train.csv").write_text("question,answer\na,b\nc,d,e\n\nNA,None\n")
     own = load(base, train="train.csv")

@@ -1,11 +1,13 @@
 """Rows of every form: what is asked, what is accepted, where the pictures are, and what is refused."""
 
 import json
+import re
 from typing import Any
 
 import pytest
 
 from masters.own_data.rows import Row, RowError, parse_row
+from masters.runtime.files import ROOT
 from masters.settings import Columns
 
 IMAGE = {"type": "image"}
@@ -227,3 +229,16 @@ def test_a_conversation_without_a_picture_or_an_answer() -> None:
 def test_refused_rows(row: dict[str, Any], reason: str) -> None:
     with pytest.raises(RowError, match=reason):
         parse(row)
+
+
+def test_the_rows_of_the_book_are_read() -> None:
+    page = (ROOT / "book" / "your_data.md").read_text()
+    blocks = re.findall(r"```json\n(.*?)```", page, re.S)
+    read = [parse(json.loads(line)) for block in blocks for line in block.splitlines()]
+    assert [row.answers for row in read] == [
+        ("3",),
+        ("yes", "Yes, it is."),
+        ("B", "blue"),
+        (),
+        *[("A cat.",)] * 3,
+    ]
