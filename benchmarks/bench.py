@@ -19,6 +19,7 @@ import torch
 from transformers import PreTrainedModel
 
 from benchmarks import growth as bench_growth
+from benchmarks.peak import Peak
 from benchmarks.training import Head, Step, small_vocabulary
 from masters.data.questions import Questions, load_questions
 from masters.data.tasks import vocabulary
@@ -28,7 +29,6 @@ from masters.responses.engines.local import generate
 from masters.runtime.files import ROOT, write_atomic
 from masters.runtime.provenance import machine
 from masters.settings import ModelSpec, Sampling
-from masters.training.memory import Peak
 
 RESULTS = ROOT / "data" / "results"
 REPETITIONS = 5

@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from huggingface_hub import snapshot_download
 
 from masters.data.labels import REGISTERS, accepted
 from masters.data.questions import Questions, Ragged, load_questions, training_labels
@@ -33,7 +32,7 @@ from masters.judges.rule import RuleJudge
 from masters.judges.scorers import scorer_of
 from masters.masking.choice import PAPERS, MaskChoice
 from masters.models.calibration import calibrated
-from masters.models.loading import build_processor, check_same_tokens, load
+from masters.models.loading import build_processor, check_same_tokens, load_processor, local_folder
 from masters.own_data.question_set import OwnQuestions, encode_own, load_own_data
 from masters.responses.cached import engine_of, open_store, responses
 from masters.responses.source import Source
@@ -81,7 +80,7 @@ class Lab:
         paths = {name: spec.path for name, spec in self.profile.ladder.items() if spec.path}
         if not paths:
             return build_processor(vocabulary(self.profile.tasks))
-        found = {name: load(path)[1] for name, path in paths.items()}
+        found = {name: load_processor(local_folder(path)) for name, path in paths.items()}
         for processor in found.values():
             check_same_tokens(found.get("student", processor), processor)
         return found.get("student", next(iter(found.values())))
@@ -141,7 +140,7 @@ class Lab:
         """Return where a rung is saved, training the ladder first if it is missing."""
         spec = self.profile.ladder[model]  # type: ignore[index]
         if spec.path:
-            return Path(spec.path) if Path(spec.path).is_dir() else Path(snapshot_download(spec.path))
+            return local_folder(spec.path)
         if not self.is_trained(model):
             self._train_ladder()
         return self._ladder_folder(model)

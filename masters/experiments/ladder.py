@@ -16,7 +16,7 @@ from filelock import FileLock
 
 from masters.data.labels import CAPTION_PROMPT
 from masters.data.questions import Questions, prompt_text
-from masters.models.loading import build, device, load, parameter_count
+from masters.models.loading import build, device, parameter_count, skeleton
 from masters.responses.source import Source
 from masters.runtime.files import write_folder
 from masters.runtime.keys import hash_of
@@ -86,7 +86,7 @@ def about_rung(name: str, spec: ModelSpec, folder: Path) -> dict[str, Any]:
     trained = json.loads(about.read_text()) if about.is_file() else {}
     return {
         "model": name,
-        "parameters": parameter_count(load(folder)[0]),
+        "parameters": parameter_count(skeleton(folder)),
         "training_steps": trained.get("steps", 0 if spec.path else spec.steps),
         "seconds": trained.get("seconds", float("nan")),
         "weights": Source(name, folder).weights(),

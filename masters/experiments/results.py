@@ -18,12 +18,12 @@ from masters.experiments.evaluation import check_labels, latency
 from masters.experiments.lab import Lab
 from masters.experiments.response_plan import ResponsePlan, prepare
 from masters.experiments.run import run
-from masters.models.loading import load
+from masters.models.loading import load, skeleton
 from masters.objective.diagnostics import Diverged
 from masters.runtime import distributed
 from masters.runtime.files import cache_dir
 from masters.runtime.keys import key_of
-from masters.training.memory import Memory, Shape, estimate, patches, skeleton
+from masters.training.memory import Memory, Shape, estimate, patches
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ def run_arm(lab: Lab, name: str, seed: int) -> Path:
     if distributed.rank() == 0:
         check_labels(lab.judge, lab.questions("test").table)
         if spec.learn_from not in ("nothing", "online"):
-            print(memory(lab, name).line(), file=sys.stderr, flush=True)
+            print(memory_line(lab, name), file=sys.stderr, flush=True)
         for model in set(spec.models):
             lab.folder(model)
         if not (run_folder(lab, spec, seed) / "result.json").is_file():
@@ -176,30 +176,38 @@ def run_arm(lab: Lab, name: str, seed: int) -> Path:
     return folder
 
 
+def memory_line(lab: Lab, name: str) -> str:
+    """Return one line about the memory of an arm; an estimate that fails never stops a run."""
+    try:
+        return memory(lab, name).line()
+    except Exception as error:  # a family with a layout of its own may fail anywhere
+        return f"memory per device: no estimate for this student ({type(error).__name__}: {error})"
+
+
 def memory(lab: Lab, name: str) -> Memory:
-    """Return the peak memory of an arm per device, with every response at its longest."""
+    """Return the peak memory of an arm per device, with every image and response at its largest."""
     spec, settings = arm(name, lab.profile), lab.profile.distillation
     n = max(sum(one.n for one in wanted_responses(spec, stage)) for stage in all_stages(spec))
-    questions, pool = lab.questions("train"), lab.pool
-    rows = spec.batch // (distributed.world_size() * settings.fit.accumulate)
+    questions, world, sharded = lab.questions("train"), distributed.world_size(), distributed.asked_for()
+    rows = spec.batch // (world * settings.fit.accumulate)
     longest, at_once = lab.profile.sampling.max_new_tokens, min(n, settings.fit.responses_at_once or n)
-    student = skeleton(str(lab.folder(spec.student)))
-    pictures = questions.image_features(pool[:1])["pixel_values"]
+    student = skeleton(lab.folder(spec.student))
+    pictures = [questions.image_features([index])["pixel_values"] for index in questions.kinds()[1]]
     shape = Shape(
         questions=rows,
-        length=max(len(questions.prompt(index)) for index in pool) + at_once * (longest - 1),
+        length=max(len(questions.prompt(index)) for index in lab.pool) + at_once * (longest - 1),
         tokens=rows * n * longest,
-        patches=rows * patches(student.config, pictures),
+        patches=rows * max(patches(student.config, picture) for picture in pictures),
         vocabulary=len(lab.processor.tokenizer),
     )
     along = () if settings.cache_teacher or not spec.teachers else (*spec.teachers, spec.student)
-    world, asked = distributed.world_size(), distributed.asked_for()
     return estimate(
         student,
         shape,
         settings.fit,
-        tuple(skeleton(str(lab.folder(model))) for model in along),
+        tuple(skeleton(lab.folder(model)) for model in along),
         spec.r_max,
-        shards=world if asked else 1,
-        teacher_shards=world if asked == "FSDP" else 1,
+        shards=world if sharded else 1,
+        teacher_shards=world if sharded == "FSDP" else 1,
+        replicas=1 if sharded else world,
     )

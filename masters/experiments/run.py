@@ -127,7 +127,7 @@ def run(lab: Lab, spec: RunSpec, seed: int, folder: Path, split: str = "test") -
 
 
 def _train(lab: Lab, spec: RunSpec, seed: int, work: Path, student: Path) -> None:
-    """Train the student of a run and save it with its log, its seconds and the reason if it diverged."""
+    """Train the student of a run; save it with its log, the seconds and, if it diverged, the reason."""
     start = time.perf_counter()
     model, processor = load(lab.folder(spec.student))
     log, diverged = pd.DataFrame(), ""

@@ -8,13 +8,18 @@ knows whether a model is small.
 import hashlib
 import math
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import (
+    AutoConfig,
     AutoModelForImageTextToText,
     AutoProcessor,
     CLIPImageProcessorPil,
@@ -63,18 +68,57 @@ def load(name_or_folder: str | Path) -> tuple[PreTrainedModel, Any]:
     Raises:
         ValueError: there is no such model, or it holds no safetensors weights, or damaged ones.
     """
-    try:
-        processor = AutoProcessor.from_pretrained(name_or_folder, trust_remote_code=False)
+    processor = load_processor(name_or_folder)
+    with _one_line(name_or_folder):
         model = AutoModelForImageTextToText.from_pretrained(
             name_or_folder, use_safetensors=True, trust_remote_code=False
         )
+    return model.to(device()).eval(), processor  # type: ignore[arg-type]  # a decorator hides the parameter's type
+
+
+def local_folder(name_or_folder: str, weights: bool = True) -> Path:
+    """Return the folder of a model, downloading a hub model first: no formats that are not read here.
+
+    Args:
+        name_or_folder: a folder, or a hub name.
+        weights: whether to download ``*.safetensors`` too.
+    """
+    if Path(name_or_folder).is_dir():
+        return Path(name_or_folder)
+    wanted = ["*.json", "*.jinja", "*.txt", "*.model", *(["*.safetensors"] if weights else [])]
+    with _one_line(name_or_folder):
+        # Other formats of the same weights are in subfolders.
+        return Path(snapshot_download(name_or_folder, allow_patterns=wanted, ignore_patterns=["*/*"]))
+
+
+@contextmanager
+def _one_line(name_or_folder: str | Path) -> Iterator[None]:
+    """Turn the errors of ``from_pretrained`` into a ValueError of one line."""
+    try:
+        yield
     except (OSError, ValueError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(
             f"cannot load a vision-language model from {str(name_or_folder)!r}: {reason}; "
             "give a hub name or a folder with config.json and *.safetensors"
         ) from None
-    return model.to(device()).eval(), processor  # type: ignore[arg-type]  # a decorator hides the parameter's type
+
+
+def load_processor(name_or_folder: str | Path) -> Any:
+    """Return the processor of a model, without reading its weights.
+
+    Raises:
+        ValueError: there is no such model, or its processor needs packages that are not installed.
+    """
+    try:
+        with _one_line(name_or_folder):
+            return AutoProcessor.from_pretrained(name_or_folder, trust_remote_code=False)
+    except ImportError as error:
+        missing = [name for name in ("torchvision", "num2words") if find_spec(name) is None]
+        needs = " and ".join(missing) or str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"the processor of {str(name_or_folder)!r} needs {needs}: pip install 'masters[vlm]'"
+        ) from None
 
 
 def device() -> torch.device:
@@ -113,6 +157,23 @@ def stored_dtype(folder: str | Path) -> torch.dtype:
         if dtype.is_floating_point:
             counts[dtype] += math.prod(shape)
     return counts.most_common(1)[0][0] if counts else torch.float32
+
+
+def skeleton(name_or_folder: str | Path) -> Any:
+    """Return a model on the meta device: configuration, modules and shapes, without reading weights.
+
+    Its type is that of the stored weights where the folder has them, otherwise that of the configuration.
+
+    Raises:
+        ValueError: there is no such model, or it is of another kind.
+    """
+    with _one_line(name_or_folder):
+        config = AutoConfig.from_pretrained(name_or_folder, trust_remote_code=False)
+        dtype = config.dtype or torch.float32
+        if any(Path(name_or_folder).glob("*.safetensors")):
+            dtype = stored_dtype(name_or_folder)
+        with torch.device("meta"):
+            return AutoModelForImageTextToText.from_config(config, dtype=dtype)
 
 
 def save_student(model: PreTrainedModel, processor: Any, folder: str | Path, dtype: torch.dtype) -> None:

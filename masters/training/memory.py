@@ -1,50 +1,49 @@
-"""Bytes that a training step needs on one device, before it begins, and what to change when they are missing.
+"""Estimate the memory of a training step on one device, before it begins, and advise when it is short.
 
-A layer of the text model, of width h and feed-forward width f, keeps about ``11 h + 4 f`` numbers a token
-for its backward pass: two normalisations (input, normalised and scaled, ``6 h``), queries, keys and values
-(``3 h``), what attention gives before and after its heads are put together (``2 h``), and the
-feed-forward's gate, its activation, the other branch and their product (``4 f``). A layer of a vision
-tower, with LayerNorm and without a gate, keeps ``9 h + 3 f``. Embeddings, the last normalisation and what
-the backward pass of one layer needs for itself come to ``6 h + 3 f`` once. With gradient checkpointing each
-layer keeps its input, and one layer at a time all of the above. In bfloat16 the normalisations stay in
+A layer of the text model with width h, attention width a (heads times head size) and feed-forward width f
+keeps about ``6 h + 5 a + 4 f`` numbers per token for its backward pass: two normalizations (input, normalized
+and scaled, ``6 h``), queries, keys and values, each repeated to all heads (``3 a``), the output of attention
+before and after its heads are joined (``2 a``), and the gate of the feed-forward, its activation, the other
+branch and their product (``4 f``). Normalized queries and keys (Qwen3, Gemma 3) keep ``3 a`` more. A layer
+without a gate, as in most vision towers, has LayerNorm and keeps ``4 h + 5 a + 3 f``. Embeddings, the last
+normalization and the backward pass of one layer come to ``6 h + 3 f`` once. With gradient checkpointing each
+layer keeps its input, and one layer at a time all of the above. In bfloat16 the normalizations stay in
 float32.
 
-Weights are there once more as gradients and twice as AdamW's moments. Gradients come as activations go, so
-only the larger of the two counts, unless a step is taken in parts: then gradients wait for the next part.
-Teachers and the reference count as weights, and a mask holds outside the model what it has removed.
+Weights are stored in float32, with as much again for gradients and twice that for AdamW's moments. Gradients
+come as activations go, so only the larger of the two counts, unless gradients accumulate over several parts
+of a batch. DDP copies gradients into buckets. Teachers and the reference count as weights, and a mask holds
+the values it has removed.
 
-Not counted: the allocator's fragments, the runtime of an accelerator (about half a GiB on CUDA), buffers of
-collectives, and attention that keeps its ``length * length`` weights (kernels of today do not).
+Not counted: fragments of the allocator, the runtime of an accelerator (about half a GiB on CUDA), other
+buffers of collectives, and attention kernels that keep their ``length * length`` weights.
 """
 
-import weakref
+import math
 from dataclasses import dataclass, fields
 from typing import Any
 
+import psutil
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from transformers import AutoConfig, AutoModelForImageTextToText
 
 from masters.objective import logits as logits_module
 from masters.settings import Fit
 
-# Buffers of the size of the logits, or of a chunk of them, in float32, that the loss has at once at its peak;
-# measured, see the tests.
+# Float32 buffers of the size of a chunk of logits at the peak of the loss; measured in the tests.
 LOGITS = 4
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What one device sees at once: a step, or a part of it.
+    """What one device processes at once: a step, or a part of it.
 
     Attributes:
         questions: rows.
-        length: tokens of a row, prompt and responses.
-        tokens: of the responses of all rows, padding included.
-        patches: of the pictures of all rows, as the vision tower sees them.
-        vocabulary: of the output head.
+        length: tokens per row, prompt and responses.
+        tokens: tokens of the responses of all rows, padding included.
+        patches: patches of the images of all rows, as the vision tower sees them.
+        vocabulary: entries of the output head.
     """
 
     questions: int
@@ -56,11 +55,12 @@ class Shape:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on one device when most are needed; ``gradients`` are those beside the activations."""
+    """Peak bytes on one device; ``gradients`` are those beside the activations."""
 
     weights: int
     gradients: int
-    optimiser: int
+    optimizer: int
+    buckets: int
     activations: int
     logits: int
     teachers: int
@@ -68,14 +68,25 @@ class Memory:
 
     @property
     def total(self) -> int:
-        """All of them."""
+        """Return the sum in bytes."""
         return sum(getattr(self, field.name) for field in fields(self))
 
     def line(self) -> str:
-        """For people: the sum and its parts."""
+        """Return one line with the sum, its parts, and a warning if the device has less memory."""
         unit, name = (2**30, "GiB") if self.total >= 2**30 else (2**20, "MiB")
-        parts = ", ".join(f"{field.name} {getattr(self, field.name) / unit:.1f}" for field in fields(self))
-        return f"memory a device: about {self.total / unit:.1f} {name} ({parts})"
+        parts = ", ".join(
+            f"{field.name} {size / unit:.1f}" for field in fields(self) if (size := getattr(self, field.name))
+        )
+        has = device_memory()
+        compared = "more than the" if self.total > has else "of"
+        return f"memory per device: about {self.total / unit:.1f} {name} ({parts}), {compared} {_size(has)}"
+
+
+def device_memory() -> int:
+    """Return the bytes of memory of a GPU, or of this machine if it has none."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory)
+    return int(psutil.virtual_memory().total)
 
 
 def estimate(
@@ -86,73 +97,78 @@ def estimate(
     mask_ratio: float = 0.0,
     shards: int = 1,
     teacher_shards: int = 1,
+    replicas: int = 1,
 ) -> Memory:
-    """What a training step needs.
+    """Estimate the peak memory of a training step.
 
     Args:
-        student: on any device, the meta device too; before adapters are put in.
-        shape: what a device sees at once.
+        student: before adapters are added; may be on the meta device.
+        shape: what a device processes at once.
         fit: LoRA, gradient checkpointing, bfloat16, accumulation.
-        teachers: teachers and reference that run along.
+        teachers: teachers and reference that are in memory during training.
         mask_ratio: the largest.
-        shards: devices that share weights, gradients and optimiser (FSDP2, ZeRO-3); 1 with DDP.
-        teacher_shards: devices that share teachers and reference (FSDP2); 1 where each is whole on every one.
+        shards: devices that share weights, gradients and optimizer states (FSDP2, ZeRO-3).
+        teacher_shards: devices that share teachers and reference (FSDP2).
+        replicas: devices with a whole student each (DDP).
+
+    Raises:
+        ValueError: the configuration of the student does not give the sizes of its layers.
     """
     count = sum(p.numel() for p in student.parameters())
-    size = 4 if fit.bf16 else next(student.parameters()).element_size()
     adapters = 0 if fit.lora is None else _adapters(student, fit.lora.rank)
-    trained = adapters or count
-    cast = 2 * count if fit.bf16 else 0  # autocast keeps its copies for the time of a step
-    activations = _activations(student.config, shape, fit, size)
+    trained = 4 * (adapters or count)
+    cast = 2 * count if fit.bf16 else 0  # copies that autocast keeps during a step
+    activations = _activations(student, shape, fit)
     logits = 4 * LOGITS * min(shape.tokens * shape.vocabulary, logits_module.CHUNK)
-    gradients = size * trained // shards
+    gradients = trained // shards
     along = sum(p.numel() * p.element_size() for teacher in teachers for p in teacher.parameters())
+    # Teachers are masked one at a time.
+    masks = [_mask_bytes(teacher, mask_ratio) for teacher in teachers]
     return Memory(
-        weights=size * (count + adapters) // shards + cast,
+        weights=4 * (count + adapters) // shards + cast,
         gradients=gradients if fit.accumulate > 1 else max(0, gradients - activations - logits),
-        optimiser=2 * size * trained // shards,
+        optimizer=2 * trained // shards,
+        buckets=trained if replicas > 1 else 0,
         activations=activations,
         logits=logits,
         teachers=along // teacher_shards,
-        # One teacher is masked at a time, as each ends without a mask.
-        mask=int(max((_mask_bytes(teacher, mask_ratio) for teacher in teachers), default=0) / teacher_shards),
+        mask=int(max(masks, default=0) / teacher_shards),
     )
 
 
-def skeleton(folder: str) -> Any:
-    """A saved model without its weights, for :func:`estimate`."""
-    config = AutoConfig.from_pretrained(folder)
-    with torch.device("meta"):
-        return AutoModelForImageTextToText.from_config(config, dtype=config.dtype or torch.float32)
-
-
 def patches(config: Any, pixel_values: Tensor) -> int:
-    """How many tokens the vision tower makes of processed pictures.
+    """Return how many tokens the vision tower makes of processed images.
 
     Args:
         config: of the model.
-        pixel_values: ``(pictures, channels, height, width)``, or ``(patches, values)`` as Qwen-VL has them.
+        pixel_values: ``(..., channels, height, width)``, or ``(patches, values)`` for Qwen-VL.
+
+    Raises:
+        ValueError: the images have another layout, or the configuration has no patch size.
     """
     if pixel_values.ndim == 2:
         return len(pixel_values)
-    count, _, height, width = pixel_values.shape
-    size = config.vision_config.patch_size
-    return count * ((height // size) * (width // size) + 1)  # and the class token
+    size = getattr(config.vision_config, "patch_size", None)
+    if pixel_values.ndim < 4 or size is None:
+        raise ValueError(f"images of shape {tuple(pixel_values.shape)} and patches of size {size}")
+    *count, _, height, width = pixel_values.shape
+    rows, columns = size if isinstance(size, list | tuple) else (size, size)
+    return math.prod(count) * ((height // rows) * (width // columns) + 1)  # and the class token
 
 
 def is_full(error: BaseException) -> bool:
-    """Whether an error says that the device has no memory left."""
+    """Return whether an error says that the device is out of memory."""
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def advice(name: str, fit: Fit, questions: int, teachers: bool) -> str:
-    """One line: which setting of the profile to change next.
+    """Return one line that names the next setting of the profile to change.
 
     Args:
         name: of the run.
-        fit: as it is now.
-        questions: that a device takes at once.
-        teachers: whether teachers run along.
+        fit: the settings that ran out of memory.
+        questions: questions that a device processes at once.
+        teachers: whether teachers are in memory during training.
     """
     if questions > 1:
         more = next(k for k in range(2, questions + 1) if questions % k == 0) * fit.accumulate
@@ -160,7 +176,7 @@ def advice(name: str, fit: Fit, questions: int, teachers: bool) -> str:
     elif not fit.gradient_checkpointing:
         knob = "set distillation.fit.gradient_checkpointing: true"
     elif teachers:
-        knob = "set distillation.cache_teacher: true, so that no teacher runs along"
+        knob = "set distillation.cache_teacher: true, so that no teacher is in memory"
     elif fit.responses_at_once != 1:
         knob = f"set distillation.fit.responses_at_once: {(fit.responses_at_once or 4) // 2}"
     elif fit.lora is None:
@@ -170,36 +186,60 @@ def advice(name: str, fit: Fit, questions: int, teachers: bool) -> str:
     return f"{name}: out of memory; {knob}"
 
 
-def _activations(config: Any, shape: Shape, fit: Fit, size: int) -> int:
-    """Bytes kept for the backward pass, text model and vision tower."""
-    text, vision = config.get_text_config(), config.vision_config
-    total = 0
-    for part, tokens, norms, width, forward in (
-        (text, shape.questions * shape.length, 6, 5, 4),
-        (vision, shape.patches, 4, 5, 3),
+def _activations(student: Any, shape: Shape, fit: Fit) -> int:
+    """Return the bytes kept for the backward pass of text model and vision tower."""
+    config, total = student.config, 0
+    names = [name for name, module in student.named_modules() if not isinstance(module, nn.Identity)]
+    vision = [name for name in names if "vis" in name]  # vision_tower, vision_model, visual
+    for part, tokens, modules in (
+        (config.get_text_config(), shape.questions * shape.length, set(names) - set(vision)),
+        (config.vision_config, shape.patches, vision),
     ):
-        layers = part.num_hidden_layers if hasattr(part, "num_hidden_layers") else part.depth
-        h, f = part.hidden_size, part.intermediate_size
-        if fit.bf16:  # a linear layer takes a copy of what a normalisation gave it
-            layer = 4 * norms * h + 2 * ((width + 2) * h + forward * f)
-            once, kept = 2 * (6 * h + 3 * f), 4 * h
+        layers, h, a, f = _sizes(part)
+        gated = any(name.endswith(("gate_proj", "gate_up_proj", "experts")) for name in modules)
+        normed = any(name.endswith("q_norm") for name in modules)
+        norms = (6 if gated else 4) * h + (3 * a if normed else 0)
+        linear = 5 * a + (4 if gated else 3) * f
+        if fit.bf16:  # a linear layer keeps a copy of the normalized input
+            layer, once, kept = 4 * norms + 2 * (2 * h + linear), 2 * (6 * h + 3 * f), 4 * h
         else:
-            layer = size * ((norms + width) * h + forward * f)
-            once, kept = size * (6 * h + 3 * f), size * h
+            layer, once, kept = 4 * (norms + linear), 4 * (6 * h + 3 * f), 4 * h
         total += tokens * (once + (layers * kept + layer if fit.gradient_checkpointing else layers * layer))
     return total
 
 
+def _sizes(config: Any) -> tuple[int, int, int, int]:
+    """Return the number of layers, their width, attention width and feed-forward width per token.
+
+    Raises:
+        ValueError: the configuration has no such names.
+    """
+
+    def first(*names: str) -> Any:
+        return next((found for name in names if (found := getattr(config, name, None))), None)
+
+    layers = first("num_hidden_layers", "depth")
+    h = first("embed_dim", "hidden_size")  # where Qwen2-VL's vision tower has both, the second is its output
+    heads = first("num_attention_heads", "num_heads")
+    f = first("intermediate_size") or (h or 0) * (first("mlp_ratio") or 0)
+    if experts := first("num_experts_per_tok"):
+        f = experts * (first("moe_intermediate_size") or f) + (first("shared_expert_intermediate_size") or 0)
+    if not (layers and h and heads and f):
+        raise ValueError(f"{type(config).__name__} does not say how wide its layers are")
+    return int(layers), int(h), int(heads * (first("head_dim") or h // heads)), int(f)
+
+
 def _adapters(student: Any, rank: int) -> int:
-    """Weights of LoRA in every linear layer but the output head."""
+    """Return the weights of LoRA in every linear layer except the output head."""
     return sum(rank * (m.in_features + m.out_features) for m in _linear(student))
 
 
 def _mask_bytes(teacher: Any, ratio: float) -> float:
-    """What a mask holds outside the model: the removed values, and one bit per weight."""
+    """Return what a mask holds: the removed values, and one bit per weight."""
     if not ratio:
         return 0
-    return sum(m.weight.numel() * (ratio * m.weight.element_size() + 1 / 8) + 1 for m in _linear(teacher))
+    masked = [m.weight for m in _linear(teacher)] + [w for w in teacher.parameters() if w.ndim == 3]
+    return sum(weight.numel() * (ratio * weight.element_size() + 1 / 8) + 1 for weight in masked)
 
 
 def _linear(model: Any) -> list[nn.Linear]:
@@ -207,38 +247,5 @@ def _linear(model: Any) -> list[nn.Linear]:
     return [m for m in model.modules() if isinstance(m, nn.Linear) and m is not head]
 
 
-class Peak(TorchDispatchMode):
-    """Counts the bytes of what operations make, for as long as it lives; a context manager.
-
-    What an operation needs for itself and gives back before it ends is not seen.
-
-    Attributes:
-        now: bytes that live.
-        peak: the most there were at a time.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.alive: set[int] = set()
-        self.now = self.peak = 0
-
-    def see(self, tensor: Tensor) -> None:
-        """Count a tensor that was there before."""
-        storage = tensor.untyped_storage()
-        key, size = storage._cdata, storage.nbytes()
-        if key not in self.alive:
-            self.alive.add(key)
-            self.now += size
-            self.peak = max(self.peak, self.now)
-            weakref.finalize(storage, self._gone, key, size)
-
-    def _gone(self, key: int, size: int) -> None:
-        self.alive.discard(key)
-        self.now -= size
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = function(*args, **(kwargs or {}))
-        for value in tree_leaves(made):
-            if isinstance(value, Tensor):
-                self.see(value)
-        return made
+def _size(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB"

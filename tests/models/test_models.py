@@ -2,6 +2,7 @@ import json
 import shutil
 from pathlib import Path
 
+import families
 import pytest
 import small
 import torch
@@ -55,6 +56,39 @@ def test_an_unknown_folder_is_one_clear_line(tmp_path: Path) -> None:
         models.load(tmp_path / "nowhere")
     message = str(caught.value)
     assert "\n" not in message and "nowhere" in message and "safetensors" in message
+
+
+def test_the_processor_and_the_shapes_of_a_model_are_read_without_its_weights(
+    folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    whole = (tmp_path / "model.safetensors").read_bytes()
+    header = int.from_bytes(whole[:8], "little") + 8
+    # Sparse: every byte behind the header reads as zero.
+    with open(tmp_path / "model.safetensors", "wb") as file:
+        file.write(whole[:header])
+        file.truncate(len(whole))
+    model, processor = models.load(folder)
+    bones = models.skeleton(tmp_path)
+    assert models.load_processor(tmp_path).tokenizer.get_vocab() == processor.tokenizer.get_vocab()
+    assert models.parameter_count(bones) == models.parameter_count(model)
+    assert {name: p.shape for name, p in bones.named_parameters()} == {
+        name: p.shape for name, p in model.named_parameters()
+    }
+    assert {p.device.type for p in bones.parameters()} == {"meta"} and bones.dtype == torch.float32
+    assert models.local_folder(str(folder)) == folder
+
+
+def test_a_processor_that_needs_more_packages_is_one_line_with_the_extra(tmp_path: Path) -> None:
+    families.qwen3_vl(tmp_path, small.WORDS)
+    wanted = json.loads((tmp_path / "processor_config.json").read_text())
+    wanted["processor_class"] = "Qwen3VLProcessor"
+    (tmp_path / "processor_config.json").write_text(json.dumps(wanted))
+    videos = {"video_processor_type": "Qwen3VLVideoProcessor"}
+    (tmp_path / "video_preprocessor_config.json").write_text(json.dumps(videos))
+    with pytest.raises(ValueError, match=r"needs .*torchvision.*: pip install 'masters\[vlm\]'") as told:
+        models.load_processor(tmp_path)
+    assert "\n" not in str(told.value)
 
 
 def test_a_folder_with_pickled_weights_only_is_refused(folder: Path, tmp_path: Path) -> None:

@@ -3,22 +3,31 @@
 from pathlib import Path
 from typing import Any
 
+import families
 import numpy as np
 import pytest
 import small
 import torch
+import transformers
+from labs import profile
 from torch import Tensor
-from transformers import TrainingArguments
+from transformers import AutoModelForImageTextToText, TrainingArguments
 
+from benchmarks.peak import Peak
 from masters.data.questions import Questions
+from masters.experiments import results
+from masters.experiments.lab import Lab
 from masters.masking.teacher_mask import TeacherMask
 from masters.models import loading as models
+from masters.models.loading import skeleton
+from masters.models.packing import pack, response_projection
 from masters.objective import logits as logits_module
+from masters.objective.loss import masters_loss
 from masters.objective.options import LossOptions
 from masters.settings import Fit, Lora, ModelSpec
 from masters.training import adapters, memory, trainer
 from masters.training.examples import Collator, Example, Examples
-from masters.training.memory import Peak, Shape, advice, estimate, skeleton
+from masters.training.memory import Shape, advice, device_memory, estimate, patches
 from masters.training.train import train
 from masters.training.trainer import MastersTrainer, Objective
 
@@ -129,13 +138,16 @@ def test_shards_and_parts() -> None:
     whole = estimate(student, shape, Fit(accumulate=2))
     shared = estimate(student, shape, Fit(accumulate=2), shards=2)
     count = sum(p.numel() for p in student.parameters())
-    assert whole.weights == whole.gradients == whole.optimiser // 2 == 4 * count
+    assert whole.weights == whole.gradients == whole.optimizer // 2 == 4 * count
     assert shared.weights == shared.gradients == 2 * count and shared.activations == whole.activations
     assert estimate(student, shape, Fit()).gradients == 0, "they come as activations go"
     along = estimate(student, shape, Fit(), (student,), 0.5)
     spread = estimate(student, shape, Fit(), (student,), 0.5, teacher_shards=2)
     assert spread.teachers == along.teachers // 2 == 2 * count and spread.mask == along.mask // 2 > 0
     assert spread.weights == along.weights
+    copied = estimate(student, shape, Fit(), replicas=8)
+    assert copied.buckets == 4 * count, "DDP keeps the gradients a second time"
+    assert copied.total == estimate(student, shape, Fit()).total + copied.buckets
 
 
 def test_a_model_on_disk_is_estimated_without_reading_it(tmp_path: Path) -> None:
@@ -144,8 +156,106 @@ def test_a_model_on_disk_is_estimated_without_reading_it(tmp_path: Path) -> None
     (tmp_path / "model.safetensors").unlink()
     shape = Shape(8, 100, 400, 136, 30)
     assert estimate(skeleton(str(tmp_path)), shape, Fit()) == estimate(student, shape, Fit())
-    line = estimate(student, shape, Fit()).line()
-    assert line.startswith("memory a device: about ") and "activations" in line and "\n" not in line
+
+
+def test_the_line_compares_with_the_memory_of_the_device() -> None:
+    student = small.build(width=64)[0]
+    line = estimate(student, Shape(8, 100, 400, 136, 30), Fit()).line()
+    assert line.startswith("memory per device: about ") and "activations" in line and "\n" not in line
+    assert line.endswith(f", of {device_memory() / 2**30:.1f} GiB") and "teachers" not in line
+    much = estimate(student, Shape(1 << 20, 1 << 10, 400, 136, 30), Fit()).line()
+    assert f", more than the {device_memory() / 2**30:.1f} GiB" in much
+
+
+def wide(family: str) -> tuple[Any, Any]:
+    """A configuration whose heads together are wider than the model, where the family allows it."""
+    config, images = families.configuration(family)
+    text = config.get_text_config()
+    for name, value in {
+        "hidden_size": 64,
+        "intermediate_size": 160,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16 if family == "qwen2_5_vl" else 32,
+        "num_hidden_layers": 4,
+    }.items():
+        setattr(text, name, value)
+    if getattr(text, "layer_types", None):
+        first = "sliding_attention" if family == "gemma3" else "full_attention"
+        text.layer_types = 2 * [first, "full_attention"]
+    if hasattr(config.vision_config, "out_hidden_size"):
+        config.vision_config.out_hidden_size = 64
+    return config, images
+
+
+@pytest.mark.parametrize(
+    ("family", "fit"),
+    [
+        *((family, Fit()) for family in (*families.FAMILIES, "gemma3")),
+        ("qwen3_vl", Fit(bf16=True)),
+        ("smolvlm", Fit(gradient_checkpointing=True)),
+    ],
+)
+def test_the_estimate_is_within_a_quarter_for_every_family(family: str, fit: Fit) -> None:
+    config, processor = wide(family)
+    model = families.build(config).train()
+    if fit.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    rng, prompts, pictures = np.random.default_rng(0), [], []
+    for _ in range(4):
+        pictures.append(families.processed(processor, [(256, 256)], rng))
+        with torch.no_grad():
+            found = model.model.get_image_features(**pictures[-1]).pooler_output
+        count = sum(part.numel() // part.shape[-1] for part in found)
+        words = rng.integers(1, families.IMAGE, 80)
+        prompts.append(np.concatenate([words[:60], np.full(count, families.IMAGE), words[60:]]))
+    groups = [list(rng.integers(1, families.IMAGE, (4, 24))) for _ in range(4)]
+    batch = pack(prompts, groups, pictures, together=family != "gemma3")
+    size = model.get_output_embeddings().weight.shape[0]
+    optimizer, accuracy = torch.optim.AdamW(model.parameters()), torch.tensor([[1.0, 0, 1, 0]] * 4)
+    with Peak() as counted:
+        for parameter in model.parameters():
+            counted.see(parameter)
+        for _ in range(2):
+            teacher, reference = torch.randn(2, *batch.tokens.shape, size)
+            with torch.autocast("cpu", torch.bfloat16, enabled=fit.bf16):
+                loss = masters_loss(
+                    response_projection(model, batch),
+                    *(teacher, batch.tokens, batch.mask),
+                    accuracy=accuracy,
+                    reference_logits=reference,
+                )
+            loss.total.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    seen = sum(patches(config, images["pixel_values"]) for images in pictures)
+    guess = estimate(model, Shape(*batch.input_ids.shape, batch.tokens.numel(), seen, size), fit)
+    assert guess.total == pytest.approx(counted.peak, rel=0.25)
+    assert guess.activations > 0.6 * guess.total
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("Llava", "LlavaNext", "LlavaOnevision", "Idefics3", "SmolVLM", "InternVL", "PaliGemma", "Gemma3"),
+        *("Qwen2VL", "Qwen2_5_VL", "Qwen3VL", "Qwen3VLMoe", "Mistral3", "Glm4v"),
+    ],
+)
+def test_there_is_an_estimate_for_every_family_at_its_own_size(name: str) -> None:
+    config = getattr(transformers, f"{name}Config")()
+    with torch.device("meta"):
+        model: Any = AutoModelForImageTextToText.from_config(config)
+    guess = estimate(model, Shape(1, 1000, 400, 1000, 30_000), Fit())
+    assert guess.weights == 4 * models.parameter_count(model) > 2**30
+    assert 0 < guess.activations < 2**38
+
+
+def test_an_estimate_that_fails_never_stops_a_run(tmp_path: Path) -> None:
+    with small.scratch(tmp_path) as patch:
+        patch.setattr(Lab, "folder", lambda self, name: tmp_path)
+        line = results.memory_line(Lab(profile()), "masters")
+    assert line.startswith("memory per device: no estimate for this student (ValueError: cannot load")
+    assert "\n" not in line
 
 
 @pytest.mark.parametrize(
