@@ -1,9 +1,9 @@
-"""The book: executed notebooks and what is read from the run's files, put together and built offline.
+"""The book: executed notebooks and pages from the run's files, built offline.
 
-No number in the prose is typed: the headline comes from ``build/<profile>/claims.csv``, the page on how it
-was made from ``build/<profile>/provenance.json``, both written by the run, and the pages of the studies from
-their tables in ``data/results``. What is made here lies in ``book/notebooks`` and ``book/generated``, which
-git does not track. MathJax comes from a package, so that no page loads from another host.
+No number in the generated pages is typed. They come from files that the run writes into ``build/PROFILE``
+(``claims.csv``, ``provenance.json``) and from the studies' tables in ``data/results``. Generated files are in
+``book/notebooks`` and ``book/generated``, which git does not track. MathJax comes from a package, so that no
+page loads from another host.
 """
 
 import json
@@ -23,7 +23,7 @@ from masters.claims.verdicts import write_claims
 from masters.experiments.arms import settings_of
 from masters.report.departures import departures_page
 from masters.report.first_page import Judged, headline
-from masters.report.markup import table
+from masters.report.rendering import fill
 from masters.report.study_page import judged, study_page, study_sentences
 from masters.report.why_page import why_page
 from masters.runtime.files import ROOT, STUDY, write_atomic
@@ -33,10 +33,10 @@ from masters.study.study import Study
 
 
 def build(profile: str) -> Path:
-    """Assemble and build the book of a profile in ``book/_build/html``; returns its first page.
+    """Build the book of a profile in ``book/_build/html``; return its first page.
 
     Raises:
-        ValueError: an executed notebook is missing, or jupyter-book found something to warn about.
+        ValueError: an executed notebook is missing, or jupyter-book warned.
     """
     book = ROOT / "book"
     assemble(profile, book, ROOT / "build" / profile)
@@ -44,12 +44,12 @@ def build(profile: str) -> Path:
 
 
 def assemble(profile: str, book: Path, run: Path) -> None:
-    """Put the executed notebooks and the generated fragments of one run into the book's folder.
+    """Write the executed notebooks and the generated pages of one run into the book's folder.
 
     Args:
-        profile: its name, for the headline.
-        book: the folder with ``_config.yml``; ``notebooks`` and ``generated`` in it are replaced.
-        run: the folder with the executed notebooks, what they wrote (``claims.csv``, ``comparisons.csv``,
+        profile: name of the run's profile.
+        book: folder with ``_config.yml``; ``notebooks`` and ``generated`` in it are replaced.
+        run: folder with the executed notebooks, the files they wrote (``claims.csv``, ``comparisons.csv``,
             ``dose.csv``, ``rewards.csv``) and ``provenance.json``.
 
     Raises:
@@ -61,7 +61,7 @@ def assemble(profile: str, book: Path, run: Path) -> None:
         source = run / f"{notebook}.ipynb"
         if not source.is_file():
             raise ValueError(f"{source} is missing: run `make reproduce PROFILE={profile}` first")
-        write_atomic(book / "notebooks" / f"{notebook}.ipynb", _for_reading(source))
+        write_atomic(book / "notebooks" / f"{notebook}.ipynb", notebook_page(source))
     settings, path = load_profile(profile), run / "comparisons.csv"
     effects = read_effects(path) if path.is_file() else pd.DataFrame(columns=COLUMNS)
     arms = [*effects["treatment"], *effects["control"]]
@@ -71,15 +71,14 @@ def assemble(profile: str, book: Path, run: Path) -> None:
     provenance = run / "provenance.json"
     entries = json.loads(provenance.read_text()) if provenance.is_file() else {}
     generated = book / "generated"
-    # Copied as it is into the folder of the first page, so that a page can show and link to what is in it.
+    # Copied beside the first page, so that pages can show and link to its files.
     extra = generated / "extra"
     pages_of_studies = [name for name in studies() if (book / f"{name}.md").is_file()]
     kept = {name: Study(name, STUDY.with_name(name)) for name in pages_of_studies}
     found = {name: of for name, study in kept.items() if (of := judged(study))}
     pages = {
-        "headline": headline(settings, own, extra / "claims.svg", list(found.values()))
-        + "\n"
-        + study_sentences(found, {name: study.runs for name, study in kept.items()}),
+        "headline": headline(settings, own, extra / "claims.svg", list(found.values())),
+        "studies": study_sentences(found, {name: study.runs for name, study in kept.items()}),
         **{name: study_page(study, settings, own, extra / f"{name}.svg") for name, study in kept.items()},
         "why": why_page(profile, run, STUDY.parent / "mask_dose.csv", next(iter(kept.values()), None)),
         "departures": departures_page(book / "api.md", ROOT),
@@ -93,15 +92,15 @@ def assemble(profile: str, book: Path, run: Path) -> None:
         for source in sorted(study.folder.glob("*.csv")):
             write_atomic(extra / name / source.name, source.read_bytes())
     for name, of_study in found.items():
-        write_claims(of_study.claims, extra / name / "claims.csv")  # as the pages have them
+        write_claims(of_study.claims, extra / name / "claims.csv")  # judged by today's rule, like the pages
     _copy_mathjax(extra / "_static" / "mathjax.js")
 
 
 def render(book: Path) -> Path:
-    """Run jupyter-book from nothing, every warning an error; returns the first page.
+    """Run jupyter-book with every warning an error; return the first page.
 
     Raises:
-        ValueError: it warned or failed; its own lines are on standard error.
+        ValueError: it warned or failed; its messages are on standard error.
     """
     shutil.rmtree(book / "_build", ignore_errors=True)
     first = book / "_build" / "html" / "index.html"
@@ -115,24 +114,18 @@ def render(book: Path) -> Path:
 
 
 def provenance_page(profile: str, entries: dict[str, dict[str, Any]]) -> str:
-    """When, where, from which commit and for how long each notebook ran, as MyST."""
-    if not entries:
-        return "This copy was built from notebooks that carry no record of their run.\n"
-    columns = ["Notebook", "Started (UTC)", "Minutes", "Minutes, nothing cached", "Commit", "Parameters"]
-    rows = []
-    for name, entry in entries.items():
-        commit = (entry["commit"] or "unknown")[:10] + (" with changes" if entry["dirty"] else "")
-        started = entry["started"].replace("+00:00", "").replace("T", " ")
-        rows.append(
-            [
-                name,
-                started,
-                f"{entry['minutes']:.1f}",
-                f"{entry['minutes_longest']:.1f}",
-                commit,
-                entry["parameters"],
-            ]
-        )
+    """Return when, where, from which commit and for how long each notebook ran."""
+    runs = [
+        [
+            name,
+            entry["started"].replace("+00:00", "").replace("T", " "),
+            f"{entry['minutes']:.1f}",
+            f"{entry['minutes_longest']:.1f}",
+            (entry["commit"] or "unknown")[:10] + (" with changes" if entry["dirty"] else ""),
+            entry["parameters"],
+        ]
+        for name, entry in entries.items()
+    ]
     machines = {
         (
             entry["processor"],
@@ -142,36 +135,32 @@ def provenance_page(profile: str, entries: dict[str, dict[str, Any]]) -> str:
         for entry in entries.values()
     }
     hashes = {task: value for entry in entries.values() for task, value in entry["data"].items()}
-    longest = sum(entry["minutes_longest"] for entry in entries.values())
-    return "\n".join(
-        [
-            f"Profile `{profile}`, {longest:.1f} minutes together with nothing cached.",
-            "",
-            table(columns, rows),
-            "",
-            table(
-                ["Processor", "Cores and memory", "Software"], [list(machine) for machine in sorted(machines)]
-            ),
-            "",
-            table(
-                ["Question set", "Content hash"], [[task, value] for task, value in sorted(hashes.items())]
-            ),
-            "",
-        ]
+    return fill(
+        "provenance.md",
+        profile=profile,
+        longest=f"{sum(entry['minutes_longest'] for entry in entries.values()):.1f}",
+        runs=runs,
+        machines=sorted(machines),
+        hashes=sorted(hashes.items()),
     )
 
 
 def profiles_table() -> str:
-    """The profiles that exist, from their own files, as MyST."""
+    """Return a table of the profiles."""
     rows = []
     for profile in map(load_profile, profiles()):
         minutes = f"{sum(profile.minutes.values()):g}" if profile.minutes else "not run here"
         rows.append([profile.name, profile.description, minutes, profile.shows, profile.cannot_show])
-    return table(["Profile", "For", "Minutes on two cores", "It can show", "It cannot show"], rows) + "\n"
+    header = ["Profile", "For", "Minutes on two cores", "It can show", "It cannot show"]
+    return fill("table.md", header=header, rows=rows)
 
 
-def _for_reading(source: Path) -> str:
-    """A notebook as the book shows it: no execution metadata, overridden defaults folded away."""
+def notebook_page(source: Path) -> str:
+    """Return a notebook as the book shows it.
+
+    Execution metadata is left out, overridden defaults are folded, and images get the alternative texts that
+    their outputs carry.
+    """
     notebook = nbformat.read(source, as_version=4)
     tags = [set(cell.metadata.get("tags", [])) for cell in notebook.cells]
     injected = any("injected-parameters" in of_cell for of_cell in tags)
@@ -182,6 +171,10 @@ def _for_reading(source: Path) -> str:
             of_cell.add("hide-input")
         if of_cell:
             cell.metadata["tags"] = sorted(of_cell)
+        images = [output.get("metadata", {}).get("image/png", {}) for output in cell.get("outputs", [])]
+        # MyST-NB takes one text per cell.
+        if alt := " ".join(image["alt"] for image in images if "alt" in image):
+            cell.metadata["mystnb"] = {"image": {"alt": alt}}
     return str(nbformat.writes(notebook)) + "\n"
 
 

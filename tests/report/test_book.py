@@ -21,7 +21,7 @@ from masters.claims.comparisons import COLUMNS
 from masters.claims.verdicts import judge_claims, write_claims
 from masters.report import book
 from masters.report.departures import departures_page, paragraphs
-from masters.report.first_page import RESULTS, Judged, answer, drawn, headline
+from masters.report.first_page import RESULTS, Judged, answer, draw_claims, headline, in_short
 from masters.runtime.files import ROOT
 from masters.runtime.provenance import record_provenance
 from masters.settings import NOTEBOOKS, load_profile
@@ -104,8 +104,8 @@ def test_text_from_the_run_is_shown_as_text(built_book: Path) -> None:
 def test_front_page_counts_the_verdicts(built_book: Path) -> None:
     page = (built_book / "index.html").read_text(encoding="utf-8")
     text = " ".join(re.sub(r"<[^>]+>", "", page).split())
-    counted = "5 claims this profile tested 4: 1 supported, 1 not supported, 1 reversed, 1 undecided."
-    assert f"Of the paper’s {counted}" in text or f"Of the paper's {counted}" in text
+    counted = "5 claims: 1 supported, 1 not supported, 1 reversed, 1 undecided"
+    assert f"It tested 4 of the paper's {counted}" in text
 
 
 def test_every_module_is_in_the_api() -> None:
@@ -155,25 +155,25 @@ def test_first_page_says_what_the_file_says(example_claims: Path, tmp_path: Path
     frame = claim_rows.read_frame(example_claims)
     smoke, effects = load_profile("smoke"), pd.DataFrame(columns=COLUMNS)
     own = Judged("Your run (smoke)", frame, effects, {"masters": "beta <0.1>"})
-    page = headline(smoke, own, tmp_path / "claims.svg")
+    page = re.sub(r">\s+<", "><", headline(smoke, own, tmp_path / "claims.svg"))
     assert "<td>+0.4 points<br>-0.2 to +1.0</td><td>+0.3 points<br>+0.1 to +0.5<br><strong>differs" in page
     assert "<td>+2 %</td><td>+1.3 points<br>a &lt;b&gt;" in page and "</td><td>yes</td>" in page
     assert "<code>masters</code> against <code>r_max=0.4</code><br><small>beta &lt;0.1&gt;</small>" in page
-    assert "- C1: a \\<b\\>bold" in page, "which claims the sampled answers judge otherwise"
-    assert "C5 not tested: paper +1.3 points." in page, "the picture's words"
+    assert "<li>C1: a &lt;b&gt;bold" in page, "claims on which sampled answers disagree"
+    assert "C5 not tested: paper +1.3 points." in page, "the figure's alternative text"
     assert "<code>masters train smoke r_max=0.4 --seed 0</code>" in page
     assert f'href="notebooks/5_offline_rl.html#{RESULTS}"' in page
     assert "<th>Your run<br>(smoke)</th><th>The paper says</th>" in page
     # A longer run is drawn, its verdicts first and these beside; a claim that it does not have stays empty.
     other = frame[frame["id"] != "C1"].assign(verdict="reversed", ours="-9.5", paper="+7.7")
     study = Judged("A <longer> other run", other, effects, {})
-    page = headline(smoke, own, tmp_path / "other.svg", [study])
-    assert "in the table show A \\<longer\\> other run." in page
+    page = re.sub(r">\s+<", "><", headline(smoke, own, tmp_path / "other.svg", [study]))
+    assert "Figure and effect column show <em>A &lt;longer&gt; other run</em>." in page
     assert "<th>A &lt;longer&gt;<br>other run</th><th>Your run<br>(smoke)</th><th>The paper says</th>" in page
     assert page.count("<td>reversed</td>") == len(frame) - 1
-    assert "C1 supported" not in page and "C3 reversed: -9.5" in page, "the picture's words"
+    assert "C1 supported" not in page and "C3 reversed: -9.5" in page, "the figure's alternative text"
     assert "<td>C1</td><td>supported</td><td>supported<br>" in page
-    assert page.count("<td>-9.5 points<br>") == page.count("<td>+7.7 points<br>") > 0
+    assert page.count("<td>-9.5 points") == page.count("<td>+7.7 points") > 0
     assert (tmp_path / "other.svg").read_bytes() != (tmp_path / "claims.svg").read_bytes()
     assert "<code>masters train smoke r_max=0.4 --seed 0</code>" in page
 
@@ -189,28 +189,32 @@ def test_first_page_answers_whether_the_method_helps(tmp_path: Path) -> None:
         frame = pd.DataFrame(rows, columns=COLUMNS)
         return answer(Judged("The <study>", frame, frame, {"masters": "policy weight 0.03"}))
 
-    text = page((1.6, 0.9, 2.4), (2.1, 1.1, 3.0), (-0.4, -0.9, 0.1))
-    assert text == (
-        "*The \\<study\\>:* training by Masters helps, +1.6 points (+0.9 to +2.4), sampled +3.1 (+2.2 to "
-        "+4.0) over the student before training; distillation on the same number of responses without mask "
-        "and rewards gives +2.1 points (+1.1 to +3.0), sampled +3.1 (+2.2 to +4.0), and Masters minus that "
-        "is -0.4 points (-0.9 to +0.1), sampled +3.1 (+2.2 to +4.0), so masking and rewards add nothing that "
-        "these runs establish (on sampled answers they add to it) (Masters with policy weight 0.03)."
+    assert page((1.6, 0.9, 2.4), (2.1, 1.1, 3.0), (-0.4, -0.9, 0.1)) == (
+        "Training with Masters helps: +1.6 points (+0.9 to +2.4; sampled +3.1, +2.2 to +4.0) over the "
+        "student before training. Distillation on as many responses without mask and rewards gives +2.1 "
+        "points (+1.1 to +3.0; sampled +3.1, +2.2 to +4.0). Mask and rewards together add -0.4 points (-0.9 "
+        "to +0.1; sampled +3.1, +2.2 to +4.0): no established effect (on sampled answers: they help). "
+        "Masters was trained with policy weight 0.03."
     )
-    assert "training by Masters harms" in page((-1, -2, -0.5), (0, -1, 1), (-1, -2, -0.5))
-    assert "masking and rewards take away from it" in page((-1, -2, -0.5), (0, -1, 1), (-1, -2, -0.5))
+    assert "Training with Masters harms: -1.0 points" in page((-1, -2, -0.5), (0, -1, 1), (-1, -2, -0.5))
+    assert "they harm (on sampled answers: they help)" in page((-1, -2, -0.5), (0, -1, 1), (-1, -2, -0.5))
     none = page((0.1, -0.2, 0.4), (0, -1, 1), (1.0, 0.2, 1.8))
-    assert "training by Masters has no established effect" in none
-    assert "so masking and rewards add to it (Masters" in none
+    assert "Training with Masters has no established effect: +0.1 points" in none
+    assert "sampled +3.1, +2.2 to +4.0): they help. Masters was" in none
     nothing = pd.DataFrame(columns=COLUMNS)
-    assert answer(Judged("x", nothing, nothing, {})) == ""
+    assert answer(Judged("x", nothing, nothing, {})) == in_short(Judged("x", nothing, nothing, {})) == ""
+    rows = [["helps", *pair, "accuracy", 1.0, 0.5, 1.5, 9.0, 10, 0, 0, 0, 30.0] for pair in pairs]
+    found = pd.DataFrame(rows, columns=COLUMNS)
+    assert in_short(Judged("x", found, found, {})) == (
+        "Training with Masters helps the student, and mask and rewards add to distillation without them."
+    )
 
 
 def test_picture_has_the_same_bytes_for_the_same_claims(example_claims: Path, tmp_path: Path) -> None:
     frame = claim_rows.read_frame(example_claims)
     for folder in ("first", "second"):
-        drawn(frame, tmp_path / folder / "claims.svg")
-    drawn(frame.assign(effect=0.3), tmp_path / "other" / "claims.svg")
+        draw_claims(frame, tmp_path / folder / "claims.svg")
+    draw_claims(frame.assign(effect=0.3), tmp_path / "other" / "claims.svg")
     for name in ("claims.svg", "claims-narrow.svg"):
         first, second, other = ((tmp_path / f / name).read_bytes() for f in ("first", "second", "other"))
         assert first == second != other
@@ -274,7 +278,7 @@ def test_provenance_page_shows_what_the_run_recorded(tmp_path: Path) -> None:
         record_provenance(path, name, {"profile": "x"}, 1.7e9, 2.5, {"shapes": "0123456789abcdef"})
     page = book.provenance_page("x", json.loads(path.read_text()))
     for text in (
-        "5.0 minutes together",
+        "5.0 minutes in total",
         "2_masking_ablations",
         "2023-11-14 22:13:20",
         "0123456789abcdef",
@@ -284,7 +288,7 @@ def test_provenance_page_shows_what_the_run_recorded(tmp_path: Path) -> None:
     assert "no record" in book.provenance_page("x", {})
 
 
-def test_overridden_defaults_are_folded_away(tmp_path: Path) -> None:
+def test_notebooks_fold_overridden_defaults_and_describe_images(tmp_path: Path) -> None:
     notebook = nbformat.v4.new_notebook()
     notebook.cells = [
         nbformat.v4.new_code_cell(
@@ -293,7 +297,11 @@ def test_overridden_defaults_are_folded_away(tmp_path: Path) -> None:
         nbformat.v4.new_code_cell("a = 2", metadata={"tags": ["injected-parameters"]}),
     ]
     notebook.metadata["papermill"] = {"input_path": "somewhere"}
+    image = {"image/png": "aGk="}, {"image/png": {"alt": "Loss by step."}}
+    output = nbformat.v4.new_output("display_data", image[0], metadata=image[1])
+    notebook.cells.append(nbformat.v4.new_code_cell("plot()", outputs=[output]))
     nbformat.write(notebook, tmp_path / "one.ipynb")
-    shown = nbformat.reads(book._for_reading(tmp_path / "one.ipynb"), as_version=4)
+    shown = nbformat.reads(book.notebook_page(tmp_path / "one.ipynb"), as_version=4)
     assert shown.cells[0].metadata == {"tags": ["hide-input", "parameters"]}
     assert "papermill" not in shown.metadata
+    assert shown.cells[2].metadata == {"mystnb": {"image": {"alt": "Loss by step."}}}

@@ -1,6 +1,7 @@
 """The page of the study: what its files say, whichever of them are there."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from masters.claims import verdicts
 from masters.claims.claims import CLAIMS
 from masters.claims.comparisons import COLUMNS
 from masters.claims.table import read_frame
-from masters.report import study_page
+from masters.report import study_page, study_tables
 from masters.report.first_page import Judged
 from masters.settings import load_profile
 from masters.study.effects import COLUMNS as MAP
@@ -95,13 +96,15 @@ def study(tmp_path: Path) -> Path:
 
 
 def page(study: Path, own: Judged) -> str:
-    return study_page.study_page(Kept(study), load_profile("mini"), own, study / "study.svg")  # type: ignore[arg-type]
+    """The page without the white space between tags."""
+    kept: Any = Kept(study)
+    return re.sub(r">\s+<", "><", study_page.study_page(kept, load_profile("mini"), own, study / "study.svg"))
 
 
 def test_the_page_says_what_the_files_say(study: Path, own: Judged) -> None:
     text = page(study, own)
-    assert "Of the paper's 15 claims the study tested 4: **1 supported**, **1 not supported**" in text
-    assert "training by Masters helps, +1.6 points" in text and "Masters minus that is -0.4 points" in text
+    assert "The study tested 4 of the paper's 15 claims: <strong>1 supported</strong>, <strong>1 not" in text
+    assert "Training with Masters helps: +1.6 points" in text and "together add -0.4 points" in text
     assert "answers 30.0 points more of the questions" in text
     assert "Seeds of an arm: 2 to 3." in text and load_study()[0].about in text
     # Effect, sampled, share, paper, whether it is excluded, p, smallest effect, seeds, the reader's own run.
@@ -118,20 +121,18 @@ def test_the_page_says_what_the_files_say(study: Path, own: Judged) -> None:
     ]
     assert "".join(f"<td>{cell}</td>" for cell in cells) in text and "<th>Your run (mini)</th>" in text
     assert "minus (naive, responses)</td><td>no</td><td>0.2" in text, "a p-value as a number"
-    assert "- C2: masked against naive\\_multi: greedy +0.4 (-0.2 to +1.0), sampled +3.0" in text
+    assert "<li>C2: masked against naive_multi: greedy +0.4 (-0.2 to +1.0), sampled +3.0" in text
     assert "<small>weight 1, beta 0.1, lr 3e-05 linear, 3 mask stages from r 0.2" in text
-    assert "in `masters` r 0.2 55 %, r 0.1 34 %, r 0 11 %; in `mid_then_large`" in text
+    assert "in <code>masters</code> r 0.2 55 %, r 0.1 34 %, r 0 11 %; in <code>mid_then_large</code>" in text
     assert "<td>72.0 ± 2.0</td><td>25.0 ± 0.0</td><td>4.0 ± 0.0</td><td></td><td>60 ± 0</td>" in text
     assert "<td>50.0</td><td>25.0</td>" in text, "one run has no spread"
     assert "<td>masters</td><td>3e-05</td><td></td><td>0.01</td><td>62.5</td><td>50.0</td><td>chosen" in text
-    assert "<td>blind: the question&#x27;s text alone</td><td></td><td>30.0</td>" in text, (
+    assert "<td>blind: the question&#39;s text alone</td><td></td><td>30.0</td>" in text, (
         "base has no run here"
     )
     assert "<td>masters</td><td>greedy</td><td>bare</td><td>25.0</td><td>87.5</td><td>2.0</td>" in text
     assert "taken out of the plan" not in text
-    assert (
-        "Of 1 tuned arms 1 chose the smallest learning rate that was tried for them and 0 the largest" in text
-    )
+    assert "Of 1 tuned arms 1 chose the smallest learning rate tried and 0 the largest" in text
     assert (
         "<td>C10</td><td><code>masters</code> against <code>responses=2</code><br>equal steps, not equal "
         "computation</td><td>+0.1 points<br>-0.1 to +0.2</td><td></td><td></td><td>no figure</td>"
@@ -154,8 +155,8 @@ def test_the_page_says_whether_training_helped(study: Path, own: Judged) -> None
     other = base.assign(arm="masters+student=tiny", accuracy=0.9)
     pd.concat([runs, base, other]).to_csv(study / "runs.csv", index=False)
     assert (
-        "Of 2 arms that train the student, 1 have a mean above that of the student before training (`base`): "
-        "from -21.0 points (`r_max=0.4`) to +1.0 points (`masters`)."
+        "Of 2 arms that train the student, 1 have a mean above that of the student before training "
+        "(<code>base</code>): from -21.0 points (<code>r_max=0.4</code>) to +1.0 points (<code>masters"
     ) in page(study, own)
 
 
@@ -166,11 +167,11 @@ def test_a_verdict_leads_to_its_rows_and_commands(study: Path, own: Judged) -> N
 
 
 def test_another_margin_is_another_verdict(study: Path, own: Judged, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "**1 supported**" in page(study, own)
+    assert "<strong>1 supported</strong>" in page(study, own)
     claims = [replace(claim, margin=3.0 if claim.id == "C1" else claim.margin) for claim in CLAIMS]
     for function in (verdicts.judge_claims, verdicts.judge_comparisons):
         monkeypatch.setattr(function, "__defaults__", (claims,))
-    assert "**0 supported**, **2 not supported**" in page(study, own)
+    assert "<strong>0 supported</strong>, <strong>2 not supported</strong>" in page(study, own)
 
 
 def test_what_the_files_hold_is_text(study: Path, own: Judged) -> None:
@@ -180,9 +181,10 @@ def test_what_the_files_hold_is_text(study: Path, own: Judged) -> None:
 
 
 def test_nothing_there(tmp_path: Path, own: Judged) -> None:
-    assert "Nothing of it is in this copy** yet: `make study` runs it" in page(tmp_path / "nowhere", own)
+    nothing = page(tmp_path / "nowhere", own)
+    assert "This copy has no results of it</strong> yet: <code>make study</code> runs it" in nothing
     assert study_page.judged(Kept(tmp_path)) is None  # type: ignore[arg-type]
-    assert study_page.study_sentences({}, {}) == ""
+    assert study_page.study_sentences({}, {}).strip() == ""
 
 
 def test_each_study_has_its_page_and_command(study: Path, own: Judged) -> None:
@@ -192,20 +194,20 @@ def test_each_study_has_its_page_and_command(study: Path, own: Judged) -> None:
     assert 'href="plateau/claims.csv"' in text
     told = study_page.study_sentences({"plateau": study_page.judged(plateau)}, {"plateau": plateau.runs})
     title = load_study("plateau")[0].title
-    assert f"- [{title}](plateau.md) tested 4: **1 supported**, **1 not supported**" in told
-    assert "study.md" not in told
+    assert f'<li><a href="plateau.html">{title}</a> tested 4 of the paper\'s 15 claims: <strong>1' in told
+    assert "study.html" not in told
 
 
 @pytest.mark.parametrize("name", study_page.FILES)
 def test_a_file_that_is_not_there_is_named(study: Path, own: Judged, name: str) -> None:
     (study / name).unlink()
     text = page(study, own)
-    assert f"Not there yet: {name}. `make study` goes on." in text
+    assert f"Not there yet: {name}. <code>make study</code> continues." in text
 
 
 def test_fewer_seeds_than_planned(study: Path, own: Judged, monkeypatch: pytest.MonkeyPatch) -> None:
     plan, profile = load_study()
-    assert f"**The study is not finished:** {plan.seeds} are planned" in page(study, own)
+    assert f"The study is not finished: {plan.seeds} are planned" in page(study, own)
     kept: Any = Kept(study)
     told = study_page.study_sentences({"study": study_page.judged(kept)}, {"study": kept.runs})
     assert f"{plan.seeds} are planned" in told
@@ -224,17 +226,17 @@ def test_what_an_arm_is_above_base_is_taken_within_a_replicate() -> None:
     ]
     runs = pd.DataFrame(rows, columns=["replicate", "arm", "accuracy"])
     runs = runs.assign(sampled_accuracy=0.5, tokens=5.0, kl=0.1, seconds=60.0, key="0123")
-    page = study_page._arms(runs, study_page._above_base(runs), {}, pd.Series({"all": 0.2}))
-    assert "alone</td><td>-30.0</td><td>20.0</td>" in page
-    assert "<th>Above base,<br>points</th>" in page
-    assert "<td>1.5 ± 0.7</td><td>51.5 ± 13.4</td>" in page
-    assert "<td>3.0</td><td>63.0</td>" in page, "of the replicate that it has"
+    table = study_tables.arms(runs, study_tables.above_base(runs), {}, pd.Series({"all": 0.2}))
+    assert table["blind"][1:3] == ["-30.0", "20.0"] and table["header"][1] == "Above base,\npoints"
+    cells = {row["name"]: row["cells"][:2] for row in table["rows"]}
+    assert cells["masked"] == ["1.5 ± 0.7", "51.5 ± 13.4"]
+    assert cells["masters"] == ["3.0", "63.0"], "of the replicate that it has"
 
 
 def test_the_map_says_where_an_effect_was_found_and_how_large_one_would_have_been(
     study: Path, own: Judged
 ) -> None:
-    assert "Where the parts help" not in page(study, own), "no pair of arms was run"
+    assert "Where masking and rewards help" not in page(study, own), "no pair of arms was run"
     places = [
         ("gap", 6.04, "masking", "masked", "naive_multi", -0.02, -0.1, 0.5, 0.4, 10, 44.1),
         ("steps", 1000, "masking", "masked", "naive_multi", 0.2, -0.1, 0.5, 0.4, 10, 44.1),
@@ -243,13 +245,13 @@ def test_the_map_says_where_an_effect_was_found_and_how_large_one_would_have_bee
     ]
     pd.DataFrame(places, columns=MAP).to_csv(study / "map.csv", index=False)
     text = page(study, own)
-    assert "## Where the parts help" in text and '<img src="study-map.svg" alt="' in text
+    assert "## Where masking and rewards help" in text and '<img src="study-map.svg" alt="' in text
     assert (study / "study-map.svg").is_file()
     assert (
-        "- *masking*: pairs of arms compared 2, the interval above zero in 1 and below in 0; estimates from "
-        "+0.0 to +1.3 points. Half of the comparisons would have found an effect of 0.6 points four times "
-        "out of five, all of them one of 0.8.\n- *rewards*: pairs of arms compared 1, the interval above "
-        "zero in 0 and below in 1;"
+        "<em>masking</em>: 2 pairs of arms compared, the interval above zero in 1 and below in 0; estimates "
+        "from +0.0 to +1.3 points. Half of the comparisons would have found an effect of 0.6 points four "
+        "times out of five, all of them one of 0.8.</li><li><em>rewards</em>: 1 pairs of arms compared, the "
+        "interval above zero in 0 and below in 1;"
     ) in text
     assert (
         "<td>gap 61.2</td><td>23.8 (below blind)</td><td>masking</td><td><code>masked+student=tiny</code> "
@@ -261,7 +263,7 @@ def test_the_map_says_where_an_effect_was_found_and_how_large_one_would_have_bee
 
 
 def test_the_sweep_and_the_worst_of_each_form(study: Path, own: Judged) -> None:
-    assert "Decades of the learning rate" not in page(study, own)
+    assert "## Learning rates" not in page(study, own)
     runs = pd.read_csv(study / "runs.csv")
     more = [
         runs.assign(arm=name, kl=0.5, accuracy=accuracy)
@@ -276,22 +278,22 @@ def test_the_sweep_and_the_worst_of_each_form(study: Path, own: Judged) -> None:
     ]
     pd.concat([runs, *more]).drop_duplicates(["arm", "replicate"]).to_csv(study / "runs.csv", index=False)
     text = page(study, own)
-    assert "## Decades of the learning rate" in text and '<img src="study-sweep.svg" alt="' in text
+    assert "## Learning rates" in text and '<img src="study-sweep.svg" alt="' in text
     assert (study / "study-sweep.svg").is_file()
-    rates = "at the worst of the learning rates from 1e-05 to 0.0001"
-    words = f"Greedy accuracy, mean of 3 replicates, {rates}: "
-    more_of_it = "; 4.0 tokens an answer, KL 0.500)"
+    rates = "at the learning rate with the lowest mean, from 1e-05 to 0.0001"
+    words = f"Greedy accuracy, mean of 3 replicates, {rates}: <code>masters</code> 30.0 %"
+    more_of_it = "; 4.0 tokens per answer, KL 0.500)"
     assert (
-        f"{words}`masters` 30.0 % (at 0.0001{more_of_it}, `masked` 71.0 % (at 1e-05{more_of_it}, "
-        "the student before training 60.0 %."
+        f"{words} (at 0.0001{more_of_it}, <code>masked</code> 71.0 % (at 1e-05{more_of_it}, the student "
+        "before training 60.0 %."
     ) in text
     kept: Any = Kept(study)
     told = study_page.study_sentences({"study": study_page.judged(kept)}, {"study": kept.runs})
-    assert f" {words}`masters` 30.0 %, `masked` 71.0 %, the student before training 60.0 %." in told
+    assert f" {words}, <code>masked</code> 71.0 %, the student before training 60.0 %." in told
     runs = pd.read_csv(study / "runs.csv")
     lost = (runs["replicate"] > 0) & (runs["arm"] == "masked+learning_rate=1e-05")
     runs[~lost].to_csv(study / "runs.csv", index=False)
-    assert f"Greedy accuracy, of one replicate, {rates}: " in page(study, own), "of that which has all"
+    assert f"Greedy accuracy, one replicate, {rates}: " in page(study, own), "of that which has all"
 
 
 def test_a_file_of_another_shape(study: Path, own: Judged) -> None:

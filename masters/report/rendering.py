@@ -1,0 +1,30 @@
+"""Fill the templates of the pages: headings in Markdown, everything else in HTML.
+
+All text is escaped and put on one line. So text from profiles, models and data can neither be HTML nor end
+the block of HTML around it, behind which it would be read as MyST.
+"""
+
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+
+def _on_one_line(value: Any) -> Markup:
+    return Markup(" ".join(escape(value).split()))
+
+
+ENVIRONMENT = Environment(
+    loader=PackageLoader("masters.report"),
+    autoescape=True,
+    finalize=_on_one_line,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    keep_trailing_newline=True,
+)
+
+
+def fill(template: str, **values: Any) -> str:
+    """Fill a template of ``masters/report/templates``; line breaks in a table's cell become ``<br>``."""
+    return ENVIRONMENT.get_template(template).render(values)

@@ -1,0 +1,120 @@
+"""Text from profiles, plans, models and data is shown as text on every page."""
+
+import html
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from claim_lines import claim_line, write_lines
+
+from masters.claims.comparisons import COLUMNS
+from masters.claims.table import read_frame
+from masters.report import book, first_page
+from masters.report.rendering import fill
+from masters.report.study_page import study_page, study_sentences
+from masters.report.why_page import why_page
+from masters.settings import Profile, load_profile
+from masters.study.effects import COLUMNS as MAP
+from masters.study.plan import load_study
+
+# HTML, MyST that reads a file, and jinja.
+HOSTILE = (
+    "</td></details><script>alert(1)</script>\"'\n\n```{include} /etc/passwd\n```\n\n"
+    ":::{include} /etc/passwd\n:::\n\n# Title {{ 7 * 7 }} {% raw %} `code` $x$ [a](b)"
+)
+SHOWN = " ".join(HOSTILE.split())
+
+
+def is_text(page: str, times: int = 1) -> None:
+    """The page shows the text at least so often, and has only blocks of HTML and our headings."""
+    assert "<script" not in page and "</td></details><" not in page
+    for line in page.splitlines():
+        assert not line or line.startswith("<") or re.match(r"## [A-Z][a-z' ,]+$|Shown in ", line), line
+    words = html.unescape(re.sub(r"<br>|\s+", " ", page))
+    assert " ".join(words.split()).count(SHOWN) >= times
+
+
+@pytest.fixture
+def profile() -> Profile:
+    words = dict.fromkeys(("description", "shows", "cannot_show"), HOSTILE)
+    return load_profile("smoke").model_copy(update=words)
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> first_page.Judged:
+    texts = ("statement", "limits", "cells", "disagree", "paper", "ours", "where", "unit", "excludes_paper")
+    line = claim_line(1, "supported", **dict.fromkeys(texts, HOSTILE))
+    write_lines(tmp_path / "claims.csv", [line | {"treatment": HOSTILE, "control": HOSTILE}])
+    frame = read_frame(tmp_path / "claims.csv")
+    return first_page.Judged(HOSTILE, frame, pd.DataFrame(columns=COLUMNS), {HOSTILE: HOSTILE})
+
+
+class Hostile:
+    """A study whose plan and tables hold the text."""
+
+    name = "study"
+
+    def __init__(self, folder: Path) -> None:
+        plan, self.profile = load_study()
+        self.folder, self.plan = folder, plan.model_copy(update={"title": HOSTILE, "about": HOSTILE})
+        run = {"replicate": 0, "arm": HOSTILE, "mode": HOSTILE, "task": HOSTILE, "register": HOSTILE}
+        run |= dict.fromkeys(("accuracy", "sampled_accuracy", "tokens", "kl", "seconds"), 0.5)
+        run |= {"correct": 0.5, "share": 0.5, "key": HOSTILE}
+        self.runs = pd.DataFrame([run, run | {"arm": "base"}])
+        settings = {"learning_rate": 1e-3, "policy_weight": 1.0, "beta": 0.1, "chosen": True}
+        self.tried = self.runs.assign(**settings)
+        costs = ("steps", "responses", "generation", "judging", "scoring", "training", "total", "total_equal")
+        self.costs = self.runs.assign(**dict.fromkeys(costs, 1.0))
+        for name in ("runs", "tasks", "registers", "trials", "costs"):
+            self.runs.to_csv(folder / f"{name}.csv", index=False)
+        place = ["gap", 6.0, "masking", HOSTILE, HOSTILE, 0.1, -0.1, 0.5, 0.4, 10, 44.0]
+        pd.DataFrame([place], columns=MAP).to_csv(folder / "map.csv", index=False)
+        blind = pd.DataFrame({"task": [HOSTILE, "all"], "accuracy": 0.3, "questions": 10})
+        blind.to_csv(folder / "blind.csv", index=False)
+        (folder / "machine.json").write_text(json.dumps({HOSTILE: [HOSTILE], "packages": {HOSTILE: HOSTILE}}))
+
+    def settings(self) -> dict[str, str]:
+        return {"masters": "masters", "mid_then_large": "mid_then_large"}
+
+
+def test_first_page(profile: Profile, own: first_page.Judged, tmp_path: Path) -> None:
+    page = first_page.headline(profile, own, tmp_path / "claims.svg", [own])
+    is_text(page, 14)
+    is_text(study_sentences({"study": own}, {"study": pd.DataFrame({"arm": [HOSTILE]})}))
+
+
+def test_notebook_of_the_claims(profile: Profile, own: first_page.Judged) -> None:
+    is_text(first_page.run_claims(own, profile), 8)
+    is_text(first_page.run_summary(own, profile), 2)
+
+
+def test_study_page(profile: Profile, own: first_page.Judged, tmp_path: Path) -> None:
+    study: Any = Hostile(tmp_path)
+    is_text(study_page(study, profile, own, tmp_path / "study.svg"), 14)
+
+
+def test_why_page(tmp_path: Path) -> None:
+    dose = {"model": HOSTILE, "from_whole": 0.1, "argmax_changed": 0.1, "entropy": 0.1, "to_student": 0.1}
+    pd.DataFrame([dose | {"ratio": ratio} for ratio in (0.0, 0.2)]).to_csv(tmp_path / "dose.csv", index=False)
+    facts = dict.fromkeys(("correlation_correct", "correlation_length", "flat_accuracy"), 0.1)
+    facts[f"advantage_{HOSTILE}"] = 0.2
+    pd.Series(facts, name="value").rename_axis("what").to_csv(tmp_path / "rewards.csv")
+    is_text(why_page(HOSTILE, tmp_path, tmp_path / "none.csv", None), 5)
+
+
+def test_tables_of_the_run(monkeypatch: pytest.MonkeyPatch, profile: Profile) -> None:
+    monkeypatch.setattr(book, "load_profile", lambda name: profile)
+    is_text(book.profiles_table(), 3)
+    texts = dict.fromkeys(("commit", "started", "processor", "python", "parameters"), HOSTILE)
+    entry = texts | {"dirty": False, "minutes": 1.0, "minutes_longest": 1.0, "cores": 2, "memory_gib": 8}
+    entry |= {"packages": {HOSTILE: HOSTILE}, "data": {HOSTILE: HOSTILE}, "commit": None}
+    is_text(book.provenance_page(HOSTILE, {HOSTILE: entry}), 8)
+
+
+def test_markup_in_a_cell_is_text() -> None:
+    page = fill("table.md", header=["<b>", "a\nb"], rows=[["{{ x }}", HOSTILE]])
+    assert "<th>&lt;b&gt;</th><th>a<br>b</th>" in page and "<td>{{ x }}</td>" in page
+    is_text(page)
