@@ -235,8 +235,8 @@ def _train(lab: "Lab", models: list[str]) -> None:
 def _make(
     lab: "Lab", wanted: "Sequence[WantedResponses]", pool: list[int], ray: str | None = None, shards: int = 1
 ) -> None:
-    from masters.experiments import response_plan
     from masters.cli.cluster import make_on_ray
+    from masters.experiments import response_plan
 
     _train(lab, [what.model for what in wanted])
     missing = [what for what in wanted if response_plan.status(lab, what, pool).missing]

@@ -20,9 +20,9 @@ from masters.experiments.arms import RunSpec
 from masters.experiments.curriculum import all_stages, wanted_responses
 from masters.experiments.lab import Lab
 from masters.experiments.response_plan import ResponsePlan
-from masters.models.loading import parameter_count
+from masters.models.loading import parameter_count, skeleton
 from masters.objective.topk import bytes_per_token
-from masters.training.memory import Shape, estimate, patches, skeleton
+from masters.training.memory import Shape, estimate, patches
 
 GIB = 2**30
 # Share of the measured matrix products per second: reading or learning, and generating token by token.

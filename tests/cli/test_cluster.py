@@ -11,8 +11,8 @@ import pytest
 import torch
 from labs import profile
 
-from masters.experiments import response_plan
 from masters.cli.cluster import make_on_ray
+from masters.experiments import response_plan
 from masters.experiments.curriculum import WantedResponses
 from masters.experiments.lab import Lab
 

