@@ -22,6 +22,7 @@ from masters.experiments.lab import Lab
 from masters.experiments.response_plan import ResponsePlan
 from masters.models.loading import parameter_count, skeleton
 from masters.objective.topk import bytes_per_token
+from masters.runtime import distributed
 from masters.training.memory import Shape, estimate, patches
 
 GIB = 2**30
@@ -96,7 +97,8 @@ def estimate_run(lab: Lab, spec: RunSpec, sample: Questions, evaluated: int, out
     pictures = [sample.image_features([index]) for index in range(len(sample))]
 
     at_once = min(n, settings.fit.responses_at_once or n)
-    rows = max(1, spec.batch // settings.fit.accumulate)
+    world = distributed.world_size()
+    rows = max(1, spec.batch // (settings.fit.accumulate * world))
     try:
         config = models[spec.student].config
         seen = [patches(config, of["pixel_values"]) for of in pictures if of]
@@ -140,9 +142,9 @@ def estimate_run(lab: Lab, spec: RunSpec, sample: Questions, evaluated: int, out
     reading += sum(2 * weights[name] * questions * mean * len(stages) for name in generated)
     learning = 6 * weights[spec.student] * spec.steps * spec.batch * (mean + n * longest)
     hours = {
-        "generating and evaluating": generation / (GENERATING * rate) / 3600,
-        "reading": reading / (READING * rate) / 3600,
-        "training": learning / (READING * rate) / 3600,
+        "generating and evaluating": generation / (GENERATING * rate * lab.writers) / 3600,
+        "reading": reading / (READING * rate * lab.profile.processes) / 3600,
+        "training": learning / (READING * rate * world) / 3600,
     }
     return Estimate(
         questions=questions,
