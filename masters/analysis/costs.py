@@ -161,7 +161,7 @@ def measured(lab: Lab, name: str, results: Results, seed: int = 0) -> Measured:
         generation += len(frame) * _seconds_per_response(lab, wanted)
         lab.judge.forget()
         start = time.perf_counter()
-        lab.judge.score_many(list(frame["asked"]), list(frame["label"]), list(frame["text"]))
+        lab.judge_of("rule").score_many(list(frame["asked"]), list(frame["label"]), list(frame["text"]))
         judging += time.perf_counter() - start
         responses, tokens = responses + len(frame), tokens + int(frame["tokens"].map(len).sum())
     scoring, scored = 0.0, 0

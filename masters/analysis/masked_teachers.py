@@ -67,7 +67,8 @@ def examine(lab: Lab, name: str, way: str, ratio: float) -> None:
     model, _ = load(lab.folder(name))
     with _mask(lab, name, model, way).apply(ratio):
         longest = lab.profile.sampling.max_new_tokens
-        frame = evaluate(model, lab.processor, lab.questions("validation"), lab.judge, longest, None)
+        rule = lab.judge_of("rule")
+        frame = evaluate(model, lab.processor, lab.questions("validation"), rule, longest, None)
     by_task = (
         frame.groupby("task", sort=False)["correct"].agg(accuracy="mean", questions="size").reset_index()
     )
@@ -136,7 +137,7 @@ def _path(lab: Lab, model: str, way: str, ratio: float) -> Path:
         way=way,
         ratio=ratio,
         questions=lab.questions("validation").hash,
-        judge=lab.judge.name,
+        judge=lab.judge_of("rule").name,
         max_new_tokens=lab.profile.sampling.max_new_tokens,
     )
     return cache_dir() / "masked" / f"{key}.parquet"

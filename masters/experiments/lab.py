@@ -21,8 +21,7 @@ import pandas as pd
 from huggingface_hub import snapshot_download
 
 from masters.data.labels import REGISTERS
-from masters.data.questions import Questions, Ragged, load_questions, training_labels
-from masters.data.tasks import vocabulary
+from masters.data.questions import Questions, Ragged
 from masters.experiments.arms import LABELS
 from masters.experiments.curriculum import WantedScores, grouped
 from masters.experiments.ladder import about_rung, end_tokens, train_rung
@@ -30,9 +29,11 @@ from masters.judges import Judge, corpus
 from masters.judges.embedding import EmbeddingJudge
 from masters.judges.llm import LLMJudge
 from masters.judges.rule import RuleJudge
+from masters.judges.scorers import BestOf
 from masters.masking.choice import PAPERS, MaskChoice
 from masters.models.calibration import calibrated
 from masters.models.loading import build_processor, check_same_tokens, load
+from masters.own_data.tasks import labels_of, questions_of, words_of
 from masters.responses.cached import engine_of, open_store, responses
 from masters.responses.source import Source
 from masters.responses.store import ResponseStore
@@ -40,7 +41,7 @@ from masters.responses.teacher_logprobs import TopK, distributions
 from masters.runtime import workers
 from masters.runtime.files import cache_dir
 from masters.runtime.keys import key_of
-from masters.settings import Profile, load_profile
+from masters.settings import OwnData, Profile, load_profile
 
 
 class Lab:
@@ -65,7 +66,7 @@ class Lab:
         """The processor shared by student and teachers."""
         paths = {name: spec.path for name, spec in self.profile.ladder.items() if spec.path}
         if not paths:
-            return build_processor(vocabulary(self.profile.tasks))
+            return build_processor(words_of(self.profile.tasks, self.profile.folder))
         found = {name: load(path)[1] for name, path in paths.items()}
         for processor in found.values():
             check_same_tokens(found.get("student", processor), processor)
@@ -79,7 +80,8 @@ class Lab:
                 "validation": self.profile.validation_questions,
                 "test": self.profile.test_questions,
             }[split]
-            self._questions[split] = load_questions(self.profile.tasks, split, limit, self.processor)
+            tasks, folder = self.profile.tasks, self.profile.folder
+            self._questions[split] = questions_of(tasks, split, limit, self.processor, folder)
         return self._questions[split]
 
     @cached_property
@@ -101,7 +103,7 @@ class Lab:
         key = wrong_share, registers
         if key not in self._labels:
             tasks, limit = self.profile.tasks, self.profile.train_questions
-            frame = training_labels(self.questions("train"), tasks, limit, wrong_share, 0, registers)
+            frame = labels_of(self.questions("train"), tasks, limit, wrong_share, 0, registers)
             self._labels[key] = frame, end_tokens(self.processor, list(frame["label"]))
         return self._labels[key]
 
@@ -218,9 +220,12 @@ class Lab:
         Raises:
             ValueError: the profile names no language model, or its address is not valid.
         """
-        if name == "llm":
-            return self._language_judge
-        return self.judge if name == "rule" else self._embedding_judge
+        judge: Judge = self.judge
+        if name != "rule":
+            judge = self._language_judge if name == "llm" else self._embedding_judge
+        # Questions of your own may have several accepted answers.
+        own = any(isinstance(task, OwnData) for task in self.profile.tasks)
+        return BestOf(judge) if own else judge
 
     @cached_property
     def _embedding_judge(self) -> EmbeddingJudge:

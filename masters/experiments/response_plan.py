@@ -126,7 +126,7 @@ def make(
         wanted.n,
         lab.profile.sampling,
         lab.profile.replicate,
-        judge or lab.judge,
+        judge or lab.judge_of("rule"),
         engine=lab.engine,
     )
 

@@ -5,7 +5,7 @@
 
 Departures from the paper:
     * label_noise, off by default: each question of the pool has a wrong label with that probability, a
-      plausible one and the same in every run (:func:`masters.data.questions.training_labels`). The accuracy
+      plausible one and the same in every run (:func:`masters.data.labels.with_labels`). The accuracy
       reward of Eq. 6 is judged by it, and runs that learn from labels learn it. Responses and evaluation do
       not change.
 """
@@ -87,7 +87,7 @@ def run(lab: Lab, spec: RunSpec, seed: int, folder: Path, split: str = "test") -
             predictions = unanswered(questions)
             shutil.rmtree(f"{folder}.run", ignore_errors=True)
         else:
-            predictions = evaluate(model, processor, questions, lab.judge, longest, seed)
+            predictions = evaluate(model, processor, questions, lab.judge_of("rule"), longest, seed)
         evaluated = time.perf_counter() - start - trained
         by_mode = predictions.groupby("mode")[["correct", "tokens"]].mean()
         tail = log["kl"].tail(max(1, len(log) // 10)).mean() if "kl" in log else float("nan")

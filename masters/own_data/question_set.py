@@ -264,12 +264,18 @@ def _read(settings: OwnData, sources: dict[str, list[Source]], folder: Path) -> 
         for split, of in sources.items():
             files[split] = f"{split}.arrow"
             reader.read(split, of, folder / files[split])
-    if isinstance(settings.eval, SplitFromTrain):
-        files["eval"] = files["train"]
-        pixels = datasets.Dataset.from_file(str(folder / files["train"]))["pixels"]
-        kept, held_out = _cut(list(pixels), settings.eval.split_from_train)
-        np.save(folder / "train.npy", kept)
-        np.save(folder / "eval.npy", held_out)
+    cut = {"eval": settings.eval, "test": settings.test}
+    wanted = {split: of for split, of in cut.items() if isinstance(of, SplitFromTrain)}
+    if wanted:
+        pixels = list(datasets.Dataset.from_file(str(folder / files["train"]))["pixels"])
+        left = np.arange(len(pixels))
+        for split, asked in wanted.items():
+            files[split] = files["train"]
+            kept, held_out = _cut([pixels[row] for row in left], asked.split_from_train, split)
+            np.save(folder / f"{split}.npy", left[held_out])
+            left = left[kept]
+        np.save(folder / "train.npy", left)
+    files = {split: files[split] for split in ("train", "eval", "test") if split in files}
     splits = {}
     for split, file in files.items():
         rows = datasets.Dataset.from_file(str(folder / file))
@@ -307,19 +313,19 @@ def _problems(settings: OwnData, splits: dict[str, datasets.Dataset], skipped: p
     for split, rows in splits.items():
         if without := sum(answer == "" for answer in rows["answer"]):
             yield f"{without} of {len(rows)} rows of {split} have no answer, so they get no accuracy reward"
-    if isinstance(settings.eval, SplitFromTrain) and len(splits["eval"]) != settings.eval.split_from_train:
-        wanted = settings.eval.split_from_train
-        yield (
-            f"eval has {len(splits['eval'])} rows instead of {wanted}: "
-            "rows with a common picture stay together"
-        )
+    for split, asked in (("eval", settings.eval), ("test", settings.test)):
+        if isinstance(asked, SplitFromTrain) and len(splits[split]) != asked.split_from_train:
+            yield (
+                f"{split} has {len(splits[split])} rows instead of {asked.split_from_train}: "
+                "rows with a common picture stay together"
+            )
     seen = {pixels for of_row in splits["train"]["pixels"] for pixels in of_row}
     for split in list(splits)[1:]:
         if shared := sum(bool(seen & set(of_row)) for of_row in splits[split]["pixels"]):
             yield f"{shared} of {len(splits[split])} rows of {split} show a picture that train has, too"
 
 
-def _cut(pixels: Sequence[Sequence[str]], count: int) -> tuple[np.ndarray, np.ndarray]:
+def _cut(pixels: Sequence[Sequence[str]], count: int, split: str) -> tuple[np.ndarray, np.ndarray]:
     """Return the rows to train on and at most ``count`` rows to hold out, without a common picture.
 
     Rows that share a picture, directly or through others, stay together. Which are held out depends on the
@@ -329,7 +335,7 @@ def _cut(pixels: Sequence[Sequence[str]], count: int) -> tuple[np.ndarray, np.nd
         ValueError: no rows would remain on one side.
     """
     if count >= len(pixels):
-        raise ValueError(f"data.eval.split_from_train is {count}, but train has {len(pixels)} usable rows")
+        raise ValueError(f"data.{split}.split_from_train is {count}, but train has {len(pixels)} usable rows")
     parent = list(range(len(pixels)))
 
     def root(row: int) -> int:
@@ -358,8 +364,8 @@ def _cut(pixels: Sequence[Sequence[str]], count: int) -> tuple[np.ndarray, np.nd
     if not held_out:
         smallest = min(map(len, groups.values()))
         raise ValueError(
-            f"data.eval.split_from_train is {count}, but at least {smallest} rows are linked by common "
-            "pictures; raise it, or give a file for eval"
+            f"data.{split}.split_from_train is {count}, but at least {smallest} rows are linked by common "
+            f"pictures; raise it, or give a file for {split}"
         )
     kept = np.setdiff1d(np.arange(len(pixels)), held_out)
     return kept, np.array(sorted(held_out))
