@@ -153,14 +153,15 @@ def _open(settings: OwnData, folder: Path) -> OwnQuestions:
 def _unchanged(folder: Path) -> bool:
     """Return whether the picture files that the rows name are those that were checked."""
     files = pd.read_parquet(folder / "pictures.parquet")
-    try:
-        return all(_stat(path) == (size, time) for path, size, time in files.itertuples(index=False))
-    except OSError:
-        return False
+    return all(_stat(path) == (size, time) for path, size, time in files.itertuples(index=False))
 
 
 def _stat(path: str) -> tuple[int, int]:
-    about = os.stat(path)
+    """Return size and time of a file; a file that is not there has size -1."""
+    try:
+        about = os.stat(path)
+    except (OSError, ValueError):
+        return -1, 0
     return about.st_size, about.st_mtime_ns
 
 
@@ -182,7 +183,7 @@ class _Reader:
             ValueError: no row can be used, or a bad row stops the reading.
         """
         known: dict[bytes, tuple[str, int]] = {}
-        count = 0
+        count, before = 0, len(self.skipped)
         raw = (row for source in sources for row in source.rows())
         with (
             pa.OSFile(str(path), "wb") as file,
@@ -208,7 +209,7 @@ class _Reader:
                 report(f"checking rows of data.{split}", count, count + len(chunk))
         report(f"checking rows of data.{split}", count, count)
         if not count:
-            reason = f"; {self._line(*self.skipped[0])}" if self.skipped else ""
+            reason = f"; {self._line(*self.skipped[before])}" if self.skipped[before:] else ""
             raise ValueError(f"data.{split} has no usable row{reason}")
 
     def _skip(self, row: RawRow, reason: str) -> None:
@@ -242,7 +243,7 @@ class _Reader:
             "".join(texts.values()).encode()
         except UnicodeEncodeError:
             return "its text is not valid Unicode"
-        except (RowError, PictureError, OSError) as error:
+        except (RowError, PictureError) as error:
             return str(error)
         return {
             "id": f"{self.settings.name}/{raw.source}:{raw.number}",
