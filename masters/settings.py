@@ -65,7 +65,7 @@ class Columns(Strict):
 
 
 class SplitFromTrain(Strict):
-    """An evaluation split cut from the training rows, by picture."""
+    """A split cut from the training rows, by picture."""
 
     split_from_train: Count = Field(description="number of rows; no picture is in both splits")
 
@@ -79,7 +79,7 @@ class OwnData(Strict):
         "folder, or a hub name; or a list of these"
     )
     eval: str | list[str] | SplitFromTrain | None = Field(None, description="rows for the evaluation")
-    test: str | list[str] | None = Field(None, description="rows for a last evaluation")
+    test: str | list[str] | SplitFromTrain | None = Field(None, description="rows for a last evaluation")
     columns: Columns = Columns()
     system: str | None = Field(None, description="system prompt of the rows that have none")
     max_pixels: int | None = Field(None, ge=28 * 28, description="larger pictures are scaled down to this")
@@ -255,7 +255,9 @@ class Profile(Strict):
     processes: Count = Field(2, description="runs trained in parallel, one thread each")
     seeds: Count = Field(description="seeds per distillation arm; paper: 1")
     replicate: int = Field(0, ge=0, description="number of the ladder and its responses; paper: one")
-    tasks: tuple[str, ...] = Field(description="question sets, in the order of the tables")
+    tasks: tuple[str | OwnData, ...] = Field(
+        min_length=1, description="question sets, in the order of the tables: names, or data of your own"
+    )
     train_questions: Count = Field(description="training questions per task, for the ladder")
     validation_questions: Count = Field(description="per task")
     test_questions: Count = Field(description="per task")
@@ -268,10 +270,21 @@ class Profile(Strict):
     judge: LanguageJudge | None = Field(
         None, description="judge of the arms with judge=llm, and of the corpus in notebook 4"
     )
-    data: OwnData | None = Field(None, description="questions of your own, in place of the tasks")
-    reward: str = Field("rule", description="judge of own questions, see masters.judges.scorers")
-    folder: str = Field("", description="folder that relative paths of data and reward start from")
+    reward: str = Field("rule", description="judge of the accuracy reward, see masters.judges.scorers")
+    base: Path | None = Field(None, description="folder that paths start from; default: the profile's own")
     distillation: Distillation
+
+    @property
+    def folder(self) -> Path:
+        """The folder that paths in the profile start from."""
+        return self.base or PARAMS / self.name
+
+    @model_validator(mode="after")
+    def _tasks_have_names_of_their_own(self) -> "Profile":
+        names = [task if isinstance(task, str) else task.name for task in self.tasks]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise ValueError(f"tasks has {', '.join(sorted(twice))} twice; give each set its own name")
+        return self
 
 
 class NotebookParameters(Strict):

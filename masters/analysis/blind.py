@@ -7,7 +7,7 @@ training answer of the question set.
 
 import pandas as pd
 
-from masters.data.tasks import load_task
+from masters.own_data.tasks import texts_of
 from masters.settings import Profile
 
 
@@ -35,10 +35,10 @@ def blind_accuracy(profile: Profile, split: str = "test") -> pd.DataFrame:
     limit = {"validation": profile.validation_questions, "test": profile.test_questions}[split]
     frames = []
     for task in profile.tasks:
-        train = _texts(task, "train", profile.train_questions)
-        questions = _texts(task, split, limit)
+        train = texts_of(task, "train", profile.train_questions, profile.folder)
+        questions = texts_of(task, split, limit, profile.folder)
         correct = blind_answers(train, questions) == questions["answer"]
-        frames.append(pd.DataFrame({"task": task, "skill": questions["skill"], "correct": correct}))
+        frames.append(questions[["task", "skill"]].assign(correct=correct))
     return pd.concat(frames, ignore_index=True)
 
 
@@ -48,10 +48,3 @@ def blind_table(profile: Profile, split: str = "test") -> pd.DataFrame:
     groups = [*frame.groupby("task", sort=False)["correct"], ("all", frame["correct"])]
     rows = [{"task": task, "accuracy": correct.mean(), "questions": len(correct)} for task, correct in groups]
     return pd.DataFrame(rows)
-
-
-def _texts(task: str, split: str, limit: int) -> pd.DataFrame:
-    columns = ["question", "answer", "skill"]
-    frame = load_task(task, split, limit).select_columns(columns).to_pandas()
-    assert isinstance(frame, pd.DataFrame)
-    return frame

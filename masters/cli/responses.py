@@ -170,7 +170,8 @@ def show(
     for what in wanted:
         if not lab.is_trained(what.model):
             continue
-        rows = lab.store(what.model, what.ratio, what.choice).read([about["content"]], what.n, lab.judge)
+        store = lab.store(what.model, what.ratio, what.choice)
+        rows = store.read([about["content"]], what.n, lab.judge_of("rule"))
         for _, row in rows.sort_values("index").iterrows():
             correct = {1: "yes", 0: "no"}.get(row["correct"], "?")
             logprob = "?" if row["logprobs"] is None else f"{row['logprobs'].sum():.1f}"

@@ -22,7 +22,7 @@ import pandas as pd
 import torch
 from PIL import Image
 
-from masters.data.labels import REGISTERS, with_labels
+from masters.data.labels import accepted
 from masters.data.tasks import load_task, task_hash
 from masters.runtime.files import cache_dir, write_folder_once
 from masters.runtime.keys import hash_of, key_of
@@ -179,9 +179,67 @@ class Questions:
         kind = self._pictures.kinds()
         return kind, np.unique(kind, return_index=True)[1].tolist()
 
+    def samples(self, indices: Iterable[int]) -> list[dict[str, Any]]:
+        """Return questions to show: ``question``, ``answer`` and the first ``image``; those with an image."""
+        shown = []
+        for index in indices:
+            about = self.table.iloc[index]
+            if files := self.images(index):
+                image = Image.open(io.BytesIO(files[0])).convert("RGB")
+                answer = " | ".join(accepted(about["answer"]))
+                shown.append({"image": image, "question": about["question"], "answer": answer})
+        return shown
+
     def position(self) -> dict[str, int]:
         """Map each question's id to its index."""
         return {id_: index for index, id_ in enumerate(self.table["id"])}
+
+
+def joined(parts: Sequence[Questions]) -> Questions:
+    """Return several sets of questions as one, in order. Only table and prompts are stored again."""
+    folder = cache_dir() / "questions" / f"joined-{hash_of([part.hash for part in parts])}"
+
+    def save(target: Path) -> None:
+        tables, start = [], 0
+        for part in parts:
+            tables.append(part.table.assign(picture=part.table["picture"] + start))
+            start += int(part.table["picture"].max()) + 1
+        pd.concat(tables, ignore_index=True).to_parquet(target / "table.parquet")
+        prompts = (part.prompt(index) for part in parts for index in range(len(part)))
+        Ragged.write_each(target, "prompts", prompts, np.dtype(np.int32))
+
+    write_folder_once(folder, save)
+    return Questions(folder, _Joined(parts))
+
+
+class _Joined:
+    """The images of several sets of questions."""
+
+    def __init__(self, parts: Sequence[Questions]) -> None:
+        self._parts, self._starts = list(parts), np.cumsum([0, *map(len, parts)])
+
+    def _at(self, index: int) -> tuple[Questions, int]:
+        part = int(np.searchsorted(self._starts, index, side="right")) - 1
+        return self._parts[part], index - int(self._starts[part])
+
+    def files(self, index: int) -> list[bytes]:
+        part, place = self._at(index)
+        return part.images(place)
+
+    def conversation(self, index: int) -> list[dict[str, Any]]:
+        part, place = self._at(index)
+        return part.conversation(place)
+
+    def features(self, index: int) -> Mapping[str, torch.Tensor]:
+        part, place = self._at(index)
+        return part.image_features([place])
+
+    def kinds(self) -> np.ndarray:
+        kinds, start = [], 0
+        for part in self._parts:
+            kinds.append(part.kinds()[0] + start)
+            start = int(kinds[-1].max()) + 1
+        return np.concatenate(kinds)
 
 
 class _Stored:
@@ -263,29 +321,6 @@ def load_questions(tasks: Sequence[str], split: str, limit: int | None, processo
     folder = cache_dir() / "questions" / f"{split}-{key}"
     write_folder_once(folder, partial(_encode, parts, processor))
     return Questions(folder)
-
-
-def training_labels(
-    questions: Questions,
-    tasks: Sequence[str],
-    limit: int | None,
-    wrong_share: float,
-    seed: int,
-    registers: tuple[str, ...] = REGISTERS,
-) -> pd.DataFrame:
-    """Return the columns ``label``, ``register`` and ``core`` for encoded training questions, in order.
-
-    See :func:`masters.data.labels.with_labels`.
-    """
-    parts = [with_labels(load_task(task, "train", limit), registers, wrong_share, seed) for task in tasks]
-    frame = pd.concat(
-        [part.select_columns(["id", "label", "register", "core"]).to_pandas() for part in parts]
-    )
-    if list(frame["id"]) != list(questions.table["id"]):
-        raise ValueError(
-            "labels and questions are not of the same set; use the same tasks and limit for both"
-        )
-    return frame.reset_index(drop=True)[["label", "register", "core"]]
 
 
 def _encode(parts: list[tuple[str, datasets.Dataset]], processor: Any, folder: Path) -> None:

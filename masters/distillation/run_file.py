@@ -163,7 +163,7 @@ class RunFile(Strict):
             minutes={},
             processes=self.processes or max(1, torch.cuda.device_count()),
             seeds=1,
-            tasks=(self.data.name,),
+            tasks=(self.data,),
             train_questions=questions,
             validation_questions=1,
             test_questions=1,
@@ -171,9 +171,8 @@ class RunFile(Strict):
             sampling=Sampling(**options.model_dump(include=set(Sampling.model_fields))),
             generation=Generation(**options.model_dump(include=set(Generation.model_fields))),
             judge=self.reward["llm"] if isinstance(self.reward, dict) else None,
-            data=self.data,
             reward=self.reward if isinstance(self.reward, str) else "rule",
-            folder=str(self.folder),
+            base=self.folder,
             distillation=Distillation.checked(
                 {
                     "questions": questions,

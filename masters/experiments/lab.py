@@ -19,9 +19,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from masters.data.labels import REGISTERS, accepted
-from masters.data.questions import Questions, Ragged, load_questions, training_labels
-from masters.data.tasks import vocabulary
+from masters.data.labels import REGISTERS
+from masters.data.questions import Questions, Ragged
 from masters.experiments.arms import LABELS
 from masters.experiments.curriculum import WantedScores, grouped
 from masters.experiments.ladder import about_rung, end_tokens, train_rung
@@ -33,7 +32,7 @@ from masters.judges.scorers import scorer_of
 from masters.masking.choice import PAPERS, MaskChoice
 from masters.models.calibration import calibrated
 from masters.models.loading import build_processor, check_same_tokens, load_processor, local_folder
-from masters.own_data.question_set import OwnQuestions, encode_own, load_own_data
+from masters.own_data.tasks import labels_of, questions_of, words_of
 from masters.responses.cached import engine_of, open_store, responses
 from masters.responses.source import Source
 from masters.responses.store import ResponseStore
@@ -64,13 +63,7 @@ class Lab:
         """The judge of the rewards and of every evaluation, unless an arm has another."""
         if self.profile.reward == "rule":
             return RuleJudge()
-        return scorer_of(self.profile.reward, Path(self.profile.folder))
-
-    @cached_property
-    def own(self) -> OwnQuestions | None:
-        """Questions of one's own, if the profile has them in place of the tasks."""
-        data = self.profile.data
-        return None if data is None else load_own_data(data, Path(self.profile.folder))
+        return scorer_of(self.profile.reward, self.profile.folder)
 
     # --- questions and models -------------------------------------------------------------------------------
 
@@ -79,7 +72,7 @@ class Lab:
         """The processor shared by student and teachers."""
         paths = {name: spec.path for name, spec in self.profile.ladder.items() if spec.path}
         if not paths:
-            return build_processor(vocabulary(self.profile.tasks))
+            return build_processor(words_of(self.profile.tasks, self.profile.folder))
         found = {name: load_processor(local_folder(path)) for name, path in paths.items()}
         for processor in found.values():
             check_same_tokens(found.get("student", processor), processor)
@@ -87,15 +80,14 @@ class Lab:
 
     def questions(self, split: str) -> Questions:
         """Return the encoded questions of a split, of all tasks of the profile."""
-        if split not in self._questions and self.own is not None:
-            self._questions[split] = encode_own(self.own, split, self.processor)
         if split not in self._questions:
             limit = {
                 "train": self.profile.train_questions,
                 "validation": self.profile.validation_questions,
                 "test": self.profile.test_questions,
             }[split]
-            self._questions[split] = load_questions(self.profile.tasks, split, limit, self.processor)
+            tasks, folder = self.profile.tasks, self.profile.folder
+            self._questions[split] = questions_of(tasks, split, limit, self.processor, folder)
         return self._questions[split]
 
     @cached_property
@@ -115,13 +107,9 @@ class Lab:
     ) -> tuple[pd.DataFrame, list[np.ndarray]]:
         """Return the labels with a share of wrong ones. Nested: labels wrong at 20 % stay wrong at 40 %."""
         key = wrong_share, registers
-        if self.own is not None:
-            answers = [next(iter(accepted(label)), "") for label in self.questions("train").table["answer"]]
-            frame = pd.DataFrame({"label": answers, "register": "bare", "core": answers})
-            self._labels[key] = frame, end_tokens(self.processor, answers)
         if key not in self._labels:
             tasks, limit = self.profile.tasks, self.profile.train_questions
-            frame = training_labels(self.questions("train"), tasks, limit, wrong_share, 0, registers)
+            frame = labels_of(self.questions("train"), tasks, limit, wrong_share, 0, registers)
             self._labels[key] = frame, end_tokens(self.processor, list(frame["label"]))
         return self._labels[key]
 
@@ -233,7 +221,7 @@ class Lab:
         return frame
 
     def judge_of(self, name: str) -> Judge:
-        """Return a judge by name: ``rule``, ``embedding`` or ``llm`` (the profile's language model).
+        """Return a judge by name: ``rule`` (the profile's reward), ``embedding`` or ``llm`` (its language model).
 
         Raises:
             ValueError: the profile names no language model, or its address is not valid.

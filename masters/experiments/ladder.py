@@ -117,16 +117,18 @@ def _words(processor: Any) -> list[str]:
 def _examples(
     spec: ModelSpec, processor: Any, questions: Questions, labels: Sequence[np.ndarray], seed: int
 ) -> Examples:
-    pictures = questions.table.drop_duplicates("picture")
+    captioned = questions.table["caption"] != ""  # data of one's own has no captions
+    pictures = questions.table[captioned].drop_duplicates("picture")
     where = pictures.index.to_numpy()
     captions = end_tokens(processor, list(pictures["caption"]))
     described = np.arange(spec.steps * spec.batch) < spec.caption_steps * spec.batch
     rng = np.random.default_rng(seed)
     described |= rng.random(len(described)) < spec.caption_share
+    described &= len(pictures) > 0
     order = np.empty(len(described), dtype=np.int64)
     order[described] = epochs(rng, len(pictures), int(described.sum()))
     order[~described] = epochs(rng, len(questions), int((~described).sum()))
-    prompt = _caption_prompt(processor, questions.prompt(0))
+    prompt = _caption_prompt(processor, questions.prompt(int(where[0]))) if len(where) else None
 
     def make(position: int) -> Example:
         chosen = int(order[position])

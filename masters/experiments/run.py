@@ -5,7 +5,7 @@
 
 Departures from the paper:
     * label_noise, off by default: each question of the pool has a wrong label with that probability, a
-      plausible one and the same in every run (:func:`masters.data.questions.training_labels`). The accuracy
+      plausible one and the same in every run (:func:`masters.data.labels.with_labels`). The accuracy
       reward of Eq. 6 is judged by it, and runs that learn from labels learn it. Responses and evaluation do
       not change.
 """

@@ -59,33 +59,6 @@ class Scorer:
         return [self._score(*row) for row in rows]
 
 
-class BestOf:
-    """A judge that knows one right answer, for questions with several: the best of its verdicts counts.
-
-    Questions without an accepted answer get None.
-
-    Args:
-        judge: such as the rules or a language model.
-    """
-
-    def __init__(self, judge: Judge) -> None:
-        self.judge, self.name = judge, f"{judge.name}-best"
-
-    def score_many(self, questions: list[str], labels: list[str], responses: list[str]) -> list[Any]:
-        """See :class:`masters.judges.Judge`."""
-        answers = [list(dict.fromkeys(accepted(label))) for label in labels]
-        rows = [row for row, of_row in enumerate(answers) for _ in of_row]
-        one_each = [answer for of_row in answers for answer in of_row]
-        verdicts = self.judge.score_many(
-            [questions[row] for row in rows], one_each, [responses[row] for row in rows]
-        )
-        best: list[Any] = [None] * len(labels)
-        for row, verdict in zip(rows, verdicts, strict=True):
-            if verdict is not None and (best[row] is None or verdict > best[row]):
-                best[row] = verdict
-        return best
-
-
 def scorer_of(spec: str, base: Path) -> Judge:
     """Return a judge by name.
 
@@ -97,7 +70,7 @@ def scorer_of(spec: str, base: Path) -> Judge:
         ValueError: there is no such scorer, file or function.
     """
     if spec == "rule":
-        return BestOf(RuleJudge())
+        return RuleJudge()
     if spec in SCORES:
         return Scorer(f"{spec}-{VERSION}", partial(_final, SCORES[spec]), (spec, base))
     file, colon, function = spec.rpartition(":")

@@ -24,14 +24,14 @@ class PictureError(ValueError):
 
 
 def reference(value: Any, folder: Path) -> dict[str, Any]:
-    """Return a picture as ``{bytes, path}``, without decoding it: the bytes, or the path of an existing file.
+    """Return a picture as ``{bytes, path}``, without opening it: the bytes, or the absolute path of a file.
 
     Args:
         value: bytes, a path, ``{bytes, path}``, a ``data:`` URL, base64 or a PIL image.
         folder: of the data file, which relative paths start from.
 
     Raises:
-        PictureError: it is none of these, or the file does not exist.
+        PictureError: it is none of these.
     """
     if isinstance(value, dict) and {"bytes", "path"} & value.keys():
         value = value["bytes"] if value.get("bytes") is not None else value.get("path")
@@ -56,10 +56,7 @@ def reference(value: Any, folder: Path) -> dict[str, Any]:
             return {"bytes": base64.b64decode(text, validate=True), "path": None}
         except binascii.Error:
             raise PictureError(f"picture {_short(text)} is neither a path nor base64") from None
-    path = folder / Path(text.removeprefix("file://")).expanduser()
-    if not path.is_file():
-        raise PictureError(f"picture {_short(text)} does not exist in {folder}")
-    return {"bytes": None, "path": str(path.resolve())}
+    return {"bytes": None, "path": str((folder / Path(text.removeprefix("file://")).expanduser()).absolute())}
 
 
 def open_picture(picture: dict[str, Any], max_pixels: int | None = None) -> Image.Image:
@@ -70,7 +67,7 @@ def open_picture(picture: dict[str, Any], max_pixels: int | None = None) -> Imag
         max_pixels: larger pictures are scaled down to this, keeping their proportions.
 
     Raises:
-        PictureError: the picture cannot be read, is too large, too small or too thin.
+        PictureError: the picture does not exist or cannot be read, is too large, too small or too thin.
     """
     shown = "the picture" if picture["path"] is None else f"picture {picture['path']}"
     try:
@@ -80,6 +77,8 @@ def open_picture(picture: dict[str, Any], max_pixels: int | None = None) -> Imag
             made = _rgb(ImageOps.exif_transpose(image), shown)
     except PictureError:
         raise
+    except FileNotFoundError:
+        raise PictureError(f"{shown} does not exist") from None
     except UnidentifiedImageError:
         raise PictureError(f"{shown} cannot be read: not a picture") from None
     except Image.DecompressionBombError:

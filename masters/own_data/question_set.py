@@ -153,14 +153,15 @@ def _open(settings: OwnData, folder: Path) -> OwnQuestions:
 def _unchanged(folder: Path) -> bool:
     """Return whether the picture files that the rows name are those that were checked."""
     files = pd.read_parquet(folder / "pictures.parquet")
-    try:
-        return all(_stat(path) == (size, time) for path, size, time in files.itertuples(index=False))
-    except OSError:
-        return False
+    return all(_stat(path) == (size, time) for path, size, time in files.itertuples(index=False))
 
 
 def _stat(path: str) -> tuple[int, int]:
-    about = os.stat(path)
+    """Return size and time of a file; a file that is not there has size -1."""
+    try:
+        about = os.stat(path)
+    except (OSError, ValueError):
+        return -1, 0
     return about.st_size, about.st_mtime_ns
 
 
@@ -182,7 +183,7 @@ class _Reader:
             ValueError: no row can be used, or a bad row stops the reading.
         """
         known: dict[bytes, tuple[str, int]] = {}
-        count = 0
+        count, before = 0, len(self.skipped)
         raw = (row for source in sources for row in source.rows())
         with (
             pa.OSFile(str(path), "wb") as file,
@@ -208,7 +209,7 @@ class _Reader:
                 report(f"checking rows of data.{split}", count, count + len(chunk))
         report(f"checking rows of data.{split}", count, count)
         if not count:
-            reason = f"; {self._line(*self.skipped[0])}" if self.skipped else ""
+            reason = f"; {self._line(*self.skipped[before])}" if self.skipped[before:] else ""
             raise ValueError(f"data.{split} has no usable row{reason}")
 
     def _skip(self, row: RawRow, reason: str) -> None:
@@ -242,7 +243,7 @@ class _Reader:
             "".join(texts.values()).encode()
         except UnicodeEncodeError:
             return "its text is not valid Unicode"
-        except (RowError, PictureError, OSError) as error:
+        except (RowError, PictureError) as error:
             return str(error)
         return {
             "id": f"{self.settings.name}/{raw.source}:{raw.number}",
@@ -264,12 +265,18 @@ def _read(settings: OwnData, sources: dict[str, list[Source]], folder: Path) -> 
         for split, of in sources.items():
             files[split] = f"{split}.arrow"
             reader.read(split, of, folder / files[split])
-    if isinstance(settings.eval, SplitFromTrain):
-        files["eval"] = files["train"]
-        pixels = datasets.Dataset.from_file(str(folder / files["train"]))["pixels"]
-        kept, held_out = _cut(list(pixels), settings.eval.split_from_train)
-        np.save(folder / "train.npy", kept)
-        np.save(folder / "eval.npy", held_out)
+    cut = {"eval": settings.eval, "test": settings.test}
+    wanted = {split: of for split, of in cut.items() if isinstance(of, SplitFromTrain)}
+    if wanted:
+        pixels = list(datasets.Dataset.from_file(str(folder / files["train"]))["pixels"])
+        left = np.arange(len(pixels))
+        for split, asked in wanted.items():
+            files[split] = files["train"]
+            kept, held_out = _cut([pixels[row] for row in left], asked.split_from_train, split)
+            np.save(folder / f"{split}.npy", left[held_out])
+            left = left[kept]
+        np.save(folder / "train.npy", left)
+    files = {split: files[split] for split in ("train", "eval", "test") if split in files}
     splits = {}
     for split, file in files.items():
         rows = datasets.Dataset.from_file(str(folder / file))
@@ -307,19 +314,19 @@ def _problems(settings: OwnData, splits: dict[str, datasets.Dataset], skipped: p
     for split, rows in splits.items():
         if without := sum(answer == "" for answer in rows["answer"]):
             yield f"{without} of {len(rows)} rows of {split} have no answer, so they get no accuracy reward"
-    if isinstance(settings.eval, SplitFromTrain) and len(splits["eval"]) != settings.eval.split_from_train:
-        wanted = settings.eval.split_from_train
-        yield (
-            f"eval has {len(splits['eval'])} rows instead of {wanted}: "
-            "rows with a common picture stay together"
-        )
+    for split, asked in (("eval", settings.eval), ("test", settings.test)):
+        if isinstance(asked, SplitFromTrain) and len(splits[split]) != asked.split_from_train:
+            yield (
+                f"{split} has {len(splits[split])} rows instead of {asked.split_from_train}: "
+                "rows with a common picture stay together"
+            )
     seen = {pixels for of_row in splits["train"]["pixels"] for pixels in of_row}
     for split in list(splits)[1:]:
         if shared := sum(bool(seen & set(of_row)) for of_row in splits[split]["pixels"]):
             yield f"{shared} of {len(splits[split])} rows of {split} show a picture that train has, too"
 
 
-def _cut(pixels: Sequence[Sequence[str]], count: int) -> tuple[np.ndarray, np.ndarray]:
+def _cut(pixels: Sequence[Sequence[str]], count: int, split: str) -> tuple[np.ndarray, np.ndarray]:
     """Return the rows to train on and at most ``count`` rows to hold out, without a common picture.
 
     Rows that share a picture, directly or through others, stay together. Which are held out depends on the
@@ -329,7 +336,7 @@ def _cut(pixels: Sequence[Sequence[str]], count: int) -> tuple[np.ndarray, np.nd
         ValueError: no rows would remain on one side.
     """
     if count >= len(pixels):
-        raise ValueError(f"data.eval.split_from_train is {count}, but train has {len(pixels)} usable rows")
+        raise ValueError(f"data.{split}.split_from_train is {count}, but train has {len(pixels)} usable rows")
     parent = list(range(len(pixels)))
 
     def root(row: int) -> int:
@@ -358,8 +365,8 @@ def _cut(pixels: Sequence[Sequence[str]], count: int) -> tuple[np.ndarray, np.nd
     if not held_out:
         smallest = min(map(len, groups.values()))
         raise ValueError(
-            f"data.eval.split_from_train is {count}, but at least {smallest} rows are linked by common "
-            "pictures; raise it, or give a file for eval"
+            f"data.{split}.split_from_train is {count}, but at least {smallest} rows are linked by common "
+            f"pictures; raise it, or give a file for {split}"
         )
     kept = np.setdiff1d(np.arange(len(pixels)), held_out)
     return kept, np.array(sorted(held_out))

@@ -27,7 +27,7 @@ import psutil
 from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
 
-from masters.data.tasks import task_hash
+from masters.own_data.tasks import content_of
 from masters.runtime import progress
 from masters.runtime.files import ROOT, write_atomic
 from masters.runtime.provenance import record_provenance
@@ -122,7 +122,7 @@ def run_notebook(notebook: str, profile: str, output: Path) -> None:
     execute(source, output, parameters)
     minutes = (time.time() - start) / 60
     settings = load_profile(profile)
-    data = {task: task_hash(task, "test", settings.test_questions) for task in settings.tasks}
+    data = content_of(settings.tasks, "test", settings.test_questions, settings.folder)
     record_provenance(output.parent / "provenance.json", notebook, parameters, start, minutes, data)
 
 

@@ -14,9 +14,9 @@ from masters.data.questions import (
     Questions,
     Ragged,
     concatenate,
+    joined,
     load_questions,
     processor_hash,
-    training_labels,
 )
 from masters.models import loading as models
 from masters.runtime.keys import hash_of
@@ -227,10 +227,23 @@ def test_positions_by_id(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("tasks")
-def test_labels_are_in_the_order_of_the_questions(processor: Any) -> None:
-    asked = load_questions([TASK, "more"], "train", None, processor)
-    labels = training_labels(asked, [TASK, "more"], None, wrong_share=0.0, seed=0)
-    assert list(labels.columns) == ["label", "register", "core"] and len(labels) == len(asked)
-    assert all(a in label for a, label in zip(asked.table["answer"], labels["label"], strict=True))
-    with pytest.raises(ValueError, match="not of the same set"):
-        training_labels(asked, ["more", TASK], None, wrong_share=0.0, seed=0)
+def test_joined_sets_are_the_sets_one_after_the_other(processor: Any) -> None:
+    whole = load_questions([TASK, "more"], "train", None, processor)
+    both = joined([load_questions([name], "train", None, processor) for name in (TASK, "more")])
+    assert both.table.drop(columns="picture").equals(whole.table.drop(columns="picture"))
+    assert both.table["picture"].tolist() == whole.table["picture"].tolist()
+    for index in range(len(whole)):
+        assert both.prompt(index).tolist() == whole.prompt(index).tolist()
+        assert both.images(index) == whole.images(index)
+        assert both.conversation(index) == whole.conversation(index)
+    wanted = [9, 0, 6]
+    features = both.image_features(wanted)["pixel_values"]
+    assert torch.equal(features, whole.image_features(wanted)["pixel_values"])
+    assert len(both.kinds()[0]) == len(whole)
+
+
+@pytest.mark.usefixtures("tasks")
+def test_samples_show_image_question_and_answer(processor: Any) -> None:
+    shown = load_questions([TASK], "train", None, processor).samples([4, 0])
+    assert [row["answer"] for row in shown] == ["green", "red"]
+    assert shown[0]["image"].getpixel((5, 5)) == small.COLOURS["green"]

@@ -129,18 +129,24 @@ def test_refused_pictures(data: bytes, reason: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("value", "reason"),
     [
-        ("gone.png", "picture 'gone.png' does not exist"),
         ("https://a.b/c.png", "is an address; download it"),
         ("data:image/png;base64,###", "is not base64"),
         (7, "a picture is 'int'"),
         ("x y" * 999, "is neither a path nor base64"),
         ({"bytes": None, "path": None}, "a picture is 'NoneType'"),
-        (".", "does not exist"),
     ],
 )
 def test_refused_references(value: Any, reason: str, tmp_path: Path) -> None:
     with pytest.raises(PictureError, match=reason):
         reference(value, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"), [("gone.png", "gone.png does not exist"), (".", "cannot be read")]
+)
+def test_a_path_without_a_picture(name: str, reason: str, tmp_path: Path) -> None:
+    with pytest.raises(PictureError, match=f"picture {tmp_path}.*{reason}"):
+        open_picture(reference(name, tmp_path))
 
 
 def test_png_files_hold_the_pixels() -> None:

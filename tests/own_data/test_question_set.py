@@ -203,7 +203,7 @@ def test_bad_rows_are_skipped_and_listed(base: Path) -> None:
         reasons,
         (
             "broken.png cannot be read: not a picture",
-            "picture 'gone.png' does not exist",
+            "gone.png does not exist",
             "there is no question",
             "same question and pictures as train.jsonl row 1",
             "not an object with named columns",
@@ -323,6 +323,13 @@ def test_a_change_is_seen(change: str, base: Path) -> None:
     assert load(base, **({"system": "Be brief."} if change == "settings" else {})).hash != first.hash
 
 
+def test_a_picture_that_comes_later_is_seen(base: Path) -> None:
+    write(base / "train.jsonl", [*rows(2), {"image": "late.png", "question": "a", "answer": "b"}])
+    assert len(load(base).skipped) == 1
+    picture(50).save(base / "late.png")
+    assert load(base).skipped.empty
+
+
 def test_copied_files_have_the_same_hash(base: Path, tmp_path: Path) -> None:
     import shutil
 
@@ -408,5 +415,5 @@ def test_a_picture_that_is_gone_is_named(base: Path, processor: Any) -> None:
     write(base / "train.jsonl", rows(2))
     questions = encode_own(load(base), "train", processor)
     os.remove(base / "pictures" / "1.png")
-    with pytest.raises(ValueError, match=r"train.jsonl row 2: .*1.png cannot be read"):
+    with pytest.raises(ValueError, match=r"train.jsonl row 2: .*1.png does not exist"):
         questions.image_features([1])

@@ -1,0 +1,140 @@
+"""The question sets of a profile: built-in ones by name and data of your own, together.
+
+A profile reads three splits. Of data of your own these are train, eval (called validation) and test, so it
+needs all three. A limit takes rows in a fixed shuffled order.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pandas as pd
+
+from masters.data.labels import accepted, with_labels
+from masters.data.questions import Questions, joined, load_questions
+from masters.data.tasks import load_task, task_hash, vocabulary
+from masters.own_data.encoding import encode
+from masters.own_data.question_set import load_own_data
+from masters.runtime.keys import hash_of
+from masters.settings import OwnData
+
+Task = str | OwnData
+_SPLITS = {"train": "train", "validation": "eval", "test": "test"}
+_ORDER_SEED = 7
+
+
+def words_of(tasks: Sequence[Task], base: Path) -> list[str]:
+    """Return every word of the tasks, sorted, for models that are trained from scratch.
+
+    Args:
+        base: folder that paths of data of your own start from.
+    """
+    words = set(vocabulary(tuple(task for task in tasks if isinstance(task, str))))
+    for task in tasks:
+        if isinstance(task, OwnData):
+            for split in ("train", "validation"):
+                rows = _rows(task, split, None, base)[1]
+                texts = [answer for label in rows["answer"] for answer in accepted(label)]
+                for messages in rows["messages"]:
+                    parts = (part for turn in json.loads(messages) for part in turn["content"])
+                    texts += [part["text"] for part in parts if part["type"] == "text"]
+                words |= {word for text in texts for word in text.lower().split()}
+    return sorted(words)
+
+
+def questions_of(
+    tasks: Sequence[Task], split: str, limit: int | None, processor: Any, base: Path
+) -> Questions:
+    """Return the encoded questions of several tasks; encode them on first use.
+
+    Args:
+        split: ``train``, ``validation`` or ``test``.
+        limit: questions per task; None for all.
+        processor: processor of the models.
+        base: folder that paths of data of your own start from.
+
+    Raises:
+        ValueError: a task or the split does not exist, or has no usable question.
+    """
+    names = [task for task in tasks if isinstance(task, str)]
+    if len(names) == len(tasks):
+        return load_questions(names, split, limit, processor)
+    parts = []
+    for task in tasks:
+        if isinstance(task, str):
+            parts.append(load_questions([task], split, limit, processor))
+            continue
+        content, rows = _rows(task, split, limit, base)
+        skip = task.on_bad_row == "skip"
+        parts.append(encode(task.name, split, rows, content, task.max_pixels, processor, skip))
+    return joined(parts)
+
+
+def labels_of(
+    questions: Questions,
+    tasks: Sequence[Task],
+    limit: int | None,
+    wrong_share: float,
+    seed: int,
+    registers: tuple[str, ...],
+) -> pd.DataFrame:
+    """Return the columns ``label``, ``register`` and ``core`` of encoded training questions, in order.
+
+    Questions of the built-in sets get labels in several registers, see
+    :func:`masters.data.labels.with_labels`; those of your own get their first accepted answer.
+    """
+    frames = []
+    start = 0
+    for task in tasks:
+        name = task if isinstance(task, str) else task.name
+        table = questions.table[questions.table["task"] == name]
+        if isinstance(task, str):
+            part = with_labels(load_task(task, "train", limit), registers, wrong_share, seed)
+        else:
+            columns = {column: list(table[column]) for column in ("id", "question", "skill", "facts")}
+            columns["answer"] = [(accepted(label) or ("",))[0] for label in table["answer"]]
+            part = with_labels(datasets.Dataset.from_dict(columns), ("bare",), wrong_share, seed)
+            part = part.remove_columns("label").add_column("label", list(part["core"]))
+        frame = part.select_columns(["id", "label", "register", "core"]).to_pandas()
+        if list(frame["id"]) != list(questions.table["id"][start : start + len(frame)]):
+            raise ValueError(f"labels and questions of {name} are not of the same set; use the same limit")
+        frames.append(frame)
+        start += len(frame)
+    return pd.concat(frames, ignore_index=True)[["label", "register", "core"]]
+
+
+def texts_of(task: Task, split: str, limit: int | None, base: Path) -> pd.DataFrame:
+    """Return task, question, answer (a label) and skill of a split's questions."""
+    if isinstance(task, str):
+        name, rows = task, load_task(task, split, limit)
+    else:
+        name, rows = task.name, _rows(task, split, limit, base)[1]
+    frame = rows.select_columns(["question", "answer", "skill"]).to_pandas()
+    assert isinstance(frame, pd.DataFrame)
+    return frame.assign(task=name)
+
+
+def content_of(tasks: Sequence[Task], split: str, limit: int | None, base: Path) -> dict[str, str]:
+    """Return a hash of each task's texts and pictures in a split, by name."""
+    return {
+        task if isinstance(task, str) else task.name: task_hash(task, split, limit)
+        if isinstance(task, str)
+        else _rows(task, split, limit, base)[0]
+        for task in tasks
+    }
+
+
+def _rows(task: OwnData, split: str, limit: int | None, base: Path) -> tuple[str, datasets.Dataset]:
+    """Return hash and rows of a split of data of your own."""
+    own = load_own_data(task, base)
+    part = _SPLITS[split]
+    if part not in own.splits:
+        raise ValueError(f"data {own.name} of the profile needs {part}: a file or {{split_from_train: N}}")
+    rows = own.splits[part]
+    if limit is not None and limit < len(rows):
+        order = np.random.default_rng(_ORDER_SEED).permutation(len(rows))
+        rows = rows.select(np.sort(order[:limit]))
+    return hash_of([own.hashes[part], len(rows)]), rows
