@@ -31,7 +31,7 @@ from masters.judges.llm import LLMJudge
 from masters.judges.rule import RuleJudge
 from masters.masking.choice import PAPERS, MaskChoice
 from masters.models.calibration import calibrated
-from masters.models.loading import build_processor, check_same_tokens, load_processor, local_folder
+from masters.models.loading import build_processor, check_same_tokens, load_processor, local_folder, skeleton
 from masters.responses.cached import engine_of, open_store, responses
 from masters.responses.source import Source
 from masters.responses.store import ResponseStore
@@ -65,7 +65,7 @@ class Lab:
         paths = {name: spec.path for name, spec in self.profile.ladder.items() if spec.path}
         if not paths:
             return build_processor(vocabulary(self.profile.tasks))
-        found = {name: load_processor(local_folder(path)) for name, path in paths.items()}
+        found = {name: load_processor(path) for name, path in paths.items()}
         for processor in found.values():
             check_same_tokens(found.get("student", processor), processor)
         return found.get("student", next(iter(found.values())))
@@ -123,6 +123,10 @@ class Lab:
         if not self.is_trained(model):
             self._train_ladder()
         return self._ladder_folder(model)
+
+    def skeleton(self, model: str) -> Any:
+        """Return a rung without its weights; of a hub model only the configuration is downloaded."""
+        return skeleton(self.profile.ladder[model].path or self.folder(model))  # type: ignore[index]
 
     def is_trained(self, model: str) -> bool:
         """Return whether a rung is ready to use without training."""
