@@ -189,10 +189,6 @@ class Watch(Strict):
     growth: float | None = Field(
         None, gt=1, description="stop when the loss exceeds this multiple of its maximum in the first tenth"
     )
-    gradient_norms: Count | None = Field(
-        None,
-        description="log rows per logging of each term's gradient norm, which takes as long as three steps",
-    )
 
 
 class TrainerOptions(Strict):

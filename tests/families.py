@@ -4,6 +4,7 @@ Their own processors want a video processor, which wants torchvision. Nothing he
 :class:`QwenOfImages` and :class:`InternOfImages` are those processors without it.
 """
 
+import inspect
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -28,6 +29,7 @@ from transformers import (
     LlavaConfig,
     LlavaOnevisionConfig,
     LlavaOnevisionImageProcessorPil,
+    PaliGemmaConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen2_5_VLConfig,
@@ -164,6 +166,15 @@ def configuration(family: str) -> tuple[Any, Any]:
             mm_tokens_per_image=4,
         )
         return config, CLIPImageProcessorPil(size={"height": 32, "width": 32}, do_center_crop=False)
+    if family == "paligemma":  # looks at the whole prompt in both directions
+        config = PaliGemmaConfig(
+            text_config=text(model_type="gemma"),
+            vision_config={**CLIP, "model_type": "siglip_vision_model", "projection_dim": 32},
+            image_token_index=IMAGE,
+            projection_dim=32,
+            hidden_size=32,
+        )
+        return config, CLIPImageProcessorPil(size={"height": 32, "width": 32}, do_center_crop=False)
     raise ValueError(f"no tiny model of {family}")
 
 
@@ -244,6 +255,9 @@ def build(config: Any, seed: int = 0) -> PreTrainedModel:
             if isinstance(module, torch.nn.Linear):
                 module.weight.normal_(std=0.2)
         model.get_input_embeddings().weight.normal_(std=0.3)
+        for weight in model.parameters():
+            if weight.ndim == 2 and not weight.any():  # the projector of Gemma 3
+                weight.normal_(std=0.2)
     return model.eval()
 
 
@@ -254,12 +268,12 @@ class Setting:
     images: list[dict[str, Tensor]]
     responses: list[list[np.ndarray]]
 
-    def pack(self, which: list[int], pad: int = 0, **layout: bool) -> PackedBatch:
+    def pack(self, which: list[int], **layout: bool) -> PackedBatch:
         chosen = [[values[i] for i in which] for values in (self.prompts, self.responses, self.images)]
-        return pack(*chosen, pad, **layout)  # type: ignore[arg-type]
+        return pack(*chosen, **layout)  # type: ignore[arg-type]
 
-    def loss(self, which: list[int], pad: int = 0, **layout: bool) -> Tensor:
-        batch = self.pack(which, pad, **layout)
+    def loss(self, which: list[int], **layout: bool) -> Tensor:
+        batch = self.pack(which, **layout)
         return cross_entropy(response_logits(self.model, batch), batch.tokens, batch.mask)
 
     def questions(self, folder: Path) -> Questions:
@@ -278,8 +292,11 @@ class Setting:
         """Logits of one response from the model's own forward pass: one row, no mask, no padding."""
         prompt, tokens = self.prompts[question], self.responses[question][response]
         ids = torch.from_numpy(np.concatenate([prompt, tokens]))[None]
+        taken = inspect.signature(self.model.model.forward).parameters
         kinds = (ids == IMAGE).int()
-        extra = {"mm_token_type_ids": kinds} if hasattr(self.model.model, "get_rope_index") else {}
+        extra = {name: kinds for name in ("mm_token_type_ids", "token_type_ids") if name in taken}
+        if self.model.config.model_type == "paligemma":
+            extra = {"token_type_ids": (torch.arange(len(ids[0])) >= len(prompt))[None].int()}
         logits: Tensor = self.model(input_ids=ids, **extra, **self.images[question]).logits[0]
         return logits[len(prompt) - 1 : -1]
 

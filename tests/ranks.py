@@ -31,7 +31,7 @@ from masters.training.examples import Collator, Example, Examples
 from masters.training.train import Budget, train
 from masters.training.trainer import MastersTrainer, Objective
 
-BUDGET = Budget(steps=6, batch=4, learning_rate=3e-3, schedule="constant", log_every=1, save_every=4)
+BUDGET = Budget(steps=6, batch=4, learning_rate=3e-3, schedule="constant", log_every=1, save_steps=4)
 TEXTS = ["the answer is {} .", "{} .", "it is a {} square .", "no , it is {}"]
 STAGES = [(0, 0.2), (0, 0.1), (1, 0.0)]
 
@@ -62,8 +62,8 @@ def trained(asked: Questions, folder: Path, options: dict[str, Any]) -> dict[str
     seen: dict[str, Any] = {"read": [], "stages": [], "wrapper": set(), "processes": set(), "beside": set()}
 
     class Watched(MastersTrainer):
-        def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **named: Any) -> Any:
-            seen["stages"].append(inputs["stage"])
+        def compute_loss(self, model: Any, inputs: Any, *args: Any, **named: Any) -> Any:
+            seen["stages"].append(inputs.stage)
             seen["wrapper"].add(type(model).__name__)
             seen["processes"].add(self.accelerator.num_processes)
             seen["beside"] |= {type(p).__name__ for m in self.objective.beside for p in m.parameters()}

@@ -32,7 +32,7 @@ COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220), 
 QUESTION_WORDS = ["what", "colour", "is", "this", "square", "?"]
 ANSWER_WORDS = ["the", "answer", ".", "so", ",", "yes", "no", "a", "it"]
 WORDS = sorted([*COLOURS, *QUESTION_WORDS, *ANSWER_WORDS])
-BUDGET = Budget(steps=8, batch=2, learning_rate=1e-2, save_every=3, log_every=1)
+BUDGET = Budget(steps=8, batch=2, learning_rate=1e-2, save_steps=3, log_every=1)
 
 
 def build(seed: int = 0, width: int = 16) -> tuple[PreTrainedModel, Any]:

@@ -31,7 +31,7 @@ from masters.judges.rule import RuleJudge
 from masters.judges.scorers import scorer_of
 from masters.masking.choice import PAPERS, MaskChoice
 from masters.models.calibration import calibrated
-from masters.models.loading import build_processor, check_same_tokens, load_processor, local_folder
+from masters.models.loading import build_processor, check_same_tokens, load_processor, local_folder, skeleton
 from masters.own_data.tasks import labels_of, questions_of, words_of
 from masters.responses.cached import engine_of, open_store, responses
 from masters.responses.source import Source
@@ -73,7 +73,7 @@ class Lab:
         paths = {name: spec.path for name, spec in self.profile.ladder.items() if spec.path}
         if not paths:
             return build_processor(words_of(self.profile.tasks, self.profile.folder))
-        found = {name: load_processor(local_folder(path)) for name, path in paths.items()}
+        found = {name: load_processor(path) for name, path in paths.items()}
         for processor in found.values():
             check_same_tokens(found.get("student", processor), processor)
         return found.get("student", next(iter(found.values())))
@@ -132,6 +132,10 @@ class Lab:
         if not self.is_trained(model):
             self._train_ladder()
         return self._ladder_folder(model)
+
+    def skeleton(self, model: str) -> Any:
+        """Return a rung without its weights; of a hub model only the configuration is downloaded."""
+        return skeleton(self.profile.ladder[model].path or self.folder(model))  # type: ignore[index]
 
     def is_trained(self, model: str) -> bool:
         """Return whether a rung is ready to use without training."""

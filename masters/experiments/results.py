@@ -18,7 +18,7 @@ from masters.experiments.evaluation import check_labels, latency
 from masters.experiments.lab import Lab
 from masters.experiments.response_plan import ResponsePlan, prepare
 from masters.experiments.run import run
-from masters.models.loading import load, skeleton
+from masters.models.loading import load
 from masters.objective.diagnostics import Diverged
 from masters.runtime import distributed
 from masters.runtime.files import cache_dir
@@ -191,7 +191,7 @@ def memory(lab: Lab, name: str) -> Memory:
     questions, world, sharded = lab.questions("train"), distributed.world_size(), distributed.asked_for()
     rows = spec.batch // (world * settings.fit.accumulate)
     longest, at_once = lab.profile.sampling.max_new_tokens, min(n, settings.fit.responses_at_once or n)
-    student = skeleton(lab.folder(spec.student))
+    student = lab.skeleton(spec.student)
     pictures = [questions.image_features([index])["pixel_values"] for index in questions.kinds()[1]]
     shape = Shape(
         questions=rows,
@@ -205,7 +205,7 @@ def memory(lab: Lab, name: str) -> Memory:
         student,
         shape,
         settings.fit,
-        tuple(skeleton(lab.folder(model)) for model in along),
+        tuple(map(lab.skeleton, along)),
         spec.r_max,
         shards=world if sharded else 1,
         teacher_shards=world if sharded == "FSDP" else 1,

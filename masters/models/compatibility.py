@@ -1,86 +1,94 @@
-"""Whether questions fit the models of a run, found out before the first step and not after a night.
+"""Check, before the first step, that the models of a run can read its questions.
 
-A packed row needs a model that takes a mask of its own for every row and has no other way from one response
-to the next (a window over the row, a recurrent state). That is asked of the model, not of a list of names:
-one question with two responses is read packed and a row a response, and the logits have to be the same up to
-the rounding of the weights' type. Where they are not, the run goes on with one row a response. On a GPU the
-packed row is tried with FlexAttention first (:mod:`masters.models.attention`).
+A packed row needs a model that takes a mask per row and has no other path from one response to the next, such
+as a sliding window or a recurrent state. This is measured, not looked up in a list of names: the logits of
+two responses in one packed row must equal those of the model's own forward pass on each response alone, up to
+the rounding of the weights' type. Otherwise the run continues with one row per response. On a GPU
+FlexAttention is tried first (:mod:`masters.models.attention`).
 
-How many image tokens a picture needs is asked of the model too, once for each kind of picture, since a prompt
-with too few or too many would see its picture shifted or the picture of another question.
+How many image tokens an image needs is measured too, once for each kind of image. With too few or too many in
+its prompt, a question would get its image shifted, or the image of another question.
 """
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from masters.data.questions import Questions
 from masters.models.attention import FLEX, attending, may_flex
+from masters.models.loading import token_types
 from masters.models.packing import PackedBatch, pack, response_logits
 
-# Largest difference of the logits of a token, as a share of their norm; a wrong mask or position gives more.
+# Largest difference of a token's logits, relative to their norm; a wrong mask or position gives more.
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 
 _warned: set[str] = set()
 
 
 @dataclass(frozen=True)
-class Fit:
-    """What the models of a run can read.
+class Compatibility:
+    """What all models of a run can read.
 
     Attributes:
-        together: whether all of them read the responses to a question in one row.
+        together: whether they read all responses to a question in one row.
+        flex: whether they read such rows with FlexAttention.
         image_token: its id.
-        image_tokens: for each question, how many of them its prompt needs; None where the models do not say.
-        positions: tokens that the shortest of the models can read.
-        flex: whether all of them read such rows with FlexAttention.
+        image_tokens: per question, how many of them its prompt needs; None if the models do not tell.
+        positions: tokens that the model with the shortest context can read.
+        bos: id of the token that begins a prompt; None without one.
     """
 
     together: bool
+    flex: bool
     image_token: int
     image_tokens: np.ndarray | None
     positions: float
-    flex: bool
+    bos: int | None
 
     def check(
         self, questions: Questions, index: int, prompt: np.ndarray, responses: Sequence[np.ndarray]
     ) -> None:
-        """Refuse a prompt that does not fit; nothing is ever cut off.
+        """Check that a prompt fits; nothing is ever truncated.
 
         Raises:
-            ValueError: it has another number of image tokens than its picture has features, or is too long
-                with its responses; the message names the question.
+            ValueError: the number of image tokens does not match the image, the prompt begins twice, or it is
+                too long with its responses; the message names the question.
         """
-        found = int((prompt == self.image_token).sum())
+        name, found = _name(questions, index), int((prompt == self.image_token).sum())
         if self.image_tokens is not None and found != self.image_tokens[index]:
             raise ValueError(
-                f"question {_name(questions, index)!r}: its prompt has {found} image tokens and the models "
-                f"make {self.image_tokens[index]} of its picture; encode it with the processor of the models"
+                f"question {name!r}: its prompt has {found} image tokens and the models "
+                f"make {self.image_tokens[index]} of its image; encode it with the processor of the models"
+            )
+        if self.bos is not None and (prompt[:2] == self.bos).sum() == 2:
+            raise ValueError(
+                f"question {name!r}: its prompt begins with the token {self.bos} twice; encode the text of a "
+                "chat template with add_special_tokens=False"
             )
         longest = max(map(len, responses))
         if len(prompt) + longest - 1 > self.positions:
             raise ValueError(
-                f"question {_name(questions, index)!r}: a prompt of {len(prompt)} tokens and a response of "
-                f"{longest} do not fit the {self.positions:g} positions of the models; leave it out or make "
-                "its picture smaller"
+                f"question {name!r}: a prompt of {len(prompt)} tokens and a response of {longest} do not fit "
+                f"the {self.positions:g} positions of the models; leave it out or make its image smaller"
             )
 
 
-def fit(models: Sequence[PreTrainedModel], questions: Questions) -> Fit:
-    """What models can read, tried on the first question.
+def measure(models: Sequence[PreTrainedModel], questions: Questions) -> Compatibility:
+    """Measure what models can read, on the first question and on one image of each kind.
 
     Args:
-        models: which all will read the same batches.
-        questions: of the run.
+        models: all of them will read the same batches.
+        questions: the questions of the run.
 
     Raises:
-        ValueError: the models make different numbers of image tokens of the same picture.
+        ValueError: the models make different numbers of image tokens of the same image.
     """
     known = None
     for model in models:
@@ -89,24 +97,26 @@ def fit(models: Sequence[PreTrainedModel], questions: Questions) -> Fit:
             first = int((counts != known).argmax())
             raise ValueError(
                 f"question {_name(questions, first)!r}: one model of the run makes {known[first]} "
-                f"image tokens of its picture and another {counts[first]}; choose models of one family"
+                f"image tokens of its image and another {counts[first]}; choose models of one family"
             )
         known = counts if known is None else known
     flex = all([reads_packed_with_flex(model, questions) for model in models])
-    return Fit(
+    text = models[0].config.get_text_config()
+    return Compatibility(
         together=flex or all([reads_packed(model, questions) for model in models]),
+        flex=flex,
         image_token=models[0].config.image_token_id,
         image_tokens=known,
-        positions=min(_positions(model) for model in models),
-        flex=flex,
+        positions=min(_context(model) for model in models),
+        bos=getattr(text, "bos_token_id", None),
     )
 
 
 @torch.no_grad()
 def image_tokens(model: PreTrainedModel, questions: Questions) -> np.ndarray | None:
-    """For each question, how many image tokens a model makes of its picture; None where it does not say.
+    """Return how many image tokens a model makes of each question's image; None if it does not tell.
 
-    The vision tower runs once for each kind of picture (:meth:`masters.data.questions.Questions.kinds`).
+    The vision tower runs once for each kind of image (:meth:`masters.data.questions.Questions.kinds`).
     """
     inner: Any = model.model
     if not hasattr(inner, "get_image_features"):
@@ -124,36 +134,31 @@ def image_tokens(model: PreTrainedModel, questions: Questions) -> np.ndarray | N
 
 
 def reads_packed(model: PreTrainedModel, questions: Questions) -> bool:
-    """Whether a model gives the responses to a question in one row the logits of a row each.
+    """Return whether the logits of a packed row are those of the model's own forward pass.
 
-    Tried on the first question, with two pieces of its own wording for responses.
-
-    Args:
-        model: in whatever mode; it is read in evaluation mode.
-        questions: at least one.
+    Tried on the first question, with two pieces of its own text as responses. Where they are not, the same is
+    tried with one row per response.
 
     Warns:
-        UserWarning: once for each class of models that does not.
+        UserWarning: once per class of models and layout that differs.
     """
-    reason = _hindrance(model) or _difference(model, questions, flex=False)
-    instead = "each response gets a row of its own, which is slower"
-    _warn(model, "several responses in one row", reason, instead)
+    reason = _hindrance(model) or _difference(model, questions, together=True)
+    _warn(model, "several responses in one row", reason, "each response gets its own row, which is slower")
+    if reason:
+        alone = _difference(model, questions, together=False)
+        _warn(model, "padded rows", alone, "its distributions may be wrong in batches of several lengths")
     return not reason
 
 
 def reads_packed_with_flex(model: PreTrainedModel, questions: Questions) -> bool:
-    """The same of FlexAttention, against rows alone with the model's own attention.
-
-    Args:
-        model: in whatever mode; it is read in evaluation mode.
-        questions: at least one.
+    """Return whether the same holds with FlexAttention.
 
     Warns:
-        UserWarning: once for each class of models that could have it and does not.
+        UserWarning: once per class of models that supports FlexAttention and differs.
     """
     if _hindrance(model) or not may_flex(model):
         return False
-    reason = _difference(model, questions, flex=True)
+    reason = _difference(model, questions, together=True, logits=_with_flex)
     _warn(model, "packed rows with FlexAttention", reason, "SDPA reads them")
     return not reason
 
@@ -166,6 +171,7 @@ def _warn(model: PreTrainedModel, what: str, reason: str, instead: str) -> None:
 
 
 def _hindrance(model: PreTrainedModel) -> str:
+    """Return why a model cannot read packed rows, without trying; empty if it may."""
     text = model.config.get_text_config()
     attention = text._attn_implementation
     if attention not in ("sdpa", FLEX):
@@ -175,39 +181,60 @@ def _hindrance(model: PreTrainedModel) -> str:
     window = getattr(text, "sliding_window", None)
     kinds = getattr(text, "layer_types", None) or ["sliding_attention"]
     if window and "sliding_attention" in kinds:
-        return f"it looks back {window} tokens only"
+        return f"its attention has a window of {window} tokens"
     return ""
 
 
 @torch.no_grad()
-def _difference(model: PreTrainedModel, questions: Questions, flex: bool) -> str:
-    prompt = questions.prompt(0)
+def _difference(
+    model: PreTrainedModel,
+    questions: Questions,
+    together: bool,
+    logits: Callable[[PreTrainedModel, PackedBatch], Tensor] = response_logits,
+) -> str:
+    """Return how the logits of a packed batch differ from the model's own; empty if they do not."""
+    prompt, images = questions.prompt(0), questions.image_features([0])
     words = prompt[prompt != model.config.image_token_id]
-    given = [prompt], [[words[-4:], words[:6]]], [questions.image_features([0])]
-    packed, rows = (pack(*given, together=together).to(model.device) for together in (True, False))
+    responses = [words[-4:], words[:6]]
+    batch = pack([prompt], [responses], [images], together=together).to(model.device)
     training = model.training
     model.eval()
     try:
-        expected = response_logits(model, rows)[rows.mask].float()
+        expected = torch.cat([_own_logits(model, prompt, response, images) for response in responses])
         try:
-            found = (_with_flex if flex else response_logits)(model, packed)[packed.mask].float()
-        except Exception as error:  # whatever a model of some other family makes of such a mask
+            found = logits(model, batch)[batch.mask].float()
+        except Exception as error:  # a model of another family may fail on such a mask in any way
             return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
     finally:
         model.train(training)
     if not expected.isfinite().all():
-        return ""  # a broken model is no matter of packing; its loss will say so
+        return ""  # a broken model, not a wrong packing; its loss will say so
     largest = float(((found - expected).norm(dim=-1) / expected.norm(dim=-1)).max())
     tolerance = TOLERANCE.get(model.dtype, max(TOLERANCE.values()))
-    if not largest <= tolerance:  # nor where it is not a number
+    if not largest <= tolerance:  # also if it is NaN
         return f"its logits differ by {largest:.2g} of their norm, and {model.dtype} explains {tolerance:g}"
     return ""
 
 
+def _own_logits(
+    model: PreTrainedModel, prompt: np.ndarray, response: np.ndarray, images: dict[str, Tensor]
+) -> Tensor:
+    """Return the logits of the model's own forward pass for one response: one row, no mask, no padding."""
+    row = torch.from_numpy(np.concatenate([prompt, response[:-1]]).astype(np.int64))[None].to(model.device)
+    in_prompt = torch.arange(row.shape[1], device=row.device)[None] < len(prompt)
+    kinds = token_types(model, row, in_prompt)
+    pixels = {name: tensor.to(model.device) for name, tensor in images.items()}
+    found: Tensor = model(input_ids=row, use_cache=False, **kinds, **pixels).logits
+    return found[0, len(prompt) - 1 :].float()
+
+
 @torch.enable_grad()
-def _with_flex(model: PreTrainedModel, packed: PackedBatch) -> torch.Tensor:
-    """Logits by FlexAttention. Its backward pass is another kernel, so that is tried too, in the last layer
-    alone: what all layers keep for it may not fit before training begins to save memory."""
+def _with_flex(model: PreTrainedModel, packed: PackedBatch) -> Tensor:
+    """Return logits by FlexAttention, after trying its backward pass, which is another kernel.
+
+    The backward pass is tried in the last layer only: what all layers keep for it may not fit into memory
+    before training begins to save some.
+    """
     decoder: Any = model.get_decoder()
     layer, trained = decoder.layers[-1], [p for p in model.parameters() if p.requires_grad]
     model.requires_grad_(False)
@@ -223,7 +250,7 @@ def _with_flex(model: PreTrainedModel, packed: PackedBatch) -> torch.Tensor:
     return logits.detach()
 
 
-def _positions(model: PreTrainedModel) -> float:
+def _context(model: PreTrainedModel) -> float:
     return getattr(model.config.get_text_config(), "max_position_embeddings", None) or math.inf
 
 

@@ -6,6 +6,7 @@ knows whether a model is small.
 """
 
 import hashlib
+import inspect
 import math
 from collections import Counter
 from collections.abc import Iterator
@@ -73,19 +74,14 @@ def load(name_or_folder: str | Path) -> tuple[PreTrainedModel, Any]:
         model = AutoModelForImageTextToText.from_pretrained(
             name_or_folder, use_safetensors=True, trust_remote_code=False
         )
-    return model.to(device()).eval(), processor  # type: ignore[arg-type]  # a decorator hides the parameter's type
+    return model.to(device()).eval(), processor  # type: ignore[arg-type]  # hidden by a decorator
 
 
-def local_folder(name_or_folder: str, weights: bool = True) -> Path:
-    """Return the folder of a model, downloading a hub model first: no formats that are not read here.
-
-    Args:
-        name_or_folder: a folder, or a hub name.
-        weights: whether to download ``*.safetensors`` too.
-    """
+def local_folder(name_or_folder: str) -> Path:
+    """Return the folder of a model; of a hub model only the files that are read here are downloaded."""
     if Path(name_or_folder).is_dir():
         return Path(name_or_folder)
-    wanted = ["*.json", "*.jinja", "*.txt", "*.model", *(["*.safetensors"] if weights else [])]
+    wanted = ["*.json", "*.jinja", "*.txt", "*.model", "*.safetensors"]
     with _one_line(name_or_folder):
         # Other formats of the same weights are in subfolders.
         return Path(snapshot_download(name_or_folder, allow_patterns=wanted, ignore_patterns=["*/*"]))
@@ -311,13 +307,13 @@ def banned_tokens(processor: Any, rows: int) -> list[int]:
 def prompt_positions(
     model: PreTrainedModel, input_ids: torch.Tensor, attention: torch.Tensor, images: dict[str, torch.Tensor]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Where the tokens of left-padded prompts stand, and where a response to each begins.
+    """Return the positions of the tokens of left-padded prompts, and where a response to each begins.
 
     Args:
-        model: that reads the prompts.
+        model: reads the prompts.
         input_ids: ``(rows, tokens)``.
-        attention: ``(rows, tokens)``, 0 where there is padding.
-        images: what the processor made of the pictures.
+        attention: ``(rows, tokens)``, 0 in padding.
+        images: the processed images.
 
     Returns:
         ``(rows, tokens)``, or ``(3, rows, tokens)`` for models whose images have three coordinates (Qwen-VL),
@@ -333,13 +329,13 @@ def prompt_positions(
 def image_positions(
     model: PreTrainedModel, input_ids: torch.Tensor, attention: torch.Tensor, images: dict[str, torch.Tensor]
 ) -> torch.Tensor | None:
-    """Where tokens stand in models whose images have three coordinates (Qwen-VL); None for all others.
+    """Return the positions in models whose images have three coordinates (Qwen-VL); None for all others.
 
     Args:
-        model: that reads the prompts.
+        model: reads the prompts.
         input_ids: ``(rows, tokens)``.
         attention: ``(rows, tokens)``, 0 where a token takes no part; its position is 0.
-        images: what the processor made of the pictures, in the order of the rows.
+        images: the processed images, in the order of the rows.
 
     Returns:
         ``(3, rows, tokens)``: time, height and width.
@@ -354,6 +350,30 @@ def image_positions(
         attention_mask=attention,
     )
     return positions
+
+
+def token_types(
+    model: PreTrainedModel, input_ids: torch.Tensor, in_prompt: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """Return the inputs that mark kinds of tokens, as the model's own processor makes them.
+
+    ``mm_token_type_ids`` and ``token_type_ids`` are 1 at image tokens (Qwen-VL, Gemma 3 and 4), which see
+    each other in both directions where the model wants that; in PaliGemma they are 0 in the prompt, all of
+    which does so, and 1 in the response.
+
+    Args:
+        model: reads the tokens.
+        input_ids: ``(rows, tokens)``.
+        in_prompt: ``(rows, tokens)`` bool, True in the prompt.
+    """
+    taken = inspect.signature(model.model.forward).parameters
+    is_image = (input_ids == model.config.image_token_id).int()
+    in_response = (~in_prompt).int()
+    kinds = {
+        "mm_token_type_ids": is_image,
+        "token_type_ids": in_response if model.config.model_type == "paligemma" else is_image,
+    }
+    return {name: kind for name, kind in kinds.items() if name in taken}
 
 
 def check_same_tokens(student: Any, teacher: Any) -> None:

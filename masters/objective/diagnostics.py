@@ -9,10 +9,8 @@ agree, 1/n where one token outweighs all others.
 Departures from the paper: none; it logs nothing of the kind.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 
@@ -88,32 +86,3 @@ def reason_to_stop(
     if growth is not None and len(losses) > len(first) and loss > growth * largest:
         return f"the loss is {loss:.3g}, above {growth:g} times the largest at the start, {largest:.3g}"
     return None
-
-
-def term_norms(loss: Callable[..., Tensor], weights: Sequence[Tensor]) -> dict[str, float]:
-    """Return the gradient norm of each term of Eq. 11, from three forward and backward passes.
-
-    The loss is a sum of terms, so the gradient of a term is a difference of gradients of the loss.
-
-    Args:
-        loss: the loss of a batch, with options of :func:`masters.objective.loss.masters_loss` as keywords.
-        weights: the trained weights.
-
-    Returns:
-        ``gradient_divergence``, ``gradient_policy`` and ``gradient_kl``, the last multiplied by beta.
-    """
-
-    def gradients(**variant: Any) -> tuple[Tensor, ...]:
-        return torch.autograd.grad(loss(**variant), weights, allow_unused=True, materialize_grads=True)
-
-    alone, policy, whole = gradients(rewards=()), gradients(beta=0.0), gradients()
-    return {
-        "gradient_divergence": norm(alone),
-        "gradient_policy": norm([b - a for a, b in zip(alone, policy, strict=True)]),
-        "gradient_kl": norm([b - a for a, b in zip(policy, whole, strict=True)]),
-    }
-
-
-def norm(gradients: Sequence[Tensor]) -> float:
-    """Return the norm over the gradients of all weights."""
-    return float(torch.stack([gradient.float().norm() for gradient in gradients]).norm())

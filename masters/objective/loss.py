@@ -33,17 +33,16 @@ Choices where the paper is silent:
     * In a group without spread in the total reward all advantages are 0; its JSD and KL still count.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from masters.objective.diagnostics import advantage_figures, ratio_figures
-from masters.objective.logits import Logits, Projection, detached, each, tempered
+from masters.objective.logits import Logits, detached, each, tempered
 from masters.objective.options import Averaging, LossOptions
 from masters.objective.rewards import distillation_reward, group_advantages
-from masters.objective.token_terms import Given, Terms, in_chunks, linear_terms, no_terms, token_terms
+from masters.objective.token_terms import Given, token_terms
 
 PAPER = LossOptions()
 METRICS = (
@@ -118,19 +117,17 @@ def masters_loss(
     teacher = tempered(batch.logits(detached(teacher_logits)), options.teacher_temperature)
     given = Given(batch.rows(tokens), teacher, reference, options.divergence, options.mix, regularized)
 
-    def combine(terms: Terms) -> tuple[Tensor, dict[str, Tensor]]:
-        assert terms.divergence is not None
-        total = batch.mean(terms.divergence)
-        metrics = {"divergence": total, "tokens": batch.lengths.sum() / batch.valid.sum()}
-        if accuracy is not None:
-            metrics["reward_accuracy"] = accuracy[batch.valid].mean(dtype=torch.float32)
-        if terms.kl is not None:
-            metrics["kl"] = batch.mean(terms.kl)
-        if behavior_logprobs is not None:
-            metrics |= ratio_figures(terms.logprobs, batch.rows(behavior_logprobs))
-        if not rewards:
-            return total, metrics
-
+    terms = token_terms(batch.logits(student_logits), given)
+    assert terms.divergence is not None
+    total = batch.mean(terms.divergence)
+    metrics = {"divergence": total, "tokens": batch.lengths.sum() / batch.valid.sum()}
+    if accuracy is not None:
+        metrics["reward_accuracy"] = accuracy[batch.valid].mean(dtype=torch.float32)
+    if terms.kl is not None:
+        metrics["kl"] = batch.mean(terms.kl)
+    if behavior_logprobs is not None:
+        metrics |= ratio_figures(terms.logprobs, batch.rows(behavior_logprobs))
+    if rewards:
         reward = torch.zeros_like(batch.lengths)
         if "accuracy" in rewards and accuracy is not None:
             reward = reward + accuracy
@@ -159,11 +156,7 @@ def masters_loss(
         total = total + options.policy_weight * policy
         if regularized:
             total = total + options.beta * metrics["kl"]
-        return total, metrics
 
-    # With advantages that are known beforehand and ratio one, the loss is linear in the terms of each token.
-    linear = not rewards or ("distillation" not in rewards and not clipped)
-    total, metrics = _evaluate(combine, batch.logits(student_logits), given, linear)
     logged = torch.stack([part.detach().float() for part in metrics.values()]).tolist()
     return Loss(total, dict.fromkeys(METRICS, float("nan")) | dict(zip(metrics, logged, strict=True)))
 
@@ -187,31 +180,8 @@ def cross_entropy(student_logits: Logits, tokens: Tensor, mask: Tensor) -> Tenso
     _check_shape("tokens", tokens, student_logits.shape[:-1])
     _check_shape("mask", mask, student_logits.shape[:-1])
     batch = _Batch(mask, "response")
-
-    def combine(terms: Terms) -> tuple[Tensor, dict[str, Tensor]]:
-        return -batch.mean(terms.logprobs), {}
-
-    return _evaluate(combine, batch.logits(student_logits), Given(batch.rows(tokens)), linear=True)[0]
-
-
-Combine = Callable[[Terms], tuple[Tensor, dict[str, Tensor]]]
-
-
-def _evaluate(
-    combine: Combine, student: Logits, given: Given, linear: bool
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return the loss as ``combine`` computes it from the terms of each token, with gradient."""
-    ahead = linear and isinstance(student, Projection) and in_chunks(student) and torch.is_grad_enabled()
-    if not ahead:
-        return combine(token_terms(student, given))
-    assert isinstance(student, Projection)
-    # The derivatives of a linear function are the same at every point.
-    point = Terms(*(None if x is None else x.requires_grad_() for x in no_terms(student.hidden, given)))
-    present = [x for x in point if x is not None]
-    found = iter(torch.autograd.grad(combine(point)[0], present, allow_unused=True))
-    terms, total = linear_terms(student, given, Terms(*(None if x is None else next(found) for x in point)))
-    value, metrics = combine(terms)
-    return value.detach() + (total - total.detach()), metrics
+    terms = token_terms(batch.logits(student_logits), Given(batch.rows(tokens)))
+    return -batch.mean(terms.logprobs)
 
 
 class _Batch:

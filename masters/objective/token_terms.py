@@ -2,14 +2,10 @@
 
 The loss is a function of ``D`` (Eq. 4, 5), ``KL(pi_theta || pi_ref)`` (Eq. 9) and ``log pi_theta(token)`` of
 each token. For a small batch they come from logits in memory. Where the logits are those of an output head
-and exceed one chunk (:mod:`masters.objective.logits`), each chunk is computed, used and dropped:
-
-* If the loss is linear in the three terms, its derivatives a, b, c are known beforehand. The gradient
-  ``g = a dD/dz + b dKL/dz + c (onehot - q)`` for a chunk's logits z is then computed in the forward pass.
-* Otherwise (a reward that compares the divergences of a group, a clipped ratio) the backward pass computes
-  each chunk again.
-
-Only ``g @ weight`` and ``g.T @ hidden`` are kept, and no tensor ever holds all logits.
+and exceed one chunk (:mod:`masters.objective.logits`), each chunk is computed, used and dropped. The backward
+pass computes each chunk again: with the derivatives a, b, c of the loss for the three terms, the gradient for
+its logits z is ``g = a dD/dz + b dKL/dz + c (onehot - q)``. Only ``g @ weight`` and ``g.T @ hidden`` are
+kept, and no tensor ever holds all logits.
 """
 
 from typing import Any, NamedTuple
@@ -47,7 +43,7 @@ class Given(NamedTuple):
     """Whether the KL is in the loss; otherwise it is computed without gradient."""
 
 
-def in_chunks(student: Logits) -> bool:
+def _in_chunks(student: Logits) -> bool:
     """Return whether the student's logits are too many to be computed at once."""
     rows = student.shape[:-1].numel()
     return isinstance(student, Projection) and rows * student.shape[-1] > logits_module.CHUNK
@@ -59,7 +55,7 @@ def token_terms(student: Logits, given: Given) -> Terms:
     Args:
         student: ``(rows, vocabulary)``, logits in any form.
     """
-    if isinstance(student, Projection) and in_chunks(student):
+    if isinstance(student, Projection) and _in_chunks(student):
         return Terms(
             *_Recomputed.apply(student.hidden, student.weight, student.bias, student.vocabulary, given)
         )
@@ -75,23 +71,7 @@ def token_terms(student: Logits, given: Given) -> Terms:
     return Terms(from_teacher, from_reference, logprobs)
 
 
-def linear_terms(student: Projection, given: Given, derivatives: Terms) -> tuple[Terms, Tensor]:
-    """Return the three terms without gradient, and a scalar with the gradient of a loss linear in them.
-
-    Args:
-        student: ``(rows, vocabulary)``.
-        derivatives: of the loss for each term of each row.
-
-    Returns:
-        The terms, and ``sum(a * D + b * KL + c * logprob)``, whose gradient is already computed.
-    """
-    total, *values = _Ahead.apply(
-        student.hidden, student.weight, student.bias, student.vocabulary, given, derivatives
-    )
-    return Terms(*values), total
-
-
-def no_terms(hidden: Tensor, given: Given) -> Terms:
+def _no_terms(hidden: Tensor, given: Given) -> Terms:
     """Return zeros for the terms of some hidden states; None without a teacher or without a reference."""
     wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
     there = (given.teacher is not None, given.reference is not None, True)
@@ -207,7 +187,7 @@ class _Recomputed(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, vocabulary: int, given: Given
     ) -> tuple[Tensor | None, ...]:
-        terms = no_terms(hidden, given)
+        terms = _no_terms(hidden, given)
         ctx.head, ctx.given = _Head(hidden, weight, bias, vocabulary), given
         ctx.save_for_backward(hidden, weight, bias)
         _pass(ctx.head, given, terms, None, None)
@@ -220,33 +200,3 @@ class _Recomputed(torch.autograd.Function):
         gradients = _Gradients(ctx, hidden, weight, bias)
         _pass(ctx.head, ctx.given, None, Terms(*upstream), gradients)
         return *gradients.of(weight, bias), None, None
-
-
-class _Ahead(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        hidden: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        vocabulary: int,
-        given: Given,
-        derivatives: Terms,
-    ) -> tuple[Tensor | None, ...]:
-        terms = no_terms(hidden, given)
-        gradients = _Gradients(ctx, hidden, weight, bias)
-        _pass(_Head(hidden, weight, bias, vocabulary), given, terms, derivatives, gradients)
-        ctx.save_for_backward(*gradients.of(weight, bias))
-        ctx.mark_non_differentiable(*(x for x in terms if x is not None))
-        total: Any = sum(
-            torch.dot(slope.to(value.dtype), value)
-            for slope, value in zip(derivatives, terms, strict=True)
-            if slope is not None and value is not None
-        )
-        return total, *terms
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, upstream: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        scaled = (None if x is None else x * upstream.to(x.dtype) for x in ctx.saved_tensors)
-        return *scaled, None, None, None

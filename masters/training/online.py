@@ -1,20 +1,20 @@
-"""The online baseline: a student that answers anew at every step, GRPO as TRL has it (section 5).
+"""The online baseline: the student generates new responses at every step, with TRL's GRPO (section 5).
 
-The idea: the student as it now is gives a group of responses to each question of the batch, a judge rewards
-them (Eq. 6), and one step minimises ``-mean_j mean_t (rho_jt * A_j - beta * KL(pi_theta || pi_ref))`` (Eq. 9,
-arXiv 2402.03300). Nothing of it can be made beforehand or serve a second run: that is the cost which the
-offline form saves, and which :mod:`masters.analysis.costs` compares.
+The current student generates a group of responses to each question of the batch, a judge rewards them
+(Eq. 6), and one step minimizes ``-mean_j mean_t (rho_jt * A_j - beta * KL(pi_theta || pi_ref))`` (Eq. 9,
+arXiv 2402.03300). Its responses cannot be generated before training or shared by runs: that is the cost which
+the offline form saves, and which :mod:`masters.analysis.costs` compares.
 
-The same as in an offline run: the student, the questions and their order, the tokens of every prompt, the
-number of responses, how they are sampled, the judge, beta, batch, learning rate, optimiser and averaging.
+The same as offline: student, questions and their order, prompt tokens, number of responses, sampling, judge,
+beta, batch, learning rate, optimizer and averaging.
 
 Departures from the paper's method:
-    * The accuracy reward alone and no divergence: both others need a teacher that reads every new response.
-      ``own_accuracy`` is the offline arm with the same reward and authors.
-    * TRL estimates the KL on the tokens that were sampled; offline it is exact over the vocabulary.
+    * Only the accuracy reward, and no divergence: both others need a teacher that reads every new response.
+      ``own_accuracy`` is the offline arm with the same reward and the student's responses.
+    * TRL estimates the KL on the sampled tokens; offline it is exact over the vocabulary.
     * TRL divides advantages by the deviation of a sample (over n - 1, plus 1e-4), not of the whole group.
-    * Each response is a row of its own with its own copy of the prompt; offline a group is packed into one.
-    * A run that is stopped starts anew: there are no checkpoints.
+    * Each response has a row with its own copy of the prompt; offline a group is packed into one row.
+    * A stopped run starts again: there are no checkpoints.
 """
 
 import io
@@ -38,12 +38,11 @@ from masters.models.loading import banned_tokens
 from masters.runtime import distributed
 from masters.runtime.progress import report
 from masters.settings import Sampling
-from masters.training.train import Budget, warmup_steps
+from masters.training.train import Budget
 
-ROWS = 40  # of the log, about
 TIMED = ("generation_seconds", "judging_seconds", "picture_seconds")
 MEASURED = ("seconds", *TIMED, "responses", "response_tokens")
-# TRL's names of what the offline log has too.
+# TRL's names for columns of the offline log.
 NAMES = {
     "reward": "reward_accuracy",
     "frac_reward_zero_std": "flat_groups",
@@ -64,24 +63,24 @@ def train_online(
     beta: float,
     folder: Path,
 ) -> pd.DataFrame:
-    """Train a student in place on responses that it gives meanwhile.
+    """Train a student in place on responses that it generates during training.
 
     Args:
-        model: the student as it was loaded from its folder, where the reference of the KL is read from.
+        model: the student as loaded from its folder, from which TRL reads the reference of the KL.
         processor: of the student.
         questions: encoded by that processor.
-        wanted: indices of the questions in the order in which they are asked, ``steps * batch`` of them.
-        judge: rewards a response with 1 if it is right, otherwise with 0.
-        sampling: how responses are drawn; special and image tokens never are.
-        budget: steps, batch, learning rate and its schedule, seed of the sampling.
+        wanted: indices of the questions in order, ``steps * batch`` of them.
+        judge: gives the reward, 1 for a right response and 0 otherwise.
+        sampling: special and image tokens are never sampled.
+        budget: steps, batch, learning rate, optimizer, seed.
         responses: per question.
         beta: weight of the KL.
-        folder: for whatever TRL writes; removed when training ends.
+        folder: for files of TRL; removed when training ends.
 
     Returns:
-        One row a logged step: step, loss, learning_rate, grad_norm, kl and entropy (nats a token),
-        reward_accuracy, flat_groups, tokens (mean length), and since the row before: seconds,
-        generation_seconds, judging_seconds, picture_seconds, responses, response_tokens. What is left of the
+        One row per logged step: step, loss, learning_rate, grad_norm, kl and entropy (nats per token),
+        reward_accuracy, flat_groups, tokens (mean length), and since the last row: seconds,
+        generation_seconds, judging_seconds, picture_seconds, responses, response_tokens. The rest of the
         seconds went into prompts, the reference and the update.
 
     Raises:
@@ -97,8 +96,7 @@ def train_online(
     except ImportError:
         raise ValueError("the online arm needs the trl package: pip install 'masters[online]'") from None
 
-    n, last = responses, budget.steps
-    meter = _Meter()
+    n, meter = responses, _Meter()
 
     def reward(
         completions: list[Any], completion_ids: list[Any], question: list[int], **_: Any
@@ -111,9 +109,8 @@ def train_online(
             verdicts = judge.score_many(list(about["question"]), list(about["answer"]), texts)
         return [float(verdict == 1) for verdict in verdicts]
 
-    settings: dict[str, Any] = dict(
-        output_dir=str(folder),
-        max_steps=last,
+    settings = budget.arguments(
+        folder,
         per_device_train_batch_size=budget.batch * n,
         num_generations=n,
         shuffle_dataset=False,
@@ -127,24 +124,10 @@ def train_online(
         },
         beta=beta,
         loss_type="grpo",
-        learning_rate=budget.learning_rate,
-        lr_scheduler_type=budget.schedule,
-        warmup_steps=warmup_steps(budget),
-        weight_decay=0.0,
-        adam_beta2=0.98,
-        optim="adamw_torch_fused",
-        max_grad_norm=1.0,
         bf16=False,
         gradient_checkpointing=False,
-        logging_steps=max(1, last // ROWS),
-        logging_nan_inf_filter=False,
         save_strategy="no",
-        seed=budget.seed,
-        data_seed=budget.seed,
-        report_to=[],
-        disable_tqdm=True,
         use_cpu=model.device.type == "cpu",
-        dataloader_pin_memory=False,
     )
     pictures = processor.image_processor
     with (
@@ -162,7 +145,7 @@ def train_online(
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train()
-    vars(model).pop("forward", None)  # TRL's own, with arguments of its loss
+    vars(model).pop("forward", None)  # TRL replaced it
     model.eval()
     shutil.rmtree(folder, ignore_errors=True)
     logged = [row for row in trainer.state.log_history if "loss" in row]
@@ -171,9 +154,9 @@ def train_online(
 
 
 def rows(questions: Questions, wanted: Sequence[int]) -> datasets.Dataset:
-    """Questions as GRPOTrainer reads them: a conversation (``prompt``), ``images``, the index (``question``).
+    """Return questions for GRPOTrainer: a conversation ``prompt``, ``images``, the index ``question``.
 
-    Pictures are opened when a row is read, so that no more of them are in memory than a batch has.
+    Images are opened when a row is read, so only those of a batch are in memory.
     """
 
     def read(batch: dict[str, list[int]]) -> dict[str, list[Any]]:
@@ -189,7 +172,7 @@ def rows(questions: Questions, wanted: Sequence[int]) -> datasets.Dataset:
 
 
 class _Meter(TrainerCallback):
-    """Counts what is sampled and how long it takes, and writes it beside each row of the log."""
+    """Counts responses and seconds, and adds them to each row of the log."""
 
     def __init__(self) -> None:
         self._sums = dict.fromkeys(MEASURED, 0.0)
@@ -206,7 +189,7 @@ class _Meter(TrainerCallback):
 
     @contextmanager
     def watching(self, thing: Any, method: str, name: str) -> Iterator[None]:
-        """Time every call of a method of one object."""
+        """Time every call of a method of one object while the context lasts."""
         called = getattr(thing, method)
 
         def timed(*args: Any, **options: Any) -> Any:
@@ -224,7 +207,7 @@ class _Meter(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         report("training online", state.global_step, state.max_steps)
-        control.should_log |= state.global_step == state.max_steps  # so that the last row misses nothing
+        control.should_log |= state.global_step == state.max_steps  # the last row has everything
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         now = time.perf_counter()
@@ -234,14 +217,14 @@ class _Meter(TrainerCallback):
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the notes of the trainers on every run."""
+    """Silence the trainers' messages."""
     loggers = [logging.getLogger(name) for name in ("transformers.trainer", "trl")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # of names that TRL still gives to transformers
+            warnings.simplefilter("ignore", FutureWarning)  # TRL uses old names of transformers
             yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):

@@ -215,7 +215,7 @@ def test_a_run_that_was_stopped_goes_on_and_ends_the_same(
     undisturbed = weights_hash(load(run / "model")[0])
     kept = run.with_name("kept")
     run.rename(kept)
-    monkeypatch.setattr(runs, "Budget", partial(training.Budget, save_every=2))
+    monkeypatch.setattr(runs, "Budget", partial(training.Budget, save_steps=2))
     compute = training.MastersTrainer.compute_loss
     steps: list[int] = []
 
@@ -357,7 +357,7 @@ def test_a_refreshed_run_that_was_stopped_ends_the_same(
     refreshed_run: Path, lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed: str
 ) -> None:
     spec, steps = arm("refreshed", lab.profile), list[int]()
-    monkeypatch.setattr(runs, "Budget", partial(training.Budget, save_every=1))
+    monkeypatch.setattr(runs, "Budget", partial(training.Budget, save_steps=1))
     compute, write = training.MastersTrainer.compute_loss, refreshing.write_atomic
     last = 3 if killed == "in a stage" else 2
 
@@ -637,11 +637,11 @@ def test_a_replay_that_was_stopped_goes_on_with_the_same_questions(
     lab: Lab, results: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = arm("replay", lab.profile)
-    monkeypatch.setattr(runs, "Budget", partial(training.Budget, save_every=2))
+    monkeypatch.setattr(runs, "Budget", partial(training.Budget, save_steps=2))
     compute = training.MastersTrainer.compute_loss
 
     def distil(folder: Path, stop: int = 6) -> str:
-        def stopping(self: Any, model: Any, inputs: dict[str, Any], *rest: Any, **options: Any) -> Any:
+        def stopping(self: Any, model: Any, inputs: Any, *rest: Any, **options: Any) -> Any:
             if self.state.global_step == stop:
                 raise KeyboardInterrupt
             return compute(self, model, inputs, *rest, **options)

@@ -16,10 +16,9 @@ from transformers import PreTrainedModel
 from transformers.integrations import flex_attention as transformers_flex
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLPreTrainedModel
 
-from masters.models import attention
-from masters.models import compatibility as fitting
+from masters.models import attention, compatibility
 from masters.models.attention import FLEX, attending, is_flex, may_flex
-from masters.models.compatibility import fit
+from masters.models.compatibility import measure
 from masters.models.packing import PackedBatch, pack, response_logits
 from masters.objective.loss import cross_entropy
 from masters.objective.options import LossOptions
@@ -30,8 +29,6 @@ from masters.training.trainer import MastersTrainer, Objective
 
 torch.set_num_threads(1)
 VALIDATE = torch_flex._validate_device
-LAYOUTS = [{}, {"share_rows": True}]
-LAYOUT_NAMES = ["a question a row", "shared rows"]
 
 
 @pytest.fixture
@@ -47,19 +44,19 @@ def reference(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
     monkeypatch.setattr(torch_flex, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)
     monkeypatch.setattr(transformers_flex, "compile_friendly_flex_attention", uncompiled)
     monkeypatch.setattr(attention, "has_backward", lambda device: True)
-    monkeypatch.setattr(fitting, "_warned", set())
+    monkeypatch.setattr(compatibility, "_warned", set())
     # Its code takes the mask, only nobody has said so.
     monkeypatch.setattr(Qwen3VLPreTrainedModel, "_supports_flex_attn", True, raising=False)
     yield seen
 
 
-def long(share_rows: bool = False) -> tuple[PackedBatch, list[int]]:
+def long() -> tuple[PackedBatch, list[int]]:
     """Groups that fill several blocks of places, and the lengths of their prompts."""
     rng = np.random.default_rng(0)
     sizes = [(70, [260, 250, 60]), (150, [1, 30, 5]), (3, [2, 140, 128])]
     prompts = [rng.integers(1, 9, prompt) for prompt, _ in sizes]
     groups = [[rng.integers(1, 9, size) for size in responses] for _, responses in sizes]
-    return pack(prompts, groups, [{}] * 3, share_rows=share_rows), [len(prompt) for prompt in prompts]
+    return pack(prompts, groups, [{}] * 3), [len(prompt) for prompt in prompts]
 
 
 def one_by_one(batch: PackedBatch, prompts: list[int]) -> Tensor:
@@ -79,13 +76,14 @@ def one_by_one(batch: PackedBatch, prompts: list[int]) -> Tensor:
     return seen[:, None]
 
 
-@pytest.mark.parametrize("share_rows", [False, True], ids=LAYOUT_NAMES)
-def test_matrix_and_blocks_hold_the_pairs_that_one_by_one_gives(share_rows: bool) -> None:
-    batch, prompts = long(share_rows)
+def test_matrix_and_blocks_hold_the_pairs_that_one_by_one_gives() -> None:
+    batch, prompts = long()
     rows, length = batch.input_ids.shape
-    assert (rows, length) == (2 if share_rows else 3, 637)
-    expected = one_by_one(batch, prompts)
-    assert torch.equal(batch.matrix, expected)
+    assert (rows, length) == (3, 637)
+    expected, padding = one_by_one(batch, prompts), batch.segment < 0
+    assert torch.equal(batch.matrix & ~padding[:, None, :, None], expected & ~padding[:, None, :, None])
+    assert batch.matrix.any(-1).all(), "a softmax over no token would be NaN"
+    expected = batch.matrix
     assert torch.equal(create_mask(batch.blocks.mask_mod, rows, 1, length, length, "cpu"), expected)
     size, count = batch.blocks.BLOCK_SIZE[0], -(-length // batch.blocks.BLOCK_SIZE[0])
     padded = torch.zeros(rows, count * size, count * size, dtype=torch.bool)
@@ -120,13 +118,10 @@ def gradients(model: PreTrainedModel, batch: PackedBatch) -> tuple[Tensor, dict[
     return logits[batch.mask], found
 
 
-@pytest.mark.parametrize("layout", LAYOUTS, ids=LAYOUT_NAMES)
 @pytest.mark.parametrize("family", ["llava", "qwen3_vl", "internvl"])
-def test_logits_and_gradients_are_those_of_sdpa(
-    family: str, layout: dict[str, bool], reference: list[Any]
-) -> None:
+def test_logits_and_gradients_are_those_of_sdpa(family: str, reference: list[Any]) -> None:
     here = families.setting(family)
-    batch = here.pack([0, 1, 2], **layout)
+    batch = here.pack([0, 1, 2])
     logits, expected = gradients(here.model, batch)
     assert not reference and expected
     with attending([here.model], FLEX):
@@ -143,7 +138,7 @@ def test_every_family_that_takes_the_blocks_passes_the_check(
     family: str, reference: list[Any], tmp_path: Path
 ) -> None:
     here = families.setting(family)
-    assert fit([here.model], here.questions(tmp_path / "questions")).flex and len(reference) == 2
+    assert measure([here.model], here.questions(tmp_path / "questions")).flex and len(reference) == 2
 
 
 @pytest.mark.parametrize("family", [*families.FAMILIES, "gemma3"])
@@ -187,13 +182,13 @@ def test_models_are_asked_whether_they_read_packed_rows_with_flex_attention(
     other = families.build(families.configuration("llava")[0], seed=1)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = fit([here.model, other], questions)
+        found = measure([here.model, other], questions)
         assert found.flex and found.together and not is_flex(other)
         other.config.text_config.attention_dropout = 0.1
-        found = fit([here.model, other], questions)
+        found = measure([here.model, other], questions)
         assert not found.flex and found.together, "all of them, or none"
 
-    def wrong(segment: Tensor, prompt_end: Tensor) -> Any:
+    def wrong(segment: Tensor) -> Any:
         rows, length = segment.shape
         return create_block_mask(lambda b, h, q, k: q >= k, rows, None, length, length, "cpu")
 
@@ -201,7 +196,7 @@ def test_models_are_asked_whether_they_read_packed_rows_with_flex_attention(
     with pytest.warns(
         UserWarning, match="cannot read packed rows with FlexAttention: its logits differ"
     ) as told:
-        found = fit([here.model], questions)
+        found = measure([here.model], questions)
     assert not found.flex and found.together and len(told) == 1 and "\n" not in str(told[0].message)
     asked = [name for name, p in other.named_parameters() if p.requires_grad]
     assert asked == [name for name, _ in other.named_parameters()]
@@ -219,14 +214,14 @@ def test_a_kernel_that_fails_in_either_pass_leaves_it_to_sdpa(
         pytest.warns(UserWarning, match="support backward on CPU.*; SDPA reads"),
     ):
         patch.setattr(torch_flex, "_validate_device", VALIDATE)
-        found = fit([here.model], questions)
+        found = measure([here.model], questions)
     assert not found.flex and found.together and reference, "without gradients it went well"
     assert [p.requires_grad for p in here.model.parameters()] == frozen and not all(frozen)
     here.model.requires_grad_()
     monkeypatch.setattr(transformers_flex, "compile_friendly_flex_attention", None)
-    monkeypatch.setattr(fitting, "_warned", set())
+    monkeypatch.setattr(compatibility, "_warned", set())
     with pytest.warns(UserWarning, match="FlexAttention: TypeError: .*; SDPA reads them"):
-        assert not fit([here.model], questions).flex
+        assert not measure([here.model], questions).flex
 
 
 def test_training_with_flex_attention_gives_the_losses_of_sdpa(

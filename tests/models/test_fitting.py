@@ -1,3 +1,4 @@
+import inspect
 import warnings
 from copy import deepcopy
 from pathlib import Path
@@ -9,8 +10,8 @@ import pandas as pd
 import pytest
 import torch
 
-from masters.models import compatibility as fitting
-from masters.models.compatibility import fit, image_tokens, reads_packed
+from masters.models import compatibility
+from masters.models.compatibility import image_tokens, measure, reads_packed
 from masters.models.packing import PackedBatch, pack, response_logits
 from masters.objective.options import LossOptions
 from masters.training.examples import Example, Examples
@@ -22,7 +23,7 @@ torch.set_num_threads(1)
 
 @pytest.fixture(autouse=True)
 def nobody_was_warned(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fitting, "_warned", set())
+    monkeypatch.setattr(compatibility, "_warned", set())
 
 
 @pytest.mark.parametrize("family", families.FAMILIES)
@@ -33,7 +34,7 @@ def test_every_family_reads_packed_rows_and_says_how_many_image_tokens_it_makes(
     questions = here.questions(tmp_path / "questions")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = fit([here.model, families.build(here.model.config, seed=1)], questions)
+        found = measure([here.model, families.build(here.model.config, seed=1)], questions)
     assert found.together and found.image_token == families.IMAGE
     assert found.positions == here.model.config.get_text_config().max_position_embeddings
     counts = [int((prompt == families.IMAGE).sum()) for prompt in here.prompts]
@@ -45,7 +46,7 @@ def test_every_family_reads_packed_rows_and_says_how_many_image_tokens_it_makes(
 def test_a_picture_with_a_token_too_few_is_refused_by_the_name_of_its_question(tmp_path: Path) -> None:
     here = families.setting("internvl")
     questions = here.questions(tmp_path / "questions")
-    found = fit([here.model], questions)
+    found = measure([here.model], questions)
     short = np.delete(here.prompts[1], np.flatnonzero(here.prompts[1] == families.IMAGE)[0])
     with pytest.raises(
         ValueError, match=r"question 'q1': its prompt has 11 image tokens .* make 12"
@@ -54,10 +55,24 @@ def test_a_picture_with_a_token_too_few_is_refused_by_the_name_of_its_question(t
     assert "\n" not in str(caught.value)
 
 
+def test_a_prompt_that_begins_twice_is_refused(tmp_path: Path) -> None:
+    here = families.setting("llava")
+    questions = here.questions(tmp_path / "questions")
+    config = deepcopy(here.model.config)
+    config.text_config.bos_token_id = 7
+    found, prompt = measure([families.build(config)], questions), here.prompts[0].copy()
+    prompt[:2] = [7, 8]
+    found.check(questions, 0, prompt, here.responses[0])
+    prompt[1] = 7
+    with pytest.raises(ValueError, match="question .q0.: its prompt begins with the token 7 twice") as e:
+        found.check(questions, 0, prompt, here.responses[0])
+    assert "\n" not in str(e.value)
+
+
 def test_a_prompt_that_does_not_fit_with_its_responses_is_refused(tmp_path: Path) -> None:
     here = families.setting("internvl")
     questions = here.questions(tmp_path / "questions")
-    found = fit([here.model], questions)
+    found = measure([here.model], questions)
     prompt, room = here.prompts[0], 512 - len(here.prompts[0])
     found.check(questions, 0, prompt, [np.ones(room + 1, dtype=int)])
     with pytest.raises(
@@ -72,7 +87,7 @@ def test_models_that_read_a_picture_unlike_are_refused(tmp_path: Path) -> None:
     config, _ = families.configuration("llava")
     config.vision_config.patch_size = 8
     with pytest.raises(ValueError, match=r"'q0': one model of the run makes 4 image tokens .* another 16"):
-        fit([here.model, families.build(config)], here.questions(tmp_path / "questions"))
+        measure([here.model, families.build(config)], here.questions(tmp_path / "questions"))
 
 
 def test_a_picture_of_each_kind_is_asked_for_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,10 +130,10 @@ def test_a_wrong_packing_is_caught(
 ) -> None:
     here = families.setting(family)
     questions = here.questions(tmp_path / "questions")
-    monkeypatch.setattr(fitting, "pack", mangled(part))
+    monkeypatch.setattr(compatibility, "pack", mangled(part))
     name = type(here.model).__name__
     with pytest.warns(
-        UserWarning, match=f"{name} cannot read .* logits differ by .* a row of its own"
+        UserWarning, match=f"{name} cannot read .* logits differ by .* its own row"
     ) as told:
         assert not reads_packed(here.model, questions)
         assert not reads_packed(here.model, questions)
@@ -134,7 +149,7 @@ def test_half_precision_is_no_wrong_packing_and_a_wrong_one_shows_in_it(
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert reads_packed(half, questions)
-    monkeypatch.setattr(fitting, "pack", mangled("attention"))
+    monkeypatch.setattr(compatibility, "pack", mangled("attention"))
     with pytest.warns(UserWarning, match="bfloat16"):
         assert not reads_packed(half, questions)
 
@@ -142,8 +157,8 @@ def test_half_precision_is_no_wrong_packing_and_a_wrong_one_shows_in_it(
 def test_a_family_that_cannot_be_packed_gets_a_row_a_response(tmp_path: Path) -> None:
     here = families.setting("gemma3")
     questions = here.questions(tmp_path / "questions")
-    with pytest.warns(UserWarning, match="Gemma3ForConditionalGeneration .* looks back 8 tokens only"):
-        assert not fit([here.model], questions).together
+    with pytest.warns(UserWarning, match="Gemma3ForConditionalGeneration .* has a window of 8 tokens"):
+        assert not measure([here.model], questions).together
     batch = here.pack([0, 1, 2], together=False)
     with torch.no_grad():
         logits = response_logits(here.model, batch)
@@ -151,6 +166,38 @@ def test_a_family_that_cannot_be_packed_gets_a_row_a_response(tmp_path: Path) ->
             for j, response in enumerate(group):
                 alone = here.alone(question, j)
                 torch.testing.assert_close(logits[question, j, : len(response)], alone, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["gemma3", "paligemma"])
+def test_the_types_of_tokens_reach_a_model_that_sees_images_in_both_directions(
+    family: str, tmp_path: Path
+) -> None:
+    here = families.setting(family)
+    batch, taken = here.pack([0, 1, 2], together=False), list[torch.Tensor]()
+    plain = here.model.model.forward
+
+    def watched(**inputs: Any) -> Any:
+        taken.append(inputs["token_type_ids"])
+        return plain(**inputs)
+
+    with pytest.MonkeyPatch.context() as patch, torch.no_grad():
+        logits = response_logits(here.model, batch)
+        watched.__signature__ = inspect.signature(plain)  # type: ignore[attr-defined]
+        patch.setattr(here.model.model, "forward", watched)
+        assert torch.equal(response_logits(here.model, batch), logits)
+        for question, group in enumerate(here.responses):
+            for j, response in enumerate(group):
+                alone = here.alone(question, j)
+                torch.testing.assert_close(logits[question, j, : len(response)], alone, atol=1e-5, rtol=1e-5)
+        patch.setattr(here.model.model, "forward", lambda **i: plain(**{**i, "token_type_ids": None}))
+        without = response_logits(here.model, batch)
+    difference = (without - logits)[batch.mask].abs().amax(-1)
+    assert difference.max() > 1e-3, "otherwise they would not matter"
+    expected = batch.segment != 0 if family == "paligemma" else batch.input_ids == families.IMAGE
+    assert torch.equal(taken[0], expected.int())
+    with pytest.warns(UserWarning, match="cannot read several responses in one row") as told:
+        assert not measure([here.model], here.questions(tmp_path / "questions")).together
+    assert len(told) == 1, "rows of their own are right"
 
 
 def test_attention_that_does_not_take_the_mask_gets_a_row_a_response(tmp_path: Path) -> None:
@@ -168,7 +215,7 @@ def test_a_model_that_fails_on_packed_rows_is_told_why(
     plain = here.model.model.forward
 
     def picky(**inputs: Any) -> Any:
-        if inputs["attention_mask"].ndim == 4:
+        if getattr(inputs["attention_mask"], "ndim", 0) == 4:
             raise ValueError("a mask has two dimensions\nand no more")
         return plain(**inputs)
 
@@ -196,7 +243,7 @@ def test_training_with_a_row_a_response_gives_the_losses_of_packed_rows(
     family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     packed = trained(family, tmp_path / "packed")
-    monkeypatch.setattr(fitting, "_hindrance", lambda model: "a test wants it so")
+    monkeypatch.setattr(compatibility, "_hindrance", lambda model: "a test wants it so")
     with pytest.warns(UserWarning, match="a test wants it so"):
         rows = trained(family, tmp_path / "rows")
     assert np.ptp(packed["loss"]) > 1e-3

@@ -31,9 +31,9 @@ def asked(tmp_path_factory: pytest.TempPathFactory) -> Questions:
 
 
 def packed(
-    asked: Questions, which: Sequence[int], groups: Sequence[Sequence[np.ndarray]], pad: int = 0
+    asked: Questions, which: Sequence[int], groups: Sequence[Sequence[np.ndarray]]
 ) -> PackedBatch:
-    return pack([asked.prompt(i) for i in which], groups, [asked.image_features([i]) for i in which], pad)
+    return pack([asked.prompt(i) for i in which], groups, [asked.image_features([i]) for i in which])
 
 
 def gradients(model: PreTrainedModel, loss: Tensor) -> dict[str, Tensor]:
@@ -92,10 +92,8 @@ def test_order_and_padding_never_change_the_loss(model: PreTrainedModel, asked: 
     with torch.no_grad():
         expected = loss_of(model, packed(asked, range(3), RESPONSES))
         reordered = packed(asked, [2, 0, 1], [RESPONSES[i][::-1] for i in (2, 0, 1)])
-        other_padding = packed(asked, range(3), RESPONSES, pad=5)
         single = [loss_of(model, packed(asked, [i], [RESPONSES[i]])) for i in range(3)]
         torch.testing.assert_close(loss_of(model, reordered), expected, atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(loss_of(model, other_padding), expected, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(torch.stack(single).mean(), expected, atol=1e-5, rtol=1e-5)
 
 
@@ -135,23 +133,3 @@ def test_numbers_of_responses_that_differ_are_refused(
 def test_an_empty_response_is_refused() -> None:
     with pytest.raises(ValueError, match="needs at least its end token"):
         pack([np.array([1, 2])], [[np.array([], dtype=np.int64)]], {})
-
-
-def test_short_questions_share_a_row_that_is_no_longer_than_the_longest(
-    model: PreTrainedModel, asked: Questions
-) -> None:
-    groups = [[small.tokens("red .")] * 2, RESPONSES[0][1:], RESPONSES[1][:2], [small.tokens("no")] * 2]
-    which = [0, 1, 2, 3]
-    images = [asked.image_features([i]) for i in which]
-    prompts = [asked.prompt(i) for i in which]
-    prompts[1] = np.concatenate([prompts[1], *[small.tokens("what colour is this square ?")[:-1]] * 6])
-    plain, shared = (pack(prompts, groups, images, share_rows=share) for share in (False, True))
-    sizes = [len(p) + sum(len(r) - 1 for r in g) for p, g in zip(prompts, groups, strict=True)]
-    assert plain.input_ids.shape == (4, max(sizes))
-    assert shared.input_ids.shape == (3, max(sizes)), "two of the short ones fit into a row"
-    assert torch.equal(shared.tokens, plain.tokens) and torch.equal(shared.mask, plain.mask)
-    with torch.no_grad():
-        together, expected = response_logits(model, shared), response_logits(model, plain)
-    torch.testing.assert_close(together[plain.mask], expected[plain.mask], atol=1e-5, rtol=1e-5)
-    again = pack(prompts, groups, images, share_rows=True)
-    assert torch.equal(again.input_ids, shared.input_ids), "the same questions, the same rows"

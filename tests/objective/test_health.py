@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from masters.objective.diagnostics import advantage_figures, norm, ratio_figures, reason_to_stop, term_norms
+from masters.objective.diagnostics import advantage_figures, ratio_figures, reason_to_stop
 from masters.objective.rewards import group_advantages
 
 NAN = float("nan")
@@ -81,18 +81,3 @@ def test_when_a_run_has_diverged(
 def test_the_start_of_a_run_is_its_first_tenth() -> None:
     assert reason_to_stop([1.0, 9.0, 20.0], 30, NAN, None, 4.0) is None, "these three rows are the start"
     assert reason_to_stop([1.0, 9.0, 2.0, 37.0], 30, NAN, None, 4.0) is not None
-
-
-def test_norm_of_all_weights_together() -> None:
-    assert norm([torch.tensor([3.0]), torch.tensor([[0.0, 4.0]])]) == pytest.approx(5)
-
-
-def test_norms_of_the_terms_of_a_known_loss() -> None:
-    weights = [torch.ones(2, requires_grad=True), torch.ones(3, requires_grad=True)]
-
-    def loss(rewards: tuple[str, ...] = ("accuracy",), beta: float = 0.1) -> torch.Tensor:
-        divergence, policy, kl = 3 * weights[0].sum(), -2 * weights[1].sum(), 5 * weights[0][0]
-        return divergence + (policy + beta * kl if rewards else 0)
-
-    expected = {"gradient_divergence": 18**0.5, "gradient_policy": 12**0.5, "gradient_kl": 0.5}
-    assert term_norms(loss, weights) == pytest.approx(expected)

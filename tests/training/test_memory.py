@@ -97,7 +97,7 @@ def test_the_estimate_is_within_a_quarter_of_what_a_step_allocates(
             for i in range(questions)
         ]
     )
-    batch = inputs["batch"]
+    batch = inputs.packed
     weights = [p for p in trained.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=1e-3)
     with Peak() as counted:
@@ -252,7 +252,7 @@ def test_there_is_an_estimate_for_every_family_at_its_own_size(name: str) -> Non
 
 def test_an_estimate_that_fails_never_stops_a_run(tmp_path: Path) -> None:
     with small.scratch(tmp_path) as patch:
-        patch.setattr(Lab, "folder", lambda self, name: tmp_path)
+        patch.setattr(Lab, "skeleton", lambda self, name: skeleton(tmp_path))
         line = results.memory_line(Lab(profile()), "masters")
     assert line.startswith("memory per device: no estimate for this student (ValueError: cannot load")
     assert "\n" not in line

@@ -28,7 +28,7 @@ from masters.training.train import Budget, train
 from masters.training.trainer import MastersTrainer, Objective
 
 torch.set_num_threads(1)
-BUDGET = Budget(steps=12, batch=2, learning_rate=3e-3, schedule="constant", save_every=2, log_every=1)
+BUDGET = Budget(steps=12, batch=2, learning_rate=3e-3, schedule="constant", save_steps=2, log_every=1)
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +142,7 @@ def test_the_measured_divergence_is_that_of_the_masked_teacher(asked: Questions,
     student, teacher = small.build()[0], small.build(seed=1, width=32)[0]
     texts = ["the answer is red .", "no .", "it is a square ."]
     examples = [Example(i, [small.tokens(text) for text in texts], (0, 0.3)) for i in range(4)]
-    batch = Collator(asked)(examples)["batch"]
+    batch = Collator(asked)(examples).packed
     with torch.no_grad(), TeacherMask(teacher).apply(0.3):
         values = jsd(response_logits(teacher, batch), response_logits(student, batch))
     expected = float(((values * batch.mask).sum(-1) / batch.mask.sum(-1)).mean())

@@ -76,7 +76,7 @@ def test_the_loss_goes_down_and_the_pictures_are_told_apart(asked: Questions, tm
     assert not model.training
     kept = str(tmp_path / "run" / "checkpoint-60")
     assert last_checkpoint(tmp_path / "run") == kept, "until the student is saved"
-    batch: PackedBatch = Collator(asked)([small.labelled(asked)[i] for i in range(4)])["batch"]
+    batch: PackedBatch = Collator(asked)([small.labelled(asked)[i] for i in range(4)]).packed
     with torch.no_grad():
         guessed = response_logits(model, batch)[:, 0, 0].argmax(-1)
     assert guessed.tolist() == batch.tokens[:, 0, 0].tolist()
@@ -157,7 +157,7 @@ def test_cached_log_probabilities_give_the_gradients_of_the_live_models(
     teacher, reference = small.build(seed=1, width=32)[0], small.build(seed=2)[0]
     budget = Budget(steps=1, batch=3, learning_rate=1e-3)
     plain = [grouped(asked, [(0, 0.2)], budget)[i] for i in range(3)]
-    batch: PackedBatch = Collator(asked)(plain)["batch"]
+    batch: PackedBatch = Collator(asked)(plain).packed
     with torch.no_grad(), TeacherMask(teacher).apply(0.2):
         of_teacher = response_logits(teacher, batch).log_softmax(-1)
     with torch.no_grad():
@@ -243,8 +243,8 @@ def test_two_stages_in_one_step_are_refused(asked: Questions) -> None:
 def test_a_prompt_of_the_example_replaces_that_of_the_question(asked: Questions) -> None:
     prompt = asked.prompt(0)[::-1].copy()
     made = Collator(asked)([Example(0, [small.tokens("red .")], prompt=prompt)])
-    assert made["batch"].input_ids[0, : len(prompt)].tolist() == prompt.tolist()
-    assert torch.equal(made["batch"].images["pixel_values"], asked.image_features([0])["pixel_values"])
+    assert made.packed.input_ids[0, : len(prompt)].tolist() == prompt.tolist()
+    assert torch.equal(made.packed.images["pixel_values"], asked.image_features([0])["pixel_values"])
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_with_one_line(asked: Questions, tmp_path: Path) -> None:
