@@ -120,6 +120,9 @@ class Generation(Strict):
     """The engine that generates the responses; see :mod:`masters.responses.engines`."""
 
     engine: Literal["transformers", "vllm", "openai"] = Field("transformers", description="paper: not given")
+    batch: Count | None = Field(
+        None, description="engine transformers: responses at once; default: as many as the free memory holds"
+    )
     vllm: dict[str, Any] = Field(
         {}, description="engine vllm: arguments of vllm.LLM, such as tensor_parallel_size"
     )

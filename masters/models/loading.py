@@ -25,6 +25,7 @@ from transformers import (
     AutoProcessor,
     CLIPImageProcessorPil,
     CLIPVisionConfig,
+    GenerationConfig,
     LlavaConfig,
     LlavaProcessor,
     PreTrainedModel,
@@ -291,17 +292,34 @@ def weights_hash(model: PreTrainedModel) -> str:
 
 
 def banned_tokens(processor: Any, rows: int) -> list[int]:
-    """Token ids that must never be sampled: every special token but the end of a response, and the
-    rows of the output head that no token has. A sampled image token would break the next forward pass.
+    """Return the token ids that must never be sampled: placeholders of images and the like, and empty rows.
+
+    A sampled placeholder would break the next forward pass. The padding, the unknown word and the two roles
+    of the small models are banned, too.
 
     Args:
-        processor: of the model.
-        rows: of its output head.
+        rows: of the output head; those beyond the tokenizer have no token.
     """
     tokenizer = processor.tokenizer
-    special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
-    beyond = range(len(tokenizer), rows)
-    return sorted((special | set(beyond)) - {tokenizer.eos_token_id})
+    found: set[int] = set()
+    tokens: list[Any] = [SPECIAL[name] for name in ("pad", "unk", "user", "assistant")]
+    for kind in ("image", "video", "audio"):
+        for holder in (processor, tokenizer):
+            tokens.append(getattr(holder, f"{kind}_token", None))
+            several = getattr(holder, f"{kind}_token_ids", None) or ()
+            ids = {getattr(holder, f"{kind}_token_id", None), *several}
+            found |= ids - {None}
+    known = tokenizer.get_vocab()
+    found |= {known[token] for token in tokens if isinstance(token, str) and token in known}
+    return sorted((found | set(range(len(tokenizer), rows))) - {tokenizer.eos_token_id})
+
+
+def end_tokens(processor: Any, config: GenerationConfig | None) -> list[int]:
+    """Return all token ids that end a response: the tokenizer's, then those of the generation config."""
+    ends = getattr(config, "eos_token_id", None)
+    more = ends if isinstance(ends, list) else [ends]
+    known = [processor.tokenizer.eos_token_id, *more]
+    return list(dict.fromkeys(end for end in known if end is not None))
 
 
 def prompt_positions(

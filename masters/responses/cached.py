@@ -40,7 +40,7 @@ def engine_of(generation: Generation) -> Engine:
         assert generation.server is not None  # checked by the settings
         key = os.environ.get("OPENAI_API_KEY")
         return OpenAIEngine(generation.server, generation.served_as, generation.concurrency, key)
-    return TransformersEngine()
+    return TransformersEngine(generation.batch)
 
 
 def open_store(

@@ -43,6 +43,39 @@ def processors(sampling: Sampling, banned: Sequence[int]) -> list[LogitsProcesso
     return chain
 
 
+class Sampler:
+    """Choose the next token of each response.
+
+    Args:
+        sampling: greedy decoding uses none of it.
+        banned: token ids that are never chosen.
+        noise: ``(rows, tokens)`` in [0, 1), one number per token to sample; None decodes greedily.
+    """
+
+    def __init__(self, sampling: Sampling, banned: Sequence[int], noise: Tensor | None) -> None:
+        self.noise = noise
+        self.chain = processors(sampling, banned) if noise is not None else [Never(banned)]
+
+    def __call__(
+        self, history: Tensor, logits: Tensor, rows: Tensor, step: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return tokens and their log-probabilities: over the whole vocabulary, and after all settings.
+
+        Args:
+            history: ``(responses, tokens)``, prompt and response so far.
+            logits: ``(responses, vocabulary)``.
+            rows: ``(responses,)``, their rows of the noise.
+            step: number of the token, from 0.
+        """
+        whole = logits.log_softmax(-1)
+        for process in self.chain:
+            logits = process(history, logits)
+        allowed = logits.log_softmax(-1)
+        token = logits.argmax(-1) if self.noise is None else draw(allowed, self.noise[rows, step])
+        chosen = [scores.gather(1, token[:, None])[:, 0] for scores in (whole, allowed)]
+        return token, chosen[0], chosen[1]
+
+
 class Never(LogitsProcessor):
     """Exclude the banned token ids."""
 

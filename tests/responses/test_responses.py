@@ -55,9 +55,14 @@ class Setting:
         return open_store(processor=self.processor, **given)
 
     def write(
-        self, n: range = range(2), seed: int | None = 0, sampling: Sampling = SAMPLING
+        self,
+        n: range = range(2),
+        seed: int | None = 0,
+        batch: int | None = None,
+        sampling: Sampling = SAMPLING,
     ) -> list[Response]:
-        batches = generate(self.model, self.processor, self.questions, range(COUNT), n, sampling, seed)
+        asked = self.model, self.processor, self.questions, range(COUNT)
+        batches = generate(*asked, n, sampling, seed, batch)
         answers = [answer for batch in batches for answer in batch]
         return sorted(answers, key=lambda answer: (answer.question, answer.index))
 
@@ -115,14 +120,70 @@ def alike(some: list[Response], others: list[Response], tolerance: float = 1e-4)
 
 @pytest.mark.parametrize("seed", [0, None])
 def test_responses_do_not_depend_on_the_batch(
-    setting: Setting, monkeypatch: pytest.MonkeyPatch, seed: int | None
+    setting: Setting, seed: int | None
 ) -> None:
     n = range(3) if seed is not None else range(1)
     whole = setting.write(n, seed)
-    for rows in (1, 7):
-        monkeypatch.setattr(engines, "ROWS", rows)
-        pieces = setting.write(n, seed)
+    for rows in (1, 2, 7):
+        pieces = setting.write(n, seed, rows)
         alike(pieces, whole)
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("not enough memory")]
+)
+def test_a_full_memory_halves_the_batch(setting: Setting, error: Exception) -> None:
+    whole, sizes = setting.write(range(3)), []
+
+    def fill(_: Any, args: Any, kwargs: Any) -> None:
+        sizes.append(len(kwargs["input_ids"]))
+        if sizes[-1] > 2:
+            raise error
+
+    inner: Any = setting.model.model
+    hook = inner.register_forward_pre_hook(fill, with_kwargs=True)
+    try:
+        alike(setting.write(range(3)), whole)
+        assert sizes[0] > 2
+        sizes.clear()
+        error.args = ("something else",)
+        if isinstance(error, RuntimeError) and not isinstance(error, torch.OutOfMemoryError):
+            with pytest.raises(RuntimeError, match="something else"):
+                setting.write(range(3))
+    finally:
+        hook.remove()
+
+
+def test_one_response_that_does_not_fit_is_one_clear_line(setting: Setting) -> None:
+    def fill(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    hook = setting.model.register_forward_pre_hook(fill)
+    inner: Any = setting.model.model
+    other = inner.register_forward_pre_hook(fill)
+    try:
+        with pytest.raises(ValueError, match=r"question \S+: the memory is too small for one response"):
+            setting.write(range(3))
+    finally:
+        hook.remove()
+        other.remove()
+
+
+def test_all_end_tokens_of_the_generation_config_end_a_response(setting: Setting) -> None:
+    config = setting.model.generation_config
+    before = setting.write(range(3))
+    other = next(a.tokens[1] for a in before if len(a.tokens) > 3)
+    kept, kept_end = config.eos_token_id, setting.processor.tokenizer.eos_token_id
+    config.eos_token_id = [kept_end, other]
+    try:
+        after = setting.write(range(3))
+    finally:
+        config.eos_token_id = kept
+    for a, b in zip(after, before, strict=True):
+        ends = [place for place, token in enumerate(b.tokens) if token in (other, kept_end)]
+        assert a.tokens == (b.tokens[: ends[0] + 1] if ends else b.tokens)
+        assert a.finish == ("stop" if ends else "length")
+    assert any(a.tokens[-1] == other for a in after)
 
 
 def test_later_responses_do_not_depend_on_earlier_ones(setting: Setting) -> None:
@@ -162,7 +223,7 @@ def test_banned_tokens_are_never_generated(setting: Setting, seed: int | None) -
     banned = set(banned_tokens(setting.processor, len(setting.processor.tokenizer)))
     assert setting.processor.image_token_id in banned
     hot = Sampling(temperature=50, top_p=1, top_k=0, max_new_tokens=10)
-    written = {token for answer in setting.write(range(20), seed, hot) for token in answer.tokens}
+    written = {token for answer in setting.write(range(20), seed, sampling=hot) for token in answer.tokens}
     assert not written & banned
     assert seed is None or len(written) > len(setting.processor.tokenizer) - len(banned) - 5
 
@@ -325,13 +386,13 @@ def small_pieces() -> None:
 def slowly(setting: Setting) -> None:
     """Generate in small shards, with a pause after each batch."""
     small_pieces()
-    quick = engines._generate_batch
+    quick = engines.prepare
 
-    def slow(*args: Any) -> list[Response]:
+    def slow(*args: Any) -> Any:
         time.sleep(0.1)
         return quick(*args)
 
-    engines._generate_batch = slow  # type: ignore[assignment]
+    engines.prepare = slow
     torch.set_num_threads(1)
     setting.ask(2)
 

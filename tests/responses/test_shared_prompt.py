@@ -19,13 +19,15 @@ from masters.settings import Sampling
 
 torch.set_num_threads(1)
 N, LIMIT = 5, 12
-SPECIAL = [families.IMAGE, families.VIDEO, families.START, families.STOP]
 
 
 class Tokenizer:
     """The part of a tokenizer that generation needs, for models without words."""
 
-    all_special_ids, added_tokens_decoder = SPECIAL, ()
+    image_token_id, video_token_ids = families.IMAGE, [families.VIDEO, families.START, families.STOP]
+
+    def get_vocab(self) -> dict[str, int]:
+        return {}
 
     def __init__(self, end: int) -> None:
         self.eos_token_id = end

@@ -2,36 +2,55 @@
 
 One forward pass computes the prompts of a batch. All responses share its keys and values
 (:mod:`masters.responses.engines.shared_prompt`) and are decoded together, one token per step. Finished
-responses leave the batch once they make up a quarter of it.
+responses leave the batch once they make up a quarter of it. A model that this does not fit generates by its
+own ``generate`` (:mod:`masters.responses.engines.native`); which way fits is tried on two questions.
 """
 
+import re
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
+import psutil
 import torch
 from torch import nn
-from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, PreTrainedModel
 
 from masters.data.questions import Questions
-from masters.models.loading import banned_tokens, load, prompt_positions
+from masters.models.loading import load, prompt_positions
 from masters.responses.engines import Response, Writer
+from masters.responses.engines.batch import Request, prepare
+from masters.responses.engines.native import generate_natively, log_probabilities, token_types
 from masters.responses.engines.shared_prompt import held_once
-from masters.responses.sampling import draw, processors, uniforms
 from masters.responses.source import Source
 from masters.settings import Sampling
 
-ROWS = 1024  # responses per batch
+ROWS = 1024  # responses per batch, at most
+USED = 0.6  # of the free memory
+LOGITS = 8  # copies of a row of logits, in float32, at once
+FULL = r"out of memory|can't allocate memory|not enough memory"  # in the message of a RuntimeError
+TRIED = Sampling(top_p=1.0, top_k=0, repetition_penalty=1.0, max_new_tokens=4)
+# Largest difference of a log-probability, in nats, that the rounding of a type explains.
+TOLERANCE = {torch.float64: 1e-2, torch.float32: 1e-2}
+LOW_PRECISION = 0.5
+
+_misfits: dict[str, str] = {}
 
 
 class TransformersEngine:
-    """The model in this process, on the GPU if there is one."""
+    """The model in this process, on the GPU if there is one.
+
+    Args:
+        batch: responses per batch; None fits it to the free memory. It does not change responses.
+    """
 
     name = "transformers"
     promise = "a response depends on its seed, question and index only, not on batch or order"
+
+    def __init__(self, batch: int | None = None) -> None:
+        self.batch = batch
 
     @contextmanager
     def writer(
@@ -43,7 +62,7 @@ class TransformersEngine:
             source.choice.mask(model).apply(source.ratio)
 
         def write(wanted: Sequence[int], indices: Sequence[int]) -> Iterator[list[Response]]:
-            return generate(model, processor, questions, wanted, indices, sampling, seed)
+            return generate(model, processor, questions, wanted, indices, sampling, seed, self.batch)
 
         yield write
 
@@ -56,6 +75,7 @@ def generate(
     responses: Sequence[int],
     sampling: Sampling,
     seed: int | None,
+    batch: int | None = None,
 ) -> Iterator[list[Response]]:
     """Generate responses, one batch of questions at a time.
 
@@ -65,42 +85,133 @@ def generate(
         responses: indices of each question's responses.
         sampling: greedy decoding uses ``max_new_tokens`` only.
         seed: None decodes greedily.
+        batch: responses per batch; None fits it to the free memory. It is halved when memory is full.
 
     Yields:
         All responses of a batch of questions, ordered by question and index.
+
+    Raises:
+        ValueError: one response does not fit the memory, or the model cannot generate.
     """
     order = sorted(wanted, key=lambda index: len(questions.prompt(index)))
-    batch = max(1, ROWS // len(responses))
-    for start in range(0, len(order), batch):
-        yield _generate_batch(
-            model, processor, questions, order[start : start + batch], responses, sampling, seed
-        )
+    if not order:
+        return
+    asked = Request(model, processor, questions, sampling, seed)
+    reason = misfit(asked, order)
+    longest = len(questions.prompt(order[-1]))
+    prompt = longest if reason else longest / len(responses)
+    rows = batch or fitting_rows(model, prompt, sampling.max_new_tokens)
+    while order:
+        count = max(1, rows // len(responses))
+        groups = [responses[start : start + rows] for start in range(0, len(responses), rows)]
+        made = _made(asked, order[:count], groups, reason)
+        if made is not None:
+            order = order[count:]
+            yield made
+            continue
+        if rows == 1:
+            raise ValueError(
+                f"question {questions.table['id'].iloc[order[0]]}: the memory is too small for one response "
+                f"of {sampling.max_new_tokens} tokens; lower sampling.max_new_tokens, or use smaller images"
+            )
+        rows = max(1, min(rows, len(order[:count]) * len(responses)) // 2)
+        if model.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _made(
+    asked: Request, wanted: Sequence[int], groups: Sequence[Sequence[int]], reason: str
+) -> list[Response] | None:
+    """Return the responses of a batch, one group of response indices at a time; None if memory is full."""
+    way = generate_natively if reason else _generate_shared
+    try:
+        return [response for group in groups for response in way(asked, wanted, group)]
+    except (RuntimeError, MemoryError, ValueError, TypeError, AttributeError, LookupError) as error:
+        if _is_full(error):
+            return None
+        if not reason:
+            raise
+        raise ValueError(
+            f"{type(asked.model).__name__} cannot generate: {reason}, and by its own generate "
+            f"{_first_line(error)}; generate with engine vllm or openai"
+        ) from error
+
+
+def _is_full(error: Exception) -> bool:
+    full = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return full or bool(isinstance(error, RuntimeError) and re.search(FULL, str(error)))
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
+
+
+def fitting_rows(model: PreTrainedModel, prompt: float, limit: int) -> int:
+    """Return how many responses the free memory holds at once, from 1 to ``ROWS``.
+
+    Args:
+        prompt: tokens of the prompt per response.
+        limit: tokens of a response.
+    """
+    text: Any = model.config.get_text_config()
+    width, heads = text.hidden_size, text.num_attention_heads
+    groups = getattr(text, "num_key_value_heads", None) or heads
+    size = groups * (getattr(text, "head_dim", None) or width // heads)
+    inner = getattr(text, "intermediate_size", None) or 4 * width
+    weight = model.get_output_embeddings().weight
+    cache = 2 * text.num_hidden_layers * size * (prompt + limit) * weight.element_size()
+    activations = prompt * (8 * width + 3 * inner) * weight.element_size()
+    logits = LOGITS * 4 * weight.shape[0]
+    if model.device.type == "cuda":
+        free = torch.cuda.mem_get_info(model.device)[0]
+    else:
+        free = psutil.virtual_memory().available
+    return max(1, min(ROWS, int(USED * free / (cache + activations + logits))))
+
+
+def misfit(asked: Request, order: Sequence[int]) -> str:
+    """Return why a model cannot share prompts, or "" if it can; tried once per class of models.
+
+    The shortest and the longest prompt get two short responses each. Their log-probabilities have to be those
+    of the model's own ``generate``.
+
+    Warns:
+        UserWarning: once per class of models that cannot.
+    """
+    name = type(asked.model).__name__
+    key = f"{name} {type(asked.model.config.get_text_config()).__name__}"
+    if key not in _misfits:
+        tried = replace(asked, sampling=TRIED, seed=0)
+        reason = _misfits[key] = _difference(tried, sorted({order[0], order[-1]}, key=order.index))
+        if reason:
+            line = f"{name} generates by its own way, with a prompt per response: {reason}"
+            warnings.warn(line, stacklevel=3)
+    return _misfits[key]
+
+
+def _difference(asked: Request, wanted: Sequence[int]) -> str:
+    try:
+        made = _generate_shared(asked, wanted, range(2))
+    except Exception as error:  # whatever a model of another family makes of such a cache
+        return "" if _is_full(error) else _first_line(error)
+    try:
+        own = log_probabilities(asked, wanted, range(2), [response.tokens for response in made])
+    except Exception:  # the model has no other way
+        return ""
+    ours = torch.tensor([one for response in made for one in response.logprobs or []])
+    most = TOLERANCE.get(asked.model.dtype, LOW_PRECISION)
+    largest = float((ours - own).abs().max())
+    if largest <= most or not own.isfinite().all():
+        return ""
+    return f"its log-probabilities differ by {largest:.2g} nats and {asked.model.dtype} explains {most:g}"
 
 
 @torch.inference_mode()
-def _generate_batch(
-    model: PreTrainedModel,
-    processor: Any,
-    questions: Questions,
-    wanted: Sequence[int],
-    responses: Sequence[int],
-    sampling: Sampling,
-    seed: int | None,
-) -> list[Response]:
-    n, limit, device = len(responses), sampling.max_new_tokens, model.device
-    end = processor.tokenizer.eos_token_id
-    prompts = [torch.from_numpy(questions.prompt(index).astype(np.int64)) for index in wanted]
-    left = partial(pad_sequence, batch_first=True, padding_side="left")  # all responses start in one column
-    input_ids = left(prompts).to(device)
-    attention = left([torch.ones_like(prompt) for prompt in prompts]).to(device)
-    longest = input_ids.shape[1]
-    images = {name: tensor.to(device) for name, tensor in questions.image_features(wanted).items()}
-    banned = banned_tokens(processor, model.get_output_embeddings().weight.shape[0])
-    warp = processors(sampling, banned)
-    identity = [(name, j) for name in questions.table["id"].iloc[list(wanted)] for j in responses]
-    if seed is not None:
-        noise = torch.from_numpy(uniforms(seed, identity, limit)).to(device)
-
+def _generate_shared(asked: Request, wanted: Sequence[int], responses: Sequence[int]) -> list[Response]:
+    model, n, limit = asked.model, len(responses), asked.sampling.max_new_tokens
+    batch = prepare(asked, wanted, responses)
+    input_ids, attention, images = batch.input_ids, batch.attention, batch.images
+    longest, device = input_ids.shape[1], model.device
     prompt_cache = DynamicCache(config=model.config.get_text_config())
     positions, position = prompt_positions(model, input_ids, attention, images)
     hidden = model.model(
@@ -108,15 +219,16 @@ def _generate_batch(
         attention_mask=attention,
         position_ids=positions,
         past_key_values=prompt_cache,
+        **token_types(model.model, asked.processor, input_ids),
         **images,
     ).last_hidden_state[:, -1]
     logits = model.get_output_embeddings()(hidden).float().repeat_interleave(n, 0)
-    rows = len(prompts) * n
+    rows = len(input_ids) * n
     position = position.repeat_interleave(n, 0)
     history = torch.zeros(rows, longest + limit, dtype=torch.long, device=device)
     history[:, :longest] = input_ids.repeat_interleave(n, 0)
     seen = nn.functional.pad(attention.repeat_interleave(n, 0), (0, limit), value=1)
-    tokens = torch.full((rows, limit), end, dtype=torch.long, device=device)
+    tokens = torch.zeros(rows, limit, dtype=torch.long, device=device)
     logprobs = torch.zeros(rows, limit, device=device)
     support = torch.zeros(rows, limit, device=device)
     lengths = torch.full((rows,), limit, dtype=torch.long, device=device)
@@ -124,21 +236,11 @@ def _generate_batch(
     going = torch.ones(rows, dtype=torch.bool, device=device)
     with held_once(model, prompt_cache, attention, n) as cache:
         for step in range(limit):
-            whole = logits.log_softmax(-1)
-            if seed is None:
-                logits[:, banned] = -torch.inf
-                allowed = logits.log_softmax(-1)
-                token = logits.argmax(-1)
-            else:
-                for process in warp:
-                    logits = process(history[:, : longest + step], logits)
-                allowed = logits.log_softmax(-1)
-                token = draw(allowed, noise[alive, step])
-            tokens[alive, step] = token
-            logprobs[alive, step] = whole.gather(1, token[:, None])[:, 0]
-            support[alive, step] = allowed.gather(1, token[:, None])[:, 0]
-            lengths[alive[going & (token == end)]] = step + 1
-            going = going & (token != end)
+            token, scores, supports = batch.sampler(history[:, : longest + step], logits, alive, step)
+            tokens[alive, step], logprobs[alive, step], support[alive, step] = token, scores, supports
+            ended = torch.isin(token, batch.ends)
+            lengths[alive[going & ended]] = step + 1
+            going = going & ~ended
             if step + 1 == limit or not going.any():
                 break
             # Dropping rows copies the cache, so finished rows stay until they are a quarter of the batch.
@@ -157,13 +259,4 @@ def _generate_batch(
             ).last_hidden_state[:, -1]
             position = position + 1
             logits = model.get_output_embeddings()(hidden).float()
-
-    columns = [
-        [row[:length] for row, length in zip(values.tolist(), lengths.tolist(), strict=True)]
-        for values in (tokens, logprobs, support)
-    ]
-    texts = processor.tokenizer.batch_decode(columns[0], skip_special_tokens=True)
-    return [
-        Response(name, j, ids, text.strip(), scores, supports, "stop" if ids[-1] == end else "length")
-        for (name, j), text, ids, scores, supports in zip(identity, texts, *columns, strict=True)
-    ]
+    return batch.finished(asked.processor, tokens, logprobs, support, lengths)
