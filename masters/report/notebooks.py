@@ -1,10 +1,9 @@
-"""One notebook through papermill: parameters checked first, output whole or absent, a record kept.
+"""Run notebooks: parameters are checked first, output is written only when complete, failures are one line.
 
-papermill alone writes its output while it runs, marks every cell completed after Ctrl-C and only warns of a
-parameter that the notebook does not have. Here the notebook runs under a temporary name and is moved into
-place when its last cell has succeeded; a parameter that is unknown or ill-typed is refused before anything
-starts; whatever goes wrong ends in one line that says which notebook, which cell and what to do. Everything
-that was finished before the failure is in the cache under ``data/``: the next start goes on from there.
+papermill alone writes its output while it runs and ignores unknown parameters. Here a notebook runs under a
+temporary name and is moved when its last cell has succeeded. Unknown or ill-typed parameters are refused
+before it starts. Work finished before a failure is in the cache under ``data/``, and the next start reuses
+it.
 """
 
 import errno
@@ -17,7 +16,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -33,38 +32,31 @@ from masters.runtime.files import ROOT, write_atomic
 from masters.runtime.provenance import record_provenance
 from masters.settings import NOTEBOOKS, load_profile, notebook_parameters
 
-KERNEL_ENVIRONMENT = {
-    # Sets of strings in the same order in every run, and no warning about forked tokenizers in the outputs.
-    "PYTHONHASHSEED": "0",
-    "TOKENIZERS_PARALLELISM": "false",
-}
-
-
-# Back to the start of the terminal line and wipe it.
-CLEAR = "\r\x1b[K"
+# The same order of sets of strings in every run, and no warnings about forked tokenizers.
+KERNEL_ENVIRONMENT = {"PYTHONHASHSEED": "0", "TOKENIZERS_PARALLELISM": "false"}
+CLEAR = "\r\x1b[K"  # clears the terminal line
 SMALLER = (
     ": close other programs or use a smaller profile (PROFILE=smoke) and start again; finished work is kept"
 )
 
 
 class ThisPython(AsyncKernelManager):
-    """Starts kernels with the interpreter that runs this module, whatever kernels the user has installed."""
+    """Starts kernels with the running interpreter, whichever kernels are installed."""
 
     @property
     def kernel_spec(self) -> KernelSpec:
-        """The kernel: this interpreter's ipykernel."""
-        # ipykernel's own log: a warning on every start, a traceback when it is shut down on Ctrl-C. What a
-        # cell raises does not go there.
+        """The running interpreter's ipykernel."""
+        # ipykernel logs a warning on every start and a traceback on Ctrl-C. Errors of cells are not logged.
         quiet = "--IPKernelApp.log_level=CRITICAL"
         argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", quiet]
         return KernelSpec(argv=argv, display_name="Python 3", language="python", env=KERNEL_ENVIRONMENT)
 
 
 def source_of(notebook: str) -> Path:
-    """The notebook as it stands in ``notebooks/``.
+    """Return the file of a notebook in ``notebooks/``.
 
     Raises:
-        ValueError: there is no such notebook; the message lists those that exist.
+        ValueError: there is no such notebook.
     """
     if notebook not in NOTEBOOKS:
         raise ValueError(f"no notebook {notebook!r}; there are: {', '.join(NOTEBOOKS)}")
@@ -72,19 +64,15 @@ def source_of(notebook: str) -> Path:
 
 
 def checked_parameters(source: Path, profile: str, notebook: str) -> dict[str, Any]:
-    """The parameters of one notebook at one profile, checked against the settings and against the notebook.
+    """Return a notebook's parameters at a profile, checked against the settings and the notebook.
 
     Args:
-        source: the notebook file, with one cell tagged ``parameters``.
-        profile: a folder of ``notebooks/params``.
-        notebook: the notebook's name in ``masters.settings.NOTEBOOKS``.
-
-    Returns:
-        What papermill puts in place of the notebook's defaults.
+        source: notebook file, with one cell tagged ``parameters``.
+        profile: folder of ``notebooks/params``.
+        notebook: name in ``masters.settings.NOTEBOOKS``.
 
     Raises:
-        ValueError: a parameter is unknown to the settings or to the notebook, has the wrong type or value, or
-            the notebook declares one that the settings do not have.
+        ValueError: a parameter is unknown to the settings or to the notebook, or has a wrong type or value.
     """
     import papermill
 
@@ -104,12 +92,12 @@ def checked_parameters(source: Path, profile: str, notebook: str) -> dict[str, A
 
 
 def run_notebook(notebook: str, profile: str, output: Path) -> None:
-    """Execute one notebook at one profile and write the executed copy, with a line for each cell as it runs.
+    """Execute one notebook at one profile and write the executed copy.
 
     Args:
-        notebook: its name, such as ``2_masking_ablations``.
-        profile: a folder of ``notebooks/params``.
-        output: where the executed notebook goes; its folder also gets ``provenance.json``.
+        notebook: name, such as ``2_masking_ablations``.
+        profile: folder of ``notebooks/params``.
+        output: file of the executed notebook; ``provenance.json`` is written beside it.
 
     Raises:
         ValueError: a parameter is wrong, a cell raised, or the kernel died; the message is one line.
@@ -127,10 +115,10 @@ def run_notebook(notebook: str, profile: str, output: Path) -> None:
 
 
 def execute(source: Path, output: Path, parameters: dict[str, Any]) -> None:
-    """Run a notebook with papermill and move the result into place, or keep it as ``<name>.failed.ipynb``.
+    """Run a notebook and move the result into place, or keep it as ``NAME.failed.ipynb``.
 
-    The modification time of the result is the time the run *started*, so that a parameter file edited while
-    the notebook ran is newer and make runs it again.
+    The modification time of the result is the time when the run *started*. So make runs it again if a
+    parameter file was edited meanwhile.
 
     Raises:
         ValueError: a cell raised or the kernel died: which notebook, which cell, what to do.
@@ -141,7 +129,7 @@ def execute(source: Path, output: Path, parameters: dict[str, Any]) -> None:
     failed = output.with_name(f"{output.stem}.failed.ipynb")
     for left in output.parent.glob(f".{output.stem}.*.ipynb"):
         pid = left.name.split(".")[-2]
-        if pid.isdigit() and not psutil.pid_exists(int(pid)):  # was killed
+        if pid.isdigit() and not psutil.pid_exists(int(pid)):  # left by a killed run
             left.unlink(missing_ok=True)
     try:
         _papermill(source, partial, parameters)
@@ -153,19 +141,19 @@ def execute(source: Path, output: Path, parameters: dict[str, Any]) -> None:
     except ValueError as error:
         if partial.exists():
             os.replace(partial, failed)
-            raise ValueError(f"{error} (as far as it came: {_short(failed)})") from error
+            raise ValueError(f"{error} (cells run so far: {_short(failed)})") from error
         raise
     finally:
         partial.unlink(missing_ok=True)
 
 
 def _papermill(source: Path, output: Path, parameters: dict[str, Any]) -> None:
-    """papermill on this interpreter's kernel, its failures told in one line."""
+    """Run papermill on this interpreter's kernel; failures become one line."""
     import papermill
     from nbclient.exceptions import DeadKernelError
 
     logging.getLogger("papermill").setLevel(logging.ERROR)
-    # After Ctrl-C asyncio tells of each task that was waiting for the kernel.
+    # After Ctrl-C asyncio logs every task that was waiting for the kernel.
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     shown = Progress(source)
     try:
@@ -197,44 +185,25 @@ def _papermill(source: Path, output: Path, parameters: dict[str, Any]) -> None:
 
 
 def refresh(notebook: str) -> bool:
-    """Run a notebook of ``notebooks/`` in place at its defaults; True if its outputs changed.
+    """Run a notebook of ``notebooks/`` in place with its defaults; return whether its outputs changed.
 
-    What differs between two equal runs (times, interpreter patch version, execution metadata) is left out, so
-    the tracked file changes only when its content does.
+    Everything that differs between two equal runs (times, interpreter version, execution metadata) is left
+    out, so the tracked file changes only if its content does.
 
     Raises:
-        ValueError: a cell raised or the kernel died; the file is then as it was.
+        ValueError: a cell raised or the kernel died; the file is then unchanged.
     """
-    from nbclient import NotebookClient
-    from nbclient.exceptions import CellExecutionError, DeadKernelError
-
     source = source_of(notebook)
-    content = nbformat.read(source, as_version=4)
-    shown = Progress(source)
-    client = NotebookClient(
-        content,
-        kernel_manager_class=ThisPython,
-        kernel_name="python3",
-        record_timing=False,
-        resources={"metadata": {"path": str(source.parent)}},
-        on_cell_start=shown.cell_start,
-        on_cell_executed=shown.cell_end,
-    )
-    try:
-        with shown:
-            client.execute()
-    except CellExecutionError as error:
-        raise ValueError(
-            f"{source.name}, {shown.where}: {error.ename}: {_first_line(error.evalue)}"
-        ) from error
-    except DeadKernelError as error:
-        raise ValueError(f"{source.name}, {shown.where}: the kernel died") from error
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder) / source.name
+        execute(source, output, {})
+        content = nbformat.read(output, as_version=4)
     content.metadata = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
         "language_info": {"name": "python", "pygments_lexer": "ipython3"},
     }
     for cell in content.cells:
-        for key in ("execution", "papermill"):
+        for key in ("execution", "papermill", *(() if cell.metadata.get("tags") else ("tags",))):
             cell.metadata.pop(key, None)
     text = nbformat.writes(content) + "\n"
     if text == source.read_text():
@@ -244,11 +213,11 @@ def refresh(notebook: str) -> bool:
 
 
 class Progress:
-    """What a running notebook shows, and what is watched meanwhile.
+    """Shows and watches a running notebook.
 
-    A line for each code cell with its heading and time. While it runs, a terminal shows the time counting up
-    and how far the work is (see ``masters.runtime.progress``); elsewhere, such as in a log, that is a line a
-    minute. The least free memory is noted, and processes that outlive their kernel are ended.
+    Each code cell has a line with its heading and time. While it runs, a terminal shows the time and the
+    progress of the work (:mod:`masters.runtime.progress`); a log gets a line per minute. The least free
+    memory is recorded, and processes that outlive their kernel are ended.
     """
 
     def __init__(self, source: Path) -> None:
@@ -261,38 +230,35 @@ class Progress:
         self._running_since: float | None = None
         self._reported = 0.0
         self._family: set[psutil.Process] = set()
-        self._stop = threading.Event()
-        self._watcher = threading.Thread(target=self._watch, daemon=True)
+        self._open = ExitStack()
 
     @property
     def where(self) -> str:
-        """The cell that runs or ran last, in words."""
+        """The running or last cell, for messages."""
         heading = f" ({self.heading})" if self.heading else ""
         return f"code cell {self.number} of {self.total}{heading}" if self.number else "before its first cell"
 
     def __enter__(self) -> "Progress":
         self._begun = time.monotonic()
-        self._folder = tempfile.TemporaryDirectory(prefix="masters-progress-", ignore_cleanup_errors=True)
-        os.environ["MASTERS_PROGRESS"] = self._folder.name
+        folder = tempfile.TemporaryDirectory(prefix="masters-progress-", ignore_cleanup_errors=True)
+        os.environ["MASTERS_PROGRESS"] = self._open.enter_context(folder)
         print(f"{self.name}", flush=True)
-        self._watcher.start()
+        self._open.enter_context(progress.repeatedly(self._look, 1.0))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        self._stop.set()
-        self._watcher.join()
+        self._open.close()
         for process in self._family:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
         del os.environ["MASTERS_PROGRESS"]
-        self._folder.cleanup()
         if self._running_since is not None:
             print(flush=True)
         if kind is None:
             print(f"  done in {_clock(time.monotonic() - self._begun)}", flush=True)
 
     def cell_start(self, cell: Any, cell_index: int) -> None:
-        """Called before each cell: a heading is remembered, a code cell of the source is announced."""
+        """Remember a heading; print a line for a code cell of the source."""
         if "injected-parameters" in cell.metadata.get("tags", []):
             return
         if cell.cell_type == "markdown":
@@ -304,33 +270,30 @@ class Progress:
             print(self._line(), end="", flush=True)
 
     def cell_end(self, cell: Any, cell_index: int, execute_reply: Any) -> None:
-        """Called after each code cell, whether it raised or not."""
+        """Print the time of a code cell that succeeded."""
         if self._running_since is not None and execute_reply["content"]["status"] == "ok":
             seconds = time.monotonic() - self._running_since
             self._running_since = None
-            print(
-                (f"{CLEAR}{self._line()}" if sys.stdout.isatty() else "") + f"{_clock(seconds):>8}",
-                flush=True,
-            )
+            again = f"{CLEAR}{self._line()}" if sys.stdout.isatty() else ""
+            print(f"{again}{_clock(seconds):>8}", flush=True)
 
     def _line(self) -> str:
         return f"  {self.number:3d}/{self.total}  {self.heading[:60]:<60}"
 
-    def _watch(self) -> None:
-        while not self._stop.wait(1.0):
-            self.least_memory = min(self.least_memory, psutil.virtual_memory().available)
-            with suppress(psutil.Error):
-                self._family |= set(psutil.Process().children(recursive=True))
-            since, now = self._running_since, time.monotonic()
-            if since is None:
-                continue
-            work = ", ".join(progress.lines(Path(self._folder.name)))
-            if sys.stdout.isatty():
-                room = max(shutil.get_terminal_size().columns - 80, 0)
-                print(f"{CLEAR}{self._line()}{_clock(now - since):>8}  {work[:room]}", end="", flush=True)
-            elif now - self._reported >= 60:
-                self._reported = now
-                print(f"\n          {_clock(now - since)}  {work}", end="", flush=True)
+    def _look(self) -> None:
+        self.least_memory = min(self.least_memory, psutil.virtual_memory().available)
+        with suppress(psutil.Error):
+            self._family |= set(psutil.Process().children(recursive=True))
+        since, now = self._running_since, time.monotonic()
+        if since is None:
+            return
+        work = ", ".join(progress.lines(Path(os.environ["MASTERS_PROGRESS"])))
+        if sys.stdout.isatty():
+            room = max(shutil.get_terminal_size().columns - 80, 0)
+            print(f"{CLEAR}{self._line()}{_clock(now - since):>8}  {work[:room]}", end="", flush=True)
+        elif now - self._reported >= 60:
+            self._reported = now
+            print(f"\n          {_clock(now - since)}  {work}", end="", flush=True)
 
 
 @contextmanager
@@ -351,10 +314,10 @@ def _terminate_as_interrupt() -> Iterator[None]:
 
 
 def _hint(what: str) -> str:
-    """What to do about the failures that are not the notebook's own; empty for those that are."""
+    """Return what to do about failures of the machine; empty for failures of the notebook."""
     if "No space left on device" in what:
         return ": free some disk space and start again; finished work is kept"
-    # A worker that was killed from outside nearly always was killed for its memory.
+    # A killed worker nearly always means that memory ran out.
     if (
         what.startswith(("MemoryError", "BrokenProcessPool"))
         or "can't allocate memory" in what

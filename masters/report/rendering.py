@@ -28,3 +28,8 @@ ENVIRONMENT = Environment(
 def fill(template: str, **values: Any) -> str:
     """Fill a template of ``masters/report/templates``; line breaks in a table's cell become ``<br>``."""
     return ENVIRONMENT.get_template(template).render(values)
+
+
+def paragraph(text: str) -> str:
+    """Return text as an HTML paragraph, for notebooks."""
+    return fill("paragraph.html", text=text)

@@ -46,30 +46,13 @@ def _dose(own: Path, pretrained: Path) -> dict[str, Any]:
     if own.is_file():
         frame = pd.read_csv(own)
         whole = frame[frame["ratio"] == 0].set_index("model")["to_student"]
+        near = frame[(frame["ratio"] - 0.2).abs() < 1e-9]
+        found["own"] = near.assign(before=near["model"].map(whole)).to_dict("records")
         found["table"] = _doses(frame.drop(columns="loss", errors="ignore"))
-        found["own"] = [
-            {
-                "model": row["model"],
-                "moved": f"{row['from_whole']:.4f}",
-                "changed": f"{100 * row['argmax_changed']:.1f}",
-                "before": f"{whole[row['model']]:.4f}",
-                "after": f"{row['to_student']:.4f}",
-            }
-            for row in frame[(frame["ratio"] - 0.2).abs() < 1e-9].to_dict("records")
-        ]
     if pretrained.is_file():
         frame = pd.read_csv(pretrained)
-        at = frame.set_index("ratio")
-        found["pretrained"] = {
-            "moved": f"{at['from_whole'][0.2]:.3f}",
-            "changed": f"{100 * at['argmax_changed'][0.2]:.0f}",
-            "sharp": f"{at['entropy'][0.0]:.2f}",
-            "soft": f"{at['entropy'][0.15]:.2f}",
-            "loss": f"{at['loss'][0.0]:.2f}",
-            "soft_loss": f"{at['loss'][0.15]:.2f}",
-            "broken": f"{at['loss'][0.5]:.2f}",
-            "table": _doses(frame.drop(columns="to_student")),
-        }
+        found["pretrained"] = frame.set_index("ratio").to_dict()
+        found["pretrained_table"] = _doses(frame.drop(columns="to_student"))
     return found
 
 
@@ -90,17 +73,14 @@ def _weight(study: Study) -> dict[str, Any]:
     means = swept.groupby("arm", sort=False)["accuracy"].mean()
     return {
         "arms": [[name, settings[name]] for name in names if name in settings],
-        "rates": [(str(name).split("=")[1], f"{100 * accuracy:.1f}") for name, accuracy in means.items()],
-        "base": f"{_base(study):.1f}",
+        "rates": [(str(name).split("=")[1], 100 * accuracy) for name, accuracy in means.items()],
+        "base": _base(study),
     }
 
 
-def _sight(study: Study) -> dict[str, str] | None:
+def _sight(study: Study) -> dict[str, float] | None:
     blind = 100 * blind_accuracies(study.folder)
-    if "all" not in blind:
-        return None
-    base = _base(study)
-    return {"blind": f"{blind['all']:.1f}", "base": f"{base:.1f}", "more": f"{base - blind['all']:.1f}"}
+    return {"blind": blind["all"], "base": _base(study)} if "all" in blind else None
 
 
 def _base(study: Study) -> float:
@@ -114,10 +94,6 @@ def _rewards(path: Path) -> dict[str, Any] | None:
     facts = pd.read_csv(path).set_index("what")["value"]
     advantages = facts[facts.index.str.startswith("advantage_")]
     return {
-        "correct": f"{facts['correlation_correct']:.2f}",
-        "length": f"{facts['correlation_length']:.2f}",
-        "flat": f"{100 * facts['flat_accuracy']:.0f}",
-        "advantages": [
-            (str(name).removeprefix("advantage_"), f"{value:+.2f}") for name, value in advantages.items()
-        ],
+        **facts,
+        "advantages": [(str(name).removeprefix("advantage_"), value) for name, value in advantages.items()],
     }
