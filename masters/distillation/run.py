@@ -122,7 +122,8 @@ def _prepare(run: RunFile, say: Say) -> Prepared:
     say(f"data: {counts} questions; {len(own.skipped):,} rows skipped")
     for problem in own.problems:
         say(f"data: {problem}")
-    profile = run.profile(len(train))
+    evaluated = max((len(rows) for split, rows in own.splits.items() if split != "train"), default=0)
+    profile = run.profile(len(train), evaluated)
     labelled = sum(answer != "" for answer in train["answer"])
     spec = run.spec(profile, labelled > 0)
     if spec.learn_from == "labels" and labelled < len(train):
@@ -185,7 +186,7 @@ def _evaluate(prepared: Prepared, name: str, model_folder: Path, say: Say) -> No
     if split is None or path.is_file():
         return
     lab = prepared.lab
-    questions = lab.questions(split)
+    questions = lab.questions("validation" if split == "eval" else split)
     model, processor = load(model_folder)
     longest = lab.profile.sampling.max_new_tokens
     frame = answers(model, processor, questions, lab.judge, longest, f"answers {name}")

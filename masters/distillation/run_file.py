@@ -146,11 +146,12 @@ class RunFile(Strict):
         models = dict(zip(NAMES[len(self.teachers)], self.teachers, strict=True))
         return {"student": self.place(self.student)} | {rung: self.place(m) for rung, m in models.items()}
 
-    def profile(self, questions: int) -> Profile:
+    def profile(self, questions: int, evaluated: int) -> Profile:
         """Return the profile of this run.
 
         Args:
             questions: training questions.
+            evaluated: questions of the largest other split.
         """
         options, training, cache = self.responses, self.training, self.teacher_cache
         batch = min(training.batch, questions)
@@ -165,8 +166,8 @@ class RunFile(Strict):
             seeds=1,
             tasks=(self.data,),
             train_questions=questions,
-            validation_questions=1,
-            test_questions=1,
+            validation_questions=max(1, evaluated),
+            test_questions=max(1, evaluated),
             ladder={rung: ModelSpec(path=path) for rung, path in self.rungs().items()},
             sampling=Sampling(**options.model_dump(include=set(Sampling.model_fields))),
             generation=Generation(**options.model_dump(include=set(Generation.model_fields))),

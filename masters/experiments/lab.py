@@ -225,7 +225,7 @@ class Lab:
         return frame
 
     def judge_of(self, name: str) -> Judge:
-        """Return a judge by name: ``rule`` (the profile's reward), ``embedding`` or ``llm`` (its language model).
+        """Return a judge by name: ``rule`` (the profile's reward), ``embedding`` or ``llm`` (its model).
 
         Raises:
             ValueError: the profile names no language model, or its address is not valid.
