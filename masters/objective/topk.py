@@ -31,6 +31,11 @@ def bytes_per_token(vocabulary: int, k: int) -> int:
     return -(-k * _bits(vocabulary) // 8) + 2 * k + 2
 
 
+def storage_bytes(tokens: int, vocabulary: int, k: int | None) -> int:
+    """Return the bytes on disk of the distributions at some tokens: k entries of each, or all if None."""
+    return tokens * (2 * vocabulary if k is None else bytes_per_token(vocabulary, k))
+
+
 def encode(log_probabilities: Tensor, k: int) -> np.ndarray:
     """Pack distributions.
 

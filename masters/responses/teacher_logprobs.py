@@ -7,6 +7,10 @@ runs that share it. It is stored as float16: the error of a log-probability is a
 entries and the mass of the rest are stored, see :mod:`masters.objective.topk`.
 """
 
+import hashlib
+import json
+import os
+import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,10 +23,11 @@ from masters.models.compatibility import reads_packed
 from masters.models.loading import load
 from masters.models.packing import pack, response_projection
 from masters.objective.logits import chunks, dense, select
-from masters.objective.topk import Packed, bytes_per_token, encode
+from masters.objective.topk import Packed, bytes_per_token, encode, storage_bytes
 from masters.responses.source import Source
 from masters.runtime.files import cache_dir, write_folder_once
-from masters.runtime.keys import hash_of, key_of
+from masters.runtime.keys import key_of
+from masters.runtime.memory import is_full, release
 from masters.runtime.progress import report
 
 BATCH = 16  # questions per forward pass
@@ -68,7 +73,6 @@ def distributions(
     Returns:
         One array ``(tokens, vocabulary)`` per response, in order, mapped from disk.
     """
-    text = np.concatenate([tokens for group in groups for tokens in group]).astype(np.int32)
     lengths = np.array([len(tokens) for group in groups for tokens in group], dtype=np.int32)
     contents = list(questions.table["content"].iloc[list(wanted)])
     key = key_of(
@@ -76,7 +80,7 @@ def distributions(
         weights=scorer.weights(),
         ratio=scorer.ratio,
         choice=scorer.choice.key() or None,
-        texts=hash_of([text.tobytes().hex(), lengths.tobytes().hex(), contents]),
+        texts=_hash_of_texts(groups, lengths, contents),
         top_k=top_k,
         vocabulary=vocabulary,
     )
@@ -89,6 +93,17 @@ def distributions(
 
     write_folder_once(folder, save)
     return Ragged(folder, "logprobs") if top_k is None else TopK(folder)
+
+
+def _hash_of_texts(groups: Sequence[Sequence[np.ndarray]], lengths: np.ndarray, contents: list[str]) -> str:
+    """Return ``hash_of([all tokens, lengths, contents])``, without all tokens in one text."""
+    digest = hashlib.sha256(b'["')
+    for group in groups:
+        for tokens in group:
+            digest.update(np.asarray(tokens, dtype=np.int32).tobytes().hex().encode())
+    rest = json.dumps([lengths.tobytes().hex(), contents], separators=(",", ":"))
+    digest.update(b'",' + rest.removeprefix("[").encode())
+    return digest.hexdigest()[:16]
 
 
 def seconds(scored: Ragged | TopK) -> float:
@@ -107,6 +122,8 @@ def _score(
     vocabulary: int | None,
     folder: Path,
 ) -> None:
+    if vocabulary:
+        _check_disk(scorer, int(lengths.sum()), vocabulary, top_k, folder)
     model, _ = load(scorer.folder)
     if scorer.ratio:
         scorer.choice.mask(model).apply(scorer.ratio)
@@ -116,25 +133,47 @@ def _score(
     if top_k is not None:
         name, width, kind = "topk", bytes_per_token(vocabulary, top_k), "uint8"
         np.save(folder / "topk.shape.npy", [vocabulary, top_k])
-    np.save(folder / f"{name}.offsets.npy", np.cumsum([0, *lengths]))
+    offsets = np.cumsum([0, *lengths])
+    np.save(folder / f"{name}.offsets.npy", offsets)
     shape = (int(lengths.sum()), width)
     kept = np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=kind, shape=shape)
+    with open(folder / f"{name}.npy", "r+b") as file:  # writing to a map on a full disk kills the process
+        os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
     what = f"scoring responses with {scorer.title}"
-    end = 0
-    for start in range(0, len(wanted), BATCH):
-        indices = wanted[start : start + BATCH]
-        chosen = groups[start : start + BATCH]
-        batch = pack(
-            [questions.prompt(index) for index in indices],
-            chosen,
-            [questions.image_features([index]) for index in indices],
-            together=together,
-        ).to(model.device)
-        logits = select(response_projection(model, batch, vocabulary), batch.mask)
-        for rows in chunks(logits.shape[0], vocabulary):
-            scores = dense(select(logits, rows)).float().log_softmax(-1)
-            made = scores.half().cpu().numpy() if top_k is None else encode(scores, top_k)
-            kept[end : end + len(made)] = made
-            end += len(made)
-        report(what, start + len(indices), len(wanted))
+    start, size, each = 0, BATCH, len(groups[0]) if groups else 0
+    while start < len(wanted):
+        indices, chosen = wanted[start : start + size], groups[start : start + size]
+        end = int(offsets[each * start])
+        try:
+            batch = pack(
+                [questions.prompt(index) for index in indices],
+                chosen,
+                [questions.image_features([index]) for index in indices],
+                together=together,
+            ).to(model.device)
+            logits = select(response_projection(model, batch, vocabulary), batch.mask)
+            for rows in chunks(logits.shape[0], vocabulary):
+                scores = dense(select(logits, rows)).float().log_softmax(-1)
+                made = scores.half().cpu().numpy() if top_k is None else encode(scores, top_k)
+                kept[end : end + len(made)] = made
+                end += len(made)
+        except (RuntimeError, MemoryError) as error:
+            if not is_full(error) or size == 1:
+                raise
+            size = min(size, len(indices)) // 2 or 1
+        else:
+            start += len(indices)
+            report(what, start, len(wanted))
+            continue
+        release()
     kept.flush()
+
+
+def _check_disk(scorer: Source, tokens: int, vocabulary: int, top_k: int | None, folder: Path) -> None:
+    needed, free = storage_bytes(tokens, vocabulary, top_k), shutil.disk_usage(folder).free
+    if needed > free:
+        raise ValueError(
+            f"the log-probabilities of {scorer.title} at {tokens:,} tokens need {needed / 2**30:,.1f} GiB "
+            f"and {folder.parent} has {free / 2**30:,.1f} GiB left; set distillation.top_k_logprobs, such as 64, "
+            "or MASTERS_DATA to a larger disk"
+        )

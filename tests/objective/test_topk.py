@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from masters.objective.divergence import jsd
-from masters.objective.topk import Packed, bytes_per_token, encode
+from masters.objective.topk import Packed, bytes_per_token, encode, storage_bytes
 from masters.responses.teacher_logprobs import TopK
 
 
@@ -37,6 +37,8 @@ def test_the_largest_entries_are_restored(vocabulary: int, k: int) -> None:
 
 def test_64_entries_of_a_large_vocabulary_take_274_bytes() -> None:
     assert bytes_per_token(151_936, 64) == 274
+    assert storage_bytes(10, 151_936, 64) == 2740
+    assert storage_bytes(10, 151_936, None) == 10 * 2 * 151_936
 
 
 def test_a_certain_teacher_stays_finite() -> None:

@@ -1,5 +1,6 @@
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -142,6 +143,34 @@ def test_a_failure_leaves_no_files(setting: Setting, monkeypatch: pytest.MonkeyP
             distributions(setting.source, setting.questions, WANTED, setting.groups)
     assert not [path for path in (tmp_path / "cache" / "distributions").iterdir() if path.is_dir()]
     assert len(distributions(setting.source, setting.questions, WANTED, setting.groups)) == 3 * len(WANTED)
+
+
+def test_a_full_memory_halves_the_batch(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = distributions(setting.source, setting.questions, WANTED, setting.groups)
+    quick, sizes = module.response_projection, []
+
+    def full(model: Any, batch: Any, *rest: Any) -> Any:
+        sizes.append(len(batch.images["pixel_values"]))
+        if sizes[-1] > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return quick(model, batch, *rest)
+
+    monkeypatch.setattr(module, "response_projection", full)
+    source = Source("large", setting.source.folder, 1e-9)  # masks nothing, and is not stored yet
+    again = distributions(source, setting.questions, WANTED, setting.groups)
+    assert max(sizes) > 2 and sizes[-1] <= 2
+    assert np.abs(again.values.astype(np.float32) - whole.values.astype(np.float32)).max() < 5e-3
+
+
+def test_a_disk_that_is_too_small_is_told_before_a_model_is_loaded(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forbid(monkeypatch)
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    told = r"need 0\.0 GiB and .* left; set distillation\.top_k_logprobs"
+    with pytest.raises(ValueError, match=told) as error:
+        distributions(setting.source, setting.questions, WANTED, setting.groups, vocabulary=100)
+    assert "\n" not in str(error.value)
 
 
 def test_rows_without_a_token_are_dropped(setting: Setting, tmp_path: Path) -> None:

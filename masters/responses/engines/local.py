@@ -6,14 +6,12 @@ responses leave the batch once they make up a quarter of it. A model that this d
 own ``generate`` (:mod:`masters.responses.engines.native`); which way fits is tried on two questions.
 """
 
-import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-import psutil
 import torch
 from torch import nn
 from transformers import DynamicCache, PreTrainedModel
@@ -25,12 +23,12 @@ from masters.responses.engines.batch import Request, prepare
 from masters.responses.engines.native import generate_natively, log_probabilities, token_types
 from masters.responses.engines.shared_prompt import held_once
 from masters.responses.source import Source
+from masters.runtime.memory import free_bytes, is_full, release
 from masters.settings import Sampling
 
 ROWS = 1024  # responses per batch, at most
 USED = 0.6  # of the free memory
 LOGITS = 8  # copies of a row of logits, in float32, at once
-FULL = r"out of memory|can't allocate memory|not enough memory"  # in the message of a RuntimeError
 TRIED = Sampling(top_p=1.0, top_k=0, repetition_penalty=1.0, max_new_tokens=4)
 # Largest difference of a log-probability, in nats, that the rounding of a type explains.
 TOLERANCE = {torch.float64: 1e-2, torch.float32: 1e-2}
@@ -115,8 +113,7 @@ def generate(
                 f"of {sampling.max_new_tokens} tokens; lower sampling.max_new_tokens, or use smaller images"
             )
         rows = max(1, min(rows, len(order[:count]) * len(responses)) // 2)
-        if model.device.type == "cuda":
-            torch.cuda.empty_cache()
+        release()
 
 
 def _made(
@@ -127,7 +124,7 @@ def _made(
     try:
         return [response for group in groups for response in way(asked, wanted, group)]
     except (RuntimeError, MemoryError, ValueError, TypeError, AttributeError, LookupError) as error:
-        if _is_full(error):
+        if is_full(error):
             return None
         if not reason:
             raise
@@ -135,11 +132,6 @@ def _made(
             f"{type(asked.model).__name__} cannot generate: {reason}, and by its own generate "
             f"{_first_line(error)}; generate with engine vllm or openai"
         ) from error
-
-
-def _is_full(error: Exception) -> bool:
-    full = isinstance(error, torch.OutOfMemoryError | MemoryError)
-    return full or bool(isinstance(error, RuntimeError) and re.search(FULL, str(error)))
 
 
 def _first_line(error: Exception) -> str:
@@ -162,11 +154,7 @@ def fitting_rows(model: PreTrainedModel, prompt: float, limit: int) -> int:
     cache = 2 * text.num_hidden_layers * size * (prompt + limit) * weight.element_size()
     activations = prompt * (8 * width + 3 * inner) * weight.element_size()
     logits = LOGITS * 4 * weight.shape[0]
-    if model.device.type == "cuda":
-        free = torch.cuda.mem_get_info(model.device)[0]
-    else:
-        free = psutil.virtual_memory().available
-    return max(1, min(ROWS, int(USED * free / (cache + activations + logits))))
+    return max(1, min(ROWS, int(USED * free_bytes(model.device) / (cache + activations + logits))))
 
 
 def misfit(asked: Request, order: Sequence[int]) -> str:
@@ -193,7 +181,7 @@ def _difference(asked: Request, wanted: Sequence[int]) -> str:
     try:
         made = _generate_shared(asked, wanted, range(2))
     except Exception as error:  # whatever a model of another family makes of such a cache
-        return "" if _is_full(error) else _first_line(error)
+        return "" if is_full(error) else _first_line(error)
     try:
         own = log_probabilities(asked, wanted, range(2), [response.tokens for response in made])
     except Exception:  # the model has no other way
