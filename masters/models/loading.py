@@ -308,7 +308,7 @@ def banned_tokens(processor: Any, rows: int) -> list[int]:
             tokens.append(getattr(holder, f"{kind}_token", None))
             for name in (f"{kind}_token_id", f"{kind}_token_ids"):  # either may be one or several
                 ids = getattr(holder, name, None)
-                found |= set(ids) if isinstance(ids, list | tuple) else {ids} - {None}
+                found |= (set(ids) if isinstance(ids, list | tuple) else {ids}) - {None}
     known = tokenizer.get_vocab()
     found |= {known[token] for token in tokens if isinstance(token, str) and token in known}
     return sorted((found | set(range(len(tokenizer), rows))) - {tokenizer.eos_token_id})
