@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
 from masters.masking.schedule import MaskSchedule
 from masters.objective.options import LossOptions
@@ -70,6 +70,19 @@ class SplitFromTrain(Strict):
     split_from_train: Count = Field(description="number of rows; no picture is in both splits")
 
 
+def _kind_of_entry(value: Any) -> str:
+    if isinstance(value, dict | SplitFromTrain):
+        return "cut"
+    return "files" if isinstance(value, list) else "file"
+
+
+# Tagged, so that a wrong entry gives one message instead of one per type.
+Entry = Annotated[
+    Annotated[str, Tag("file")] | Annotated[list[str], Tag("files")] | Annotated[SplitFromTrain, Tag("cut")],
+    Discriminator(_kind_of_entry),
+]
+
+
 class OwnData(Strict):
     """Rows of your own, see :mod:`masters.own_data`. A path is relative to the file that names it."""
 
@@ -78,12 +91,19 @@ class OwnData(Strict):
         description="JSONL, JSON, CSV, TSV or Parquet (a glob for several), a datasets folder, an image "
         "folder, or a hub name; or a list of these"
     )
-    eval: str | list[str] | SplitFromTrain | None = Field(None, description="rows for the evaluation")
-    test: str | list[str] | SplitFromTrain | None = Field(None, description="rows for a last evaluation")
+    eval: Entry | None = Field(None, description="rows for the evaluation")
+    test: Entry | None = Field(None, description="rows for a last evaluation")
     columns: Columns = Columns()
     system: str | None = Field(None, description="system prompt of the rows that have none")
     max_pixels: int | None = Field(None, ge=28 * 28, description="larger pictures are scaled down to this")
     on_bad_row: Literal["skip", "stop"] = Field("skip", description="skipped rows are listed with reasons")
+
+
+# A built-in question set by name, or data of your own.
+Task = Annotated[
+    Annotated[str, Tag("name")] | Annotated[OwnData, Tag("data")],
+    Discriminator(lambda value: "name" if isinstance(value, str) else "data"),
+]
 
 
 class ModelSpec(Strict):
@@ -254,7 +274,7 @@ class Profile(Strict):
     processes: Count = Field(2, description="runs trained in parallel, one thread each")
     seeds: Count = Field(description="seeds per distillation arm; paper: 1")
     replicate: int = Field(0, ge=0, description="number of the ladder and its responses; paper: one")
-    tasks: tuple[str | OwnData, ...] = Field(
+    tasks: tuple[Task, ...] = Field(
         min_length=1, description="question sets, in the order of the tables: names, or data of your own"
     )
     train_questions: Count = Field(description="training questions per task, for the ladder")

@@ -144,16 +144,19 @@ def _transformers_refuses(body: dict[str, Any], loaded: dict[str, Any]) -> tuple
 
 @torch.inference_mode()
 def _answer(model: Any, processor: Any, body: dict[str, Any], tell: bool) -> dict[str, Any]:
-    content, pictures = [], []
-    for part in body["messages"][0]["content"]:
-        if part["type"] == "image_url":
-            raw = re.fullmatch(r"data:image/png;base64,(.*)", part["image_url"]["url"])
-            assert raw
-            pictures.append(Image.open(io.BytesIO(base64.b64decode(raw[1]))).convert("RGB"))
-            content.append({"type": "image"})
-        else:
-            content.append(part)
-    text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    messages, pictures = [], []
+    for message in body["messages"]:
+        content = []
+        for part in message["content"]:
+            if part["type"] == "image_url":
+                raw = re.fullmatch(r"data:image/png;base64,(.*)", part["image_url"]["url"])
+                assert raw
+                pictures.append(Image.open(io.BytesIO(base64.b64decode(raw[1]))).convert("RGB"))
+                content.append({"type": "image"})
+            else:
+                content.append(part)
+        messages.append({"role": message["role"], "content": content})
+    text = processor.apply_chat_template(messages, add_generation_prompt=True)
     inputs = processor(text=[text], images=pictures or None, return_tensors="pt")
     ids = inputs.pop("input_ids")
     start = ids.shape[1]

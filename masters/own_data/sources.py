@@ -79,7 +79,7 @@ class Source(NamedTuple):
         assert self.path is not None
         if self.path.is_dir():
             yield from self._of_image_folder()
-        elif self.path.suffix.lower() in (".jsonl", ".ndjson"):
+        elif self.path.suffix.lower() in (".jsonl", ".ndjson") or _has_objects_per_line(self.path):
             yield from self._of_lines()
         else:
             read = {".json": _of_json, ".parquet": _of_parquet}.get(self.path.suffix.lower(), _of_table)
@@ -228,6 +228,18 @@ def _with_class_names(tables: Iterable[Any], features: datasets.Features) -> Ite
                 if row[column] is not None:
                     row[column] = classes[row[column]]
             yield row
+
+
+def _has_objects_per_line(path: Path) -> bool:
+    """Return whether a file called ``.json`` holds one object per line, as many do."""
+    if path.suffix.lower() != ".json":
+        return False
+    with open(path, "rb") as file:
+        first, second = file.readline(), file.readline()
+    try:
+        return isinstance(json.loads(first.decode("utf-8-sig")), dict) and bool(second.strip())
+    except (ValueError, RecursionError):
+        return False
 
 
 def _of_json(path: Path) -> Iterator[Any]:

@@ -19,9 +19,8 @@ from masters.data.tasks import load_task, task_hash, vocabulary
 from masters.own_data.encoding import encode
 from masters.own_data.question_set import load_own_data
 from masters.runtime.keys import hash_of
-from masters.settings import OwnData
+from masters.settings import OwnData, Task
 
-Task = str | OwnData
 _SPLITS = {"train": "train", "validation": "eval", "test": "test"}
 _ORDER_SEED = 7
 

@@ -110,6 +110,11 @@ def test_the_page_goes_where_it_is_told(folder: Path, masters: Masters) -> None:
         ("data: {train: gone.jsonl}", "data.train: there is no file or folder 'gone.jsonl'"),
         ("data: {train: train.jsonl, on_bad_row: stop}", "train.jsonl row 31: picture"),
         ("data: {eval: a.jsonl}", "data.train: Field required"),
+        (
+            "data: {train: train.jsonl, eval: {split_from_train: 0}}",
+            "run.yaml: data.eval.cut.split_from_train: Input",
+        ),
+        ("data: {train: train.jsonl, eval: 7}", "run.yaml: data.eval.file: Input should be a valid string"),
         ("a: [", "run.yaml is not valid YAML"),
     ],
 )

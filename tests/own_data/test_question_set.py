@@ -76,6 +76,8 @@ def save(base: Path, form: str) -> str | list[str]:
         (base / "train.json").write_text(json.dumps(rows()))
     elif form == "json with data":
         (base / "train.json").write_text(json.dumps({"data": rows()}))
+    elif form == "json of lines":
+        write(base / "train.json", rows())
     elif form in ("csv", "tsv"):
         frame.to_csv(base / f"train.{form}", index=False, sep="\t" if form == "tsv" else ",")
     elif form == "parquet":
@@ -112,6 +114,7 @@ FORMS = (
     "jsonl",
     "json",
     "json with data",
+    "json of lines",
     "csv",
     "tsv",
     "parquet",

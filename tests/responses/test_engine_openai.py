@@ -17,11 +17,12 @@ from masters.data.questions import Questions
 from masters.masking.choice import MaskChoice
 from masters.masking.teacher_mask import TeacherMask
 from masters.models.loading import load
+from masters.own_data.question_set import encode_own, load_own_data
 from masters.responses.cached import engine_of, open_store, responses
 from masters.responses.engines import Writer
 from masters.responses.engines.openai import OpenAIEngine
 from masters.responses.source import Source
-from masters.settings import Generation, LanguageJudge, Sampling
+from masters.settings import Generation, LanguageJudge, OwnData, Sampling
 
 COUNT, PADDED = 6, 3
 SAMPLING = Sampling(top_p=1.0, top_k=0, repetition_penalty=1.0, max_new_tokens=8)
@@ -98,6 +99,34 @@ def test_greedy_responses_are_those_of_transformers(server: ChatServer, folder: 
         assert np.allclose(one, other, atol=1e-3)
     assert far["support_logprobs"].isna().all()
     assert 1 < server.top <= 3
+
+
+def test_turns_and_pictures_of_ones_own_reach_the_server(
+    server: ChatServer, folder: Path, tmp_path: Path
+) -> None:
+    turns = [
+        {"role": "user", "content": "what <image> is this <image> ?"},
+        {"role": "assistant", "content": "it is red ."},
+        {"role": "user", "content": "is it ?"},
+        {"role": "assistant", "content": "yes"},
+    ]
+    for color in ("red", "blue"):
+        small.picture(color).save(tmp_path / f"{color}.jpg")
+    lines = [
+        {"messages": turns, "images": ["red.jpg", "blue.jpg"]},
+        {"question": "is it blue ?", "answer": "no"},
+    ]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    _, processor = load(folder / "large")
+    own = encode_own(load_own_data(OwnData(train="train.jsonl"), tmp_path), "train", processor)
+    source = Source("large", folder / "large")
+    found = [
+        responses(source, processor, own, [0, 1], 1, SAMPLING, None, engine=using)  # type: ignore[arg-type]
+        for using in (None, engine(server))
+    ]
+    assert found[0]["text"].tolist() == found[1]["text"].tolist()
+    assert [len(request["messages"]) for request in server.requests] in ([3, 1], [1, 3])
+    assert found[1]["correct"].isna().tolist() == [False, False]
 
 
 def test_responses_are_sampled_once_and_depend_on_their_own_seed(server: ChatServer, folder: Path) -> None:
