@@ -157,7 +157,7 @@ def test_the_measured_divergence_is_that_of_the_masked_teacher(asked: Questions,
         if options.get("averaging") == "token":
             expected = float((values * batch.mask).sum() / batch.mask.sum())
         assert trainer.divergence(examples) == pytest.approx(expected, rel=1e-5) and expected > 1e-3
-        assert not trainer._parts and all(p.grad is None for p in student.parameters())
+        assert not trainer._metrics and all(p.grad is None for p in student.parameters())
 
 
 def trained(asked: Questions, folder: Path, seen: list[tuple[int, float]]) -> tuple[str, Any]:

@@ -90,6 +90,30 @@ def test_the_same_seed_gives_the_same_weights_bit_for_bit(asked: Questions, tmp_
     pd.testing.assert_frame_equal(log[["step", "loss"]], same_log[["step", "loss"]])
 
 
+def test_a_budget_makes_the_arguments_of_the_trainer(asked: Questions, tmp_path: Path) -> None:
+    budget = Budget(
+        *(4, 2, 1e-2, "constant"), warmup_ratio=0.5, max_grad_norm=0.25, optim="sgd", log_every=1,
+        args={"weight_decay": 0.1, "adam_beta2": 0.9},
+    )  # fmt: skip
+    made = TrainingArguments(**budget.arguments(tmp_path, use_cpu=True))
+    assert (made.max_grad_norm, made.optim, made.weight_decay, made.adam_beta2) == (0.25, "sgd", 0.1, 0.9)
+    model, _ = small.build()
+    examples = small.labelled(asked, budget)
+    log = train(model, asked, examples, Objective(), budget, tmp_path / "run", "test")
+    assert list(log["learning_rate"]) == pytest.approx([0, 0.005, 0.01, 0.01]), "two steps of warm-up"
+    usual = TrainingArguments(**Budget(100, 2, 1e-2).arguments(tmp_path, use_cpu=True))
+    assert (usual.warmup_steps, usual.lr_scheduler_type, usual.optim) == (2, "linear", "adamw_torch_fused")
+    assert (usual.max_grad_norm, usual.adam_beta2, usual.save_steps, usual.report_to) == (1.0, 0.98, 500, [])
+    assert Budget(100, 2, 1e-2, "constant").warmup_steps == 0
+    for args, problem in (
+        ({"learning_rat": 1}, "TrainingArguments has no 'learning_rat'"),
+        ({"max_steps": 1}, "args cannot set 'max_steps'"),
+        ({"bf16": True}, "args cannot set 'bf16'"),
+    ):
+        with pytest.raises(ValueError, match=problem):
+            train(model, asked, examples, Objective(), replace(budget, args=args), tmp_path / "r", "test")
+
+
 def test_a_run_in_two_parts_has_the_learning_rates_of_the_whole(asked: Questions, tmp_path: Path) -> None:
     budget = Budget(steps=8, batch=2, learning_rate=1e-2, log_every=1, planned=8)
     whole, log = supervised(asked, tmp_path / "whole", budget)
