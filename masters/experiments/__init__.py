@@ -4,8 +4,7 @@ The path of a run, downward: :mod:`~masters.experiments.arms` (name to spec),
 :mod:`~masters.experiments.results` (what is missing), :mod:`~masters.experiments.response_plan` (the
 responses and scores it reads), :mod:`~masters.experiments.run` (train, evaluate, keep),
 :mod:`~masters.experiments.curriculum` (which question when), :mod:`~masters.experiments.evaluation` (its
-answers). :mod:`~masters.experiments.lab` holds the
-assets: questions, models, responses. :mod:`~masters.experiments.ladder` trains the small models,
-:mod:`~masters.experiments.refreshing` renews responses between stages, :mod:`~masters.experiments.cluster`
-spreads generation over Ray.
+answers). :mod:`~masters.experiments.lab` holds the assets: questions, models, responses.
+:mod:`~masters.experiments.refreshing` renews responses between stages,
+:mod:`~masters.experiments.cluster` spreads generation over Ray.
 """

@@ -18,9 +18,9 @@ from masters.data.questions import Questions, Ragged
 from masters.models.compatibility import reads_packed
 from masters.models.loading import load
 from masters.models.packing import pack, response_projection
+from masters.models.source import Source
 from masters.objective.logits import chunks, dense, select
 from masters.objective.topk import Packed, bytes_per_token, encode
-from masters.responses.source import Source
 from masters.runtime.files import cache_dir, write_folder_once
 from masters.runtime.keys import hash_of, key_of
 from masters.runtime.progress import report

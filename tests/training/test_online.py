@@ -14,7 +14,7 @@ from torch import Tensor
 
 from masters.data.questions import Questions
 from masters.judges.rule import RuleJudge
-from masters.models.loading import banned_tokens, load, weights_hash
+from masters.models.loading import banned_tokens, load
 from masters.runtime import distributed
 from masters.settings import Sampling
 from masters.training.online import TIMED, rows, train_online
@@ -180,7 +180,7 @@ def test_the_last_row_of_the_log_misses_no_step(online: Train) -> None:
 
 def test_a_seed_determines_the_run(online: Train, run: Run) -> None:
     again, other = online(judge=Says("red")), online(judge=Says("red"), seed=1)
-    assert weights_hash(again.model) == weights_hash(run.model) != weights_hash(other.model)
+    assert small.weights_hash(again.model) == small.weights_hash(run.model) != small.weights_hash(other.model)
     assert list(again.log["response_tokens"]) == list(run.log["response_tokens"])
 
 

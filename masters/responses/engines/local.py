@@ -18,10 +18,10 @@ from transformers import DynamicCache, PreTrainedModel
 
 from masters.data.questions import Questions
 from masters.models.loading import banned_tokens, load, prompt_positions
+from masters.models.source import Source
 from masters.responses.engines import Response, Writer
 from masters.responses.engines.shared_prompt import held_once
 from masters.responses.sampling import draw, processors, uniforms
-from masters.responses.source import Source
 from masters.settings import Sampling
 
 ROWS = 1024  # responses per batch
