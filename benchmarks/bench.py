@@ -24,7 +24,7 @@ from benchmarks.training import Head, Step, small_vocabulary
 from masters.data.questions import Questions, load_questions
 from masters.data.tasks import vocabulary
 from masters.masking.teacher_mask import TeacherMask
-from masters.models.loading import build, build_processor
+from masters.models.small import build, build_processor
 from masters.responses.engines.local import generate
 from masters.runtime.files import ROOT, write_atomic
 from masters.runtime.provenance import machine

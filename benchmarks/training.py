@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from masters.models.loading import IMAGE_SIZE, PATCH_SIZE, build
 from masters.models.packing import pack, response_projection
+from masters.models.small import IMAGE_SIZE, PATCH_SIZE, build
 from masters.objective.divergence import jsd
 from masters.objective.logits import Projection
 from masters.objective.loss import masters_loss

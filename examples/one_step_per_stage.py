@@ -5,8 +5,8 @@ from masters import MaskSchedule, TeacherMask, masters_loss
 from masters.data.questions import load_questions
 from masters.data.tasks import vocabulary
 from masters.judges.rule import RuleJudge
-from masters.models.loading import build
 from masters.models.packing import pack, response_logits
+from masters.models.small import build
 from masters.responses.engines.local import generate
 from masters.settings import ModelSpec, Sampling
 

@@ -89,7 +89,8 @@ def decided(asked: Questions, folder: Path) -> list[dict[str, Any]]:
             patch.setattr(plateau, "PATIENCE", 1)
             given, stages = small.decided(asked, BUDGET, seen, measured)
         objective = Objective(LossOptions(), teachers, reference)
-        log = train(student, asked, given, objective, BUDGET, folder, "ranks", plateau=stages)
+        work = folder / str(measured)
+        log = train(student, asked, given, objective, BUDGET, work, "ranks", plateau=stages)
         made.append({"log": log.to_dict("list"), "stages": seen[:: len(seen) // BUDGET.steps]})
     return made
 

@@ -3,6 +3,7 @@
 Run as a program, it is a training that dies by SIGKILL in the middle: ``python small.py FOLDER STEP``.
 """
 
+import hashlib
 import io
 import math
 import os
@@ -21,7 +22,7 @@ from PIL import Image
 from transformers import PreTrainedModel
 
 from masters.data.questions import Questions, Ragged, prompt_text
-from masters.models import loading as models
+from masters.models import small as models
 from masters.settings import ModelSpec
 from masters.training.examples import Example, Examples
 from masters.training.plateau import PlateauStages
@@ -33,6 +34,15 @@ QUESTION_WORDS = ["what", "colour", "is", "this", "square", "?"]
 ANSWER_WORDS = ["the", "answer", ".", "so", ",", "yes", "no", "a", "it"]
 WORDS = sorted([*COLOURS, *QUESTION_WORDS, *ANSWER_WORDS])
 BUDGET = Budget(steps=8, batch=2, learning_rate=1e-2, save_steps=3, log_every=1)
+
+
+def weights_hash(model: PreTrainedModel) -> str:
+    """16 hexadecimal digits of the SHA-256 over the names, shapes, types and bytes of all weights."""
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
+        digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def build(seed: int = 0, width: int = 16) -> tuple[PreTrainedModel, Any]:

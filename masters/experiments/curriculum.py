@@ -19,10 +19,10 @@ import numpy as np
 import pandas as pd
 
 from masters.experiments.arms import LABELS, RunSpec
-from masters.experiments.ladder import epochs
 from masters.masking.choice import PAPERS, MaskChoice
 from masters.masking.schedule import MaskSchedule
 from masters.training.examples import Example, Examples, Stage
+from masters.training.ladder import epochs
 from masters.training.plateau import PlateauStages, held_out
 
 REFRESHED = "refreshed"  # the student as it is when the stage begins

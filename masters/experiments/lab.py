@@ -23,7 +23,6 @@ from masters.data.labels import REGISTERS
 from masters.data.questions import Questions, Ragged
 from masters.experiments.arms import LABELS
 from masters.experiments.curriculum import WantedScores, grouped
-from masters.experiments.ladder import about_rung, end_tokens, train_rung
 from masters.judges import Judge, corpus
 from masters.judges.embedding import EmbeddingJudge
 from masters.judges.llm import LLMJudge
@@ -31,10 +30,11 @@ from masters.judges.rule import RuleJudge
 from masters.judges.scorers import scorer_of
 from masters.masking.choice import PAPERS, MaskChoice
 from masters.models.calibration import calibrated
-from masters.models.loading import build_processor, check_same_tokens, load_processor, local_folder, skeleton
+from masters.models.loading import check_same_tokens, load_processor, local_folder, skeleton
+from masters.models.small import build_processor
+from masters.models.source import Source
 from masters.own_data.tasks import labels_of, questions_of, words_of
 from masters.responses.cached import engine_of, open_store, responses
-from masters.responses.source import Source
 from masters.responses.store import ResponseStore
 from masters.responses.teacher_logprobs import TopK, distributions
 from masters.runtime import workers
@@ -42,6 +42,7 @@ from masters.runtime.files import cache_dir
 from masters.runtime.keys import key_of
 from masters.runtime.progress import report
 from masters.settings import Profile, load_profile
+from masters.training.ladder import about_rung, end_tokens, train_rung
 
 
 class Lab:

@@ -39,8 +39,8 @@ from masters.experiments.evaluation import check_labels, evaluate, unanswered
 from masters.experiments.lab import Lab
 from masters.experiments.refreshing import first_step, refreshed
 from masters.models.loading import load, save_student, stored_dtype
+from masters.models.source import Source
 from masters.objective.diagnostics import NotFinite
-from masters.responses.source import Source
 from masters.runtime import distributed
 from masters.runtime.files import write_folder
 from masters.settings import Fit

@@ -2,7 +2,7 @@
 
 Eq. 2 removes the first ``floor(r * n)`` weights of an order, in some layers. A choice names the order
 (:mod:`masters.masking.criteria`) and the layers. It is part of a model's
-:class:`~masters.responses.source.Source`, so that generation, scoring and a teacher in memory use the same
+:class:`~masters.models.source.Source`, so that generation, scoring and a teacher in memory use the same
 mask. At ratio 0 all choices are equal.
 
 Choices where the paper is silent:

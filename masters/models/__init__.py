@@ -1,8 +1,9 @@
-"""Models: loaded, or built small; packed rows; what a model family can read.
+"""Models: loaded, or built small; questions packed into rows; what a model can read.
 
 A question with its n responses is one row, ``[prompt, response 1 .. response n]``, in which responses do not
 see each other.
 
-Read in this order: :mod:`~masters.models.loading`, :mod:`~masters.models.packing`,
-:mod:`~masters.models.attention`, :mod:`~masters.models.compatibility`, :mod:`~masters.models.calibration`.
+Read in this order: :mod:`~masters.models.loading`, :mod:`~masters.models.source` (a model at a mask ratio),
+:mod:`~masters.models.small`, :mod:`~masters.models.packing`, :mod:`~masters.models.attention`,
+:mod:`~masters.models.compatibility`, :mod:`~masters.models.calibration`.
 """

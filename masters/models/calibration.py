@@ -1,4 +1,4 @@
-"""Norms of a teacher's inputs, which masking by activation (Wanda, arXiv 2306.11695) needs; measured once."""
+"""The input norms that masking by activation (Wanda, arXiv 2306.11695) needs, measured once per model."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,18 +14,17 @@ from masters.models.loading import load
 from masters.runtime.files import cache_dir, write_atomic
 from masters.runtime.keys import key_of
 
-CALIBRATION = 128  # questions at least, of a pool that has them; the papers on pruning take as many sequences
+CALIBRATION = 128  # questions at least, if the pool has them; papers on pruning use as many sequences
 
 
 def calibrated(folder: Path, weights: str, questions: Questions, pool: Sequence[int]) -> Path:
-    """The file with the norms of a whole model's inputs (:func:`masters.masking.criteria.input_norms`), made
-    once.
+    """Return the file with :func:`masters.masking.criteria.input_norms` of an unmasked model.
 
     Args:
         folder: of the model.
-        weights: their hash, as :meth:`masters.responses.source.Source.weights` gives it.
+        weights: hash of the weights, from :meth:`masters.models.source.Source.weights`.
         questions: encoded for the model.
-        pool: indices of the questions among which those of the calibration are.
+        pool: indices of the questions to choose from, evenly spaced.
     """
     some = pool[:: max(1, len(pool) // CALIBRATION)]
     contents = questions.table["content"].iloc[list(some)].tolist()
@@ -40,7 +39,7 @@ def calibrated(folder: Path, weights: str, questions: Questions, pool: Sequence[
 
 
 def _prompts(questions: Questions, some: Sequence[int], device: torch.device) -> Iterator[dict[str, Any]]:
-    """Prompts alone, one after the other and from all tasks, since a padded place would count as an input."""
+    """Yield one prompt at a time, since padding would count as an input."""
     for index in some:
         images = questions.image_features([index])
         inputs = {"input_ids": torch.tensor(questions.prompt(index), dtype=torch.long)[None], **images}

@@ -1,11 +1,9 @@
-"""Models: loading by name or folder, and the small ladder that two CPU cores can train.
+"""Load, inspect and save vision-language models and their processors, by hub name or folder.
 
-The small models are ordinary LLaVA-class models (CLIP vision tower, Qwen2 text model) with small
-configurations, saved and loaded as every other vision-language model is. Nothing outside this module
-knows whether a model is small.
+Only safetensors are read, and no remote code runs. Shapes and types of the weights come from the headers of
+the files, and a processor needs no weights.
 """
 
-import hashlib
 import inspect
 import math
 from collections import Counter
@@ -18,57 +16,33 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import (
     AutoConfig,
     AutoModelForImageTextToText,
     AutoProcessor,
-    CLIPImageProcessorPil,
-    CLIPVisionConfig,
     GenerationConfig,
-    LlavaConfig,
-    LlavaProcessor,
     PreTrainedModel,
-    PreTrainedTokenizerFast,
-    Qwen2Config,
 )
 from transformers.utils import logging as transformers_logging
 
-from masters.settings import ModelSpec
+from masters.models.small import SPECIAL
 
-# Models here load in milliseconds; a progress bar for each would flood a notebook.
+# A progress bar for each model would flood a notebook.
 transformers_logging.disable_progress_bar()
 
-IMAGE_SIZE = 64
-PATCH_SIZE = 16
-HEAD_SIZES = (16, 8)
-SPECIAL = {
-    "pad": "<pad>",
-    "unk": "<unk>",
-    "image": "<image>",
-    "user": "<user>",
-    "assistant": "<assistant>",
-    "eos": "<end>",
-}
 # As safetensors names them.
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-CHAT_TEMPLATE = (
-    "{% for message in messages %}<{{ message['role'] }}> "
-    "{% for part in message['content'] %}"
-    "{% if part['type'] == 'image' %}<image> {% else %}{{ part['text'] }} {% endif %}"
-    "{% endfor %}{% if message['role'] == 'assistant' %}<end> {% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}<assistant>{% endif %}"
-)
 
 
 def load(name_or_folder: str | Path) -> tuple[PreTrainedModel, Any]:
-    """A vision-language model and its processor, from a hub name or a folder, safetensors only.
+    """Return a vision-language model and its processor.
 
     Returns:
-        The model in evaluation mode, on the GPU where there is one, and its processor.
+        The model in evaluation mode, on the GPU if there is one, and its processor.
 
     Raises:
-        ValueError: there is no such model, or it holds no safetensors weights, or damaged ones.
+        ValueError: there is no such model, it has no safetensors weights or damaged ones, or its processor
+            needs packages that are not installed.
     """
     processor = load_processor(name_or_folder)
     with _one_line(name_or_folder):
@@ -185,110 +159,9 @@ def save_student(model: PreTrainedModel, processor: Any, folder: str | Path, dty
     processor.save_pretrained(folder)
 
 
-def build(spec: ModelSpec, words: list[str], seed: int) -> tuple[PreTrainedModel, Any]:
-    """A small untrained model and its processor.
-
-    Every linear layer and the patch embedding start from a normal distribution of standard deviation
-    1 / sqrt(fan-in), token embeddings from 1 / sqrt(width): with the usual 0.02, models of this size do
-    not learn to look at the image.
-
-    Args:
-        spec: sizes; ``width`` must be a multiple of 8. An attention head has 16 entries where that divides
-            the width, otherwise 8.
-        words: the vocabulary.
-        seed: of the initial weights.
-
-    Raises:
-        ValueError: no head size divides the width.
-    """
-    fitting = [size for size in HEAD_SIZES if spec.width % size == 0]
-    if not fitting:
-        raise ValueError(f"width {spec.width} of a small model must be a multiple of {min(HEAD_SIZES)}")
-    processor = build_processor(words)
-    heads = spec.width // fitting[0]
-    vision = CLIPVisionConfig(
-        hidden_size=spec.width,
-        intermediate_size=3 * spec.width,
-        num_hidden_layers=spec.vision_layers,
-        num_attention_heads=heads,
-        image_size=IMAGE_SIZE,
-        patch_size=PATCH_SIZE,
-    )
-    tokenizer = processor.tokenizer
-    text = Qwen2Config(
-        vocab_size=len(tokenizer),
-        hidden_size=spec.width,
-        intermediate_size=3 * spec.width,
-        num_hidden_layers=spec.layers,
-        num_attention_heads=heads,
-        num_key_value_heads=heads,
-        max_position_embeddings=512,
-        tie_word_embeddings=True,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    config = LlavaConfig(
-        vision_config=vision,
-        text_config=text,
-        image_token_index=processor.image_token_id,
-        vision_feature_layer=-1,
-        vision_feature_select_strategy="default",
-        tie_word_embeddings=True,
-    )
-    torch.manual_seed(seed)
-    model = AutoModelForImageTextToText.from_config(config)
-    with torch.no_grad():
-        for module in model.modules():
-            if isinstance(module, torch.nn.Linear | torch.nn.Conv2d):
-                module.weight.normal_(std=1 / math.sqrt(module.weight[0].numel()))
-        for module in model.modules():  # last, because the output head shares this weight
-            if isinstance(module, torch.nn.Embedding):
-                module.weight.normal_(std=1 / math.sqrt(module.embedding_dim))
-    return model, processor
-
-
-def build_processor(words: list[str]) -> Any:
-    """The processor of the small models: one token a word, images of 64 x 64 pixels in 16 patches."""
-    vocabulary = {token: index for index, token in enumerate([*SPECIAL.values(), *words])}
-    backend = Tokenizer(models.WordLevel(vocabulary, unk_token=SPECIAL["unk"]))
-    backend.normalizer = normalizers.Lowercase()
-    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        pad_token=SPECIAL["pad"],
-        unk_token=SPECIAL["unk"],
-        eos_token=SPECIAL["eos"],
-        additional_special_tokens=[SPECIAL["image"], SPECIAL["user"], SPECIAL["assistant"]],
-        padding_side="left",
-        clean_up_tokenization_spaces=False,
-    )
-    images = CLIPImageProcessorPil(
-        size={"shortest_edge": IMAGE_SIZE}, crop_size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}
-    )
-    return LlavaProcessor(
-        image_processor=images,
-        tokenizer=tokenizer,
-        patch_size=PATCH_SIZE,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-        chat_template=CHAT_TEMPLATE,
-        image_token=SPECIAL["image"],
-    )
-
-
 def parameter_count(model: PreTrainedModel) -> int:
-    """Weights of a model, a shared weight counted once."""
+    """Return the number of weights of a model; a shared weight counts once."""
     return sum(parameter.numel() for parameter in model.parameters())
-
-
-def weights_hash(model: PreTrainedModel) -> str:
-    """16 hexadecimal digits of the SHA-256 over the names, shapes, types and bytes of all weights."""
-    digest = hashlib.sha256()
-    for name, parameter in sorted(model.named_parameters()):
-        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
-        digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def banned_tokens(processor: Any, rows: int) -> list[int]:
@@ -308,7 +181,8 @@ def banned_tokens(processor: Any, rows: int) -> list[int]:
             tokens.append(getattr(holder, f"{kind}_token", None))
             for name in (f"{kind}_token_id", f"{kind}_token_ids"):  # either may be one or several
                 ids = getattr(holder, name, None)
-                found |= (set(ids) if isinstance(ids, list | tuple) else {ids}) - {None}
+                several = ids if isinstance(ids, list | tuple) else [ids]
+                found |= {one for one in several if one is not None}
     known = tokenizer.get_vocab()
     found |= {known[token] for token in tokens if isinstance(token, str) and token in known}
     return sorted((found | set(range(len(tokenizer), rows))) - {tokenizer.eos_token_id})
@@ -395,20 +269,20 @@ def token_types(
 
 
 def check_same_tokens(student: Any, teacher: Any) -> None:
-    """Refuse a teacher that reads other tokens than the student, in vocabulary, tokenizer or chat template.
+    """Check that student and teacher have the same vocabulary, tokenizer and chat template.
 
-    Both read the same prompt, which the student's chat template makes, so a teacher with another template
-    reads one that it was not trained on.
+    Both read the prompts of the student's template, so a teacher with another template would read prompts
+    that it was not trained on.
 
     Raises:
-        ValueError: they differ; the message says in what.
+        ValueError: one of the three differs; the message says which.
     """
     check_same_vocabulary(student, teacher)
     words = "The 2 quick foxes' colour: dark-blue?\n"
     ours, theirs = (p.tokenizer(words, add_special_tokens=False)["input_ids"] for p in (student, teacher))
     if ours != theirs:
         raise ValueError(
-            f"student and teacher have one vocabulary and cut text differently ({len(ours)} and "
+            f"student and teacher have one vocabulary and tokenize text differently ({len(ours)} and "
             f"{len(theirs)} tokens for {words.strip()!r}); choose a teacher of the student's family"
         )
     asked = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what ?"}]}]
@@ -421,7 +295,7 @@ def check_same_tokens(student: Any, teacher: Any) -> None:
 
 
 def check_same_vocabulary(student: Any, teacher: Any) -> None:
-    """Distillation compares distributions token by token, so both processors must agree on the tokens.
+    """Check that both have the same tokens, since distillation compares distributions token by token.
 
     Raises:
         ValueError: the vocabularies differ; the message says how.

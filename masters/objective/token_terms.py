@@ -43,7 +43,7 @@ class Given(NamedTuple):
     """Whether the KL is in the loss; otherwise it is computed without gradient."""
 
 
-def _in_chunks(student: Logits) -> bool:
+def in_chunks(student: Logits) -> bool:
     """Return whether the student's logits are too many to be computed at once."""
     rows = student.shape[:-1].numel()
     return isinstance(student, Projection) and rows * student.shape[-1] > logits_module.CHUNK
@@ -55,7 +55,7 @@ def token_terms(student: Logits, given: Given) -> Terms:
     Args:
         student: ``(rows, vocabulary)``, logits in any form.
     """
-    if isinstance(student, Projection) and _in_chunks(student):
+    if isinstance(student, Projection) and in_chunks(student):
         return Terms(
             *_Recomputed.apply(student.hidden, student.weight, student.bias, student.vocabulary, given)
         )

@@ -16,9 +16,9 @@ from filelock import FileLock
 from masters.data.questions import Questions, processor_hash
 from masters.judges import Judge, score_labelled
 from masters.judges.rule import RuleJudge
+from masters.models.source import Source
 from masters.responses.engines import Engine, Response, Writer
 from masters.responses.engines.local import TransformersEngine
-from masters.responses.source import Source
 from masters.responses.store import SCHEMA, SHARED, ResponseStore, StoreSpec
 from masters.runtime.keys import hash_of
 from masters.runtime.progress import report

@@ -22,9 +22,9 @@ from masters.data.questions import Questions, Ragged
 from masters.models.compatibility import reads_packed
 from masters.models.loading import load
 from masters.models.packing import pack, response_projection
+from masters.models.source import Source
 from masters.objective.logits import chunks, dense, select
 from masters.objective.topk import Packed, bytes_per_token, encode, storage_bytes
-from masters.responses.source import Source
 from masters.runtime.files import cache_dir, write_folder_once
 from masters.runtime.keys import key_of
 from masters.runtime.memory import is_full, release
@@ -174,6 +174,6 @@ def _check_disk(scorer: Source, tokens: int, vocabulary: int, top_k: int | None,
     if needed > free:
         raise ValueError(
             f"the log-probabilities of {scorer.title} at {tokens:,} tokens need {needed / 2**30:,.1f} GiB "
-            f"and {folder.parent} has {free / 2**30:,.1f} GiB left; set distillation.top_k_logprobs, such as 64, "
-            "or MASTERS_DATA to a larger disk"
+            f"and {folder.parent} has {free / 2**30:,.1f} GiB left; set top_k_logprobs, such as 64, or "
+            "MASTERS_CACHE to a larger disk"
         )

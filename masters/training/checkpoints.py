@@ -1,4 +1,4 @@
-"""Checkpoints of a training run: one that was written to its end is gone on from, a half is removed."""
+"""Checkpoints of a training run: training resumes from a complete one; incomplete ones are removed."""
 
 import shutil
 from pathlib import Path
@@ -8,11 +8,11 @@ from transformers import TrainerCallback
 
 from masters.runtime import distributed
 
-COMPLETE = "complete"  # stands in a checkpoint once all its files are on disk
+COMPLETE = "complete"  # in a checkpoint once all its files are on disk
 
 
 def last_checkpoint(folder: Path) -> str | None:
-    """The newest checkpoint that was written to its end; halves that a kill left behind are removed."""
+    """Return the newest complete checkpoint, and remove those that a kill left incomplete."""
     found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
     for path in found:
         if not (path / COMPLETE).is_file():
@@ -22,9 +22,9 @@ def last_checkpoint(folder: Path) -> str | None:
 
 
 class Completer(TrainerCallback):
-    """Marks a checkpoint as complete once it is on disk; comes after all that write into one."""
+    """Marks a checkpoint as complete; must be the last callback that writes into it."""
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        distributed.wait()  # every rank has written its part
+        distributed.wait()  # until every rank has written its part
         if distributed.rank() == 0:
             (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).touch()

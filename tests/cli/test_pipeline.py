@@ -22,9 +22,9 @@ from masters.experiments.evaluation import evaluate
 from masters.judges.rule import RuleJudge
 from masters.models.loading import banned_tokens, load
 from masters.models.packing import pack, response_logits
+from masters.models.source import Source
 from masters.objective.options import LossOptions
 from masters.responses.cached import responses
-from masters.responses.source import Source
 from masters.runtime.keys import hash_of
 from masters.settings import Sampling
 from masters.training.examples import Example, Examples

@@ -18,7 +18,7 @@ from masters.data.questions import (
     load_questions,
     processor_hash,
 )
-from masters.models import loading as models
+from masters.models import small as models
 from masters.runtime.keys import hash_of
 
 torch.set_num_threads(1)

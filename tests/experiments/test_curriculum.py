@@ -5,7 +5,7 @@ import pytest
 
 from masters.experiments.arms import RunSpec
 from masters.experiments.curriculum import ResponseSet, curriculum, learning_rate_shares, order
-from masters.experiments.ladder import epochs
+from masters.training.ladder import epochs
 
 SIZE = 10
 ACCURACY = np.array([1, 1, 1, 1, 0.75, 0.75, 0.5, 0.5, 0, 0])

@@ -22,14 +22,13 @@ from masters.experiments.arms import RunSpec, arm
 from masters.experiments.curriculum import WantedResponses, WantedScores, wanted_responses, wanted_scores
 from masters.experiments.curriculum import stages as stages_of
 from masters.experiments.lab import Lab
-from masters.experiments.ladder import epochs
 from masters.experiments.response_plan import ResponsePlan, prepare
 from masters.experiments.results import Results, answer_times, memory, run_arm, run_arms, run_folder, run_spec
 from masters.experiments.run import response_set
 from masters.judges.rule import RuleJudge
 from masters.masking.choice import PAPERS
 from masters.masking.teacher_mask import TeacherMask
-from masters.models.loading import load, weights_hash
+from masters.models.loading import load
 from masters.models.packing import pack, response_logits
 from masters.objective.diagnostics import Diverged
 from masters.objective.divergence import jsd
@@ -37,6 +36,7 @@ from masters.runtime.keys import hash_of
 from masters.settings import Fit, LanguageJudge, Lora, Sampling, Watch
 from masters.training import plateau
 from masters.training import train as training
+from masters.training.ladder import epochs
 
 ARMS = ["base", "sft", "naive", "masked", "masters", "mid_then_large", "own_accuracy"]
 RUN_COLUMNS = {
@@ -152,8 +152,8 @@ def test_training_changes_the_student_and_only_there(results: Results, lab: Lab,
         saved = run_folder(lab, arm(name, lab.profile), 0) / "model"
         assert saved.is_dir() == (name != "base")
         if saved.is_dir():
-            weights[name] = weights_hash(load(saved)[0])
-    student = weights_hash(load(lab.folder("student"))[0])
+            weights[name] = small.weights_hash(load(saved)[0])
+    student = small.weights_hash(load(lab.folder("student"))[0])
     assert len({student, *weights.values()}) == len(ARMS)
 
 
@@ -212,7 +212,7 @@ def test_a_run_that_was_stopped_goes_on_and_ends_the_same(
 ) -> None:
     spec = arm("masters", lab.profile)
     run = run_folder(lab, spec, 0)
-    undisturbed = weights_hash(load(run / "model")[0])
+    undisturbed = small.weights_hash(load(run / "model")[0])
     kept = run.with_name("kept")
     run.rename(kept)
     monkeypatch.setattr(runs, "Budget", partial(training.Budget, save_steps=2))
@@ -244,7 +244,7 @@ def test_a_run_that_was_stopped_goes_on_and_ends_the_same(
     assert later == [4, 5]  # from the checkpoint after four steps
     # What it took is what all sittings took.
     assert (again.log["seconds"][:4] > 0.2).all() and again.runs["seconds"][0] >= again.log["seconds"].sum()
-    assert weights_hash(load(run / "model")[0]) == undisturbed
+    assert small.weights_hash(load(run / "model")[0]) == undisturbed
     first = results.predictions[results.predictions["arm"] == "masters"].reset_index(drop=True)
     pd.testing.assert_frame_equal(again.predictions, first)
     logged = results.log[results.log["arm"] == "masters"]
@@ -275,12 +275,12 @@ def test_a_student_is_saved_before_its_evaluation_fails_and_is_not_trained_again
     with pytest.raises(KeyboardInterrupt):
         runs.run(used, spec, 0, tmp_path / "result")
     assert used.judge.labels == len(lab.questions("test")) and not (tmp_path / "result").exists()
-    expected = weights_hash(load(run_folder(lab, spec, 0) / "model")[0])
-    assert weights_hash(load(tmp_path / "result.run" / "student")[0]) == expected
+    expected = small.weights_hash(load(run_folder(lab, spec, 0) / "model")[0])
+    assert small.weights_hash(load(tmp_path / "result.run" / "student")[0]) == expected
     assert (tmp_path / "result.run" / "checkpoint-6").is_dir()
     monkeypatch.setattr(runs, "distil", None)  # training again would fail
     runs.run(lab, spec, 0, tmp_path / "result")
-    assert weights_hash(load(tmp_path / "result" / "model")[0]) == expected
+    assert small.weights_hash(load(tmp_path / "result" / "model")[0]) == expected
     assert {path.name for path in (tmp_path / "result").iterdir()} == {
         "log.parquet", "model", "predictions.parquet", "result.json"
     }  # fmt: skip
@@ -382,7 +382,7 @@ def test_a_refreshed_run_that_was_stopped_ends_the_same(
     model, _ = load(lab.folder("student"))
     log = runs.distil(lab, model, spec, 0, tmp_path / "run")
     assert list(log["step"]) == list(range(1, 7))
-    assert weights_hash(model) == weights_hash(load(refreshed_run / "model")[0])
+    assert small.weights_hash(model) == small.weights_hash(load(refreshed_run / "model")[0])
 
 
 def test_each_stage_learns_from_what_the_student_says_then(
@@ -410,7 +410,7 @@ def test_each_stage_learns_from_what_the_student_says_then(
     monkeypatch.setattr(runs, "refreshed", kept)
     model, _ = load(lab.folder("student"))
     log = runs.distil(lab, model, spec, 0, tmp_path / "run").set_index("step")
-    assert len({weights_hash(one) for one in (*writers, model, load(lab.folder("student"))[0])}) == 4
+    assert len({small.weights_hash(one) for one in (*writers, model, load(lab.folder("student"))[0])}) == 4
     assert all(abs(log["log_ratio"][step]) < 1e-4 for step in (1, 3, 5)) and abs(log["log_ratio"][6]) > 1e-4
     questions, large = lab.questions("train"), load(lab.folder("large"))[0]
     for stage, refreshed_set, student in zip([(0, 0.1), (0, 0.0)], sets, writers, strict=True):
@@ -649,7 +649,7 @@ def test_a_replay_that_was_stopped_goes_on_with_the_same_questions(
         monkeypatch.setattr(training.MastersTrainer, "compute_loss", stopping)
         model, _ = load(lab.folder("student"))
         runs.distil(lab, model, spec, 0, folder)
-        return weights_hash(model)
+        return small.weights_hash(model)
 
     undisturbed = distil(tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
@@ -657,7 +657,7 @@ def test_a_replay_that_was_stopped_goes_on_with_the_same_questions(
     assert training.last_checkpoint(tmp_path / "stopped") == str(tmp_path / "stopped" / "checkpoint-4")
     assert distil(tmp_path / "stopped") == undisturbed
     plain = run_folder(lab, arm("masters", lab.profile), 0)
-    assert undisturbed != weights_hash(load(plain / "model")[0])
+    assert undisturbed != small.weights_hash(load(plain / "model")[0])
 
 
 @pytest.mark.usefixtures("inline")

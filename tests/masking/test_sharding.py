@@ -90,6 +90,39 @@ def check_masks() -> None:
     same_as_whole(torch.bfloat16, Magnitude(), None)
 
 
+class Experts(nn.Module):
+    """Five matrices in one parameter, of which one process holds three and the other two."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate_up_proj = nn.Parameter(torch.randn(5, 4, 6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.einsum("eoi,bi->bo", self.gate_up_proj, x)
+
+
+def check_experts() -> None:
+    models = []
+    for _ in range(2):
+        torch.manual_seed(2)
+        models.append(nn.Sequential(Experts(), nn.Linear(4, 8)))
+    ours, theirs = models
+    fully_shard(ours[0])
+    fully_shard(ours)
+    pristine = whole(theirs)
+    for criterion in (Magnitude(), Random()):
+        mask, reference = (TeacherMask(model, criterion=criterion) for model in models)
+        own = [name for name in reference.names if name in mask.names]
+        assert own == list(mask.names) and len(own) == (4, 3)[dist.get_rank()]
+        for ratio in RATIOS:
+            mask.apply(ratio)
+            reference.apply(ratio)
+            assert whole(ours) == whole(theirs) != pristine
+        mask.restore()
+        reference.restore()
+        assert whole(ours) == pristine
+
+
 def check_norms() -> None:
     torch.manual_seed(5)
     inputs = torch.randn(2, 3, 4, 6)
@@ -137,6 +170,7 @@ def process(rank: int, rendezvous: str) -> None:
     try:
         assert dist.get_world_size() == 2
         check_masks()
+        check_experts()
         check_norms()
         check_a_damaged_shard_is_refused_by_all()
         check_shards_by_columns_are_refused_and_replicas_are_masked()

@@ -64,7 +64,7 @@ def test_a_prompt_that_begins_twice_is_refused(tmp_path: Path) -> None:
     prompt[:2] = [7, 8]
     found.check(questions, 0, prompt, here.responses[0])
     prompt[1] = 7
-    with pytest.raises(ValueError, match=r"question .q0.: its prompt begins with the token 7 twice") as e:
+    with pytest.raises(ValueError, match="its prompt begins with the token 7 twice") as e:
         found.check(questions, 0, prompt, here.responses[0])
     assert "\n" not in str(e.value)
 

@@ -10,6 +10,7 @@ from tokenizers import pre_tokenizers
 
 from masters.masking.teacher_mask import TeacherMask
 from masters.models import loading as models
+from masters.models.small import CHAT_TEMPLATE, build, build_processor
 from masters.settings import ModelSpec
 
 torch.set_num_threads(1)
@@ -29,7 +30,7 @@ def test_a_saved_model_comes_back_bit_for_bit(folder: Path) -> None:
     model, processor = small.build(seed=3)
     again, its_processor = models.load(folder)
     assert not again.training
-    assert models.weights_hash(again) == models.weights_hash(model)
+    assert small.weights_hash(again) == small.weights_hash(model)
     assert its_processor.tokenizer.get_vocab() == processor.tokenizer.get_vocab()
     inputs = processor(
         text=["<user> what colour ? <image> <assistant>"], images=[small.picture("red")], return_tensors="pt"
@@ -141,22 +142,22 @@ def test_the_mask_leaves_head_and_embeddings_alone() -> None:
 
 
 def test_the_seed_decides_the_weights() -> None:
-    first, again, other = (models.weights_hash(small.build(seed)[0]) for seed in (0, 0, 1))
+    first, again, other = (small.weights_hash(small.build(seed)[0]) for seed in (0, 0, 1))
     assert first == again != other
 
 
 def test_the_weights_hash_sees_one_changed_bit() -> None:
     model, _ = small.build()
-    before = models.weights_hash(model)
+    before = small.weights_hash(model)
     with torch.no_grad():
         weight = next(model.parameters())
         weight.view(torch.int32).view(-1)[0] ^= 1
-    assert models.weights_hash(model) != before
+    assert small.weights_hash(model) != before
 
 
 def test_a_width_that_is_no_multiple_of_a_head_is_refused() -> None:
     with pytest.raises(ValueError, match=r"width 20 .* multiple of 8"):
-        models.build(ModelSpec(width=20), small.WORDS, 0)
+        build(ModelSpec(width=20), small.WORDS, 0)
 
 
 def test_special_tokens_and_rows_without_a_token_are_banned_but_not_the_end() -> None:
@@ -172,18 +173,18 @@ def test_special_tokens_and_rows_without_a_token_are_banned_but_not_the_end() ->
 
 
 def test_different_vocabularies_are_refused() -> None:
-    ours = models.build_processor(small.WORDS)
-    models.check_same_vocabulary(ours, models.build_processor(small.WORDS))
+    ours = build_processor(small.WORDS)
+    models.check_same_vocabulary(ours, build_processor(small.WORDS))
     with pytest.raises(ValueError, match=r"differ in 1 tokens .*'zebra'") as caught:
-        models.check_same_vocabulary(ours, models.build_processor([*small.WORDS, "zebra"]))
+        models.check_same_vocabulary(ours, build_processor([*small.WORDS, "zebra"]))
     assert "\n" not in str(caught.value)
     moved = [small.WORDS[1], small.WORDS[0], *small.WORDS[2:]]
     with pytest.raises(ValueError, match="differ in 2 tokens"):
-        models.check_same_vocabulary(ours, models.build_processor(moved))
+        models.check_same_vocabulary(ours, build_processor(moved))
 
 
 def test_every_word_is_one_token_and_comes_back() -> None:
-    tokenizer = models.build_processor(small.WORDS).tokenizer
+    tokenizer = build_processor(small.WORDS).tokenizer
     ids = small.tokens("The answer is RED .")
     assert len(ids) == 6 and tokenizer.unk_token_id not in ids
     assert tokenizer.decode(ids, skip_special_tokens=True) == "the answer is red ."
@@ -191,18 +192,18 @@ def test_every_word_is_one_token_and_comes_back() -> None:
 
 
 def test_a_teacher_that_cuts_text_otherwise_or_has_another_template_is_refused() -> None:
-    ours, theirs = models.build_processor(small.WORDS), models.build_processor(small.WORDS)
+    ours, theirs = build_processor(small.WORDS), build_processor(small.WORDS)
     models.check_same_tokens(ours, theirs)
-    theirs.chat_template = models.CHAT_TEMPLATE.replace("<image> ", "<image> <image> ")
+    theirs.chat_template = CHAT_TEMPLATE.replace("<image> ", "<image> <image> ")
     with pytest.raises(
         ValueError, match="different chat templates: a question is '<user> <image> what"
     ) as told:
         models.check_same_tokens(ours, theirs)
     assert "save it with the student's template" in str(told.value) and "\n" not in str(told.value)
-    theirs = models.build_processor(small.WORDS)
+    theirs = build_processor(small.WORDS)
     theirs.tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    with pytest.raises(ValueError, match="one vocabulary and cut text differently") as told:
+    with pytest.raises(ValueError, match="one vocabulary and tokenize text differently") as told:
         models.check_same_tokens(ours, theirs)
     assert "\n" not in str(told.value)
     with pytest.raises(ValueError, match="differ in 1 tokens"):
-        models.check_same_tokens(ours, models.build_processor([*small.WORDS, "zebra"]))
+        models.check_same_tokens(ours, build_processor([*small.WORDS, "zebra"]))

@@ -11,10 +11,11 @@ import torch
 from masters.data.questions import Questions, Ragged, load_questions
 from masters.data.tasks import vocabulary
 from masters.masking.teacher_mask import TeacherMask
-from masters.models.loading import build, load
+from masters.models.loading import load
 from masters.models.packing import pack, response_logits
+from masters.models.small import build
+from masters.models.source import Source
 from masters.responses import teacher_logprobs as module
-from masters.responses.source import Source
 from masters.responses.teacher_logprobs import TopK, distributions
 from masters.settings import ModelSpec
 

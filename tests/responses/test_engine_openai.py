@@ -17,11 +17,11 @@ from masters.data.questions import Questions
 from masters.masking.choice import MaskChoice
 from masters.masking.teacher_mask import TeacherMask
 from masters.models.loading import load
+from masters.models.source import Source
 from masters.own_data.question_set import encode_own, load_own_data
 from masters.responses.cached import engine_of, open_store, responses
 from masters.responses.engines import Writer
 from masters.responses.engines.openai import OpenAIEngine
-from masters.responses.source import Source
 from masters.settings import Generation, LanguageJudge, OwnData, Sampling
 
 COUNT, PADDED = 6, 3

@@ -27,12 +27,12 @@ import families
 from masters.data.questions import Questions, load_questions
 from masters.data.tasks import vocabulary
 from masters.models.loading import banned_tokens, load
+from masters.models.source import Source
 from masters.responses.cached import open_store, responses
 from masters.responses.engines import Engine
 from masters.responses.engines.openai import OpenAIEngine
 from masters.responses.engines.vllm import VllmEngine
 from masters.responses.masked import save_masked
-from masters.responses.source import Source
 from masters.settings import Sampling
 
 COUNT = 5

@@ -18,14 +18,15 @@ from transformers import PreTrainedModel
 from masters.data.questions import Questions, load_questions
 from masters.data.tasks import vocabulary
 from masters.masking.teacher_mask import TeacherMask
-from masters.models.loading import banned_tokens, build, load
+from masters.models.loading import banned_tokens, load
 from masters.models.packing import pack, response_logits
+from masters.models.small import build
+from masters.models.source import Source
 from masters.responses import cached as package
 from masters.responses.cached import open_store, responses
 from masters.responses.engines import Response
 from masters.responses.engines import local as engines
 from masters.responses.engines.local import generate
-from masters.responses.source import Source
 from masters.responses.store import ResponseStore
 from masters.settings import ModelSpec, Sampling
 

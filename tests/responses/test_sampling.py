@@ -7,7 +7,8 @@ import torch
 from scipy.stats import chisquare, kstest
 from transformers import TopKLogitsWarper, TopPLogitsWarper
 
-from masters.models.loading import banned_tokens, build
+from masters.models.loading import banned_tokens
+from masters.models.small import build
 from masters.responses import sampling as module
 from masters.responses.sampling import TopKTopP, draw, processors, uniforms
 from masters.settings import ModelSpec, Sampling

@@ -18,9 +18,9 @@ from masters.data.questions import Questions
 from masters.experiments import results
 from masters.experiments.lab import Lab
 from masters.masking.teacher_mask import TeacherMask
-from masters.models import loading as models
-from masters.models.loading import skeleton
+from masters.models.loading import parameter_count, skeleton
 from masters.models.packing import pack, response_projection
+from masters.models.small import build
 from masters.objective import logits as logits_module
 from masters.objective.loss import masters_loss
 from masters.objective.options import LossOptions
@@ -75,7 +75,7 @@ def test_the_estimate_is_within_a_quarter_of_what_a_step_allocates(
     chunk: int,
 ) -> None:
     monkeypatch.setattr(logits_module, "CHUNK", chunk)
-    student, teacher, reference = (models.build(spec, words, seed)[0].train() for seed in (0, 1, 0))
+    student, teacher, reference = (build(spec, words, seed)[0].train() for seed in (0, 1, 0))
     trained = adapters.prepare(student, fit, 0)
     options = TrainingArguments(str(tmp_path), report_to=[], use_cpu=True, **adapters.arguments(fit))
     trainer = MastersTrainer(
@@ -115,7 +115,7 @@ def test_the_estimate_is_within_a_quarter_of_what_a_step_allocates(
         patches=memory.patches(student.config, batch.images["pixel_values"]),
         vocabulary=student.get_output_embeddings().weight.shape[0],
     )
-    plain = models.build(spec, words, 0)[0]
+    plain = build(spec, words, 0)[0]
     guess = estimate(plain, shape, fit, (teacher, reference))
     assert guess.total == pytest.approx(counted.peak, rel=0.25)
     assert 0.5 * counted.peak > max(guess.weights, guess.teachers), "activations are guessed"
@@ -246,7 +246,7 @@ def test_there_is_an_estimate_for_every_family_at_its_own_size(name: str) -> Non
     with torch.device("meta"):
         model: Any = AutoModelForImageTextToText.from_config(config)
     guess = estimate(model, Shape(1, 1000, 400, 1000, 30_000), Fit())
-    assert guess.weights == 4 * models.parameter_count(model) > 2**30
+    assert guess.weights == 4 * parameter_count(model) > 2**30
     assert 0 < guess.activations < 2**38
 
 

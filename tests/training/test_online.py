@@ -14,17 +14,16 @@ from torch import Tensor
 
 from masters.data.questions import Questions
 from masters.judges.rule import RuleJudge
-from masters.models.loading import banned_tokens, load, weights_hash
+from masters.models.loading import banned_tokens, load
 from masters.runtime import distributed
 from masters.settings import Sampling
-from masters.training import online as module
 from masters.training.online import TIMED, rows, train_online
 from masters.training.train import Budget
 
 N = 4
 WANTED = [2, 0, 3, 1, 1, 2]
 PLAIN = Sampling(temperature=1, top_p=1, top_k=0, repetition_penalty=1, max_new_tokens=6)
-BUDGET = Budget(steps=3, batch=2, learning_rate=1e-3, schedule="constant")
+BUDGET = Budget(steps=3, batch=2, learning_rate=1e-3, schedule="constant", log_every=1)
 
 
 class Says:
@@ -171,9 +170,8 @@ def test_what_is_counted_is_what_was_sampled(run: Run) -> None:
     assert run.log["reward_accuracy"].mean() == pytest.approx(np.mean(red))
 
 
-def test_the_last_row_of_the_log_misses_no_step(online: Train, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "ROWS", 2)
-    budget = replace(BUDGET, steps=5, batch=1)
+def test_the_last_row_of_the_log_misses_no_step(online: Train) -> None:
+    budget = replace(BUDGET, steps=5, batch=1, log_every=2)
     short = PLAIN.model_copy(update={"max_new_tokens": 1})
     log = online(budget, wanted=WANTED[:5], sampling=short).log
     assert list(log["step"]) == [2, 4, 5] and list(log["responses"]) == [2 * N, 2 * N, N]
@@ -182,7 +180,7 @@ def test_the_last_row_of_the_log_misses_no_step(online: Train, monkeypatch: pyte
 
 def test_a_seed_determines_the_run(online: Train, run: Run) -> None:
     again, other = online(judge=Says("red")), online(judge=Says("red"), seed=1)
-    assert weights_hash(again.model) == weights_hash(run.model) != weights_hash(other.model)
+    assert small.weights_hash(again.model) == small.weights_hash(run.model) != small.weights_hash(other.model)
     assert list(again.log["response_tokens"]) == list(run.log["response_tokens"])
 
 

@@ -16,7 +16,6 @@ from masters.experiments.arms import RunSpec
 from masters.experiments.curriculum import ResponseSet, all_stages, curriculum
 from masters.masking.schedule import PlateauSchedule
 from masters.masking.teacher_mask import TeacherMask
-from masters.models.loading import weights_hash
 from masters.models.packing import response_logits
 from masters.objective.divergence import jsd
 from masters.objective.options import LossOptions
@@ -157,7 +156,7 @@ def test_the_measured_divergence_is_that_of_the_masked_teacher(asked: Questions,
         if options.get("averaging") == "token":
             expected = float((values * batch.mask).sum() / batch.mask.sum())
         assert trainer.divergence(examples) == pytest.approx(expected, rel=1e-5) and expected > 1e-3
-        assert not trainer._parts and all(p.grad is None for p in student.parameters())
+        assert not trainer._metrics and all(p.grad is None for p in student.parameters())
 
 
 def trained(asked: Questions, folder: Path, seen: list[tuple[int, float]]) -> tuple[str, Any]:
@@ -167,7 +166,7 @@ def trained(asked: Questions, folder: Path, seen: list[tuple[int, float]]) -> tu
         Objective(LossOptions(), [teacher], reference),
     )
     log = train(student, asked, examples, objective, BUDGET, folder, "plateau", plateau=stages)
-    return weights_hash(student), log
+    return small.weights_hash(student), log
 
 
 # --- stages that end with every second measurement: from here on ---

@@ -38,7 +38,8 @@ def test_a_bfloat16_checkpoint_trains_at_the_papers_rate_and_is_saved_in_bfloat1
 ) -> None:
     here = families.setting(family)
     families.build(here.model.config).to(torch.bfloat16).save_pretrained(tmp_path / "student")
-    student, teacher, reference = read(tmp_path / "student"), read(tmp_path / "student"), None
+    student, reference = read(tmp_path / "student"), read(tmp_path / "student")
+    teacher = families.build(student.config, 1).to(torch.bfloat16)
     assert student.dtype == stored_dtype(tmp_path / "student") == torch.bfloat16
     before = {name: p.detach().float() for name, p in student.named_parameters()}
     frequencies = {name: b.clone() for name, b in student.named_buffers() if b.dtype == torch.float32}
@@ -48,7 +49,7 @@ def test_a_bfloat16_checkpoint_trains_at_the_papers_rate_and_is_saved_in_bfloat1
         index = position % 3
         return Example(index, here.responses[index], accuracy=np.array([1, 0, 1]))
 
-    objective = Objective(LossOptions(rewards=()), [families.build(teacher.config, 1)], reference)
+    objective = Objective(LossOptions(), [teacher], reference)
     questions = here.questions(tmp_path / "questions")
     log = train(student, questions, Examples(12, make), objective, budget, tmp_path / "run", "t", fit)
     assert np.isfinite(log["loss"]).all() and student.dtype == torch.float32

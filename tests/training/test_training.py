@@ -15,7 +15,6 @@ from transformers import PreTrainedModel, TrainingArguments
 
 from masters.data.questions import Questions
 from masters.masking.teacher_mask import TeacherMask
-from masters.models.loading import weights_hash
 from masters.models.packing import PackedBatch, response_logits, response_projection
 from masters.objective.logits import Logits
 from masters.objective.options import LossOptions
@@ -62,7 +61,7 @@ def trainer(objective: Objective, model: PreTrainedModel, asked: Questions, fold
 def supervised(asked: Questions, folder: Path, budget: Budget = small.BUDGET) -> tuple[str, pd.DataFrame]:
     model, _ = small.build()
     log = train(model, asked, small.labelled(asked, budget), Objective(), budget, folder, "test")
-    return weights_hash(model), log
+    return small.weights_hash(model), log
 
 
 def test_the_loss_goes_down_and_the_pictures_are_told_apart(asked: Questions, tmp_path: Path) -> None:
@@ -90,6 +89,30 @@ def test_the_same_seed_gives_the_same_weights_bit_for_bit(asked: Questions, tmp_
     pd.testing.assert_frame_equal(log[["step", "loss"]], same_log[["step", "loss"]])
 
 
+def test_a_budget_makes_the_arguments_of_the_trainer(asked: Questions, tmp_path: Path) -> None:
+    budget = Budget(
+        *(4, 2, 1e-2, "constant"), warmup_ratio=0.5, max_grad_norm=0.25, optim="sgd", log_every=1,
+        args={"weight_decay": 0.1, "adam_beta2": 0.9},
+    )  # fmt: skip
+    made = TrainingArguments(**budget.arguments(tmp_path, use_cpu=True))
+    assert (made.max_grad_norm, made.optim, made.weight_decay, made.adam_beta2) == (0.25, "sgd", 0.1, 0.9)
+    model, _ = small.build()
+    examples = small.labelled(asked, budget)
+    log = train(model, asked, examples, Objective(), budget, tmp_path / "run", "test")
+    assert list(log["learning_rate"]) == pytest.approx([0, 0.005, 0.01, 0.01]), "two steps of warm-up"
+    usual = TrainingArguments(**Budget(100, 2, 1e-2).arguments(tmp_path, use_cpu=True))
+    assert (usual.warmup_steps, usual.lr_scheduler_type, usual.optim) == (2, "linear", "adamw_torch_fused")
+    assert (usual.max_grad_norm, usual.adam_beta2, usual.save_steps, usual.report_to) == (1.0, 0.98, 500, [])
+    assert Budget(100, 2, 1e-2, "constant").warmup_steps == 0
+    for args, problem in (
+        ({"learning_rat": 1}, "TrainingArguments has no 'learning_rat'"),
+        ({"max_steps": 1}, "args cannot set 'max_steps'"),
+        ({"bf16": True}, "args cannot set 'bf16'"),
+    ):
+        with pytest.raises(ValueError, match=problem):
+            train(model, asked, examples, Objective(), replace(budget, args=args), tmp_path / "r", "test")
+
+
 def test_a_run_in_two_parts_has_the_learning_rates_of_the_whole(asked: Questions, tmp_path: Path) -> None:
     budget = Budget(steps=8, batch=2, learning_rate=1e-2, log_every=1, planned=8)
     whole, log = supervised(asked, tmp_path / "whole", budget)
@@ -100,7 +123,7 @@ def test_a_run_in_two_parts_has_the_learning_rates_of_the_whole(asked: Questions
         part = replace(budget, steps=steps)
         read = Examples(steps * 2, examples.make)
         train(model, asked, read, Objective(), part, tmp_path / "run", "test")
-    assert weights_hash(model) == whole
+    assert small.weights_hash(model) == whole
 
 
 def test_a_killed_training_goes_on_and_ends_bit_for_bit_as_if_undisturbed(
@@ -131,7 +154,7 @@ def test_a_killed_training_goes_on_and_ends_bit_for_bit_as_if_undisturbed(
     again = Examples(len(examples), watched)
     log = train(model, asked, again, Objective(), small.BUDGET, run, "resumed")
     expected, whole_log = supervised(asked, tmp_path / "undisturbed")
-    assert weights_hash(model) == expected
+    assert small.weights_hash(model) == expected
     assert list(log["step"]) == list(range(1, 9))
     assert list(log["loss"]) == list(whole_log["loss"])
     assert min(read) == 3 * small.BUDGET.batch, "what was trained before the kill is not trained again"
@@ -196,7 +219,7 @@ def test_each_stage_has_its_teacher_and_its_mask_and_the_teachers_come_back(
     asked: Questions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     teachers = [small.build(seed=1)[0], small.build(seed=2, width=32)[0]]
-    before = [weights_hash(teacher) for teacher in teachers]
+    before = [small.weights_hash(teacher) for teacher in teachers]
     student, _ = small.build()
     seen: list[tuple[int, float]] = []
 
@@ -213,7 +236,7 @@ def test_each_stage_has_its_teacher_and_its_mask_and_the_teachers_come_back(
     assert [index for index, _ in seen] == [index for index, _ in expected]
     assert [ratio for _, ratio in seen] == pytest.approx([ratio for _, ratio in expected], abs=0.01)
     assert list(log["mask_ratio"]) == [ratio for _, ratio in expected]
-    assert [weights_hash(teacher) for teacher in teachers] == before
+    assert [small.weights_hash(teacher) for teacher in teachers] == before
     assert {"divergence", "learning_rate", "grad_norm", "tokens"} <= set(log.columns)
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from masters.data.questions import Questions
-from masters.responses.source import Source
+from masters.models.source import Source
 from masters.settings import Sampling
 
 

@@ -18,11 +18,11 @@ from transformers import DynamicCache, PreTrainedModel
 
 from masters.data.questions import Questions
 from masters.models.loading import load, prompt_positions
+from masters.models.source import Source
 from masters.responses.engines import Response, Writer
 from masters.responses.engines.batch import Request, prepare
 from masters.responses.engines.native import generate_natively, log_probabilities, token_types
 from masters.responses.engines.shared_prompt import held_once
-from masters.responses.source import Source
 from masters.runtime.memory import free_bytes, is_full, release
 from masters.settings import Sampling
 

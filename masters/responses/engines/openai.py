@@ -22,9 +22,9 @@ from transformers import AutoConfig
 
 from masters.data.questions import Questions
 from masters.models.loading import banned_tokens
+from masters.models.source import Source
 from masters.responses.engines import Response, Writer
 from masters.responses.sampling import response_seed
-from masters.responses.source import Source
 from masters.runtime.server import Refused, Server
 from masters.settings import Sampling
 

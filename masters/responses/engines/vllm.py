@@ -18,10 +18,10 @@ from PIL import Image
 
 from masters.data.questions import Questions
 from masters.models.loading import banned_tokens
+from masters.models.source import Source
 from masters.responses.engines import Response, Writer
 from masters.responses.masked import save_masked
 from masters.responses.sampling import response_seed
-from masters.responses.source import Source
 from masters.runtime.files import cache_dir
 from masters.settings import Sampling
 

@@ -16,8 +16,9 @@ from filelock import FileLock
 
 from masters.data.labels import CAPTION_PROMPT
 from masters.data.questions import Questions, prompt_text
-from masters.models.loading import build, device, parameter_count, skeleton
-from masters.responses.source import Source
+from masters.models.loading import device, parameter_count, skeleton
+from masters.models.small import build
+from masters.models.source import Source
 from masters.runtime.files import write_folder
 from masters.runtime.keys import hash_of
 from masters.settings import ModelSpec
