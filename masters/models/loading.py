@@ -197,9 +197,9 @@ def banned_tokens(processor: Any, rows: int) -> list[int]:
     for kind in ("image", "video", "audio"):
         for holder in (processor, tokenizer):
             tokens.append(getattr(holder, f"{kind}_token", None))
-            several = getattr(holder, f"{kind}_token_ids", None) or ()
-            ids = {getattr(holder, f"{kind}_token_id", None), *several}
-            found |= ids - {None}
+            for name in (f"{kind}_token_id", f"{kind}_token_ids"):  # some families have a number in either
+                ids = getattr(holder, name, None)
+                found |= set(ids if isinstance(ids, list | tuple) else [ids]) - {None}
     known = tokenizer.get_vocab()
     found |= {known[token] for token in tokens if isinstance(token, str) and token in known}
     return sorted((found | set(range(len(tokenizer), rows))) - {tokenizer.eos_token_id})

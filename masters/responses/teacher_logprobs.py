@@ -174,6 +174,6 @@ def _check_disk(scorer: Source, tokens: int, vocabulary: int, top_k: int | None,
     if needed > free:
         raise ValueError(
             f"the log-probabilities of {scorer.title} at {tokens:,} tokens need {needed / 2**30:,.1f} GiB "
-            f"and {folder.parent} has {free / 2**30:,.1f} GiB left; set distillation.top_k_logprobs, such as 64, "
-            "or MASTERS_DATA to a larger disk"
+            f"and {folder.parent} has {free / 2**30:,.1f} GiB left; set distillation.top_k_logprobs, such as "
+            "64, or MASTERS_DATA to a larger disk"
         )
