@@ -44,7 +44,6 @@ from masters.experiments.curriculum import WantedResponses
 from masters.experiments.lab import Lab
 from masters.experiments.response_plan import ResponsePlan
 from masters.experiments.results import Results
-from masters.judges import rule
 from masters.masking.schedule import MaskSchedule
 from masters.responses.manifest import read
 from masters.responses.teacher_logprobs import seconds
@@ -160,7 +159,6 @@ def measured(lab: Lab, name: str, results: Results, seed: int = 0) -> Measured:
     for wanted in plan.responses:
         frame = lab.groups(wanted.model, wanted.ratio, wanted.n, choice=wanted.choice)
         generation += len(frame) * _seconds_per_response(lab, wanted)
-        rule.forget()
         start = time.perf_counter()
         lab.judge.score_many(list(frame["asked"]), list(frame["label"]), list(frame["text"]))
         judging += time.perf_counter() - start

@@ -103,7 +103,7 @@ def export(
 ) -> None:
     """Save a masked model as a folder that vLLM, SGLang and other servers can load."""
     from masters.experiments.lab import Lab
-    from masters.responses.masked import save_masked
+    from masters.responses.engines.vllm import save_masked
 
     lab = Lab(profile)
     if model not in lab.profile.ladder:
@@ -211,10 +211,16 @@ def _wanted(
 
 def _show_status(lab: "Lab", wanted: "Sequence[WantedResponses]", pool: list[int]) -> None:
     from masters.experiments import response_plan
+    from masters.objective.topk import storage_bytes
 
     counts = ["mask ratio", "wanted", "stored", "missing", "KiB stored", "KiB missing", "minutes missing"]
     table = new_table(f"responses to {len(pool)} questions", ["model"], counts)
+    distillation, longest = lab.profile.distillation, lab.profile.sampling.max_new_tokens
+    most = len(pool) * sum(what.n for what in wanted) * longest
+    of_scores = storage_bytes(most, len(lab.processor.tokenizer), distillation.top_k_logprobs)
     table.caption = "missing KiB and minutes are estimated from stored responses; ? where none are stored"
+    if distillation.cache_teacher:
+        table.caption += f"\nlog-probabilities of a model at all: up to {of_scores / 2**30:,.1f} GiB on disk"
     for what in wanted:
         found = response_plan.status(lab, what, pool)
         size, seconds = found.missing_size, found.missing_seconds

@@ -1,8 +1,8 @@
 """The rule judge: a response is right if its answer *is* the label after normalization.
 
-Its answer is the last announced one ("answer is", a box, an answer tag), else the whole response. Around it
-may stand fillers and words of the question ("there are 7 red circles"). What the rule cannot decide is wrong:
-synonyms, other units, arithmetic, numbers in words beyond 99, and reasoning that announces no answer.
+The answer is what follows the last "answer is" (or a box, or an answer tag), else the whole response. Around
+it may stand fillers and words of the question. What the rule cannot decide is wrong: synonyms, other units,
+arithmetic, numbers in words beyond 99, and reasoning that announces no answer.
 """
 
 import re
@@ -15,6 +15,7 @@ from masters.data.labels import accepted
 from masters.judges import triples
 
 Tokens = tuple[str | Fraction, ...]
+Texts = Sequence[str]
 _split = str.split
 _ONES = _split("zero one two three four five six seven eight nine ten eleven twelve")
 _ONES += [f"{start}teen" for start in _split("thir four fif six seven eigh nine")]
@@ -46,10 +47,9 @@ _ANNOUNCED = re.compile(rf"\b(?:answers?|correct (?:option|choice))(?: to [a-z ]
 _END = re.compile(r" ?[.!?;]+(?: |$)|\b(?:because|since)\b")
 _TAKEN_BACK = re.compile(r"\b(?:wait|actually|correction|sorry|instead|or|maybe|perhaps|might|i mean)\b")
 _PLEA = re.compile(r"\b(?:score|verdict|grade|grader|judge|reward|rubric|response|instruction)s?\b")
-# A phrase three times in a row; the items of a list may be one or two words.
 _LOOP = re.compile(r"\b(\w++(?:\W+\w++){2,7}?)(?:\W+\1\b){2}|\b(\w++(?: \w++)?)(?: \2\b){2}|([^\w\s] ?){5}$")
 _OPTION = re.compile(r"(?:^|(?<=[ (\[,;]))[(\[]? ?([a-z]) ?[)\].:] ?")
-_NEGATIONS = {*_split("not no never nobody isnt arent wasnt doesnt dont didnt cant cannot hasnt")}
+_NEGATIONS = {*_split("not no never nobody isnt arent wasnt doesnt dont didnt cant cannot")}
 _DENIED = re.compile(rf"\b(?:{'|'.join(_NEGATIONS)}|doubt|wrong)\b(?!.*\b(?:so|thus|hence|but)\b)[^.,;:!?]*$")
 # A question with one of these may name other answers, so its words may not stand around the answer.
 _AMBIGUOUS = {*_split("or nor neither either least half but except if than left right above below next near")}
@@ -68,35 +68,37 @@ class RuleJudge:
         Raises:
             ValueError: the label has no word, number or sign.
         """
-        wanted = [_tokens(answer) for answer in accepted(label)]
+        wanted, text = _accepted(label), _fold(response)
         if not wanted or not all(wanted):
             raise ValueError(f"the label {label!r} of {question!r} has no word or number; fix or drop it")
-        if not {*_PLEA.findall(_fold(response))} <= {*_PLEA.findall(_fold(f"{question} {label}"))}:
+        if (pleas := {*_PLEA.findall(text)}) and not pleas <= {*_PLEA.findall(_fold(f"{question} {label}"))}:
             return 0
-        return int(any(_agree(*_parts(question), g, w) for g in _answers(response) for w in wanted))
+        return int(any(_agree(*_parts(question), g, w) for g in _answers(text) for w in wanted))
 
-    def score_many(
-        self, questions: Sequence[str], labels: Sequence[str], responses: Sequence[str]
-    ) -> list[int]:
+    def score_many(self, questions: Texts, labels: Texts, responses: Texts) -> list[int]:
         """Return the ``score`` of each triple, in order; raise ``ValueError`` as it does."""
         return [self.score(*triple) for triple in triples(questions, labels, responses)]
 
 
-def _answers(response: str) -> list[Tokens]:
-    """Return the sentence, and all, after the last announcement, or the response; [] if denied or looping."""
-    *before, tail = _ANNOUNCED.split(_fold(response))
+@lru_cache(maxsize=1 << 16)
+def _accepted(label: str) -> list[Tokens]:
+    return [_tokens(_fold(answer)) for answer in accepted(label)]
+
+
+def _answers(text: str) -> list[Tokens]:
+    """Return the sentence, and all, after the last announcement, or the response; [] if denied or a loop."""
+    *before, tail = _ANNOUNCED.split(text)
     answer, rest = [*_END.split(tail, maxsplit=1), ""][:2] if before else (tail, "")
     back = _TAKEN_BACK.search(rest) or (before and _DENIED.search(before[-1][-80:]))
-    return [] if back or _LOOP.search(_fold(response)) else [_tokens(answer), _tokens(tail)]
+    return [] if back or _LOOP.search(text) else [_tokens(answer), _tokens(tail)]
 
 
-def _states(stem: str, given: Tokens, wanted: Tokens) -> bool:
+def _states(words: frozenset[str], given: Tokens, wanted: Tokens) -> bool:
     """Return whether tokens are the answer, with nothing around it but fillers and words of the question."""
-    words = {token for token in _tokens(stem) if isinstance(token, str)}
-    words = set() if words & {*_AMBIGUOUS, *wanted} else words - _NEGATIONS
-    known = {word.rstrip("s") for word in _FILLERS | words}
+    words = frozenset() if words & {*_AMBIGUOUS, *wanted} else words - _NEGATIONS
+    known = {word.rstrip("s") for word in words | _FILLERS}
     for at in range(len(given) - len(wanted) + 1):
-        around = {str(token).rstrip("s") for token in (*given[:at], *given[at + len(wanted) :])}
+        around = {str(token).rstrip("s") for token in given[:at] + given[at + len(wanted) :]}
         yes_no = around and wanted in (("yes",), ("no",))  # "yes , it is not" contradicts itself
         if yes_no and (at or (wanted == ("no",)) == around.isdisjoint(_NEGATIONS)):
             continue
@@ -106,27 +108,26 @@ def _states(stem: str, given: Tokens, wanted: Tokens) -> bool:
 
 
 @lru_cache(maxsize=1 << 14)
-def _parts(question: str) -> tuple[str, dict[str, Tokens]]:
-    """Return the question without its options, and each option's text by its letter."""
+def _parts(question: str) -> tuple[frozenset[str], dict[str, Tokens]]:
+    """Return the words of the question without its options, and each option's text by its letter."""
     stem, *parts = _OPTION.split(_fold(question))
     if len(parts) < 4 or parts[::2] != list("abcdefghijklmnopqrstuvwxyz"[: len(parts) // 2]):
-        return _fold(question), {}
-    return stem, {letter: _tokens(text) for letter, text in zip(parts[::2], parts[1::2], strict=True)}
+        stem, parts = _fold(question), []
+    words = frozenset(token for token in _tokens(stem) if isinstance(token, str))
+    return words, {letter: _tokens(text) for letter, text in zip(parts[::2], parts[1::2], strict=True)}
 
 
-def _agree(stem: str, options: dict[str, Tokens], given: Tokens, wanted: Tokens) -> bool:
+def _agree(words: frozenset[str], options: dict[str, Tokens], given: Tokens, wanted: Tokens) -> bool:
     """Return whether two answers name one option, by letter, text or both, or the first states the second."""
     given, wanted = (tokens[tokens[:1] == ("option",) :] for tokens in (given, wanted))
     named, right = (
         [x for x, text in options.items() if tokens in ((x,), text, (x, *text), (x, ":", *text))]
         for tokens in (given, wanted)
     )
-    if len(named) == len(right) == 1:
-        return named == right
-    return _states(stem, given, options[right[0]] if len(right) == 1 else wanted)
+    stated = _states(words, given, options[right[0]] if len(right) == 1 else wanted)
+    return named == right if len(named) == len(right) == 1 else stated
 
 
-@lru_cache(maxsize=1 << 16)
 def _fold(text: str) -> str:
     """Return one line in lower case without thoughts, markup and LaTeX; a line's end becomes a sentence's."""
     text = text.rpartition("</think>")[2].partition("<think>")[0]
@@ -137,19 +138,12 @@ def _fold(text: str) -> str:
     return text.strip()
 
 
-@lru_cache(maxsize=1 << 16)
 def _tokens(text: str) -> Tokens:
     """Return words, signs, and numbers as fractions; articles and "and" are dropped."""
-    text = re.sub(r"\b(?:an?|the) (?=\w)", "", re.sub(r"(?<=ty)-(?=[a-z])", " ", _fold(text)))
+    text = re.sub(r"\b(?:an?|the) (?=\w)", "", re.sub(r"(?<=ty)-(?=[a-z])", " ", text))
     text = _NUMBER_WORD.sub(lambda word: str(_WORDS[word[0]]), text)
     return tuple(
         Fraction(sign + top.replace(",", "")) / int(bottom or 1) if top else _SAME.get(other, other)
         for sign, top, bottom, other in _TOKEN.findall(re.sub(r"\b(?:minus|negative) (?=\.?\d)", "-", text))
         if other != "and"
     )
-
-
-def forget() -> None:
-    """Empty the caches of parsed texts, before judging is timed."""
-    for cached in (_parts, _fold, _tokens):
-        cached.cache_clear()

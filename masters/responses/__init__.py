@@ -3,6 +3,5 @@
 Read in this order: :mod:`~masters.responses.cached` (the entry point), :mod:`~masters.responses.store` and
 :mod:`~masters.responses.manifest` (files on disk), :mod:`~masters.models.source` (which model generates),
 :mod:`~masters.responses.engines` (how it generates), :mod:`~masters.responses.sampling`,
-:mod:`~masters.responses.teacher_logprobs` (Eq. 4, 5 on stored responses), :mod:`~masters.responses.masked` (a
-masked teacher as a folder).
+:mod:`~masters.responses.teacher_logprobs` (Eq. 4, 5 on stored responses).
 """

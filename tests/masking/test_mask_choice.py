@@ -24,7 +24,7 @@ from masters.models.packing import pack, response_logits
 from masters.models.source import Source
 from masters.responses.cached import open_store
 from masters.responses.engines.local import TransformersEngine
-from masters.responses.masked import save_masked
+from masters.responses.engines.vllm import save_masked
 from masters.responses.store import StoreSpec
 from masters.responses.teacher_logprobs import distributions
 from masters.runtime.keys import hash_of

@@ -31,8 +31,7 @@ from masters.models.source import Source
 from masters.responses.cached import open_store, responses
 from masters.responses.engines import Engine
 from masters.responses.engines.openai import OpenAIEngine
-from masters.responses.engines.vllm import VllmEngine
-from masters.responses.masked import save_masked
+from masters.responses.engines.vllm import VllmEngine, save_masked
 from masters.settings import Sampling
 
 COUNT = 5

@@ -17,12 +17,12 @@ from filelock import FileLock
 from PIL import Image
 
 from masters.data.questions import Questions
-from masters.models.loading import banned_tokens
+from masters.masking.choice import PAPERS, MaskChoice
+from masters.models.loading import banned_tokens, load
 from masters.models.source import Source
 from masters.responses.engines import Response, Writer
-from masters.responses.masked import save_masked
 from masters.responses.sampling import response_seed
-from masters.runtime.files import cache_dir
+from masters.runtime.files import cache_dir, write_folder
 from masters.settings import Sampling
 
 ROWS = 1024  # responses per call
@@ -108,6 +108,30 @@ def _folder_of(source: Source) -> Iterator[Path]:
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def save_masked(model: Path, ratio: float, folder: Path, choice: MaskChoice = PAPERS) -> None:
+    """Save a masked copy of a model that any program that reads hub models can load.
+
+    Args:
+        model: folder of the model.
+        ratio: mask ratio; 0 saves an unmasked copy.
+        folder: must not exist.
+        choice: which weights are masked.
+
+    Raises:
+        ValueError: the ratio is out of range, or the folder exists.
+    """
+    if folder.exists():
+        raise ValueError(f"{folder} exists; give the name of a folder that does not")
+    loaded, processor = load(model)
+    choice.mask(loaded).apply(ratio)
+
+    def save(target: Path) -> None:
+        loaded.save_pretrained(target)
+        processor.save_pretrained(target)
+
+    write_folder(folder, save)
 
 
 def _write(
