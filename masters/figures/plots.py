@@ -86,20 +86,19 @@ def summary(
     return pd.DataFrame(rows)
 
 
-def samples(rows: Iterable[Mapping[str, Any]], columns: int = 4) -> Drawing:
+def samples(rows: Iterable[Mapping[str, Any]]) -> Drawing:
     """Draw images in a grid, each with its answer above and its question below.
 
     Args:
         rows: each with ``image``, ``question`` and ``answer``, such as a ``datasets.Dataset``.
-        columns: images per row.
 
     Raises:
-        ValueError: there is no row or no column.
+        ValueError: there is no row.
     """
-    shown = list(rows)
-    if not shown or columns < 1:
-        raise ValueError("there is nothing to show: give at least one row and one column")
-    chars = max(12, int(WIDTH / columns * 12.5))
+    shown, columns = list(rows), 4
+    if not shown:
+        raise ValueError("there is nothing to show: give at least one row")
+    chars = int(WIDTH / columns * 12.5)
     texts = [[textwrap.fill(str(row[name]), chars) for name in ("question", "answer")] for row in shown]
     lines = max(question.count("\n") + answer.count("\n") + 2 for question, answer in texts)
     figure, axes = panels(-(-len(shown) // columns), columns, WIDTH / columns - 0.1 + 0.2 * lines)
@@ -152,28 +151,27 @@ def size_accuracy(
     return figure
 
 
-def training_curves(log: pd.DataFrame, y: str = "loss", hue: str = "arm", x: str = "step") -> Drawing:
+def training_curves(log: pd.DataFrame, y: str = "loss", hue: str = "arm") -> Drawing:
     """Draw a logged quantity over training (Fig. 2b, 2c): the mean over seeds with its 95 % interval.
 
     Args:
         log: one row per logged step.
         y: the quantity; steps without it are left out.
         hue: column with the lines' names.
-        x: column of the horizontal axis.
     """
-    need(log, x, y, hue)
+    need(log, "step", y, hue)
     figure, (axis,) = panels()
     lines = []
     for index, (name, rows) in enumerate(log.dropna(subset=[y]).groupby(hue, sort=False)):
-        steps = summary(rows, by=x, value=y, order=sorted(rows[x].unique()))
+        steps = summary(rows, by="step", value=y, order=sorted(rows["step"].unique()))
         at, color = steps["name"].to_numpy(dtype=float), COLORS[index % 10]
         low, mean, high = (steps[column].to_numpy() for column in ("low", "estimate", "high"))
         axis.plot(at, mean, DASHES[index % 4], color=color, label=_title(str(name)))
         axis.fill_between(at, low, high, color=color, alpha=0.15, lw=0)
         lines.append(ends(_title(str(name)), at, mean))
-    axis.set(xlabel=LABELS.get(x, x), ylabel=LABELS.get(y, y), title=f"band: {OVER_SEEDS}")
+    axis.set(xlabel=LABELS["step"], ylabel=LABELS.get(y, y), title=f"band: {OVER_SEEDS}")
     _legend(axis)
-    figure.alt = f"{_label(y)} by {_label(x)}. {'; '.join(lines)}."
+    figure.alt = f"{_label(y)} by training step. {'; '.join(lines)}."
     return figure
 
 
@@ -284,20 +282,19 @@ def grid(runs: pd.DataFrame, x: str, paper: pd.DataFrame | None = None) -> Drawi
     return figure
 
 
-def reward_distribution(responses: pd.DataFrame, hue: str = "source") -> Drawing:
+def reward_distribution(responses: pd.DataFrame) -> Drawing:
     """Draw both rewards: the share of correct responses, and the distillation reward (Eq. 7) as a histogram.
 
     Args:
-        responses: one row per response: ``correct`` (0 or 1), ``reward_distillation`` and ``hue``, as
-            :func:`masters.analysis.groups.rewarded_groups` returns them.
-        hue: column with the model that generated the response.
+        responses: one row per response: ``correct`` (0 or 1), ``reward_distillation`` and ``source``, from
+            :func:`masters.analysis.groups.rewarded_groups`.
     """
-    need(responses, "correct", "reward_distillation", hue)
+    need(responses, "correct", "reward_distillation", "source")
     figure, (left, right) = panels(1, 2)
-    names, bins = list(dict.fromkeys(responses[hue])), np.linspace(0, 1, 11).tolist()
+    names, bins = list(dict.fromkeys(responses["source"])), np.linspace(0, 1, 11).tolist()
     said = []
     for index, name in enumerate(names):
-        rows, color = responses[responses[hue] == name], COLORS[index % 10]
+        rows, color = responses[responses["source"] == name], COLORS[index % 10]
         correct = 100 * rows["correct"].mean()
         left.bar(index, correct, color=color, width=0.6)
         values = rows["reward_distillation"].to_numpy(dtype=float)
@@ -309,7 +306,7 @@ def reward_distribution(responses: pd.DataFrame, hue: str = "source") -> Drawing
     left.set(ylabel="accuracy reward 1 (% of responses)", ylim=(0, 100))
     right.set(xlabel=LABELS["reward_distillation"], ylabel="responses (%)")
     _legend(right)
-    figure.alt = f"Rewards of responses by {hue}. {'; '.join(said)}."
+    figure.alt = f"Rewards of responses by source. {'; '.join(said)}."
     return figure
 
 

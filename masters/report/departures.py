@@ -1,8 +1,7 @@
-"""The page of departures and choices, from the docstrings of the modules that make them.
+"""The page of departures from the paper, from the modules' docstrings.
 
-A module that departs from the paper, or decides what the paper leaves open, says so in a paragraph of its
-docstring that begins with one of ``HEADS``. The page holds these paragraphs as they are, in the order of the
-API, so that it cannot say anything else than the code's own description.
+A module that departs from the paper, or decides what the paper leaves open, has a paragraph in its docstring
+that begins with one of ``HEADS``. The page shows these paragraphs in the order of the API.
 """
 
 import ast
@@ -15,14 +14,14 @@ HEADS = ("Departures from the paper", "Choices where the paper is silent")
 
 
 def departures_page(api: Path, root: Path) -> str:
-    """The paragraphs of every module that has some, as MyST.
+    """Return these paragraphs of all modules, as MyST.
 
     Args:
-        api: the page of the API, whose headings and order this page has.
-        root: the folder that holds the package ``masters``.
+        api: page of the API, which gives headings and order.
+        root: folder with the package ``masters``.
 
     Raises:
-        ValueError: the API names a module that is not there.
+        ValueError: the API names a module that does not exist.
     """
     parts: list[str] = []
     heading: list[str] = []
@@ -32,7 +31,7 @@ def departures_page(api: Path, root: Path) -> str:
             continue
         docstring = _docstring(module, root)
         if found := paragraphs(docstring):
-            # In reST, which Sphinx reads as it reads the docstrings: their roles become links here too.
+            # As reST, so that roles become links as in the API.
             idea = docstring.split("\n\n", 1)[0]
             body = "\n\n".join([f".. py:currentmodule:: {module}", f":mod:`{module}`: {idea}", *found])
             parts += [*heading, f"### {module}", f"```{{eval-rst}}\n{body}\n```"]
@@ -41,9 +40,9 @@ def departures_page(api: Path, root: Path) -> str:
 
 
 def paragraphs(docstring: str) -> list[str]:
-    """The paragraphs of a docstring that begin with one of ``HEADS``, each as reST that stands on its own.
+    """Return the paragraphs of a docstring that begin with one of ``HEADS``, each as complete reST.
 
-    What is indented below the first lines belongs to the paragraph, blank lines included.
+    Indented lines below belong to the paragraph, blank lines included.
     """
     found = []
     for block in re.split(r"\n\n(?=\S)", docstring):
@@ -52,7 +51,7 @@ def paragraphs(docstring: str) -> list[str]:
             continue
         lines = block.splitlines()
         first = list(takewhile(lambda line: not line.startswith(" "), lines))
-        # A list right below a line is a definition in reST: a blank line makes it a list below a paragraph.
+        # In reST a list below a paragraph needs a blank line.
         below = textwrap.dedent("\n".join(lines[len(first) :])).strip()
         text = "\n".join(first).replace(head, f"**{head}**", 1)
         found.append(f"{text}\n\n{below}".strip())
@@ -60,7 +59,7 @@ def paragraphs(docstring: str) -> list[str]:
 
 
 def _docstring(module: str, root: Path) -> str:
-    """Read, not imported: some modules need packages that are not installed everywhere."""
+    """Return a module's docstring without importing it: some need packages that may be missing."""
     path = root.joinpath(*module.split("."))
     path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
     if not path.is_file():

@@ -204,45 +204,23 @@ def claim_row(
     """
     compared = judge_comparisons(judged.effects).to_dict("records") if len(judged.effects) else []
     compared = [each for each in compared if each["id"] == row["id"]]
-    arms, sampled = (row["treatment"], row["control"]), np.isfinite(row["sampled"])
+    arms = (row["treatment"], row["control"])
     notes = [e["note"] for e in compared if e["role"] != "shown" and (e["treatment"], e["control"]) == arms]
     return {
+        **row,
         "before": before,
-        "statement": row["statement"],
-        "how": {
-            "notebook": (
-                f"{how.get('folder', 'notebooks/')}{row['where']}.html#{RESULTS}",
-                row["where"].replace("_", " "),
-            ),
-            "limits": f"Margin: {row['margin']:.2f} {row['unit']}. {row['limits']}",
-            "rows": (),
-            **how,
-        },
-        "arms": arms,
+        "after": after,
+        "how": {"address": f"{how.get('folder', 'notebooks/')}{row['where']}.html#{RESULTS}", **how},
         "trained": dict.fromkeys(judged.settings[name] for name in arms if name in judged.settings),
         "notes": [note for note in notes if note],
-        "effect": _lines(with_unit(row["ours"], row["unit"]), interval(row)) if row["ours"] else "",
-        "beside": [_shown(each, row) for each in compared if each["role"] == "shown"],
-        "sampled": f"{signed(row['sampled'])} points\n{_range(row, 'sampled')}" if sampled else "",
-        "differs": bool(row["disagree"]),
-        "share": "" if np.isnan(row["share"]) else f"{row['share']:+z.0f} %".replace("+0", "0"),
-        "paper": _lines(with_unit(row["paper"], row["unit"]), row["cells"]),
-        "excludes": row["excludes_paper"],
-        "after": after,
+        "beside": [each for each in compared if each["role"] == "shown"],
     }
-
-
-def _shown(each: Mapping[Any, Any], row: Mapping[Any, Any]) -> dict[str, str]:
-    """Return a comparison that is shown beside the one that decides."""
-    number = signed if row["unit"] != "times" else "{:.1f}".format
-    effect, low, high = (number(each[name]) for name in ("effect", "effect_low", "effect_high"))
-    against = "" if each["control"] == row["control"] else each["control"]
-    return {"note": each["note"], "against": against, "numbers": f"{effect} ({low} to {high})"}
 
 
 def brief(frame: pd.DataFrame) -> dict[str, str]:
     """Return verdict and effect of each claim, by its id."""
-    return {row["id"]: _lines(row["verdict"], row["ours"]) for row in frame.to_dict("records")}
+    rows = frame.to_dict("records")
+    return {row["id"]: "\n".join(filter(None, (row["verdict"], row["ours"]))) for row in rows}
 
 
 def counts(frame: pd.DataFrame) -> dict[str, Any]:
@@ -275,18 +253,9 @@ def commands(profile: str, row: Mapping[Any, Any], seeds: int) -> list[str]:
     return [f"masters train {shlex.join([profile, name])} --seed 0{each}" for name in arms]
 
 
-def interval(row: Mapping[Any, Any]) -> str:
-    """Return the 95 % interval of a claim; empty if there is none."""
-    return f"{row['low']} to {row['high']}" if row["low"] and row["high"] else ""
-
-
 def with_unit(value: str, unit: str) -> str:
     """Return a number with its unit; empty if there is no number."""
     return value and f"{value} {unit}"
-
-
-def _lines(*parts: str) -> str:
-    return "\n".join(filter(None, parts))
 
 
 def _digits(value: float, digits: int) -> str:

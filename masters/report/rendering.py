@@ -9,6 +9,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from masters.claims.table import signed
+
 
 def _on_one_line(value: Any) -> Markup:
     return Markup(" ".join(escape(value).split()))
@@ -23,6 +25,9 @@ ENVIRONMENT = Environment(
     lstrip_blocks=True,
     keep_trailing_newline=True,
 )
+
+
+ENVIRONMENT.filters["signed"] = signed
 
 
 def fill(template: str, **values: Any) -> str:

@@ -8,11 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from masters.claims.comparisons import read_effects
-from masters.claims.table import signed
 from masters.claims.verdicts import judge_claims, judge_comparisons
 from masters.experiments.arms import arm, settings_of
 from masters.experiments.curriculum import learning_rate_shares
@@ -151,7 +149,7 @@ def _claims(study: Study, runs: pd.DataFrame, own: Judged, image: Path) -> dict[
         "answer": answer(found),
         "seeds": _seeds(name, found.claims["seeds"]),
         "gap": f"{gap.iloc[0]:.1f}" if len(gap) else "",
-        "comparisons": _comparisons(found),
+        "comparisons": judge_comparisons(found.effects).to_dict("records"),
         "claims": {
             "counts": counts(found.claims),
             "figure": draw_claims(found.claims, image),
@@ -178,30 +176,6 @@ def _seeds(name: str, seeds: pd.Series) -> str:
     if fewest < 3:
         words += " With one seed, an interval covers other questions only; with two, it is too narrow."
     return words
-
-
-def _comparisons(found: Judged) -> dict[str, Any]:
-    rows = []
-    for row in judge_comparisons(found.effects).to_dict("records"):
-        effect, low, high = (signed(row[name]) for name in ("effect", "effect_low", "effect_high"))
-        sampled = ""
-        if np.isfinite(row["sampled"]):
-            ends = (signed(row[f"sampled_{end}"]) for end in ("low", "high"))
-            sampled = f"{signed(row['sampled'])}\n{' to '.join(ends)}"
-        paper = with_unit(signed(row["paper_effect"]), row["unit"])
-        cells = [
-            f"{effect} {row['unit']}\n{low} to {high}",
-            sampled,
-            "\n".join(filter(None, (paper, row["cells"]))),
-            row["excludes_paper"],
-            f"{row['margin']:.2f}",
-            str(int(row["seeds"])),
-            row["verdict"] or "shown only",
-        ]
-        pair = (row["treatment"], row["control"])
-        rows.append({"id": row["id"], "arms": pair, "note": row["note"], "cells": cells})
-    header = ["", "Arms", "Effect\n95 % interval", "Sampled\n95 %, seeds only", "Paper's matched effect"]
-    return {"header": [*header, "Excludes it?", "Margin", "Seeds", "Verdict if it were alone"], "rows": rows}
 
 
 def _arms(study: Study, runs: pd.DataFrame, blind: pd.Series) -> dict[str, Any]:

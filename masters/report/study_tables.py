@@ -107,44 +107,22 @@ def effect_section(path: Path, beside: Path, blind: pd.Series) -> dict[str, Any]
     if effects.empty:
         return None
     level = 100 * float(blind.get("all", 0.0))
-    rows = []
-    for row in effects.to_dict("records"):
-        student = number(row["student_accuracy"], 1)
-        below = " (below blind)" if row["student_accuracy"] < level else ""
-        points = f"{row['points']:+z.1f}\n{row['low']:+z.1f} to {row['high']:+z.1f}"
-        rows.append(
-            {
-                "before": [f"{row['axis']} {row['value']:.3g}", f"{student}{below}", row["effect"]],
-                "arms": (row["treatment"], row["control"]),
-                "after": [points, f"{row['smallest']:.1f}", str(row["seeds"])],
-            }
-        )
-    header = ["Place", "Student before\ntraining, %", "Effect of", "Arms", "Points\n95 % interval"]
-    return {
-        "blind": f"{level:.1f}" if level else "",
-        "effects": _found(effects),
-        "header": [*header, "Smallest\ndetectable", "Seeds"],
-        "rows": rows,
-        **_figure(effect_map(effects, level), beside, "map"),
-    }
-
-
-def _found(effects: pd.DataFrame) -> list[dict[str, Any]]:
-    """Return in how many places each effect was found, and how large it would have had to be."""
     pairs = effects.drop_duplicates(["treatment", "control"])  # the usual setting is on every axis
-    return [
+    found = [
         {
             "name": effect,
             "pairs": len(rows),
             "above": int((rows["low"] > 0).sum()),
             "below": int((rows["high"] < 0).sum()),
-            "least": f"{rows['points'].min():+z.1f}",
-            "most": f"{rows['points'].max():+z.1f}",
-            "half": f"{rows['smallest'].median():.1f}",
-            "every": f"{rows['smallest'].max():.1f}",
+            "least": rows["points"].min(),
+            "most": rows["points"].max(),
+            "half": rows["smallest"].median(),
+            "every": rows["smallest"].max(),
         }
         for effect, rows in pairs.groupby("effect", sort=False)
     ]
+    figure = _figure(effect_map(effects, level), beside, "map")
+    return {"blind": level, "effects": found, "rows": effects.to_dict("records"), **figure}
 
 
 def sweep_section(runs: pd.DataFrame, beside: Path) -> dict[str, Any] | None:

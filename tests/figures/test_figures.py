@@ -65,7 +65,7 @@ def test_samples_show_pictures_questions_and_answers() -> None:
         }
         for n in range(5)
     ]
-    figure = plots.samples(rows, columns=4)
+    figure = plots.samples(rows)
     shown = [axis for axis in figure.axes if axis.get_visible()]
     assert [axis.get_title() for axis in shown] == [f"a{n}" for n in range(5)]
     assert " ".join(shown[0].get_xlabel().split()) == ("what is it ? " * 4).strip()

@@ -3,6 +3,7 @@
 import html
 import json
 import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from masters.report import book, first_page
 from masters.report.rendering import fill
 from masters.report.study_page import study_page, study_sentences
 from masters.report.why_page import why_page
+from masters.runtime.files import ROOT
 from masters.settings import Profile, load_profile
 from masters.study.effects import COLUMNS as MAP
 from masters.study.plan import load_study
@@ -118,3 +120,8 @@ def test_markup_in_a_cell_is_text() -> None:
     page = fill("table.md", header=["<b>", "a\nb"], rows=[["{{ x }}", HOSTILE]])
     assert "<th>&lt;b&gt;</th><th>a<br>b</th>" in page and "<td>{{ x }}</td>" in page
     is_text(page)
+
+
+def test_templates_are_shipped() -> None:
+    data = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    assert "report/templates/*" in data["masters"]

@@ -248,9 +248,9 @@ def test_the_map_says_where_an_effect_was_found_and_how_large_one_would_have_bee
     assert "## Where masking and rewards help" in text and '<img src="study-map.svg" alt="' in text
     assert (study / "study-map.svg").is_file()
     assert (
-        "<em>masking</em>: 2 pairs of arms compared, the interval above zero in 1 and below in 0; estimates "
+        "<em>masking</em>: pairs of arms compared 2, the interval above zero in 1 and below in 0; estimates "
         "from +0.0 to +1.3 points. Half of the comparisons would have found an effect of 0.6 points four "
-        "times out of five, all of them one of 0.8.</li><li><em>rewards</em>: 1 pairs of arms compared, the "
+        "times out of five, all of them one of 0.8.</li><li><em>rewards</em>: pairs of arms compared 1, the "
         "interval above zero in 0 and below in 1;"
     ) in text
     assert (

@@ -251,7 +251,7 @@ def test_the_launch_files_are_shipped_and_say_how_they_are_used() -> None:
         assert f"accelerate launch --config_file masters/launch/{path.name} " in path.read_text()
         assert load_config_from_file(str(path)).num_processes == 8
     package_data = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-    assert package_data["package-data"] == {"masters": ["launch/*.yaml"]}
+    assert "launch/*.yaml" in package_data["package-data"]["masters"]
 
 
 def test_the_ddp_file_starts_plain_processes(monkeypatch: pytest.MonkeyPatch) -> None:
