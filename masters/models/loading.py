@@ -271,13 +271,20 @@ def token_types(
 def check_same_tokens(student: Any, teacher: Any) -> None:
     """Check that student and teacher have the same vocabulary, tokenizer and chat template.
 
-    Both read the prompts of the student's template, so a teacher with another template would read prompts
-    that it was not trained on.
+    Distillation compares distributions token by token. Both read the prompts of the student's template, so a
+    teacher with another template would read prompts that it was not trained on.
 
     Raises:
         ValueError: one of the three differs; the message says which.
     """
-    check_same_vocabulary(student, teacher)
+    own, other = student.tokenizer.get_vocab(), teacher.tokenizer.get_vocab()
+    if own != other:
+        different = {token for token in own.keys() | other.keys() if own.get(token) != other.get(token)}
+        raise ValueError(
+            f"student and teacher differ in {len(different)} tokens "
+            f"(student {len(own)}, teacher {len(other)}, e.g. {sorted(different)[0]!r}); "
+            "choose a teacher of the student's family"
+        )
     words = "The 2 quick foxes' colour: dark-blue?\n"
     ours, theirs = (p.tokenizer(words, add_special_tokens=False)["input_ids"] for p in (student, teacher))
     if ours != theirs:
@@ -291,20 +298,4 @@ def check_same_tokens(student: Any, teacher: Any) -> None:
         raise ValueError(
             f"student and teacher have different chat templates: a question is {shown[0]!r} and "
             f"{shown[1]!r}; choose a teacher of the student's family, or save it with the student's template"
-        )
-
-
-def check_same_vocabulary(student: Any, teacher: Any) -> None:
-    """Check that both have the same tokens, since distillation compares distributions token by token.
-
-    Raises:
-        ValueError: the vocabularies differ; the message says how.
-    """
-    ours, theirs = student.tokenizer.get_vocab(), teacher.tokenizer.get_vocab()
-    if ours != theirs:
-        different = {token for token in ours.keys() | theirs.keys() if ours.get(token) != theirs.get(token)}
-        raise ValueError(
-            f"student and teacher differ in {len(different)} tokens "
-            f"(student {len(ours)}, teacher {len(theirs)}, e.g. {sorted(different)[0]!r}); "
-            "choose a teacher of the student's family"
         )

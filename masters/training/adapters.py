@@ -12,23 +12,34 @@ Departures from the paper: LoRA, bf16, gradient checkpointing and accumulation a
 them.
 """
 
+import sys
 from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import PreTrainedModel
 
+from masters.runtime import distributed
 from masters.settings import Fit
 
 
+def in_float32(model: PreTrainedModel, name: str) -> None:
+    """Convert the weights to float32 in place, and print one line if they had another type."""
+    if model.dtype != torch.float32:
+        stored = str(model.dtype).removeprefix("torch.")
+        model.float()
+        if distributed.rank() == 0:
+            print(f"{name}: the {stored} weights are trained in float32", file=sys.stderr, flush=True)
+
+
 def prepare(model: PreTrainedModel, fit: Fit, seed: int) -> Any:
-    """Convert the weights to float32, add adapters if LoRA is set, and return the model to train.
+    """Add adapters if LoRA is set, and return the model to train.
 
     Args:
-        model: changed in place.
+        model: in float32; changed in place.
+        fit: the settings.
         seed: seed of the adapters' initial values.
     """
-    model.float()
     if fit.lora is None:
         return model
     # "all-linear" leaves out the output head.

@@ -38,6 +38,7 @@ from masters.models.loading import banned_tokens
 from masters.runtime import distributed
 from masters.runtime.progress import report
 from masters.settings import Sampling
+from masters.training import adapters
 from masters.training.train import Budget
 
 TIMED = ("generation_seconds", "judging_seconds", "picture_seconds")
@@ -66,7 +67,8 @@ def train_online(
     """Train a student in place on responses that it generates during training.
 
     Args:
-        model: the student as loaded from its folder, from which TRL reads the reference of the KL.
+        model: the student as loaded from its folder, from which TRL reads the reference of the KL; its
+            weights become float32.
         processor: of the student.
         questions: encoded by that processor.
         wanted: indices of the questions in order, ``steps * batch`` of them.
@@ -96,6 +98,7 @@ def train_online(
     except ImportError:
         raise ValueError("the online arm needs the trl package: pip install 'masters[online]'") from None
 
+    adapters.in_float32(model, "online")
     n, meter = responses, _Meter()
 
     def reward(

@@ -10,14 +10,12 @@ The order of the questions, teachers and mask ratios is fixed before training be
 
 import copy
 import logging
-import sys
 from contextlib import nullcontext
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, TrainingArguments
 
 from masters.data.questions import Questions
@@ -180,9 +178,7 @@ def train(
         ddp_find_unused_parameters=True,  # the output of some layers of a vision tower is not used
         **adapters.arguments(fit),
     )
-    if model.dtype != torch.float32 and distributed.rank() == 0:
-        stored = str(model.dtype).removeprefix("torch.")
-        print(f"{name}: the {stored} weights are trained in float32", file=sys.stderr, flush=True)
+    adapters.in_float32(model, name)
     readable = compatibility.measure([model, *objective.beside], questions)
     if sharded == "FSDP":
         distributed.name_layers(model)
@@ -226,7 +222,6 @@ def train(
             mask.restore()
     if sharded:
         weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
-        model.float()
         if distributed.rank() == 0:
             distributed.load_whole(model, weights)
         model.to(place)  # type: ignore[arg-type]  # a decorator hides the parameter's type

@@ -174,13 +174,13 @@ def test_special_tokens_and_rows_without_a_token_are_banned_but_not_the_end() ->
 
 def test_different_vocabularies_are_refused() -> None:
     ours = build_processor(small.WORDS)
-    models.check_same_vocabulary(ours, build_processor(small.WORDS))
+    models.check_same_tokens(ours, build_processor(small.WORDS))
     with pytest.raises(ValueError, match=r"differ in 1 tokens .*'zebra'") as caught:
-        models.check_same_vocabulary(ours, build_processor([*small.WORDS, "zebra"]))
+        models.check_same_tokens(ours, build_processor([*small.WORDS, "zebra"]))
     assert "\n" not in str(caught.value)
     moved = [small.WORDS[1], small.WORDS[0], *small.WORDS[2:]]
     with pytest.raises(ValueError, match="differ in 2 tokens"):
-        models.check_same_vocabulary(ours, build_processor(moved))
+        models.check_same_tokens(ours, build_processor(moved))
 
 
 def test_every_word_is_one_token_and_comes_back() -> None:
