@@ -26,7 +26,7 @@ from masters.experiments.arms import RunSpec
 from masters.experiments.evaluation import check_labels
 from masters.experiments.lab import Lab
 from masters.experiments.response_plan import ResponsePlan, prepare
-from masters.experiments.run import distil
+from masters.experiments.run import budget_of, distil
 from masters.models.loading import load, save_student, stored_dtype
 from masters.own_data.question_set import OwnQuestions, encode_own, load_own_data
 from masters.runtime import distributed
@@ -134,6 +134,7 @@ def _prepare(run: RunFile, say: Say) -> Prepared:
     if "eval" not in own.splits and "test" not in own.splits:
         say("no evaluation: set data.eval to a file or to {split_from_train: 500}")
     lab = Lab(profile)
+    budget_of(profile, spec, run.training.seed).arguments(run.output)  # refuses unknown names
     vocabulary = len(lab.processor.tokenizer)  # reads every processor: student and teachers must agree
     if (profile.distillation.top_k_logprobs or 0) >= vocabulary:
         everything = profile.distillation.model_copy(update={"top_k_logprobs": None})

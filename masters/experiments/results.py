@@ -115,6 +115,7 @@ def run_folder(lab: Lab, spec: RunSpec, seed: int, split: str = "test") -> Path:
         judge=lab.judge_of(spec.judge).name,
         top_k=lab.profile.distillation.top_k_logprobs,
         fit=lab.profile.distillation.fit.model_dump(mode="json", exclude_defaults=True) or None,
+        trainer=lab.profile.distillation.trainer.model_dump(mode="json", exclude_defaults=True) or None,
         replicate=lab.profile.replicate or None,
     )
     return cache_dir() / "runs" / key

@@ -43,7 +43,7 @@ from masters.models.source import Source
 from masters.objective.diagnostics import NotFinite
 from masters.runtime import distributed
 from masters.runtime.files import write_folder
-from masters.settings import Fit
+from masters.settings import Fit, Profile
 from masters.training.examples import Examples
 from masters.training.online import train_online
 from masters.training.train import Budget, train
@@ -149,12 +149,9 @@ def _train(lab: Lab, spec: RunSpec, seed: int, work: Path, student: Path) -> Non
         write_folder(student, save)
 
 
-def distil(lab: Lab, model: Any, spec: RunSpec, seed: int, folder: Path) -> pd.DataFrame:
-    """Train a student in place as a spec says and return the log, one row per logged step.
-
-    The folder keeps the checkpoints, so remove it once the student is saved.
-    """
-    budget = Budget(
+def budget_of(profile: Profile, spec: RunSpec, seed: int) -> Budget:
+    """Return how long and with which optimizer a run trains; about 40 rows are logged."""
+    return Budget(
         spec.steps,
         spec.batch,
         spec.learning_rate,
@@ -162,7 +159,16 @@ def distil(lab: Lab, model: Any, spec: RunSpec, seed: int, folder: Path) -> pd.D
         seed,
         log_every=max(1, spec.steps // 40),
         planned=spec.steps,
+        **profile.distillation.trainer.model_dump(),
     )
+
+
+def distil(lab: Lab, model: Any, spec: RunSpec, seed: int, folder: Path) -> pd.DataFrame:
+    """Train a student in place as a spec says and return the log, one row per logged step.
+
+    The folder keeps the checkpoints, so remove it once the student is saved.
+    """
+    budget = budget_of(lab.profile, spec, seed)
     if spec.learn_from == "online":
         if spec.rewards != ("accuracy",) or lab.profile.distillation.fit != Fit():
             raise ValueError(

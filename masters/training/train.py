@@ -17,6 +17,7 @@ from typing import Any
 
 import pandas as pd
 from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, TrainingArguments
+from transformers.training_args import OptimizerNames
 
 from masters.data.questions import Questions
 from masters.models import compatibility
@@ -102,6 +103,8 @@ class Budget:
             "report_to": list(self.report_to),
         }
         known = {one.name for one in fields(TrainingArguments)}
+        if self.optim not in {one.value for one in OptimizerNames}:
+            raise ValueError(f"optim: transformers has no optimizer {self.optim!r}; adamw_torch_fused is one")
         for name in self.args:
             if name not in known:
                 raise ValueError(f"args: transformers.TrainingArguments has no {name!r}; remove it")
