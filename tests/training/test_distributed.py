@@ -169,7 +169,7 @@ def test_an_arm_on_two_processes_gives_the_result_of_one(tmp_path: Path) -> None
     shutil.copytree(tmp_path / "one", tmp_path / "two", ignore=unmade)
     environment = {"MASTERS_DATA": str(tmp_path / "two")}
     told = run(*TORCHRUN, ranks.__file__, str(tmp_path), "run", **environment)
-    assert told.count("memory a device: about") == 1
+    assert told.count("memory per device: about") == 1
     names = ("1-0", "2-0", "2-1")
     alone, *two = (torch.load(tmp_path / f"run-{name}.pt", weights_only=False)["run"] for name in names)
     assert two[0]["result"] == two[1]["result"]
