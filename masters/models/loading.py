@@ -200,7 +200,7 @@ def banned_tokens(processor: Any, rows: int) -> list[int]:
             for name in (f"{kind}_token_id", f"{kind}_token_ids"):  # some families have a number in either
                 ids = getattr(holder, name, None)
                 found |= set(ids if isinstance(ids, list | tuple) else [ids]) - {None}
-    known = tokenizer.get_vocab()
+    known = tokenizer.added_tokens_encoder
     found |= {known[token] for token in tokens if isinstance(token, str) and token in known}
     return sorted((found | set(range(len(tokenizer), rows))) - {tokenizer.eos_token_id})
 
