@@ -45,6 +45,8 @@ def triples(
 def accepted(label: str) -> list[str]:
     """Return the answers that a label accepts: the texts of a JSON array, else the label itself."""
     try:
-        return [str(answer) for answer in json.loads(label)] if label.startswith('["') else [label]
+        answers = json.loads(label) if label.startswith("[") else None
     except ValueError:
         return [label]
+    several = isinstance(answers, list) and answers and all(isinstance(answer, str) for answer in answers)
+    return list(answers) if several and answers else [label]
