@@ -28,7 +28,7 @@ Rung = Literal["tiny", "student", "small", "mid", "large", "huge"]
 class Strict(BaseModel):
     """A frozen model that refuses unknown parameters."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)  # may be a password
 
     @classmethod
     def checked(cls, values: dict[str, Any], path: Path, part: str = "") -> Self:

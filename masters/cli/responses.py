@@ -74,7 +74,9 @@ def judge(
 
     if server and not model:
         raise ValueError("--server needs --model, the judge's name on that server")
-    lab, wanted = _wanted(profile, arm, LanguageJudge(server=server, model=model) if server else None)
+    asked = {"server": server, "model": model}
+    named = LanguageJudge.checked(asked, Path("command line"), "judge") if server else None
+    lab, wanted = _wanted(profile, arm, named)
     pool = response_plan.shard(lab.pool, shard_index, num_shards)
     chosen = lab.judge_of("llm" if lab.profile.judge else "rule")
     if dry_run:

@@ -1,9 +1,8 @@
 """Judges of responses: the accuracy reward of Eq. 6 and every accuracy of the evaluation.
 
-A response is right if it commits to exactly one answer and that answer is the label. ``RuleJudge`` finds the
-answer by rule: fast, exact, and strict in doubt. ``LLMJudge`` calls a language model twice, as the paper
-does: first to explain and score, then to reduce the explanation to 0 or 1. Empty, repetitive, irrelevant and
-hedging responses get 0. ``EmbeddingJudge``, for comparison, measures the similarity of response and label.
+``RuleJudge`` compares the answer with the label by rule: fast, exact, and strict in doubt. ``LLMJudge`` calls
+a language model twice, as the paper does: to explain and score, then to reduce the explanation to 0 or 1.
+``EmbeddingJudge``, for comparison, measures the similarity of response and label.
 
 Read in this order: :mod:`~masters.judges.rule`, :mod:`~masters.judges.scorers` (benchmarks and functions of
 your own), :mod:`~masters.judges.llm`, :mod:`~masters.judges.embedding`, :mod:`~masters.judges.corpus` (human

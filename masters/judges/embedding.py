@@ -1,7 +1,7 @@
 """The embedding judge: a small sentence encoder with a threshold calibrated on human verdicts.
 
 A response is right if the embedding of question and response is close enough to that of question and label.
-The judge needs no server and recognizes synonyms, but it can hardly distinguish numbers.
+It needs no server and recognizes synonyms, but hardly distinguishes numbers.
 """
 
 from collections.abc import Sequence
@@ -51,19 +51,11 @@ class EmbeddingJudge:
     def score_many(
         self, questions: Sequence[str], labels: Sequence[str], responses: Sequence[str]
     ) -> list[int]:
-        """Return 1 for each response close enough to its label, else 0; an empty response gets 0.
-
-        Raises:
-            ValueError: the three lengths differ.
-        """
+        """Return 1 for each response close enough to its label, else 0; an empty response gets 0."""
         asked = triples(questions, labels, responses)
-        if not asked:
-            return []
-        close = similarities(asked)
-        return [
-            int(bool(response.strip()) and near >= self.threshold)
-            for (_, _, response), near in zip(asked, close.tolist(), strict=True)
-        ]
+        near = similarities(asked).tolist() if asked else []
+        pairs = zip(asked, near, strict=True)
+        return [int(bool(response.strip()) and close >= self.threshold) for (_, _, response), close in pairs]
 
 
 def similarities(asked: Sequence[tuple[str, str, str]]) -> np.ndarray:

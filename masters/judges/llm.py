@@ -67,22 +67,13 @@ class LLMJudge:
     If a verdict is unreadable, both steps are repeated. After ``retries`` repetitions it is ``None``.
 
     Args:
-        base_url: such as ``http://localhost:8000`` or ``http://localhost:8000/v1``.
-        model: the model's name on that server.
-        timeout: seconds per reply.
-        retries: after an unreadable verdict, and of a request to a busy or unreachable server.
+        base_url, model, api_key, timeout, retries, backoff: as :class:`masters.runtime.server.Server`.
         workers: requests in flight in ``score_many``.
-        backoff: seconds before the first retry of a request; doubles with each retry.
         memory: folder of the stored verdicts, keyed by prompts, model and judged texts; None stores nothing.
 
     Attributes:
         name: model and a hash of the prompts.
-        judged: new verdicts so far.
-        remembered: stored verdicts read so far.
-        invalid: unreadable verdicts among both.
-
-    Raises:
-        ValueError, ConnectionError: as :class:`masters.runtime.server.Server`.
+        judged, remembered, invalid: new verdicts, stored verdicts that were read, and unreadable verdicts.
     """
 
     def __init__(
@@ -102,7 +93,8 @@ class LLMJudge:
         self.name = f"llm-{re.sub(r'[^A-Za-z0-9.]+', '-', model).strip('-')[:100]}-{hash_of(meaning)}"
         self.judged = self.remembered = self.invalid = 0
         self._lock = threading.Lock()
-        self._memory = None if memory is None else _Memory(memory / f"{self.name}.sqlite")
+        self._stores = memory is not None
+        self._verdicts = _verdicts(":memory:" if memory is None else memory / f"{self.name}.sqlite")
 
     def usage(self) -> str:
         """Summarize verdicts, requests, tokens and the % of unreadable verdicts in one line."""
@@ -119,14 +111,14 @@ class LLMJudge:
         if not response.strip():
             return 0
         key = key_of("verdict", judge=self.name, question=question, label=label, response=response)
-        known, verdict = self._memory.get(key) if self._memory else (False, None)
-        if not known:
-            verdict = self._judge(question, label, response)
-            if self._memory:
-                self._memory.put(key, verdict)
         with self._lock:
-            self.judged += not known
-            self.remembered += known
+            row = self._verdicts.execute("SELECT verdict FROM verdicts WHERE key = ?", (key,)).fetchone()
+        verdict: int | None = row[0] if row else self._judge(question, label, response)
+        with self._lock:
+            if self._stores:  # unless another process has stored one first
+                self._verdicts.execute("INSERT OR IGNORE INTO verdicts VALUES (?, ?)", (key, verdict))
+            self.judged += row is None
+            self.remembered += row is not None
             self.invalid += verdict is None
         return verdict
 
@@ -175,24 +167,15 @@ class LLMJudge:
         return (choice["message"]["content"] if whole else ""), nonce
 
 
-class _Memory:
-    """Verdicts on disk; a kill leaves no partial verdict."""
-
-    def __init__(self, path: Path) -> None:
+def _verdicts(path: Path | str) -> sqlite3.Connection:
+    """Open the stored verdicts; a kill leaves no partial verdict."""
+    if isinstance(path, Path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._lock = threading.Lock()
-        self._base = sqlite3.connect(path, timeout=60, check_same_thread=False, isolation_level=None)
-        self._base.execute("PRAGMA journal_mode=WAL")
-        self._base.execute("PRAGMA synchronous=FULL")
-        self._base.execute("CREATE TABLE IF NOT EXISTS verdicts (key TEXT PRIMARY KEY, verdict INTEGER)")
-
-    def get(self, key: str) -> tuple[bool, int | None]:
-        """Return whether a verdict is stored, and the verdict."""
-        with self._lock:
-            row = self._base.execute("SELECT verdict FROM verdicts WHERE key = ?", (key,)).fetchone()
-        return (False, None) if row is None else (True, row[0])
-
-    def put(self, key: str, verdict: int | None) -> None:
-        """Store a verdict, unless another process has stored one first."""
-        with self._lock:
-            self._base.execute("INSERT OR IGNORE INTO verdicts VALUES (?, ?)", (key, verdict))
+    base = sqlite3.connect(path, timeout=60, check_same_thread=False, isolation_level=None)
+    try:
+        base.execute("PRAGMA journal_mode=WAL")
+        base.execute("PRAGMA synchronous=FULL")
+        base.execute("CREATE TABLE IF NOT EXISTS verdicts (key TEXT PRIMARY KEY, verdict INTEGER)")
+    except sqlite3.DatabaseError as error:
+        raise ValueError(f"the verdicts in {path} cannot be read ({error}); delete the file") from None
+    return base

@@ -183,7 +183,7 @@ def banned_tokens(processor: Any, rows: int) -> list[int]:
                 ids = getattr(holder, name, None)
                 several = ids if isinstance(ids, list | tuple) else [ids]
                 found |= {one for one in several if one is not None}
-    known = tokenizer.get_vocab()
+    known = tokenizer.added_tokens_encoder
     found |= {known[token] for token in tokens if isinstance(token, str) and token in known}
     return sorted((found | set(range(len(tokenizer), rows))) - {tokenizer.eos_token_id})
 

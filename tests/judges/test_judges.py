@@ -635,6 +635,13 @@ def test_odd_text_and_a_long_name_are_no_trouble(server: Server, tmp_path: Path)
     assert block(server.requests[-2]["messages"][-1]["content"], "reference") == "7 or 8"
 
 
+def test_damaged_verdicts_are_named(server: Server, tmp_path: Path) -> None:
+    name = judge_at(server).name
+    (tmp_path / f"{name}.sqlite").write_bytes(b"no database" * 1000)
+    with pytest.raises(ValueError, match=rf"{name}\.sqlite cannot be read .* delete the file"):
+        judge_at(server, memory=tmp_path)
+
+
 def test_a_bad_address_is_refused() -> None:
     with pytest.raises(ValueError, match="not an HTTP address"):
         LLMJudge("localhost:8000", "m")

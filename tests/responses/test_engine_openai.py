@@ -412,7 +412,7 @@ def test_a_bad_address_or_key_is_refused_with_the_profile(monkeypatch: pytest.Mo
     for address in ("localhost:8000", "http://", "http://a:x/v1", "ftp://a", "http://me:pw@ä", "http://a b"):
         with pytest.raises(ValueError, match="not an HTTP address") as error:
             Generation(engine="openai", server=address)
-        assert "pw" not in error.value.errors()[0]["msg"]  # type: ignore[attr-defined]
+        assert "pw" not in str(error.value)
         with pytest.raises(ValueError, match="not an HTTP address"):
             LanguageJudge(server=address, model="m")
     monkeypatch.setenv("OPENAI_API_KEY", "schlüssel")

@@ -2,7 +2,7 @@
 
 import warnings
 from pathlib import Path
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 import families
@@ -172,13 +172,10 @@ OWN = {"llama4", "qwen3_5", "lfm2_vl"}  # not by the shared prompt
 
 class Tokenizer:
     eos_token_id, image_token_id = families.STOP, families.IMAGE
-    video_token_ids = (families.VIDEO, families.START)
+    video_token_ids, added_tokens_encoder = (families.VIDEO, families.START), MappingProxyType({})
 
     def __len__(self) -> int:
         return families.VOCABULARY
-
-    def get_vocab(self) -> dict[str, int]:
-        return {}
 
     def batch_decode(self, rows: list[list[int]], skip_special_tokens: bool) -> list[str]:
         return [" ".join(map(str, row)) for row in rows]

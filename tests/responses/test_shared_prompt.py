@@ -3,7 +3,7 @@
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 import families
@@ -25,9 +25,7 @@ class Tokenizer:
     """The part of a tokenizer that generation needs, for models without words."""
 
     image_token_id, video_token_ids = families.IMAGE, [families.VIDEO, families.START, families.STOP]
-
-    def get_vocab(self) -> dict[str, int]:
-        return {}
+    added_tokens_encoder = MappingProxyType({})
 
     def __init__(self, end: int) -> None:
         self.eos_token_id = end

@@ -5,6 +5,13 @@ transformers   in this process; the default, and the reference for the tests of 
 vllm           vLLM in this process, for models of billions of weights
 openai         any running OpenAI-compatible server, local or remote
 ============== ==============================================================================================
+
+Engine transformers computes a prompt once for all its responses
+(:mod:`~masters.responses.engines.shared_prompt`): LLaVA, LLaVA-OneVision, Idefics3, SmolVLM, Qwen2.5-VL,
+Qwen3-VL, InternVL, Gemma 3, Mistral 3, GLM-4V. Families whose caches responses cannot share compute it once
+per response, by the model's own ``generate`` (:mod:`~masters.responses.engines.native`): Qwen3.5, LFM2-VL,
+Llama 4. The tests compare both with the model's own output; the way of any other family is found on two
+questions.
 """
 
 from collections.abc import Callable, Iterator, Sequence

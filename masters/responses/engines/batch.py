@@ -65,6 +65,16 @@ class Batch:
         ]
 
 
+def features(asked: Request, wanted: Sequence[int]) -> dict[str, Tensor]:
+    """Return the processed images of some questions, on the model's device and in its type."""
+    device, kind = asked.model.device, asked.model.dtype
+    images = asked.questions.image_features(wanted)
+    return {
+        name: image.to(device, kind if image.is_floating_point() else image.dtype)
+        for name, image in images.items()
+    }
+
+
 def prepare(asked: Request, wanted: Sequence[int], responses: Sequence[int]) -> Batch:
     """Return the batch of some questions, ``wanted``, with the responses of these indices."""
     questions, model, device = asked.questions, asked.model, asked.model.device
@@ -85,7 +95,7 @@ def prepare(asked: Request, wanted: Sequence[int], responses: Sequence[int]) -> 
         identity,
         input_ids.to(device),
         attention.to(device),
-        {name: tensor.to(device) for name, tensor in questions.image_features(wanted).items()},
+        features(asked, wanted),
         Sampler(asked.sampling, banned, noise),
         torch.tensor(end_tokens(asked.processor, model.generation_config), device=device),
     )

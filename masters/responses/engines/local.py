@@ -45,7 +45,10 @@ class TransformersEngine:
     """
 
     name = "transformers"
-    promise = "a response depends on its seed, question and index only, not on batch or order"
+    promise = (
+        "a response depends on its seed, question and index only, not on batch or order; in 16 bits, "
+        "rounding may differ between batches, which can change a token"
+    )
 
     def __init__(self, batch: int | None = None) -> None:
         self.batch = batch

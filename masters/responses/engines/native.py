@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from masters.responses.engines import Response
-from masters.responses.engines.batch import Request, prepare
+from masters.responses.engines.batch import Request, features, prepare
 
 Choose = Callable[[Tensor, Tensor, Tensor, int], tuple[Tensor, Tensor, Tensor]]
 
@@ -51,7 +51,7 @@ def generate_natively(
     model, n = asked.model, len(responses)
     batch = prepare(asked, wanted, responses)
     input_ids, attention = (part.repeat_interleave(n, 0) for part in (batch.input_ids, batch.attention))
-    images = asked.questions.image_features([index for index in wanted for _ in responses])
+    images = features(asked, [index for index in wanted for _ in responses])
     limit = asked.sampling.max_new_tokens
     chooser = _Chooser(choose or batch.sampler, len(input_ids), limit, model.device)
     ends = batch.ends.tolist()
@@ -61,7 +61,7 @@ def generate_natively(
         model.generate(  # type: ignore[operator]
             input_ids=input_ids,
             attention_mask=attention,
-            **{name: tensor.to(model.device) for name, tensor in images.items()},
+            **images,
             **token_types(model, asked.processor, input_ids),
             generation_config=config,
             logits_processor=LogitsProcessorList([chooser]),
