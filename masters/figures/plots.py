@@ -110,7 +110,7 @@ def samples(rows: Iterable[Mapping[str, Any]]) -> Drawing:
         axis.set(xticks=[], yticks=[])
     for axis in axes[len(shown) :]:
         axis.set_visible(False)
-    figure.alt = f"{len(shown)} images with question and answer. " + " ".join(
+    figure.alt = "Images with question and answer: " + " ".join(
         f"{row['question']} {row['answer']}." for row in shown
     )
     return figure
@@ -239,7 +239,7 @@ def effects(frame: pd.DataFrame, unit: str = "accuracy (%)") -> Drawing:
         axes[0].plot([row["estimate"]], [place], "o", color=COLORS[0])
     _rows(axes[0], frame["name"])
     axes[0].set(xlabel=unit, title=f"here, {OVER_SEEDS}")
-    figure.alt = f"{unit}. {_values(frame)}"
+    figure.alt = f"Arms by {unit}. {_values(frame)}"
     if both:
         axes[1].plot(frame["paper"].to_numpy(dtype=float), y, "D", mfc="none", mec=INK)
         axes[1].set(title="paper (single runs)", xlabel=unit)

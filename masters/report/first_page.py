@@ -20,18 +20,10 @@ from masters.claims.verdicts import disagree, judge_comparisons
 from masters.figures.claims import claims_figure
 from masters.figures.style import write_svg
 from masters.report.rendering import fill
+from masters.report.study_tables import number
 from masters.settings import Profile
 
 RESULTS = "our-numbers-beside-the-paper-s"  # heading of each notebook's results
-CLAIM_COLUMNS = (
-    "The paper says",
-    "Compared",
-    "Effect\n95 % interval",
-    "Sampled answers\n95 %, seeds only",
-    "Share of\nthe gap",
-    "Paper's\nmatched effect",
-    "Excludes the\npaper's effect?",
-)
 
 
 @dataclass(frozen=True)
@@ -79,7 +71,7 @@ def headline(profile: Profile, own: Judged, image: Path, studies: Sequence[Judge
         own_counts=counts(own.claims),
         above=above_base(own),
         disagreements=disagreements(lead.claims),
-        header=["", *titles, *CLAIM_COLUMNS],
+        titles=["", *titles],
         rows=rows,
         profile=profile,
         **draw_claims(lead.claims, image),
@@ -91,10 +83,9 @@ def run_claims(own: Judged, profile: Profile) -> str:
     rows = []
     for row in own.claims.to_dict("records"):
         how = {"commands": commands(profile.name, row, profile.seeds), "folder": ""}
-        after = (_digits(row["smallest"], 1), _digits(row["p_holm"], 3))
+        after = (number(row["smallest"], 1), number(row["p_holm"], 3))
         rows.append(claim_row(row, own, [row["id"], row["verdict"]], after, how))
-    header = ["", "Verdict", *CLAIM_COLUMNS, "Smallest\ndetectable", "p (Holm)"]
-    return fill("run_claims.html", header=header, rows=rows)
+    return fill("run_claims.html", rows=rows)
 
 
 def run_summary(own: Judged, profile: Profile) -> str:
@@ -197,8 +188,8 @@ def claim_row(
     Args:
         row: of the claims.
         judged: the study or run that it belongs to.
-        before: cells left of :data:`CLAIM_COLUMNS`.
-        after: cells right of them.
+        before: cells left of the statement.
+        after: cells right of the paper's effect.
         how: ``commands`` of the runs; ``rows`` and ``file``, links to results; ``folder`` of the notebooks,
             relative to the page.
     """
@@ -225,9 +216,9 @@ def brief(frame: pd.DataFrame) -> dict[str, str]:
 
 def counts(frame: pd.DataFrame) -> dict[str, Any]:
     """Return how many claims there are, how many were tested, and how many have each verdict."""
-    number = {verdict: int((frame["verdict"] == verdict).sum()) for verdict in VERDICTS}
-    tested = len(frame) - number.pop("not tested")
-    return {"all": len(frame), "tested": tested, "verdicts": list(number.items())}
+    found = {verdict: int((frame["verdict"] == verdict).sum()) for verdict in VERDICTS}
+    tested = len(frame) - found.pop("not tested")
+    return {"all": len(frame), "tested": tested, "verdicts": list(found.items())}
 
 
 def draw_claims(frame: pd.DataFrame, path: Path) -> dict[str, str]:
@@ -256,7 +247,3 @@ def commands(profile: str, row: Mapping[Any, Any], seeds: int) -> list[str]:
 def with_unit(value: str, unit: str) -> str:
     """Return a number with its unit; empty if there is no number."""
     return value and f"{value} {unit}"
-
-
-def _digits(value: float, digits: int) -> str:
-    return "" if np.isnan(value) else f"{value:.{digits}f}"

@@ -16,7 +16,6 @@ from masters.experiments.arms import arm, settings_of
 from masters.experiments.curriculum import learning_rate_shares
 from masters.report import study_tables as tables
 from masters.report.first_page import (
-    CLAIM_COLUMNS,
     Judged,
     answer,
     brief,
@@ -56,6 +55,7 @@ def study_page(study: Study, profile: Profile, own: Judged, image: Path) -> str:
     return fill(
         "study.md",
         name=study.name,
+        own=own.title,
         nothing=len(missing) == len(FILES),
         about=study.plan.about,
         command=command(study.name),
@@ -143,7 +143,7 @@ def _claims(study: Study, runs: pd.DataFrame, own: Judged, image: Path) -> dict[
         smallest = with_unit(number(row["smallest"], 1), row["unit"])
         cells = [p, smallest, seeds, verdicts.get(row["id"], "")]
         rows.append(claim_row(row, found, [row["id"], row["verdict"]], cells, how))
-    gap, after = found.effects["gap"].dropna(), ("Smallest\ndetectable", "Seeds")
+    gap = found.effects["gap"].dropna()
     return {
         "short": in_short(found),
         "answer": answer(found),
@@ -154,7 +154,6 @@ def _claims(study: Study, runs: pd.DataFrame, own: Judged, image: Path) -> dict[
             "counts": counts(found.claims),
             "figure": draw_claims(found.claims, image),
             "disagreements": disagreements(found.claims),
-            "header": ["", "Verdict", *CLAIM_COLUMNS, "p\n(Holm)", *after, own.title],
             "rows": rows,
         },
     }

@@ -283,7 +283,7 @@ def test_growth_shows_each_axis_and_the_power_of_each_way() -> None:
 def test_a_notebook_stores_the_alternative_text_beside_the_image() -> None:
     frame = plots.summary(runs(), order=["base", "masters"])
     figure = plots.effects(frame.assign(paper=[np.nan, 80.0]))
-    assert figure.alt == "accuracy (%). base student 51.0, Masters 61.0. Paper: Masters 80.0."
+    assert figure.alt == "Arms by accuracy (%). base student 51.0, Masters 61.0. Paper: Masters 80.0."
     assert figure._repr_mimebundle_() == ({}, {"image/png": {"alt": figure.alt}})
     assert plots.size_accuracy(LADDER, runs(), ["masters"], 20.0).alt == (
         "Accuracy in percent by model size. base student 51.0, mid teacher 71.0, large teacher 91.0, "
