@@ -7,7 +7,7 @@ import pandas as pd
 from transformers import PreTrainedModel
 
 from masters.data.questions import Questions
-from masters.judges import Judge
+from masters.judges import Judge, score_labelled
 from masters.responses.engines.local import generate
 from masters.settings import Sampling
 
@@ -46,7 +46,7 @@ def evaluate(
         answers = {answer.question: answer for batch in batches for answer in batch}
         answered = [answers[name] for name in asked.index]
         texts = [answer.text for answer in answered]
-        verdicts = judge.score_many(list(asked["question"]), list(asked["answer"]), texts)
+        verdicts = score_labelled(judge, asked["question"], asked["answer"], texts)
         frames.append(
             pd.DataFrame(
                 {
