@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import families
+import labs
 import pandas as pd
 import pytest
 import small
@@ -17,6 +18,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 import masters
 from masters.distillation.run import check
 from masters.distillation.run_file import load_run_file
+from masters.experiments.lab import Lab
 from masters.runtime.files import ROOT
 
 
@@ -234,3 +236,12 @@ def test_a_bfloat16_student_of_another_family_with_several_pictures_or_none(tmp_
     ]
     assert sum(changed) / len(changed) > 0.5
     assert any(line.startswith("memory, training: about") for line in said)
+
+
+def test_the_trial_folder_can_be_distilled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    import trial
+
+    trial.write(tmp_path / "trial", Lab(labs.profile()), 16, 4)
+    model = masters.distill(tmp_path / "trial" / "run.yaml", [].append)
+    assert (model / "config.json").is_file()
