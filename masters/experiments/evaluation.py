@@ -1,6 +1,7 @@
 """Evaluate a model: its greedy and sampled answers to a set of questions, judged."""
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -63,13 +64,19 @@ def evaluate(
     return pd.concat(frames, ignore_index=True)
 
 
-def check_labels(judge: Judge, questions: Questions) -> None:
+def check_labels(judge: Judge, questions: Questions, wanted: Sequence[int] | None = None) -> None:
     """Check that a judge can use every label, before the work whose result it judges.
+
+    Args:
+        judge: one that needs no server.
+        questions: whose labels.
+        wanted: indices of the questions; None: all.
 
     Raises:
         ValueError: the judge refuses a label; the message names the question.
     """
-    for name, asked, label in questions.table[["id", "question", "answer"]].itertuples(index=False):
+    table = questions.table[["id", "question", "answer"]]
+    for name, asked, label in (table if wanted is None else table.iloc[list(wanted)]).itertuples(index=False):
         try:
             judge.score_many([asked], [label], [label])
         except ValueError as error:
