@@ -93,12 +93,18 @@ def run_arms(
     folders = {(name, seed): run_folder(lab, specs[name], seed, split) for name in arms for seed in seeds}
     missing = [pair for pair, folder in folders.items() if not (folder / "result.json").is_file()]
     if missing:
-        check_labels(lab.judge, lab.questions(split).table)
+        _check_labels(lab, split)
     prepare(
         lab, ResponsePlan.of([specs[name] for name, _ in missing], lab.profile.distillation.cache_teacher)
     )
     lab.parallel([(run_spec, (specs[name], seed, split)) for name, seed in missing], "runs")
     return read([(*pair, folder) for pair, folder in folders.items()], diverged)
+
+
+def _check_labels(lab: Lab, split: str) -> None:
+    """Check the labels of the pool and of a split with the rule judge, which judges all of them."""
+    check_labels(lab.judge, lab.questions("train").table.iloc[lab.pool])
+    check_labels(lab.judge, lab.questions(split).table)
 
 
 def run_folder(lab: Lab, spec: RunSpec, seed: int, split: str = "test") -> Path:
@@ -162,7 +168,7 @@ def run_arm(lab: Lab, name: str, seed: int) -> Path:
     """
     spec = arm(name, lab.profile)
     if distributed.rank() == 0:
-        check_labels(lab.judge, lab.questions("test").table)
+        _check_labels(lab, "test")
         if spec.learn_from not in ("nothing", "online"):
             print(memory_line(lab, name), file=sys.stderr, flush=True)
         for model in set(spec.models):

@@ -75,7 +75,7 @@ def train_rung(
             (target / "training.json").write_text(json.dumps({"steps": spec.steps, "seconds": seconds}))
 
         write_folder(folder, save)
-        shutil.rmtree(work)
+        shutil.rmtree(work, ignore_errors=True)
 
 
 def about_rung(name: str, spec: ModelSpec, folder: Path) -> dict[str, Any]:

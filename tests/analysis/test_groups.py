@@ -37,17 +37,17 @@ def test_the_groups_are_those_of_the_first_step_of_training(lab: Lab) -> None:
     stage = all_stages(spec)[0]
     examples, _ = curriculum(spec, 0, lab.pool, {stage: response_sets(lab, spec, stage)})
     batch = Collator(lab.questions("train"))([examples[i] for i in range(spec.batch)])
-    assert batch["stage"] == stage == (0, 0.2)
+    assert batch.stage == stage == (0, 0.2)
     student, _ = load(lab.folder("student"))
     with torch.inference_mode():
-        logits = response_logits(student, batch["batch"])[..., : len(lab.processor.tokenizer)]
+        logits = response_logits(student, batch.packed)[..., : len(lab.processor.tokenizer)]
     loss = masters_loss(
         logits,
-        batch["teacher"],
-        batch["batch"].tokens,
-        batch["batch"].mask,
-        accuracy=batch["accuracy"],
-        reference_logits=batch["reference"],
+        batch.teacher,
+        batch.packed.tokens,
+        batch.packed.mask,
+        accuracy=batch.accuracy,
+        reference_logits=batch.reference,
     )
     table = rewarded_groups(lab)
     ids = lab.questions("train").table["id"]

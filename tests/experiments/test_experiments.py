@@ -304,6 +304,11 @@ def test_a_label_that_the_judge_refuses_is_named_before_anything_starts(
             start()
         assert "\n" not in str(told.value)
     assert not list(tmp_path.glob("result*/*"))
+    table.loc[3, "answer"] = "3"
+    train = used.questions("train").table
+    train.loc[used.pool[2], "answer"] = "?"
+    with pytest.raises(ValueError, match=f"^question '{train['id'][used.pool[2]]}': the label"):
+        run_arms(used, ["masters+steps=4"])
 
 
 @pytest.mark.usefixtures("inline")
