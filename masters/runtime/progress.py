@@ -13,7 +13,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 INTERVAL = 0.5  # seconds between two reports
@@ -34,14 +34,15 @@ def report(what: str, done: int, total: int) -> None:
     if not folder:
         return
     path = Path(folder) / f"{os.getpid()}.json"
-    if done >= total:
-        path.unlink(missing_ok=True)
-    elif time.monotonic() - _last >= INTERVAL:
-        _last = time.monotonic()
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".new")
-        temporary.write_text(json.dumps({"what": what, "done": done, "total": total}))
-        os.replace(temporary, path)
+    with suppress(OSError):  # a full disk must not end the work that is reported
+        if done >= total:
+            path.unlink(missing_ok=True)
+        elif time.monotonic() - _last >= INTERVAL:
+            _last = time.monotonic()
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            temporary = path.with_suffix(".new")
+            temporary.write_text(json.dumps({"what": what, "done": done, "total": total}))
+            os.replace(temporary, path)
 
 
 def lines(folder: Path) -> list[str]:

@@ -70,3 +70,9 @@ def test_progress_is_shown_as_lines_during_work(
     shown = capsys.readouterr().err.splitlines()
     assert shown and set(shown) == {"training a run 3/10"}
     assert "MASTERS_PROGRESS" not in os.environ and not folder.exists()
+
+
+def test_a_report_that_cannot_be_written_does_not_end_the_work(folder: Path) -> None:
+    folder.write_text("not a folder")
+    progress.report("work", 1, 10)
+    progress.report("work", 10, 10)
