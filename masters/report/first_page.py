@@ -59,7 +59,7 @@ def headline(profile: Profile, own: Judged, image: Path, studies: Sequence[Judge
     for row in own.claims.to_dict("records"):
         shown = by_id.get(row["id"], row)
         before = [row["id"], shown["verdict"], *(verdict.get(row["id"], "") for verdict in verdicts)]
-        how = {"commands": commands(profile.name, row, profile.seeds)}
+        how = {"of": row, "commands": commands(profile.name, row, profile.seeds)}
         rows.append(claim_row(shown, lead, before, (), how))
     titles = ["\n".join(textwrap.wrap(each.title, 14)) for each in (lead, *others)]
     return fill(
@@ -190,8 +190,8 @@ def claim_row(
         judged: the study or run that it belongs to.
         before: cells left of the statement.
         after: cells right of the paper's effect.
-        how: ``commands`` of the runs; ``rows`` and ``file``, links to results; ``folder`` of the notebooks,
-            relative to the page.
+        how: ``commands`` of the runs; ``rows`` and ``file``, links to results; ``of``, the claim of the run
+            with these commands, if another; ``folder`` of the notebooks, relative to the page.
     """
     compared = judge_comparisons(judged.effects).to_dict("records") if len(judged.effects) else []
     compared = [each for each in compared if each["id"] == row["id"]]
@@ -201,7 +201,7 @@ def claim_row(
         **row,
         "before": before,
         "after": after,
-        "how": {"address": f"{how.get('folder', 'notebooks/')}{row['where']}.html#{RESULTS}", **how},
+        "how": {"of": row, "folder": "notebooks/", "results": RESULTS, **how},
         "trained": dict.fromkeys(judged.settings[name] for name in arms if name in judged.settings),
         "notes": [note for note in notes if note],
         "beside": [each for each in compared if each["role"] == "shown"],
