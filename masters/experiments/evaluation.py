@@ -1,7 +1,6 @@
 """Evaluate a model: its greedy and sampled answers to a set of questions, judged."""
 
 import time
-from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
