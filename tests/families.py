@@ -255,9 +255,6 @@ def build(config: Any, seed: int = 0) -> PreTrainedModel:
             if isinstance(module, torch.nn.Linear):
                 module.weight.normal_(std=0.2)
         model.get_input_embeddings().weight.normal_(std=0.3)
-        for weight in model.parameters():
-            if weight.ndim == 2 and not weight.any():  # the projector of Gemma 3
-                weight.normal_(std=0.2)
     return model.eval()
 
 

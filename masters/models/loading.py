@@ -245,7 +245,7 @@ def image_positions(
 
 
 def token_types(
-    model: PreTrainedModel, input_ids: torch.Tensor, in_prompt: torch.Tensor
+    model: Any, input_ids: torch.Tensor, in_prompt: torch.Tensor | None = None
 ) -> dict[str, torch.Tensor]:
     """Return the inputs that mark kinds of tokens, as the model's own processor makes them.
 
@@ -254,13 +254,13 @@ def token_types(
     which does so, and 1 in the response.
 
     Args:
-        model: reads the tokens.
+        model: reads the tokens; with or without its output head.
         input_ids: ``(rows, tokens)``.
-        in_prompt: ``(rows, tokens)`` bool, True in the prompt.
+        in_prompt: ``(rows, tokens)`` bool, True in the prompt; None: everywhere.
     """
-    taken = inspect.signature(model.model.forward).parameters
+    taken = inspect.signature(getattr(model, "model", model).forward).parameters
     is_image = (input_ids == model.config.image_token_id).int()
-    in_response = (~in_prompt).int()
+    in_response = torch.zeros_like(is_image) if in_prompt is None else (~in_prompt).int()
     kinds = {
         "mm_token_type_ids": is_image,
         "token_type_ids": in_response if model.config.model_type == "paligemma" else is_image,
