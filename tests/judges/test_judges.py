@@ -398,6 +398,9 @@ def test_bad_input_is_refused_in_one_line() -> None:
 def test_hostile_text_is_judged_in_linear_time() -> None:
     """A pattern that takes quadratic time would not finish on these texts."""
     size = 20_000
+    units = ["a b c d e f g h i ", "$", "\\boxed{", "\\frac{a}{", "<answer>", "answer to ", "{", "\n", "9"]
+    for hostile in [unit * size for unit in units]:
+        assert RuleJudge().score(COLOR, "red", hostile) == 0
     for hostile in ["a " * size, "the " * size, "not true that " * size, "1," * size, "so , " * size]:
         assert RuleJudge().score(COUNT, "7", hostile) == 0
     for hostile in ["the answer is " * size, "yes no " * size, "1 + " * size, "( a ) " * size, "-" * size]:
