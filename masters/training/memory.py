@@ -156,11 +156,6 @@ def patches(config: Any, pixel_values: Tensor) -> int:
     return math.prod(count) * ((height // rows) * (width // columns) + 1)  # and the class token
 
 
-def is_full(error: BaseException) -> bool:
-    """Return whether an error says that the device is out of memory."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-
-
 def advice(name: str, fit: Fit, questions: int, teachers: bool) -> str:
     """Return one line that names the next setting of the profile to change.
 

@@ -23,6 +23,7 @@ from masters.data.questions import Questions
 from masters.models import compatibility
 from masters.models.attention import FLEX, attending
 from masters.runtime import distributed
+from masters.runtime.memory import is_full
 from masters.runtime.progress import report
 from masters.settings import Fit, Watch
 from masters.training import adapters, memory
@@ -215,7 +216,7 @@ def train(
         with attending(models, FLEX) if readable.flex else nullcontext():
             trainer.train(resume_from_checkpoint=checkpoint)
     except RuntimeError as error:
-        if not memory.is_full(error):
+        if not is_full(error):
             raise
         advice = memory.advice(name, fit, budget.batch // parts, bool(objective.teachers))
         raise MemoryError(advice) from None

@@ -17,11 +17,11 @@ from torch import nn
 from transformers import DynamicCache, PreTrainedModel
 
 from masters.data.questions import Questions
-from masters.models.loading import load, prompt_positions
+from masters.models.loading import load, prompt_positions, token_types
 from masters.models.source import Source
 from masters.responses.engines import Response, Writer
 from masters.responses.engines.batch import Request, prepare
-from masters.responses.engines.native import generate_natively, log_probabilities, token_types
+from masters.responses.engines.native import generate_natively, log_probabilities
 from masters.responses.engines.shared_prompt import held_once
 from masters.runtime.memory import free_bytes, is_full, release
 from masters.settings import Sampling
@@ -210,7 +210,7 @@ def _generate_shared(asked: Request, wanted: Sequence[int], responses: Sequence[
         attention_mask=attention,
         position_ids=positions,
         past_key_values=prompt_cache,
-        **token_types(model.model, asked.processor, input_ids),
+        **token_types(model, input_ids),
         **images,
     ).last_hidden_state[:, -1]
     logits = model.get_output_embeddings()(hidden).float().repeat_interleave(n, 0)

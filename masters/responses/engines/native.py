@@ -5,14 +5,13 @@ model's own business there. A logits processor chooses every token, so sampling,
 are the same as in :mod:`masters.responses.engines.local`; each response computes its own prompt.
 """
 
-import inspect
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
+from masters.models.loading import token_types
 from masters.responses.engines import Response
 from masters.responses.engines.batch import Request, features, prepare
 
@@ -62,7 +61,7 @@ def generate_natively(
             input_ids=input_ids,
             attention_mask=attention,
             **images,
-            **token_types(model, asked.processor, input_ids),
+            **token_types(model, input_ids),
             generation_config=config,
             logits_processor=LogitsProcessorList([chooser]),
         )
@@ -71,25 +70,6 @@ def generate_natively(
     ended = torch.isin(chooser.tokens[:, : chooser.step], batch.ends)
     lengths = torch.where(ended.any(1), ended.int().argmax(1) + 1, limit)
     return batch.finished(asked.processor, chooser.tokens, chooser.logprobs, chooser.support, lengths)
-
-
-def token_types(model: nn.Module, processor: Any, input_ids: Tensor) -> dict[str, Tensor]:
-    """Return the inputs of some families that tell image tokens (1) and video tokens (2) from text (0).
-
-    Args:
-        model: whose forward pass takes them.
-    """
-    config: Any = model.config
-    kinds = torch.zeros_like(input_ids)
-    for kind, name in ((1, "image_token_id"), (2, "video_token_id")):
-        if (token := getattr(config, name, None)) is not None:
-            kinds[input_ids == token] = kind
-    wanted = inspect.signature(type(model).forward).parameters
-    types = {"mm_token_type_ids": kinds}
-    # The same under another name (Gemma 3), or 0 for every token of a prompt (PaliGemma).
-    shows = getattr(processor, "return_mm_token_type_ids", False)
-    types["token_type_ids"] = kinds if shows else torch.zeros_like(kinds)
-    return {name: values for name, values in types.items() if name in wanted}
 
 
 def log_probabilities(
