@@ -20,7 +20,7 @@ from masters.experiments.arms import RunSpec
 from masters.experiments.curriculum import all_stages, wanted_responses
 from masters.experiments.lab import Lab
 from masters.experiments.response_plan import ResponsePlan
-from masters.models.loading import parameter_count, skeleton
+from masters.models.loading import parameter_count
 from masters.objective.topk import bytes_per_token
 from masters.runtime import distributed
 from masters.training.memory import Shape, estimate, patches
@@ -87,7 +87,7 @@ def estimate_run(lab: Lab, spec: RunSpec, sample: Questions, evaluated: int, out
         output: the output folder, for the free space of its disk.
     """
     settings, vocabulary = lab.profile.distillation, len(lab.processor.tokenizer)
-    models = {name: skeleton(str(lab.folder(name))) for name in dict.fromkeys(spec.models)}
+    models = {name: lab.skeleton(name) for name in dict.fromkeys(spec.models)}
     weights = {name: parameter_count(model) for name, model in models.items()}
     stages, longest = all_stages(spec), lab.profile.sampling.max_new_tokens
     plan = ResponsePlan.of([spec], settings.cache_teacher)
