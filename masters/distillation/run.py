@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,8 @@ from masters.experiments.run import budget_of, distil
 from masters.models.loading import load, save_student, stored_dtype
 from masters.own_data.question_set import OwnQuestions, encode_own, load_own_data
 from masters.runtime import distributed
-from masters.runtime.files import write_atomic, write_folder
+from masters.runtime.files import write_atomic, write_folder, write_folder_once
+from masters.training.checkpoints import last_checkpoint
 
 Say = Callable[[str], None]
 
@@ -174,11 +176,20 @@ def _train(prepared: Prepared, say: Say) -> None:
             save_student(model, processor, folder, stored_dtype(student))
             write_atomic(folder / "README.md", card(run, len(prepared.own.splits["train"]), {}, 0))
 
+        if run.training.lora is not None:
+            write_folder_once(run.output / "adapter", partial(_copy_adapter, checkpoints))
         write_folder(run.output / "model", save)
         log.to_parquet(run.output / "log.parquet")
         shutil.rmtree(checkpoints, ignore_errors=True)
         say(f"student saved: {run.output / 'model'}")
     distributed.wait()
+
+
+def _copy_adapter(checkpoints: Path, folder: Path) -> None:
+    """Copy the adapters of the last checkpoint, which peft can load onto the student before training."""
+    last = last_checkpoint(checkpoints)
+    for path in Path(str(last)).glob("adapter_*"):
+        shutil.copy(path, folder)
 
 
 def _evaluate(prepared: Prepared, name: str, model_folder: Path, say: Say) -> None:

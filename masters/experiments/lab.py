@@ -37,7 +37,7 @@ from masters.own_data.tasks import labels_of, questions_of, words_of
 from masters.responses.cached import engine_of, open_store, responses
 from masters.responses.store import ResponseStore
 from masters.responses.teacher_logprobs import TopK, distributions
-from masters.runtime import workers
+from masters.runtime import distributed, workers
 from masters.runtime.files import cache_dir
 from masters.runtime.keys import key_of
 from masters.runtime.progress import report
@@ -306,7 +306,9 @@ class Lab:
             processes: the profile's number when None.
         """
         processes = processes or self.profile.processes
-        if processes > 1:
+        own_engine = self.profile.generation.engine == "transformers"
+        # A launched rank, or one that vLLM has used, is no place for the next model.
+        if processes > 1 or not own_engine or distributed.world_size() > 1:
             workers.run(Lab, self.profile, jobs, processes, what)
             return
         for number, (job, arguments) in enumerate(jobs, start=1):

@@ -12,6 +12,7 @@ import pytest
 import small
 import torch
 import yaml
+from peft import PeftModel
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -195,7 +196,7 @@ def test_a_run_file_that_is_none_is_named(tmp_path: Path) -> None:
             load_run_file(tmp_path / "run.yaml")
 
 
-@pytest.mark.parametrize("name", ["run", "run-paper"])
+@pytest.mark.parametrize("name", ["run", "run-paper", "run-gpu8"])
 def test_the_example_files_run_with_tiny_models(folder: Path, name: str) -> None:
     content = yaml.safe_load((ROOT / "examples" / f"{name}.yaml").read_text())
     load_run_file(ROOT / "examples" / f"{name}.yaml")
@@ -236,6 +237,17 @@ def test_a_bfloat16_student_of_another_family_with_several_pictures_or_none(tmp_
     ]
     assert sum(changed) / len(changed) > 0.5
     assert any(line.startswith("memory, training: about") for line in said)
+
+
+def test_lora_leaves_its_adapter_beside_the_merged_student(folder: Path) -> None:
+    training = {"learning_rate": 1e-2, "batch": 2, "lora": {"rank": 2}}
+    merged = AutoModelForImageTextToText.from_pretrained(
+        masters.distill(_file(folder, training=training), [].append)
+    )
+    start = AutoModelForImageTextToText.from_pretrained(folder / "student")
+    adapted = PeftModel.from_pretrained(start, folder / "out" / "adapter").merge_and_unload()
+    for ours, theirs in zip(merged.parameters(), adapted.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
 def test_the_trial_folder_can_be_distilled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
