@@ -3,7 +3,6 @@ import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +47,12 @@ LOG_COLUMNS = {
     "arm", "seed", "step", "loss", "divergence", "policy", "kl", "flat_groups", "reward_accuracy",
     "reward_distillation", "mask_ratio",
 }  # fmt: skip
+
+
+def _save_every(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every run save a checkpoint this often, without a change of its key."""
+    usual = runs.budget_of
+    monkeypatch.setattr(runs, "budget_of", lambda *args: replace(usual(*args), save_steps=steps))
 
 
 @pytest.fixture(scope="module")
@@ -215,7 +220,7 @@ def test_a_run_that_was_stopped_goes_on_and_ends_the_same(
     undisturbed = small.weights_hash(load(run / "model")[0])
     kept = run.with_name("kept")
     run.rename(kept)
-    monkeypatch.setattr(runs, "Budget", partial(training.Budget, save_steps=2))
+    _save_every(2, monkeypatch)
     compute = training.MastersTrainer.compute_loss
     steps: list[int] = []
 
@@ -362,7 +367,7 @@ def test_a_refreshed_run_that_was_stopped_ends_the_same(
     refreshed_run: Path, lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed: str
 ) -> None:
     spec, steps = arm("refreshed", lab.profile), list[int]()
-    monkeypatch.setattr(runs, "Budget", partial(training.Budget, save_steps=1))
+    _save_every(1, monkeypatch)
     compute, write = training.MastersTrainer.compute_loss, refreshing.write_atomic
     last = 3 if killed == "in a stage" else 2
 
@@ -642,7 +647,7 @@ def test_a_replay_that_was_stopped_goes_on_with_the_same_questions(
     lab: Lab, results: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = arm("replay", lab.profile)
-    monkeypatch.setattr(runs, "Budget", partial(training.Budget, save_steps=2))
+    _save_every(2, monkeypatch)
     compute = training.MastersTrainer.compute_loss
 
     def distil(folder: Path, stop: int = 6) -> str:
