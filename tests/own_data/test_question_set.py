@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from masters.data.labels import accepted
-from masters.models.loading import build_processor
+from masters.models.small import build_processor
 from masters.own_data.question_set import OwnQuestions, encode_own, load_own_data
 from masters.settings import OwnData
 
