@@ -247,7 +247,7 @@ def test_a_run_that_was_stopped_goes_on_and_ends_the_same(
         patch.setattr(training.MastersTrainer, "compute_loss", counting)
         again = run_arms(lab, ["masters"])
     assert later == [4, 5]  # from the checkpoint after four steps
-    # What it took is what all sittings took.
+    # What it took is the sum over all starts.
     assert (again.log["seconds"][:4] > 0.2).all() and again.runs["seconds"][0] >= again.log["seconds"].sum()
     assert small.weights_hash(load(run / "model")[0]) == undisturbed
     first = results.predictions[results.predictions["arm"] == "masters"].reset_index(drop=True)
