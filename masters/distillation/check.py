@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import psutil
 import torch
 
 from masters.data.questions import Questions
@@ -23,7 +22,7 @@ from masters.experiments.response_plan import ResponsePlan
 from masters.models.loading import parameter_count
 from masters.objective.topk import bytes_per_token
 from masters.runtime import distributed
-from masters.training.memory import Shape, estimate, patches
+from masters.training.memory import Shape, device_memory, estimate, patches
 
 GIB = 2**30
 # Share of the measured matrix products per second: reading or learning, and generating token by token.
@@ -151,7 +150,7 @@ def estimate_run(lab: Lab, spec: RunSpec, sample: Questions, evaluated: int, out
         prompt=max(prompts),
         responses=responses,
         memory={"generating and scoring": stored, "training": step},
-        available=_device_memory(),
+        available=device_memory(),
         disk=disk,
         free=shutil.disk_usage(_existing(output)).free,
         hours=hours,
@@ -160,12 +159,6 @@ def estimate_run(lab: Lab, spec: RunSpec, sample: Questions, evaluated: int, out
 
 def _size(count: int) -> str:
     return f"{count / GIB:.1f} GiB" if count >= GIB / 10 else f"{count / 2**20:.1f} MiB"
-
-
-def _device_memory() -> int:
-    if torch.cuda.is_available():
-        return int(torch.cuda.get_device_properties(0).total_memory)
-    return int(psutil.virtual_memory().total)
 
 
 def _products_per_second(size: int = 1024) -> float:

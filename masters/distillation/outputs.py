@@ -27,7 +27,7 @@ def answers(
     """Return a model's greedy answers, one row per question: id, question, label, answer, tokens, score.
 
     Args:
-        model: in evaluation mode.
+        model: a model in evaluation mode.
         processor: the model's.
         questions: all of them are answered.
         judge: scores each answer against the label; a question without one has no score.

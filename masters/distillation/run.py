@@ -8,8 +8,8 @@ it is evaluated, so nothing that fails later can lose it.
 import json
 import os
 import shutil
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -231,18 +231,21 @@ def _finish(prepared: Prepared, say: Say) -> None:
     say(f"push:    huggingface-cli upload YOUR/NAME {model}")
 
 
-def _alone(output: Path) -> Any:
-    """Return the lock of an output folder; ranks of one run share it."""
-    if distributed.rank():
-        return nullcontext()
+@contextmanager
+def _alone(output: Path) -> Iterator[None]:
+    """Hold the lock of an output folder; ranks of one run share it."""
     lock = FileLock(output / ".lock")
+    if distributed.rank() == 0:
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise ValueError(
+                f"another process is using {output}: wait for it, or choose another output_dir"
+            ) from None
     try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise ValueError(
-            f"another process is using {output}: wait for it, or choose another output_dir"
-        ) from None
-    return lock
+        yield
+    finally:
+        lock.release()
 
 
 def _same_settings(run: RunFile) -> None:
@@ -259,7 +262,7 @@ def _same_settings(run: RunFile) -> None:
     if different:
         raise ValueError(
             f"{run.output} holds a run with other settings ({', '.join(different)} differ from its "
-            "config.yaml): choose another output_dir, or delete that folder to start anew"
+            "config.yaml): choose another output_dir, or delete that folder to start over"
         )
 
 

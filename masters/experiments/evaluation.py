@@ -24,7 +24,7 @@ def evaluate(
     """Return a model's answers, one row per question and mode.
 
     Args:
-        model: in evaluation mode.
+        model: a model in evaluation mode.
         processor: the model's.
         questions: all of them are answered.
         judge: scores each answer against the label.

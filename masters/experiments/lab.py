@@ -301,7 +301,7 @@ class Lab:
         """Run independent jobs in parallel processes of one thread each; one process is this one.
 
         Args:
-            jobs: in starting order.
+            jobs: what to run, in starting order.
             what: name of the jobs for progress, in the plural.
             processes: the profile's number when None.
         """

@@ -17,7 +17,7 @@ def effect_map(table: pd.DataFrame, blind: float = 0.0) -> Drawing:
     """Draw every effect along each axis with its 95 % interval over seeds and questions.
 
     Args:
-        table: from :func:`masters.study.effects.measure_map`.
+        table: the result of :func:`masters.study.effects.measure_map`.
         blind: accuracy of the blind baseline in percent; marks are hollow where the student before training
             is below it.
 

@@ -55,7 +55,7 @@ def panels(
     Args:
         rows: panels from top to bottom.
         columns: panels from left to right.
-        height: of a row, in inches.
+        height: inches per row.
         **options: passed to ``plt.subplots``.
     """
     style()

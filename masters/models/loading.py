@@ -165,13 +165,13 @@ def parameter_count(model: PreTrainedModel) -> int:
 
 
 def banned_tokens(processor: Any, rows: int) -> list[int]:
-    """Return the token ids that must never be sampled: placeholders of images and the like, and empty rows.
+    """Return the token ids that must never be sampled: those of images and the like, and empty rows.
 
-    A sampled placeholder would break the next forward pass. The padding, the unknown word and the two roles
+    A sampled image token would break the next forward pass. The padding, the unknown word and the two roles
     of the small models are banned, too.
 
     Args:
-        rows: of the output head; those beyond the tokenizer have no token.
+        rows: number of rows of the output head; those beyond the tokenizer have no token.
     """
     tokenizer = processor.tokenizer
     found: set[int] = set()
@@ -188,7 +188,7 @@ def banned_tokens(processor: Any, rows: int) -> list[int]:
     return sorted((found | set(range(len(tokenizer), rows))) - {tokenizer.eos_token_id})
 
 
-def end_tokens(processor: Any, config: GenerationConfig | None) -> list[int]:
+def stop_tokens(processor: Any, config: GenerationConfig | None) -> list[int]:
     """Return all token ids that end a response: the tokenizer's, then those of the generation config."""
     ends = getattr(config, "eos_token_id", None)
     more = ends if isinstance(ends, list) else [ends]

@@ -91,7 +91,7 @@ def pack(
     Args:
         prompts: token ids of each prompt.
         responses: for each question, the token ids of its responses; the same number for every question.
-        images: for each question, its processed images.
+        images: processed images of each question.
         together: all responses to a question in one row; otherwise one row per response.
 
     Raises:

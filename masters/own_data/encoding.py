@@ -32,10 +32,10 @@ class OwnPictures:
     """Pictures and conversations of encoded rows, see :class:`masters.data.questions.Pictures`.
 
     Args:
-        rows: in the order of the encoded questions.
+        rows: checked rows in the order of the encoded questions.
         processor: that encoded them.
         max_pixels: larger pictures are scaled down to this.
-        folder: of the encoded questions.
+        folder: where the encoded questions are stored.
     """
 
     def __init__(self, rows: datasets.Dataset, processor: Any, max_pixels: int | None, folder: Path) -> None:

@@ -23,7 +23,7 @@ def run(lab: Callable[[Any], Any], profile: Any, jobs: Sequence[Job], processes:
 
     Args:
         lab: builds a lab from the profile, once per process.
-        jobs: in starting order.
+        jobs: what to run, in starting order.
         processes: maximum number of parallel processes.
         what: name of the jobs for progress, in the plural.
     """

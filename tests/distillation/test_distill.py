@@ -12,6 +12,7 @@ import pytest
 import small
 import torch
 import yaml
+from filelock import FileLock
 from peft import PeftModel
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -152,6 +153,12 @@ def test_other_settings_in_the_same_folder_are_refused(folder: Path) -> None:
     masters.distill(_file(folder), [].append)
     with pytest.raises(ValueError, match=r"other settings \(training differ"):
         masters.distill(_file(folder, training={"learning_rate": 2e-3, "batch": 2}), [].append)
+
+
+def test_two_at_once_in_one_folder_are_refused(folder: Path) -> None:
+    (folder / "out").mkdir()
+    with FileLock(folder / "out" / ".lock"), pytest.raises(ValueError, match="another process is using"):
+        masters.distill(_file(folder), [].append)
 
 
 def test_labels_alone_and_keywords(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from masters.data.questions import Questions
-from masters.models.loading import banned_tokens, end_tokens
+from masters.models.loading import banned_tokens, stop_tokens
 from masters.responses.engines import Response
 from masters.responses.sampling import Sampler, uniforms
 from masters.settings import Sampling
@@ -97,5 +97,5 @@ def prepare(asked: Request, wanted: Sequence[int], responses: Sequence[int]) -> 
         attention.to(device),
         features(asked, wanted),
         Sampler(asked.sampling, banned, noise),
-        torch.tensor(end_tokens(asked.processor, model.generation_config), device=device),
+        torch.tensor(stop_tokens(asked.processor, model.generation_config), device=device),
     )

@@ -81,7 +81,7 @@ def generate(
     """Generate responses, one batch of questions at a time.
 
     Args:
-        model: in evaluation mode.
+        model: a model in evaluation mode.
         wanted: indices of the questions.
         responses: indices of each question's responses.
         sampling: greedy decoding uses ``max_new_tokens`` only.
