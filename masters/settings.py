@@ -186,7 +186,7 @@ class Lora(Strict):
     alpha: Positive = Field(32.0, description="scales the update by alpha / rank")
 
 
-class Fit(Strict):
+class MemorySavings(Strict):
     """Memory savings when training the student; all are off by default."""
 
     lora: Lora | None = Field(None, description="train adapters only; they are merged after training")
@@ -247,16 +247,17 @@ class Distillation(Strict, LossOptions):
     student_responses: int = Field(4, ge=0, description="per question; paper: 4")
     r_max: Ratio = Field(0.2, description="first mask ratio; paper: 0.2 for most teachers, 0.4 for two")
     r_step: Positive = Field(0.05, description="paper: 0.05")
-    fit: Fit = Fit()
+    memory_savings: MemorySavings = MemorySavings()
     watch: Watch = Watch()
     trainer: TrainerOptions = TrainerOptions()
 
     @model_validator(mode="after")
     def _agree(self) -> "Distillation":
         MaskSchedule(self.r_max, self.r_step)
-        if self.batch % self.fit.accumulate:
+        if self.batch % self.memory_savings.accumulate:
             raise ValueError(
-                f"fit.accumulate {self.fit.accumulate} does not divide the batch of {self.batch} questions"
+                f"memory_savings.accumulate {self.memory_savings.accumulate} does not divide the batch of "
+                f"{self.batch} questions"
             )
         if self.top_k_logprobs is not None and not self.cache_teacher:
             raise ValueError("top_k_logprobs needs cache_teacher, which is off; remove one of the two")

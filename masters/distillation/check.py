@@ -95,9 +95,9 @@ def estimate_run(lab: Lab, spec: RunSpec, sample: Questions, evaluated: int, out
     questions, mean = settings.questions, float(np.mean(prompts))
     pictures = [sample.image_features([index]) for index in range(len(sample))]
 
-    at_once = min(n, settings.fit.responses_at_once or n)
+    at_once = min(n, settings.memory_savings.responses_at_once or n)
     world = distributed.world_size()
-    rows = max(1, spec.batch // (settings.fit.accumulate * world))
+    rows = max(1, spec.batch // (settings.memory_savings.accumulate * world))
     try:
         config = models[spec.student].config
         seen = [patches(config, of["pixel_values"]) for of in pictures if of]
@@ -110,7 +110,7 @@ def estimate_run(lab: Lab, spec: RunSpec, sample: Questions, evaluated: int, out
                 patches=rows * max(seen, default=0),
                 vocabulary=vocabulary,
             ),
-            settings.fit,
+            settings.memory_savings,
             () if settings.cache_teacher else tuple(models[name] for name in spec.teachers),
             spec.r_max,
         ).total

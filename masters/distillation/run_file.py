@@ -13,9 +13,9 @@ from masters.objective.options import LossOptions
 from masters.settings import (
     Count,
     Distillation,
-    Fit,
     Generation,
     LanguageJudge,
+    MemorySavings,
     ModelSpec,
     OwnData,
     Positive,
@@ -62,7 +62,7 @@ class Loss(Strict, LossOptions):
     """Options of the loss that differ from the paper's."""
 
 
-class Training(Fit, TrainerOptions):
+class Training(MemorySavings, TrainerOptions):
     """How the student is trained."""
 
     learning_rate: Positive = Field(1e-6, description="paper: 1e-6")
@@ -187,7 +187,7 @@ class RunFile(Strict):
                     "student_responses": options.student,
                     "r_max": self.mask.r_max,
                     "r_step": self.mask.step,
-                    "fit": training.model_dump(include=set(Fit.model_fields)),
+                    "memory_savings": training.model_dump(include=set(MemorySavings.model_fields)),
                     "trainer": training.model_dump(include=set(TrainerOptions.model_fields)),
                     **self.loss.loss_options().model_dump(),
                 },

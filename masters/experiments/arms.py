@@ -157,7 +157,7 @@ def arm(name: str, profile: Profile) -> RunSpec:
     """
     settings = profile.distillation
     # How a run is computed, not what is run.
-    how = {"cache_teacher", "top_k_logprobs", "fit", "watch", "trainer"}
+    how = {"cache_teacher", "top_k_logprobs", "memory_savings", "watch", "trainer"}
     spec = RunSpec(**(settings.model_dump(exclude=how) | _changes(name)))
     if lacking := [model for model in spec.models if model not in profile.ladder]:
         raise ValueError(

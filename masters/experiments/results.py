@@ -120,7 +120,7 @@ def run_folder(lab: Lab, spec: RunSpec, seed: int, split: str = "test") -> Path:
         engine=lab.engine.name,
         judge=lab.judge_of(spec.judge).name,
         top_k=lab.profile.distillation.top_k_logprobs,
-        fit=lab.profile.distillation.fit.model_dump(mode="json", exclude_defaults=True) or None,
+        fit=lab.profile.distillation.memory_savings.model_dump(mode="json", exclude_defaults=True) or None,
         trainer=lab.profile.distillation.trainer.model_dump(mode="json", exclude_defaults=True) or None,
         replicate=lab.profile.replicate or None,
     )
@@ -196,8 +196,11 @@ def memory(lab: Lab, name: str) -> Memory:
     spec, settings = arm(name, lab.profile), lab.profile.distillation
     n = max(sum(one.n for one in wanted_responses(spec, stage)) for stage in all_stages(spec))
     questions, world, sharded = lab.questions("train"), distributed.world_size(), distributed.asked_for()
-    rows = spec.batch // (world * settings.fit.accumulate)
-    longest, at_once = lab.profile.sampling.max_new_tokens, min(n, settings.fit.responses_at_once or n)
+    rows = spec.batch // (world * settings.memory_savings.accumulate)
+    longest, at_once = (
+        lab.profile.sampling.max_new_tokens,
+        min(n, settings.memory_savings.responses_at_once or n),
+    )
     student = lab.skeleton(spec.student)
     pictures = [questions.image_features([index])["pixel_values"] for index in questions.kinds()[1]]
     shape = Shape(
@@ -211,7 +214,7 @@ def memory(lab: Lab, name: str) -> Memory:
     return estimate(
         student,
         shape,
-        settings.fit,
+        settings.memory_savings,
         tuple(map(lab.skeleton, along)),
         spec.r_max,
         shards=world if sharded else 1,

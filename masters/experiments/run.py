@@ -43,7 +43,7 @@ from masters.models.source import Source
 from masters.objective.diagnostics import NotFinite
 from masters.runtime import distributed
 from masters.runtime.files import write_folder
-from masters.settings import Fit, Profile
+from masters.settings import MemorySavings, Profile
 from masters.training.examples import Examples
 from masters.training.online import train_online
 from masters.training.train import Budget, train
@@ -170,10 +170,10 @@ def distil(lab: Lab, model: Any, spec: RunSpec, seed: int, folder: Path) -> pd.D
     """
     budget = budget_of(lab.profile, spec, seed)
     if spec.learn_from == "online":
-        if spec.rewards != ("accuracy",) or lab.profile.distillation.fit != Fit():
+        if spec.rewards != ("accuracy",) or lab.profile.distillation.memory_savings != MemorySavings():
             raise ValueError(
                 "the online baseline has the accuracy reward alone and trains all weights in float32: leave "
-                f"rewards ({'+'.join(spec.rewards) or 'none'}) and distillation.fit as they are by default"
+                f"rewards ({'+'.join(spec.rewards) or 'none'}) and memory_savings at their defaults"
             )
         return train_online(
             model,
@@ -208,7 +208,7 @@ def distil(lab: Lab, model: Any, spec: RunSpec, seed: int, folder: Path) -> pd.D
             replace(budget, steps=steps),
             folder,
             "a run",
-            fit=lab.profile.distillation.fit,
+            savings=lab.profile.distillation.memory_savings,
             watch=lab.profile.distillation.watch,
             plateau=plateau,
         )

@@ -127,9 +127,7 @@ class TeacherMask:
     def _mask(self, layers: list[Layer], ratio: float) -> None:
         """Mask unmasked layers that share a threshold."""
         row = self._scope == "row"
-        count = math.floor(
-            ratio * (layers[0].width if row else sum(layer.count for layer in layers))
-        )
+        count = math.floor(ratio * (layers[0].width if row else sum(layer.count for layer in layers)))
         if count == 0:
             return
         _check(layers)

@@ -100,9 +100,7 @@ class Server:
         Args:
             options: of the request, such as temperature and max_tokens.
         """
-        body = self._send(
-            "POST", "/chat/completions", {"model": self.model, "messages": messages, **options}
-        )
+        body = self._send("POST", "/chat/completions", {"model": self.model, "messages": messages, **options})
         try:
             choice: dict[str, Any] = body["choices"][0]
             # A lone surrogate is valid JSON, but no text that can be stored.
@@ -148,9 +146,7 @@ class Server:
             f"({_one_line(self._redacted(trouble))}); check that it runs and is reachable, then start again"
         )
 
-    def _request(
-        self, method: str, path: str, body: dict[str, Any] | None
-    ) -> tuple[int, httpx.Headers, str]:
+    def _request(self, method: str, path: str, body: dict[str, Any] | None) -> tuple[int, httpx.Headers, str]:
         """Return status, headers and text of one reply, bounded in size and time, without our secrets."""
         start, raw = time.monotonic(), bytearray()
         with self._client.stream(method, self._base + path, json=body) as answer:

@@ -98,7 +98,7 @@ class Study:
         names = ("tasks", "train_questions", "wrong_labels", "sampling", "generation", "ladder")
         questions = "test_questions" if split == "test" else "validation_questions"
         of_profile: dict[str, Any] = dict.fromkeys((*names, questions), True)
-        of_profile["distillation"] = {"top_k_logprobs", "fit"}  # the arm holds the rest
+        of_profile["distillation"] = {"top_k_logprobs", "memory_savings"}  # the arm holds the rest
         spec = arm(setting, self.profile)
         if spec.judge == "llm":
             of_profile["judge"] = {"model"}

@@ -1,4 +1,4 @@
-"""The student in training: float32 weights, and the memory savings of :class:`masters.settings.Fit`.
+"""The student in training: float32 weights, and the savings of :class:`masters.settings.MemorySavings`.
 
 Weights are always trained in float32, whatever type they are stored in. bfloat16 has 8 significant bits: at
 the paper's learning rate, 1e-6, a step is smaller than the last bit of almost every weight and would be lost.
@@ -20,7 +20,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import PreTrainedModel
 
 from masters.runtime import distributed
-from masters.settings import Fit
+from masters.settings import MemorySavings
 
 
 def in_float32(model: PreTrainedModel, name: str) -> None:
@@ -32,18 +32,18 @@ def in_float32(model: PreTrainedModel, name: str) -> None:
             print(f"{name}: the {stored} weights are trained in float32", file=sys.stderr, flush=True)
 
 
-def prepare(model: PreTrainedModel, fit: Fit, seed: int) -> Any:
+def prepare(model: PreTrainedModel, savings: MemorySavings, seed: int) -> Any:
     """Add adapters if LoRA is set, and return the model to train.
 
     Args:
         model: in float32; changed in place.
-        fit: the settings.
+        savings: the settings.
         seed: seed of the adapters' initial values.
     """
-    if fit.lora is None:
+    if savings.lora is None:
         return model
     # "all-linear" leaves out the output head.
-    config = LoraConfig(r=fit.lora.rank, lora_alpha=fit.lora.alpha, target_modules="all-linear")  # type: ignore[arg-type]
+    config = LoraConfig(r=savings.lora.rank, lora_alpha=savings.lora.alpha, target_modules="all-linear")  # type: ignore[arg-type]
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return get_peft_model(model, config)
@@ -61,10 +61,10 @@ def finish(model: Any) -> None:
         model.merge_and_unload().requires_grad_(True)
 
 
-def arguments(fit: Fit) -> dict[str, Any]:
+def arguments(savings: MemorySavings) -> dict[str, Any]:
     """Return the settings as arguments of ``transformers.TrainingArguments``."""
-    wanted: dict[str, Any] = {"bf16": fit.bf16, "gradient_accumulation_steps": fit.accumulate}
-    if fit.gradient_checkpointing:
+    wanted: dict[str, Any] = {"bf16": savings.bf16, "gradient_accumulation_steps": savings.accumulate}
+    if savings.gradient_checkpointing:
         wanted["activation_checkpointing"] = True
         wanted["activation_checkpointing_kwargs"] = {"use_reentrant": False}
     return wanted

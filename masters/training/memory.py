@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from masters.objective import logits as logits_module
-from masters.settings import Fit
+from masters.settings import MemorySavings
 
 # Float32 buffers of the size of a chunk of logits at the peak of the loss; measured in the tests.
 LOGITS = 4
@@ -92,7 +92,7 @@ def device_memory() -> int:
 def estimate(
     student: nn.Module,
     shape: Shape,
-    fit: Fit,
+    savings: MemorySavings,
     teachers: tuple[nn.Module, ...] = (),
     mask_ratio: float = 0.0,
     shards: int = 1,
@@ -104,7 +104,7 @@ def estimate(
     Args:
         student: before adapters are added; may be on the meta device.
         shape: what a device processes at once.
-        fit: LoRA, gradient checkpointing, bfloat16, accumulation.
+        savings: LoRA, gradient checkpointing, bfloat16, accumulation.
         teachers: teachers and reference that are in memory during training.
         mask_ratio: the largest.
         shards: devices that share weights, gradients and optimizer states (FSDP2, ZeRO-3).
@@ -115,10 +115,10 @@ def estimate(
         ValueError: the configuration of the student does not give the sizes of its layers.
     """
     count = sum(p.numel() for p in student.parameters())
-    adapters = 0 if fit.lora is None else _adapters(student, fit.lora.rank)
+    adapters = 0 if savings.lora is None else _adapters(student, savings.lora.rank)
     trained = 4 * (adapters or count)
-    cast = 2 * count if fit.bf16 else 0  # copies that autocast keeps during a step
-    activations = _activations(student, shape, fit)
+    cast = 2 * count if savings.bf16 else 0  # copies that autocast keeps during a step
+    activations = _activations(student, shape, savings)
     logits = 4 * LOGITS * min(shape.tokens * shape.vocabulary, logits_module.CHUNK)
     gradients = trained // shards
     along = sum(p.numel() * p.element_size() for teacher in teachers for p in teacher.parameters())
@@ -126,7 +126,7 @@ def estimate(
     masks = [_mask_bytes(teacher, mask_ratio) for teacher in teachers]
     return Memory(
         weights=4 * (count + adapters) // shards + cast,
-        gradients=gradients if fit.accumulate > 1 else max(0, gradients - activations - logits),
+        gradients=gradients if savings.accumulate > 1 else max(0, gradients - activations - logits),
         optimizer=2 * trained // shards,
         buckets=trained if replicas > 1 else 0,
         activations=activations,
@@ -156,32 +156,35 @@ def patches(config: Any, pixel_values: Tensor) -> int:
     return math.prod(count) * ((height // rows) * (width // columns) + 1)  # and the class token
 
 
-def advice(name: str, fit: Fit, questions: int, teachers: bool) -> str:
+def advice(name: str, savings: MemorySavings, questions: int, teachers: bool) -> str:
     """Return one line that names the next setting of the profile to change.
 
     Args:
         name: of the run.
-        fit: the settings that ran out of memory.
+        savings: the settings that ran out of memory.
         questions: questions that a device processes at once.
         teachers: whether teachers are in memory during training.
     """
     if questions > 1:
-        more = next(k for k in range(2, questions + 1) if questions % k == 0) * fit.accumulate
-        knob = f"set distillation.fit.accumulate: {more} (now {questions} questions at once)"
-    elif not fit.gradient_checkpointing:
-        knob = "set distillation.fit.gradient_checkpointing: true"
+        more = next(k for k in range(2, questions + 1) if questions % k == 0) * savings.accumulate
+        knob = f"set distillation.memory_savings.accumulate: {more} (now {questions} questions at once)"
+    elif not savings.gradient_checkpointing:
+        knob = "set distillation.memory_savings.gradient_checkpointing: true"
     elif teachers:
         knob = "set distillation.cache_teacher: true, so that no teacher is in memory"
-    elif fit.responses_at_once != 1:
-        knob = f"set distillation.fit.responses_at_once: {(fit.responses_at_once or 4) // 2}"
-    elif fit.lora is None:
-        knob = "set distillation.fit.lora: {rank: 16}, or shard the student (masters/launch/fsdp2.yaml)"
+    elif savings.responses_at_once != 1:
+        knob = f"set distillation.memory_savings.responses_at_once: {(savings.responses_at_once or 4) // 2}"
+    elif savings.lora is None:
+        knob = (
+            "set distillation.memory_savings.lora: {rank: 16}, or shard the student "
+            "(masters/launch/fsdp2.yaml)"
+        )
     else:
         knob = "lower distillation.teacher_responses and student_responses"
     return f"{name}: out of memory; {knob}"
 
 
-def _activations(student: Any, shape: Shape, fit: Fit) -> int:
+def _activations(student: Any, shape: Shape, savings: MemorySavings) -> int:
     """Return the bytes kept for the backward pass of text model and vision tower."""
     config, total = student.config, 0
     names = [name for name, module in student.named_modules() if not isinstance(module, nn.Identity)]
@@ -195,11 +198,13 @@ def _activations(student: Any, shape: Shape, fit: Fit) -> int:
         normed = any(name.endswith("q_norm") for name in modules)
         norms = (6 if gated else 4) * h + (3 * a if normed else 0)
         linear = 5 * a + (4 if gated else 3) * f
-        if fit.bf16:  # a linear layer keeps a copy of the normalized input
+        if savings.bf16:  # a linear layer keeps a copy of the normalized input
             layer, once, kept = 4 * norms + 2 * (2 * h + linear), 2 * (6 * h + 3 * f), 4 * h
         else:
             layer, once, kept = 4 * (norms + linear), 4 * (6 * h + 3 * f), 4 * h
-        total += tokens * (once + (layers * kept + layer if fit.gradient_checkpointing else layers * layer))
+        total += tokens * (
+            once + (layers * kept + layer if savings.gradient_checkpointing else layers * layer)
+        )
     return total
 
 

@@ -25,7 +25,7 @@ from masters.models.attention import FLEX, attending
 from masters.runtime import distributed
 from masters.runtime.memory import is_full
 from masters.runtime.progress import report
-from masters.settings import Fit, Watch
+from masters.settings import MemorySavings, Watch
 from masters.training import adapters, memory
 from masters.training.checkpoints import Completer, last_checkpoint
 from masters.training.examples import Collator, Examples
@@ -129,7 +129,7 @@ def train(
     budget: Budget,
     folder: Path,
     name: str,
-    fit: Fit | None = None,
+    savings: MemorySavings | None = None,
     watch: Watch | None = None,
     plateau: PlateauStages | None = None,
 ) -> pd.DataFrame:
@@ -148,7 +148,7 @@ def train(
         folder: of the checkpoints, with one of the last step; a call with more steps begins there. The caller
             removes it once the model is saved.
         name: of the run, for progress and messages.
-        fit: memory savings; None: none of them.
+        savings: memory savings; None: none of them.
         watch: when the run counts as diverged.
         plateau: decides when a stage ends, if the run itself does; the examples follow it.
 
@@ -163,14 +163,14 @@ def train(
     """
     if len(examples) != budget.steps * budget.batch:
         raise ValueError(f"{name}: {len(examples)} examples for {budget.steps} steps of {budget.batch}")
-    fit, watch, sharded = fit or Fit(), watch or Watch(), distributed.asked_for()
-    parts = distributed.world_size() * fit.accumulate
+    savings, watch, sharded = savings or MemorySavings(), watch or Watch(), distributed.asked_for()
+    parts = distributed.world_size() * savings.accumulate
     if budget.batch % parts:
         raise ValueError(
             f"{name}: a batch of {budget.batch} questions cannot be shared by {distributed.world_size()} "
-            f"processes in {fit.accumulate} parts each"
+            f"processes in {savings.accumulate} parts each"
         )
-    if sharded and fit.lora:
+    if sharded and savings.lora:
         raise ValueError(f"{name}: LoRA needs a whole student, not the shards of {sharded}")
     place = model.device
     arguments = budget.arguments(
@@ -180,18 +180,18 @@ def train(
         # Without use_cpu accelerate refuses bf16 on a CPU, and each rank of a CPU would train alone.
         use_cpu=place.type == "cpu" and sharded != "DEEPSPEED",
         ddp_find_unused_parameters=True,  # the output of some layers of a vision tower is not used
-        **adapters.arguments(fit),
+        **adapters.arguments(savings),
     )
     adapters.in_float32(model, name)
     readable = compatibility.measure([model, *objective.beside], questions)
     if sharded == "FSDP":
         distributed.name_layers(model)
-    trained = adapters.prepare(copy.deepcopy(model.cpu()) if sharded else model, fit, budget.seed)
+    trained = adapters.prepare(copy.deepcopy(model.cpu()) if sharded else model, savings, budget.seed)
     trainer = MastersTrainer(
         model=trained,
         args=TrainingArguments(**arguments),
         train_dataset=examples,
-        data_collator=Collator(questions, readable, fit.responses_at_once),
+        data_collator=Collator(questions, readable, savings.responses_at_once),
         objective=objective,
         watch=watch,
         plateau=plateau,
@@ -218,7 +218,7 @@ def train(
     except RuntimeError as error:
         if not is_full(error):
             raise
-        advice = memory.advice(name, fit, budget.batch // parts, bool(objective.teachers))
+        advice = memory.advice(name, savings, budget.batch // parts, bool(objective.teachers))
         raise MemoryError(advice) from None
     finally:
         quiet.setLevel(level)

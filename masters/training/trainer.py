@@ -227,9 +227,7 @@ class MastersTrainer(Trainer):
             packed = batch.packed
             with self.accelerator.autocast():
                 logits = response_projection(adapters.whole(inner), packed, self.objective.vocabulary)
-                loss = masters_loss(
-                    logits, self._teacher(batch), packed.tokens, packed.mask, options=options
-                )
+                loss = masters_loss(logits, self._teacher(batch), packed.tokens, packed.mask, options=options)
                 return loss.metrics["divergence"]
 
         return distributed.inside_forward(self.model_wrapped, inner, compute, batch)

@@ -32,7 +32,7 @@ from masters.models.packing import pack, response_logits
 from masters.objective.diagnostics import Diverged
 from masters.objective.divergence import jsd
 from masters.runtime.keys import hash_of
-from masters.settings import Fit, LanguageJudge, Lora, Sampling, Watch
+from masters.settings import LanguageJudge, Lora, MemorySavings, Sampling, Watch
 from masters.training import plateau
 from masters.training import train as training
 from masters.training.ladder import epochs
@@ -197,9 +197,16 @@ def test_what_makes_a_run_fit_changes_the_key_only_where_it_is_used(lab: Lab, re
         assert arm("masters", other.profile) == spec
         return run_folder(other, spec, 0)
 
-    assert key(fit=Fit(), watch=Watch()) == key(watch=Watch(kl=0.5, growth=10)) == expected
-    used = [Fit(lora=Lora()), Fit(lora=Lora(rank=8)), Fit(bf16=True), Fit(accumulate=2)]
-    assert len({expected, *(key(fit=fit) for fit in used)}) == 5
+    assert (
+        key(memory_savings=MemorySavings(), watch=Watch()) == key(watch=Watch(kl=0.5, growth=10)) == expected
+    )
+    used = [
+        MemorySavings(lora=Lora()),
+        MemorySavings(lora=Lora(rank=8)),
+        MemorySavings(bf16=True),
+        MemorySavings(accumulate=2),
+    ]
+    assert len({expected, *(key(memory_savings=fit) for fit in used)}) == 5
 
 
 def test_the_memory_of_an_arm_is_estimated_before_it_runs(lab: Lab, results: Results) -> None:
@@ -207,7 +214,7 @@ def test_the_memory_of_an_arm_is_estimated_before_it_runs(lab: Lab, results: Res
     sizes = lab.ladder().set_index("model")["parameters"]
     assert cached.weights == 4 * sizes["student"] and cached.teachers == cached.mask == 0
     assert along.teachers == 4 * (sizes["large"] + sizes["student"]) and 0 < along.mask < 0.2 * along.teachers
-    halved = memory(Lab(profile(fit=Fit(accumulate=2))), "masters")
+    halved = memory(Lab(profile(memory_savings=MemorySavings(accumulate=2))), "masters")
     assert halved.activations < 0.6 * cached.activations
 
 
@@ -730,8 +737,8 @@ def test_cache_figures_count_each_response_once(lab: Lab, results: Results) -> N
 
 
 def test_the_online_baseline_refuses_what_it_has_not(lab: Lab, tmp_path: Path) -> None:
-    fit = Fit(lora=Lora())
-    for used, name in ((lab, "online+distillation_only"), (Lab(profile(fit=fit)), "online")):
+    fit = MemorySavings(lora=Lora())
+    for used, name in ((lab, "online+distillation_only"), (Lab(profile(memory_savings=fit)), "online")):
         spec = arm(name, used.profile).model_copy(update={"learn_from": "online"})
         with pytest.raises(ValueError, match="the accuracy reward alone and trains all weights in float32"):
             runs.distil(used, load(lab.folder("student"))[0], spec, 0, tmp_path / "run")

@@ -133,9 +133,7 @@ def test_a_wrong_packing_is_caught(
     questions = here.questions(tmp_path / "questions")
     monkeypatch.setattr(compatibility, "pack", mangled(part))
     name = type(here.model).__name__
-    with pytest.warns(
-        UserWarning, match=f"{name} cannot read .* logits differ by .* its own row"
-    ) as told:
+    with pytest.warns(UserWarning, match=f"{name} cannot read .* logits differ by .* its own row") as told:
         assert not reads_packed(here.model, questions)
         assert not reads_packed(here.model, questions)
     assert len(told) == 1 and "\n" not in str(told[0].message), "once for each class"

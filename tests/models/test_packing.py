@@ -30,9 +30,7 @@ def asked(tmp_path_factory: pytest.TempPathFactory) -> Questions:
     return small.questions(tmp_path_factory.mktemp("packing") / "questions")
 
 
-def packed(
-    asked: Questions, which: Sequence[int], groups: Sequence[Sequence[np.ndarray]]
-) -> PackedBatch:
+def packed(asked: Questions, which: Sequence[int], groups: Sequence[Sequence[np.ndarray]]) -> PackedBatch:
     return pack([asked.prompt(i) for i in which], groups, [asked.image_features([i]) for i in which])
 
 

@@ -120,9 +120,7 @@ def alike(some: list[Response], others: list[Response], tolerance: float = 1e-4)
 
 
 @pytest.mark.parametrize("seed", [0, None])
-def test_responses_do_not_depend_on_the_batch(
-    setting: Setting, seed: int | None
-) -> None:
+def test_responses_do_not_depend_on_the_batch(setting: Setting, seed: int | None) -> None:
     n = range(3) if seed is not None else range(1)
     whole = setting.write(n, seed)
     for rows in (1, 2, 7):

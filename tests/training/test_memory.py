@@ -24,7 +24,7 @@ from masters.models.small import build
 from masters.objective import logits as logits_module
 from masters.objective.loss import masters_loss
 from masters.objective.options import LossOptions
-from masters.settings import Fit, Lora, ModelSpec
+from masters.settings import Lora, MemorySavings, ModelSpec
 from masters.training import adapters, memory, trainer
 from masters.training.examples import Collator, Example, Examples
 from masters.training.memory import Shape, advice, device_memory, estimate, patches
@@ -53,15 +53,15 @@ def test_the_count_of_allocations_counts() -> None:
 
 @pytest.mark.parametrize("chunk", [logits_module.CHUNK, 1 << 16])
 @pytest.mark.parametrize(
-    ("spec", "questions", "fit", "words"),
+    ("spec", "questions", "savings", "words"),
     [
-        (ModelSpec(width=128, layers=2), 4, Fit(), small.WORDS),
-        (ModelSpec(width=64, layers=4), 16, Fit(), small.WORDS),
-        (ModelSpec(width=192, layers=2, vision_layers=2), 2, Fit(), small.WORDS),
-        (ModelSpec(width=128, layers=4), 8, Fit(gradient_checkpointing=True), small.WORDS),
-        (ModelSpec(width=192, layers=2), 4, Fit(lora=Lora(rank=8)), small.WORDS),
-        (ModelSpec(width=192, layers=2), 4, Fit(bf16=True), small.WORDS),
-        (ModelSpec(width=64, layers=2), 4, Fit(), MANY_WORDS),
+        (ModelSpec(width=128, layers=2), 4, MemorySavings(), small.WORDS),
+        (ModelSpec(width=64, layers=4), 16, MemorySavings(), small.WORDS),
+        (ModelSpec(width=192, layers=2, vision_layers=2), 2, MemorySavings(), small.WORDS),
+        (ModelSpec(width=128, layers=4), 8, MemorySavings(gradient_checkpointing=True), small.WORDS),
+        (ModelSpec(width=192, layers=2), 4, MemorySavings(lora=Lora(rank=8)), small.WORDS),
+        (ModelSpec(width=192, layers=2), 4, MemorySavings(bf16=True), small.WORDS),
+        (ModelSpec(width=64, layers=2), 4, MemorySavings(), MANY_WORDS),
     ],
 )
 def test_the_estimate_is_within_a_quarter_of_what_a_step_allocates(
@@ -70,21 +70,21 @@ def test_the_estimate_is_within_a_quarter_of_what_a_step_allocates(
     monkeypatch: pytest.MonkeyPatch,
     spec: ModelSpec,
     questions: int,
-    fit: Fit,
+    savings: MemorySavings,
     words: list[str],
     chunk: int,
 ) -> None:
     monkeypatch.setattr(logits_module, "CHUNK", chunk)
     student, teacher, reference = (build(spec, words, seed)[0].train() for seed in (0, 1, 0))
-    trained = adapters.prepare(student, fit, 0)
-    options = TrainingArguments(str(tmp_path), report_to=[], use_cpu=True, **adapters.arguments(fit))
+    trained = adapters.prepare(student, savings, 0)
+    options = TrainingArguments(str(tmp_path), report_to=[], use_cpu=True, **adapters.arguments(savings))
     trainer = MastersTrainer(
         model=trained,
         args=options,
         data_collator=Collator(asked),
         objective=Objective(LossOptions(), [teacher], reference),
     )
-    if fit.gradient_checkpointing:
+    if savings.gradient_checkpointing:
         student.activation_checkpointing_enable({"use_reentrant": False})
     answers = asked.table["answer"]
     inputs = Collator(asked)(
@@ -116,14 +116,14 @@ def test_the_estimate_is_within_a_quarter_of_what_a_step_allocates(
         vocabulary=student.get_output_embeddings().weight.shape[0],
     )
     plain = build(spec, words, 0)[0]
-    guess = estimate(plain, shape, fit, (teacher, reference))
+    guess = estimate(plain, shape, savings, (teacher, reference))
     assert guess.total == pytest.approx(counted.peak, rel=0.25)
     assert 0.5 * counted.peak > max(guess.weights, guess.teachers), "activations are guessed"
 
 
 def test_what_a_mask_holds_is_within_its_estimate() -> None:
     teacher = small.build(width=64)[0]
-    guess = estimate(teacher, Shape(1, 1, 1, 1, 1), Fit(), (teacher,), mask_ratio=0.4)
+    guess = estimate(teacher, Shape(1, 1, 1, 1, 1), MemorySavings(), (teacher,), mask_ratio=0.4)
     with Peak() as counted:
         for parameter in teacher.parameters():
             counted.see(parameter)
@@ -135,19 +135,19 @@ def test_what_a_mask_holds_is_within_its_estimate() -> None:
 
 def test_shards_and_parts() -> None:
     student, shape = small.build(width=64)[0], Shape(8, 100, 400, 136, 30)
-    whole = estimate(student, shape, Fit(accumulate=2))
-    shared = estimate(student, shape, Fit(accumulate=2), shards=2)
+    whole = estimate(student, shape, MemorySavings(accumulate=2))
+    shared = estimate(student, shape, MemorySavings(accumulate=2), shards=2)
     count = sum(p.numel() for p in student.parameters())
     assert whole.weights == whole.gradients == whole.optimizer // 2 == 4 * count
     assert shared.weights == shared.gradients == 2 * count and shared.activations == whole.activations
-    assert estimate(student, shape, Fit()).gradients == 0, "they come as activations go"
-    along = estimate(student, shape, Fit(), (student,), 0.5)
-    spread = estimate(student, shape, Fit(), (student,), 0.5, teacher_shards=2)
+    assert estimate(student, shape, MemorySavings()).gradients == 0, "they come as activations go"
+    along = estimate(student, shape, MemorySavings(), (student,), 0.5)
+    spread = estimate(student, shape, MemorySavings(), (student,), 0.5, teacher_shards=2)
     assert spread.teachers == along.teachers // 2 == 2 * count and spread.mask == along.mask // 2 > 0
     assert spread.weights == along.weights
-    copied = estimate(student, shape, Fit(), replicas=8)
+    copied = estimate(student, shape, MemorySavings(), replicas=8)
     assert copied.buckets == 4 * count, "DDP keeps the gradients a second time"
-    assert copied.total == estimate(student, shape, Fit()).total + copied.buckets
+    assert copied.total == estimate(student, shape, MemorySavings()).total + copied.buckets
 
 
 def test_a_model_on_disk_is_estimated_without_reading_it(tmp_path: Path) -> None:
@@ -155,15 +155,17 @@ def test_a_model_on_disk_is_estimated_without_reading_it(tmp_path: Path) -> None
     student.save_pretrained(tmp_path)
     (tmp_path / "model.safetensors").unlink()
     shape = Shape(8, 100, 400, 136, 30)
-    assert estimate(skeleton(str(tmp_path)), shape, Fit()) == estimate(student, shape, Fit())
+    assert estimate(skeleton(str(tmp_path)), shape, MemorySavings()) == estimate(
+        student, shape, MemorySavings()
+    )
 
 
 def test_the_line_compares_with_the_memory_of_the_device() -> None:
     student = small.build(width=64)[0]
-    line = estimate(student, Shape(8, 100, 400, 136, 30), Fit()).line()
+    line = estimate(student, Shape(8, 100, 400, 136, 30), MemorySavings()).line()
     assert line.startswith("memory per device: about ") and "activations" in line and "\n" not in line
     assert line.endswith(f", of {device_memory() / 2**30:.1f} GiB") and "teachers" not in line
-    much = estimate(student, Shape(1 << 20, 1 << 10, 400, 136, 30), Fit()).line()
+    much = estimate(student, Shape(1 << 20, 1 << 10, 400, 136, 30), MemorySavings()).line()
     assert f", more than the {device_memory() / 2**30:.1f} GiB" in much
 
 
@@ -189,17 +191,17 @@ def wide(family: str) -> tuple[Any, Any]:
 
 
 @pytest.mark.parametrize(
-    ("family", "fit"),
+    ("family", "savings"),
     [
-        *((family, Fit()) for family in (*families.FAMILIES, "gemma3")),
-        ("qwen3_vl", Fit(bf16=True)),
-        ("smolvlm", Fit(gradient_checkpointing=True)),
+        *((family, MemorySavings()) for family in (*families.FAMILIES, "gemma3")),
+        ("qwen3_vl", MemorySavings(bf16=True)),
+        ("smolvlm", MemorySavings(gradient_checkpointing=True)),
     ],
 )
-def test_the_estimate_is_within_a_quarter_for_every_family(family: str, fit: Fit) -> None:
+def test_the_estimate_is_within_a_quarter_for_every_family(family: str, savings: MemorySavings) -> None:
     config, processor = wide(family)
     model = families.build(config).train()
-    if fit.gradient_checkpointing:
+    if savings.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     rng, prompts, pictures = np.random.default_rng(0), [], []
     for _ in range(4):
@@ -218,7 +220,7 @@ def test_the_estimate_is_within_a_quarter_for_every_family(family: str, fit: Fit
             counted.see(parameter)
         for _ in range(2):
             teacher, reference = torch.randn(2, *batch.tokens.shape, size)
-            with torch.autocast("cpu", torch.bfloat16, enabled=fit.bf16):
+            with torch.autocast("cpu", torch.bfloat16, enabled=savings.bf16):
                 loss = masters_loss(
                     response_projection(model, batch),
                     *(teacher, batch.tokens, batch.mask),
@@ -229,7 +231,7 @@ def test_the_estimate_is_within_a_quarter_for_every_family(family: str, fit: Fit
             optimizer.step()
             optimizer.zero_grad()
     seen = sum(patches(config, images["pixel_values"]) for images in pictures)
-    guess = estimate(model, Shape(*batch.input_ids.shape, batch.tokens.numel(), seen, size), fit)
+    guess = estimate(model, Shape(*batch.input_ids.shape, batch.tokens.numel(), seen, size), savings)
     assert guess.total == pytest.approx(counted.peak, rel=0.25)
     assert guess.activations > 0.6 * guess.total
 
@@ -245,7 +247,7 @@ def test_there_is_an_estimate_for_every_family_at_its_own_size(name: str) -> Non
     config = getattr(transformers, f"{name}Config")()
     with torch.device("meta"):
         model: Any = AutoModelForImageTextToText.from_config(config)
-    guess = estimate(model, Shape(1, 1000, 400, 1000, 30_000), Fit())
+    guess = estimate(model, Shape(1, 1000, 400, 1000, 30_000), MemorySavings())
     assert guess.weights == 4 * parameter_count(model) > 2**30
     assert 0 < guess.activations < 2**38
 
@@ -259,23 +261,35 @@ def test_an_estimate_that_fails_never_stops_a_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fit", "questions", "teachers", "knob"),
+    ("savings", "questions", "teachers", "knob"),
     [
-        (Fit(), 6, True, "fit.accumulate: 2 (now 6 questions at once)"),
-        (Fit(accumulate=2), 9, True, "fit.accumulate: 6 (now 9 questions at once)"),
-        (Fit(), 1, True, "fit.gradient_checkpointing: true"),
-        (Fit(gradient_checkpointing=True), 1, True, "cache_teacher: true"),
-        (Fit(gradient_checkpointing=True), 1, False, "fit.responses_at_once: 2"),
-        (Fit(gradient_checkpointing=True, responses_at_once=2), 1, False, "fit.responses_at_once: 1"),
-        (Fit(gradient_checkpointing=True, responses_at_once=1), 1, False, "fit.lora: {rank: 16}"),
+        (MemorySavings(), 6, True, "memory_savings.accumulate: 2 (now 6 questions at once)"),
+        (MemorySavings(accumulate=2), 9, True, "memory_savings.accumulate: 6 (now 9 questions at once)"),
+        (MemorySavings(), 1, True, "memory_savings.gradient_checkpointing: true"),
+        (MemorySavings(gradient_checkpointing=True), 1, True, "cache_teacher: true"),
+        (MemorySavings(gradient_checkpointing=True), 1, False, "memory_savings.responses_at_once: 2"),
         (
-            Fit(gradient_checkpointing=True, responses_at_once=1, lora=Lora()),
+            MemorySavings(gradient_checkpointing=True, responses_at_once=2),
+            1,
+            False,
+            "memory_savings.responses_at_once: 1",
+        ),
+        (
+            MemorySavings(gradient_checkpointing=True, responses_at_once=1),
+            1,
+            False,
+            "memory_savings.lora: {rank: 16}",
+        ),
+        (
+            MemorySavings(gradient_checkpointing=True, responses_at_once=1, lora=Lora()),
             *(1, False, "teacher_responses and student_responses"),
         ),
     ],
 )
-def test_the_next_setting_to_change_is_named(fit: Fit, questions: int, teachers: bool, knob: str) -> None:
-    assert knob in advice("a run", fit, questions, teachers)
+def test_the_next_setting_to_change_is_named(
+    savings: MemorySavings, questions: int, teachers: bool, knob: str
+) -> None:
+    assert knob in advice("a run", savings, questions, teachers)
 
 
 @pytest.mark.parametrize("kind", ["cpu", "accelerator"])
@@ -292,7 +306,7 @@ def test_out_of_memory_is_one_line_with_the_setting_to_change(
     run = (small.labelled(asked), Objective(), small.BUDGET, tmp_path / "run", "a run")
     with pytest.raises(MemoryError, match=r"^a run: out of memory; set distillation") as caught:
         train(student, asked, *run)
-    assert "fit.accumulate: 2" in str(caught.value) and "\n" not in str(caught.value)
+    assert "memory_savings.accumulate: 2" in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_other_errors_are_told_as_they_are(asked: Questions, tmp_path: Path) -> None:

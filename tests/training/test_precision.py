@@ -11,7 +11,7 @@ from transformers import AutoModelForImageTextToText, PreTrainedModel
 
 from masters.models.loading import save_student, stored_dtype
 from masters.objective.options import LossOptions
-from masters.settings import Fit, Lora
+from masters.settings import Lora, MemorySavings
 from masters.training.examples import Example, Examples
 from masters.training.train import Budget, train
 from masters.training.trainer import Objective
@@ -32,9 +32,13 @@ def read(folder: Path) -> PreTrainedModel:
 
 
 @pytest.mark.parametrize("family", ["qwen3_vl", "smolvlm"])
-@pytest.mark.parametrize("fit", [Fit(), Fit(lora=Lora(rank=4)), Fit(bf16=True)], ids=["all", "lora", "bf16"])
+@pytest.mark.parametrize(
+    "savings",
+    [MemorySavings(), MemorySavings(lora=Lora(rank=4)), MemorySavings(bf16=True)],
+    ids=["all", "lora", "bf16"],
+)
 def test_a_bfloat16_checkpoint_trains_at_the_papers_rate_and_is_saved_in_bfloat16(
-    family: str, fit: Fit, tmp_path: Path
+    family: str, savings: MemorySavings, tmp_path: Path
 ) -> None:
     here = families.setting(family)
     families.build(here.model.config).to(torch.bfloat16).save_pretrained(tmp_path / "student")
@@ -51,12 +55,12 @@ def test_a_bfloat16_checkpoint_trains_at_the_papers_rate_and_is_saved_in_bfloat1
 
     objective = Objective(LossOptions(), [teacher], reference)
     questions = here.questions(tmp_path / "questions")
-    log = train(student, questions, Examples(12, make), objective, budget, tmp_path / "run", "t", fit)
+    log = train(student, questions, Examples(12, make), objective, budget, tmp_path / "run", "t", savings)
     assert np.isfinite(log["loss"]).all() and student.dtype == torch.float32
     weights = dict(student.named_parameters())
     changed = {name: float((weights[name] != before[name]).float().mean()) for name in before}
-    trained = {name: share for name, share in changed.items() if share} if fit.lora else changed
-    assert len(trained) > 8 and np.mean(list(trained.values())) > (0.5 if fit.lora else 0.8)
+    trained = {name: share for name, share in changed.items() if share} if savings.lora else changed
+    assert len(trained) > 8 and np.mean(list(trained.values())) > (0.5 if savings.lora else 0.8)
     save_student(student, NoProcessor(), tmp_path / "saved", stored_dtype(tmp_path / "student"))
     saved = read(tmp_path / "saved")
     assert saved.dtype == stored_dtype(tmp_path / "saved") == torch.bfloat16

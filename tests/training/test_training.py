@@ -67,9 +67,7 @@ def supervised(asked: Questions, folder: Path, budget: Budget = small.BUDGET) ->
 def test_the_loss_goes_down_and_the_pictures_are_told_apart(asked: Questions, tmp_path: Path) -> None:
     budget = Budget(steps=60, batch=4, learning_rate=1e-2, log_every=10)
     model, _ = small.build()
-    log = train(
-        model, asked, small.labelled(asked, budget), Objective(), budget, tmp_path / "run", "test"
-    )
+    log = train(model, asked, small.labelled(asked, budget), Objective(), budget, tmp_path / "run", "test")
     assert list(log["step"]) == [10, 20, 30, 40, 50, 60]
     assert log["loss"].iloc[0] > 0.5 and log["loss"].iloc[-1] < 0.1
     assert not model.training

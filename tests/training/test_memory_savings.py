@@ -14,7 +14,7 @@ from masters.data.questions import Questions
 from masters.models.packing import hidden_in_parts, response_hidden
 from masters.objective.diagnostics import Diverged
 from masters.objective.options import LossOptions
-from masters.settings import Fit, Lora, Watch
+from masters.settings import Lora, MemorySavings, Watch
 from masters.training import adapters
 from masters.training.checkpoints import COMPLETE
 from masters.training.examples import Collator
@@ -26,16 +26,20 @@ torch.set_num_threads(1)
 
 @pytest.fixture(scope="module")
 def asked(tmp_path_factory: pytest.TempPathFactory) -> Questions:
-    return small.questions(tmp_path_factory.mktemp("fit") / "questions")
+    return small.questions(tmp_path_factory.mktemp("savings") / "questions")
 
 
 def trained(
-    asked: Questions, folder: Path, fit: Fit | None = None, watch: Watch | None = None, **options: Any
+    asked: Questions,
+    folder: Path,
+    savings: MemorySavings | None = None,
+    watch: Watch | None = None,
+    **options: Any,
 ) -> tuple[PreTrainedModel, pd.DataFrame]:
     """A run of Masters with live teachers, groups of four and three stages."""
     student, teachers, reference = ranks.models()
     objective = Objective(LossOptions(**options), teachers, reference)
-    rest = (ranks.examples(asked, []), objective, ranks.BUDGET, folder, "fit", fit, watch)
+    rest = (ranks.examples(asked, []), objective, ranks.BUDGET, folder, "savings", savings, watch)
     return student, train(student, asked, *rest)
 
 
@@ -56,21 +60,21 @@ def plain(asked: Questions, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
 
 @pytest.mark.parametrize("options", [{}, {"averaging": "token"}])
 @pytest.mark.parametrize(
-    "fit",
+    "savings",
     [
-        Fit(accumulate=2),
-        Fit(accumulate=4),
-        Fit(gradient_checkpointing=True),
-        Fit(responses_at_once=1),
-        Fit(responses_at_once=3, accumulate=2),
+        MemorySavings(accumulate=2),
+        MemorySavings(accumulate=4),
+        MemorySavings(gradient_checkpointing=True),
+        MemorySavings(responses_at_once=1),
+        MemorySavings(responses_at_once=3, accumulate=2),
     ],
 )
 def test_accumulation_and_checkpointing_change_nothing_but_rounding(
-    asked: Questions, tmp_path: Path, plain: Any, fit: Fit, options: dict[str, Any]
+    asked: Questions, tmp_path: Path, plain: Any, savings: MemorySavings, options: dict[str, Any]
 ) -> None:
     """Although the parts of a step have different numbers of tokens."""
     whole, log = plain if not options else trained(asked, tmp_path / "whole", **options)
-    model, in_parts = trained(asked, tmp_path / "run", fit, **options)
+    model, in_parts = trained(asked, tmp_path / "run", savings, **options)
     for name in ("loss", "grad_norm"):
         assert list(in_parts[name]) == pytest.approx(list(log[name]), abs=1e-5), name
     assert distance(model, whole) < 1e-2
@@ -99,7 +103,7 @@ def test_checkpointing_keeps_less_for_the_backward_pass(asked: Questions, tmp_pa
     kept: dict[bool, int] = {}
     for checkpointing in (False, True):
         student, teachers, reference = ranks.models()
-        arguments = adapters.arguments(Fit(gradient_checkpointing=checkpointing))
+        arguments = adapters.arguments(MemorySavings(gradient_checkpointing=checkpointing))
         options = TrainingArguments(str(tmp_path), report_to=[], use_cpu=True, **arguments)
         trainer = MastersTrainer(
             model=student,
@@ -133,7 +137,7 @@ def test_lora_trains_adapters_alone_and_leaves_an_ordinary_model(asked: Question
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(MastersTrainer, "compute_loss", watching)
-        model, log = trained(asked, tmp_path / "run", Fit(lora=Lora(rank=2)))
+        model, log = trained(asked, tmp_path / "run", MemorySavings(lora=Lora(rank=2)))
     assert seen and all("lora_" in name for name in seen) and not any("lm_head" in name for name in seen)
     start = ranks.models()[0]
     shapes = [{name: p.shape for name, p in one.named_parameters()} for one in (model, start)]
@@ -150,8 +154,8 @@ def test_lora_trains_adapters_alone_and_leaves_an_ordinary_model(asked: Question
 def test_a_stopped_run_with_adapters_goes_on_and_ends_the_same(
     asked: Questions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fit = Fit(lora=Lora(rank=2), accumulate=2)
-    undisturbed, _ = trained(asked, tmp_path / "undisturbed", fit)
+    savings = MemorySavings(lora=Lora(rank=2), accumulate=2)
+    undisturbed, _ = trained(asked, tmp_path / "undisturbed", savings)
     compute, steps = MastersTrainer.compute_loss, []
 
     def stopping(self: MastersTrainer, *args: Any, **options: Any) -> Any:
@@ -163,22 +167,24 @@ def test_a_stopped_run_with_adapters_goes_on_and_ends_the_same(
     with monkeypatch.context() as patch:
         patch.setattr(MastersTrainer, "compute_loss", stopping)
         with pytest.raises(KeyboardInterrupt):
-            trained(asked, tmp_path / "run", fit)
+            trained(asked, tmp_path / "run", savings)
     assert (tmp_path / "run" / "checkpoint-4" / COMPLETE).is_file()
-    again, log = trained(asked, tmp_path / "run", fit)
+    again, log = trained(asked, tmp_path / "run", savings)
     assert small.weights_hash(again) == small.weights_hash(undisturbed)
     assert list(log["step"]) == [1, 2, 3, 4, 5, 6]
 
 
-@pytest.mark.parametrize("fit", [Fit(), Fit(bf16=True)])
+@pytest.mark.parametrize("savings", [MemorySavings(), MemorySavings(bf16=True)])
 def test_a_bfloat16_student_keeps_small_steps(
-    asked: Questions, tmp_path: Path, capsys: pytest.CaptureFixture[str], fit: Fit
+    asked: Questions, tmp_path: Path, capsys: pytest.CaptureFixture[str], savings: MemorySavings
 ) -> None:
     """At the paper's learning rate a weight that is itself in bfloat16 would hardly ever change."""
     budget = Budget(steps=2, batch=4, learning_rate=1e-6, schedule="constant", log_every=1)
     student = small.build()[0].to(torch.bfloat16)
     start = {name: p.detach().clone() for name, p in student.named_parameters()}
-    train(student, asked, small.labelled(asked, budget), Objective(), budget, tmp_path / "run", "mine", fit)
+    train(
+        student, asked, small.labelled(asked, budget), Objective(), budget, tmp_path / "run", "mine", savings
+    )
     moved = sum(int((p != start[name]).sum()) for name, p in student.named_parameters())
     assert student.dtype == torch.float32
     assert moved / sum(p.numel() for p in student.parameters()) > 0.7
@@ -186,14 +192,14 @@ def test_a_bfloat16_student_keeps_small_steps(
 
 
 def test_bfloat16_is_near_float32(asked: Questions, tmp_path: Path, plain: Any) -> None:
-    _, log = trained(asked, tmp_path / "run", Fit(bf16=True))
+    _, log = trained(asked, tmp_path / "run", MemorySavings(bf16=True))
     assert list(log["loss"]) == pytest.approx(list(plain[1]["loss"]), abs=2e-2)
     assert list(log["loss"]) != list(plain[1]["loss"])
 
 
 def test_parts_that_do_not_divide_a_batch_are_refused(asked: Questions, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="a batch of 4 questions cannot be shared by 1 processes in 3 parts"):
-        trained(asked, tmp_path / "run", Fit(accumulate=3))
+        trained(asked, tmp_path / "run", MemorySavings(accumulate=3))
 
 
 # --- what is watched ---
