@@ -8,6 +8,7 @@ PROFILE ?= mini
 PYTHON ?= python3
 ROWS ?= 1000000
 STUDY ?= study
+ROUNDS ?= 2000
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -33,7 +34,7 @@ PAGES := $(shell find book -name '*.md' -not -path 'book/_build/*' -not -path 'b
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help reproduce study test test-vllm test-extras book notebooks bench lint lock clean
+.PHONY: help reproduce study test test-vllm test-extras fuzz book notebooks bench lint lock clean
 
 help: ## list the targets
 	@echo "make TARGET [PROFILE=mini]"
@@ -63,6 +64,9 @@ test-extras: $(EXTRAS)/.installed ## ZeRO-3 and liger-kernel, in an environment 
 	PATH="$(CURDIR)/$(EXTRAS)/bin:$$PATH" TORCH_EXTENSIONS_DIR="$(CURDIR)/$(EXTRAS)/compiled" DS_ACCELERATOR=cpu \
 		$(EXTRAS)/bin/python -m pytest -q tests/objective/test_liger.py \
 		tests/training/test_distributed.py::test_zero3_student_takes_the_steps_of_one_process
+
+fuzz: $(INSTALLED) ## the seeded fuzz tests at ROUNDS rounds each (2000: up to an hour)
+	OMP_NUM_THREADS=1 MASTERS_FUZZ_ROUNDS=$(ROUNDS) $(BIN)/python -m pytest -m fuzz $(AT_ONCE)
 
 book: $(BOOK) ## build the book from the executed notebooks of PROFILE (runs those that are missing)
 

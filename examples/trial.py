@@ -1,5 +1,6 @@
 """Make a folder to try `masters distill` on: two small trained models, pictures, questions and a run file.
 
+Usage:
     python examples/trial.py trial          # about two minutes on two cores, no downloads
     masters distill trial/run.yaml          # about one minute
 """
