@@ -202,7 +202,7 @@ def main() -> None:
 
 def _line(error: Exception) -> str:
     """Return the message of an expected error; prefix other errors with their type."""
-    text = " ".join(str(error).split())
+    text = " ".join(re.sub(r"^\[Errno \d+\] ", "", str(error)).split())
     if isinstance(error, ValueError | OSError | MemoryError | FloatingPointError) and text:
         return text
     return f"{type(error).__name__}: {text} (set MASTERS_DEBUG=1 for the traceback)"

@@ -315,7 +315,7 @@ def _terminate_as_interrupt() -> Iterator[None]:
 
 def _hint(what: str) -> str:
     """Return what to do about failures of the machine; empty for failures of the notebook."""
-    if "No space left on device" in what:
+    if "No space left on device" in what and "start again" not in what:
         return ": free some disk space and start again; finished work is kept"
     # A killed worker nearly always means that memory ran out.
     if (

@@ -1,9 +1,13 @@
 """Paths on disk, and writing that leaves no partial file when killed."""
 
+import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 
 import pandas as pd
@@ -11,6 +15,7 @@ from filelock import FileLock
 
 ROOT = Path(__file__).resolve().parents[2]
 STUDY = ROOT / "data" / "results" / "study"  # tables that the study writes and the book reads
+FULL = 1 << 20  # free bytes of a disk below which a failed write means that it is full
 
 
 def data_dir() -> Path:
@@ -26,6 +31,25 @@ def cache_dir() -> Path:
     return Path(os.environ.get("MASTERS_CACHE", data_dir() / "cache"))
 
 
+@contextmanager
+def full_disk_error(folder: Path) -> Iterator[None]:
+    """Raise one ``OSError`` with ``ENOSPC`` for whatever a library raises when the disk is full.
+
+    NumPy, torch and others report a failed write as a ``RuntimeError`` or an ``OSError`` without a number.
+    """
+    try:
+        yield
+    except Exception as error:
+        said = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or any(
+            words in str(error) for words in ("No space left", "disk is full")
+        )
+        seen = isinstance(error, OSError | RuntimeError) and shutil.disk_usage(folder).free < FULL
+        if not said and not seen:
+            raise
+        line = f"No space left on device: free some for {folder} and start again; finished work is kept"
+        raise OSError(errno.ENOSPC, line) from error
+
+
 def write_atomic(path: Path | str, content: bytes | str) -> None:
     """Write a file under a temporary name, flush it to disk and rename it.
 
@@ -35,37 +59,51 @@ def write_atomic(path: Path | str, content: bytes | str) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     data = content.encode() if isinstance(content, str) else content
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with full_disk_error(path.parent):
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
 
 
 def write_folder(folder: Path, save: Callable[[Path], object]) -> None:
     """Fill a folder under a temporary name and rename it.
 
     Args:
-        folder: must not exist.
+        folder: if it exists, it lacks what the caller looked for, and is set aside.
         save: writes into the folder passed to it.
 
     Raises:
-        OSError: the disk is full or the folder exists; nothing is left behind.
+        OSError: the disk is full; nothing is left behind.
     """
     temporary = folder.with_name(f".{folder.name}.new")
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
     try:
-        save(temporary)
+        with full_disk_error(folder.parent):
+            temporary.mkdir()
+            save(temporary)
+        if folder.is_dir():
+            set_aside(folder)
         os.replace(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def set_aside(folder: Path) -> None:
+    """Rename an incomplete folder to ``NAME.incomplete-1``, or the next number, and warn."""
+    there = {path.name for path in folder.parent.iterdir()}
+    names = (f"{folder.name}.incomplete-{number}" for number in count(1))
+    aside = next(name for name in names if name not in there)
+    os.replace(folder, folder.with_name(aside))
+    warnings.warn(f"{folder} is incomplete: set aside as {aside} and made again", stacklevel=3)
 
 
 def write_folder_once(folder: Path, save: Callable[[Path], object]) -> None:

@@ -1,12 +1,26 @@
 import errno
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from masters.runtime import files
-from masters.runtime.files import cache_dir, data_dir, paper_table, write_atomic, write_folder_once
+from masters.runtime.files import (
+    cache_dir,
+    data_dir,
+    paper_table,
+    write_atomic,
+    write_folder,
+    write_folder_once,
+)
+
+LARGE = torch.rand(2**17)  # 512 KiB
 
 
 @pytest.mark.parametrize("content", ["text, ünicode\n", b"\x00bytes\xff", "", b""])
@@ -75,6 +89,45 @@ def test_a_folder_is_written_once_and_completely(tmp_path: Path) -> None:
     write_folder_once(folder, lambda target: (target / "file").write_text("first"))
     write_folder_once(folder, fail)
     assert [(path.name, path.read_text()) for path in folder.iterdir()] == [("file", "first")]
+
+
+@pytest.mark.parametrize(
+    "save",
+    [
+        lambda folder: torch.save(LARGE, folder / "file"),
+        lambda folder: save_file({"large": LARGE}, folder / "file"),
+        lambda folder: np.save(folder / "file", LARGE.numpy()),
+        lambda folder: pd.DataFrame({"large": LARGE}).to_parquet(folder / "file"),
+        lambda folder: (folder / "file").write_bytes(bytes(2**19)),
+        lambda folder: write_atomic(folder / "file", bytes(2**19)),
+    ],
+    ids=["torch", "safetensors", "numpy", "parquet", "plain", "atomic"],
+)
+def test_a_full_disk_is_one_line_whoever_writes(small_disk: Path, save: Callable[[Path], object]) -> None:
+    folder = small_disk / "folder"
+    with pytest.raises(OSError, match=r"No space left on device: free some for .*start again") as error:
+        write_folder(folder, save)
+    assert error.value.errno == errno.ENOSPC
+    assert not list(small_disk.iterdir())
+
+
+def test_other_errors_on_a_disk_with_space_stay_what_they_are(tmp_path: Path) -> None:
+    def fail(target: Path) -> None:
+        raise RuntimeError("shapes differ")
+
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        write_folder(tmp_path / "folder", fail)
+
+
+def test_an_incomplete_folder_is_set_aside(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    for number in (1, 2):
+        folder.mkdir(exist_ok=True)
+        (folder / "file").write_text(f"partial {number}")
+        with pytest.warns(UserWarning, match=rf"is incomplete: set aside as folder.incomplete-{number}"):
+            write_folder(folder, lambda target: (target / "file").write_text("whole"))
+        assert (folder / "file").read_text() == "whole"
+        assert (tmp_path / f"folder.incomplete-{number}" / "file").read_text() == f"partial {number}"
 
 
 def test_the_data_folder_comes_from_the_variable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
