@@ -2,55 +2,15 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import yaml
 from scipy.stats import binomtest
-from transformers import PreTrainedModel
 
 from masters.claims.statistics import Interval, mean_interval, paired_difference
-from masters.data.questions import Questions
 from masters.distillation.run_file import RunFile
-from masters.judges import Judge, score_labelled
-from masters.responses.engines import Response
-from masters.responses.engines.local import generate
 from masters.runtime.files import write_atomic
-from masters.runtime.progress import report
-from masters.settings import Sampling
-
-
-def answers(
-    model: PreTrainedModel, processor: Any, questions: Questions, judge: Judge, longest: int, what: str
-) -> pd.DataFrame:
-    """Return a model's greedy answers, one row per question: id, question, label, answer, tokens, score.
-
-    Args:
-        model: a model in evaluation mode.
-        processor: the model's.
-        questions: all of them are answered.
-        judge: scores each answer against the label; a question without one has no score.
-        longest: tokens of an answer.
-        what: name of the work for progress.
-    """
-    table = questions.table.set_index("id")
-    found: dict[str, Response] = {}
-    sampling = Sampling(max_new_tokens=longest)
-    for batch in generate(model, processor, questions, range(len(questions)), range(1), sampling, None):
-        found |= {answer.question: answer for answer in batch}
-        report(what, len(found), len(questions))
-    frame = pd.DataFrame(
-        {
-            "id": table.index,
-            "question": table["question"].to_numpy(),
-            "label": table["answer"].to_numpy(),
-            "answer": [found[name].text for name in table.index],
-            "tokens": [len(found[name].tokens) for name in table.index],
-        }
-    )
-    verdicts = score_labelled(judge, frame["question"], frame["label"], frame["answer"])
-    return frame.assign(score=np.array(verdicts, dtype=float))
 
 
 def scores(frames: dict[str, pd.DataFrame]) -> dict[str, Interval]:
@@ -60,7 +20,7 @@ def scores(frames: dict[str, pd.DataFrame]) -> dict[str, Interval]:
     right or wrong the interval is Wilson's, which has a width where all are wrong too.
 
     Args:
-        frames: :func:`answers` of ``before``, ``after`` and the teachers.
+        frames: the answers of ``before``, ``after`` and the teachers.
     """
     found: dict[str, Interval] = {}
     values = {name: _values(frame) for name, frame in frames.items()}

@@ -21,17 +21,17 @@ from filelock import FileLock, Timeout
 from huggingface_hub import HfApi
 
 from masters.distillation.check import SAMPLE, estimate_run
-from masters.distillation.outputs import answers, card, resolved, scores, shown, write_scores
+from masters.distillation.outputs import card, resolved, scores, shown, write_scores
 from masters.distillation.run_file import RunFile, from_options, load_run_file
 from masters.experiments.arms import RunSpec
-from masters.experiments.evaluation import check_labels
+from masters.experiments.evaluation import answers, check_labels
 from masters.experiments.lab import Lab
 from masters.experiments.response_plan import ResponsePlan, prepare
-from masters.experiments.run import budget_of, distil
-from masters.models.loading import load, save_student, stored_dtype
+from masters.experiments.run import budget_of, train_student
+from masters.models.loading import load
 from masters.own_data.question_set import OwnQuestions, encode_own, load_own_data
 from masters.runtime import distributed
-from masters.runtime.files import write_atomic, write_folder, write_folder_once
+from masters.runtime.files import write_atomic, write_folder_once
 from masters.training.checkpoints import last_checkpoint
 
 Say = Callable[[str], None]
@@ -165,23 +165,19 @@ def _estimate(prepared: Prepared, say: Say) -> None:
 
 def _train(prepared: Prepared, say: Say) -> None:
     """Train the student and save it; remove the checkpoints once it is saved."""
-    run, lab, spec = prepared.run, prepared.lab, prepared.spec
-    checkpoints = run.output / "checkpoints"
-    student = lab.folder(spec.student)
-    model, processor = load(student)
-    log = distil(lab, model, spec, run.training.seed, checkpoints)
-    if distributed.rank() == 0:
+    run, output, seed = prepared.run, prepared.run.output, prepared.run.training.seed
+    checkpoints = output / "checkpoints"
 
-        def save(folder: Path) -> None:
-            save_student(model, processor, folder, stored_dtype(student))
-            write_atomic(folder / "README.md", card(run, len(prepared.own.splits["train"]), {}, 0))
-
+    def describe(folder: Path, log: pd.DataFrame) -> None:
+        write_atomic(folder / "README.md", card(run, len(prepared.own.splits["train"]), {}, 0))
+        write_atomic(output / "log.parquet", log.to_parquet())
         if run.training.lora is not None:
-            write_folder_once(run.output / "adapter", partial(_copy_adapter, checkpoints))
-        write_folder(run.output / "model", save)
-        log.to_parquet(run.output / "log.parquet")
+            write_folder_once(output / "adapter", partial(_copy_adapter, checkpoints))
+
+    train_student(prepared.lab, prepared.spec, seed, checkpoints, output / "model", describe)
+    if distributed.rank() == 0:
         shutil.rmtree(checkpoints, ignore_errors=True)
-        say(f"student saved: {run.output / 'model'}")
+        say(f"student saved: {output / 'model'}")
     distributed.wait()
 
 
@@ -200,8 +196,9 @@ def _evaluate(prepared: Prepared, name: str, model_folder: Path, say: Say) -> No
     lab = prepared.lab
     questions = lab.questions("validation" if split == "eval" else split)
     model, processor = load(model_folder)
-    longest = lab.profile.sampling.max_new_tokens
-    frame = answers(model, processor, questions, lab.judge, longest, f"answers {name}")
+    sampling, everything = lab.profile.sampling, range(len(questions))
+    frame = answers(model, processor, questions, everything, 1, lab.judge, sampling, None, f"answers {name}")
+    frame = frame.assign(tokens=frame["tokens"].map(len)).drop(columns="logprobs")
     path.parent.mkdir(exist_ok=True)
     write_atomic(path, frame.to_parquet())
     say(f"{path.relative_to(prepared.run.output)}: {len(frame)} answers")

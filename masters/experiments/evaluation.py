@@ -1,6 +1,7 @@
 """Evaluate a model: its greedy and sampled answers to a set of questions, judged."""
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -8,8 +9,55 @@ from transformers import PreTrainedModel
 
 from masters.data.questions import Questions
 from masters.judges import Judge, score_labelled
+from masters.responses.engines import Response
 from masters.responses.engines.local import generate
+from masters.runtime.progress import report
 from masters.settings import Sampling
+
+
+def answers(
+    model: PreTrainedModel,
+    processor: Any,
+    questions: Questions,
+    wanted: Sequence[int],
+    n: int,
+    judge: Judge,
+    sampling: Sampling,
+    seed: int | None,
+    what: str,
+) -> pd.DataFrame:
+    """Return judged answers of a model in memory.
+
+    Args:
+        model: in evaluation mode.
+        wanted: indices of the questions.
+        n: answers per question.
+        judge: scores each answer against the label; a question without one has no score.
+        seed: None decodes greedily.
+        what: label of the progress line.
+
+    Returns:
+        One row per answer, ordered as ``wanted`` and by index: id, question, label, answer, tokens (ids),
+        logprobs, score (NaN without a verdict).
+    """
+    found: dict[tuple[str, int], Response] = {}
+    for batch in generate(model, processor, questions, wanted, range(n), sampling, seed):
+        found |= {(response.question, response.index): response for response in batch}
+        report(what, len(found), n * len(wanted))
+    about = questions.table.iloc[list(wanted)]
+    made = [found[name, index] for name in about["id"] for index in range(n)]
+    frame = pd.DataFrame(
+        {
+            "id": about["id"].repeat(n).to_numpy(),
+            "question": about["question"].repeat(n).to_numpy(),
+            "label": about["answer"].repeat(n).to_numpy(),
+            "answer": [response.text for response in made],
+            "tokens": [response.tokens for response in made],
+            "logprobs": [response.logprobs for response in made],
+        }
+    )
+    verdicts = score_labelled(judge, frame["question"], frame["label"], frame["answer"])
+    return frame.assign(score=pd.Series(verdicts, dtype=float))
 
 
 def evaluate(
@@ -19,44 +67,34 @@ def evaluate(
     judge: Judge,
     max_new_tokens: int,
     seed: int | None,
-    greedy: bool = True,
 ) -> pd.DataFrame:
-    """Return a model's answers, one row per question and mode.
+    """Return how a model answers all questions, one row per question and mode.
 
     Args:
-        model: a model in evaluation mode.
-        processor: the model's.
-        questions: all of them are answered.
-        judge: scores each answer against the label.
-        max_new_tokens: longest answer, tokens.
+        model: in evaluation mode.
         seed: seed of the sampled answers (temperature 1, full distribution); None skips them.
-        greedy: whether to generate the greedy answers.
 
     Returns:
-        Columns question, task, skill, mode (``greedy`` or ``sampled``), correct, tokens, register.
+        Columns question (its id), task, skill, mode (``greedy`` or ``sampled``), correct, tokens (number),
+        register.
     """
     sampling = Sampling(temperature=1, top_p=1, top_k=0, repetition_penalty=1, max_new_tokens=max_new_tokens)
-    modes: list[tuple[str, int | None]] = [("greedy", None)] if greedy else []
-    if seed is not None:
-        modes.append(("sampled", seed))
-    asked = questions.table.set_index("id")
+    everything, about = range(len(questions)), questions.table
     frames = []
-    for mode, chosen in modes:
-        batches = generate(model, processor, questions, range(len(questions)), range(1), sampling, chosen)
-        answers = {answer.question: answer for batch in batches for answer in batch}
-        answered = [answers[name] for name in asked.index]
-        texts = [answer.text for answer in answered]
-        verdicts = score_labelled(judge, asked["question"], asked["answer"], texts)
+    for mode, chosen in [("greedy", None)] + ([] if seed is None else [("sampled", seed)]):
+        answered = answers(
+            model, processor, questions, everything, 1, judge, sampling, chosen, f"{mode} answers"
+        )
         frames.append(
             pd.DataFrame(
                 {
-                    "question": asked.index,
-                    "task": asked["task"].to_numpy(),
-                    "skill": asked["skill"].to_numpy(),
+                    "question": about["id"],
+                    "task": about["task"],
+                    "skill": about["skill"],
                     "mode": mode,
-                    "correct": [verdict == 1 for verdict in verdicts],
-                    "tokens": [len(answer.tokens) for answer in answered],
-                    "register": [register(text) for text in texts],
+                    "correct": answered["score"] == 1,
+                    "tokens": answered["tokens"].map(len),
+                    "register": answered["answer"].map(register),
                 }
             )
         )
@@ -67,7 +105,6 @@ def check_labels(judge: Judge, questions: pd.DataFrame) -> None:
     """Check that a judge can use every label, before the work whose result it judges.
 
     Args:
-        judge: that will use them.
         questions: columns id, question and answer; a question without an answer has no label.
 
     Raises:
@@ -99,19 +136,15 @@ def register(text: str) -> str:
 
 def latency(
     model: PreTrainedModel, processor: Any, questions: Questions, count: int, max_new_tokens: int
-) -> pd.Series:
+) -> dict[str, float]:
     """Return ``seconds_per_question`` and ``tokens`` per answer, greedy, one question at a time."""
     sampling = Sampling(max_new_tokens=max_new_tokens)
-    wanted = range(min(count, len(questions)))
-    list(
-        generate(model, processor, questions, wanted[:1], range(1), sampling, None)
-    )  # the first call warms up
-    start = time.perf_counter()
-    lengths = [
-        len(answer.tokens)
-        for index in wanted
-        for batch in generate(model, processor, questions, [index], range(1), sampling, None)
-        for answer in batch
-    ]
-    seconds = (time.perf_counter() - start) / len(wanted)
-    return pd.Series({"seconds_per_question": seconds, "tokens": sum(lengths) / len(lengths)})
+
+    def length(index: int) -> int:
+        (answer,) = next(generate(model, processor, questions, [index], range(1), sampling, None))
+        return len(answer.tokens)
+
+    length(0)  # the first call warms up
+    count, start = min(count, len(questions)), time.perf_counter()
+    tokens = sum(map(length, range(count))) / count
+    return {"seconds_per_question": (time.perf_counter() - start) / count, "tokens": tokens}

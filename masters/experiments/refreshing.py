@@ -16,8 +16,7 @@ Choices where the paper is silent:
       question that comes twice has the same responses both times.
 """
 
-import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -27,14 +26,12 @@ from transformers import PreTrainedModel
 
 from masters.experiments.arms import RunSpec
 from masters.experiments.curriculum import ResponseSet, Stage, all_stages, grouped, order, stages
+from masters.experiments.evaluation import answers
 from masters.experiments.lab import Lab
-from masters.judges import score_labelled
-from masters.responses.engines.local import generate
 from masters.responses.teacher_logprobs import distributions
 from masters.runtime import distributed
 from masters.runtime.files import write_atomic
 from masters.runtime.keys import hash_of
-from masters.runtime.progress import report
 
 FOLDER = "refreshed"  # inside the run's folder
 
@@ -80,7 +77,18 @@ def refreshed(
     if not path.is_file():
         what = f"responses of the student for stage {number + 1}"
         own_seed = int(hash_of([FOLDER, lab.profile.replicate, seed, number]), 16)
-        write_atomic(path, _parquet(answers(lab, student(), spec, wanted, own_seed, what)))
+        frame = answers(
+            student(),
+            lab.processor,
+            lab.questions("train"),
+            wanted,
+            spec.student_responses,
+            lab.judge_of(spec.judge),
+            lab.profile.sampling,
+            own_seed,
+            what,
+        )
+        write_atomic(path, frame.to_parquet())
     # Always read from disk, so that a resumed run gets the same values.
     frame, n = pd.read_parquet(path), spec.student_responses
     tokens, behaviour = (
@@ -99,7 +107,7 @@ def refreshed(
         n,
         tokens,
         behaviour,
-        (frame["correct"] == 1).to_numpy(np.float32).reshape(-1, n),
+        (frame["score"] == 1).to_numpy(np.float32).reshape(-1, n),
         teacher,
         reference,
         {place: row for row, place in enumerate(places)},
@@ -113,42 +121,3 @@ def check_alone() -> None:
             f"refreshed responses need a single process, but {size} train: start without torchrun, or leave "
             "out refreshed"
         )
-
-
-def answers(
-    lab: Lab, student: PreTrainedModel, spec: RunSpec, wanted: Sequence[int], seed: int, what: str
-) -> pd.DataFrame:
-    """Return judged responses of a student in memory, sampled like the base student's.
-
-    Args:
-        lab: the profile's assets.
-        student: in evaluation mode.
-        spec: number of responses per question, and the judge.
-        wanted: indices of the questions.
-        seed: seed of the responses.
-        what: label of the progress line.
-
-    Returns:
-        One row per response, ordered as ``wanted`` and by index: question, index, tokens, text, logprobs,
-        finish, asked, label, correct.
-    """
-    questions, n = lab.questions("train"), spec.student_responses
-    rows = []
-    for made in generate(student, lab.processor, questions, wanted, range(n), lab.profile.sampling, seed):
-        rows += made
-        report(what, len(rows), n * len(wanted))
-    about = questions.table.iloc[list(wanted)]
-    place = {name: row for row, name in enumerate(about["id"])}
-    rows.sort(key=lambda row: (place[row.question], row.index))
-    frame = pd.DataFrame([vars(row) for row in rows]).drop(columns="support_logprobs")
-    frame["asked"] = about["question"].repeat(n).to_numpy()
-    frame["label"] = about["answer"].repeat(n).to_numpy()
-    judge = lab.judge_of(spec.judge)
-    frame["correct"] = score_labelled(judge, frame["asked"], frame["label"], frame["text"])
-    return frame
-
-
-def _parquet(frame: pd.DataFrame) -> bytes:
-    buffer = io.BytesIO()
-    frame.to_parquet(buffer)
-    return buffer.getvalue()

@@ -12,17 +12,15 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from masters.experiments.arms import RunSpec, arm
+from masters.experiments.arms import arm
 from masters.experiments.curriculum import all_stages, wanted_responses
 from masters.experiments.evaluation import check_labels, latency
 from masters.experiments.lab import Lab
 from masters.experiments.response_plan import ResponsePlan, prepare
-from masters.experiments.run import run
+from masters.experiments.run import run, run_folder
 from masters.models.loading import load
 from masters.objective.diagnostics import Diverged
 from masters.runtime import distributed
-from masters.runtime.files import cache_dir
-from masters.runtime.keys import key_of
 from masters.training.memory import Memory, Shape, estimate, patches
 
 
@@ -97,7 +95,7 @@ def run_arms(
     prepare(
         lab, ResponsePlan.of([specs[name] for name, _ in missing], lab.profile.distillation.cache_teacher)
     )
-    lab.parallel([(run_spec, (specs[name], seed, split)) for name, seed in missing], "runs")
+    lab.parallel([(run, (specs[name], seed, split)) for name, seed in missing], "runs")
     return read([(*pair, folder) for pair, folder in folders.items()], diverged)
 
 
@@ -105,31 +103,6 @@ def _check_labels(lab: Lab, split: str) -> None:
     """Check the labels of the pool and of a split with the rule judge, which judges all of them."""
     check_labels(lab.judge, lab.questions("train").table.iloc[lab.pool])
     check_labels(lab.judge, lab.questions(split).table)
-
-
-def run_folder(lab: Lab, spec: RunSpec, seed: int, split: str = "test") -> Path:
-    """Return the folder of a run's result, named by a key of all that determines it."""
-    key = key_of(
-        "run",
-        spec=spec.determining(),
-        seed=seed,
-        weights=[lab.source(name).weights() for name in spec.models],
-        questions=[lab.questions("train").hash, lab.questions(split).hash],
-        wrong_labels=lab.profile.wrong_labels,
-        sampling=lab.profile.sampling.model_dump(),
-        engine=lab.engine.name,
-        judge=lab.judge_of(spec.judge).name,
-        top_k=lab.profile.distillation.top_k_logprobs,
-        fit=lab.profile.distillation.memory_savings.model_dump(mode="json", exclude_defaults=True) or None,
-        trainer=lab.profile.distillation.trainer.model_dump(mode="json", exclude_defaults=True) or None,
-        replicate=lab.profile.replicate or None,
-    )
-    return cache_dir() / "runs" / key
-
-
-def run_spec(lab: Lab, spec: RunSpec, seed: int, split: str = "test") -> None:
-    """Train and evaluate one run, unless it is done."""
-    run(lab, spec, seed, run_folder(lab, spec, seed, split), split)
 
 
 def answer_times(lab: Lab, arms: Sequence[str], questions: int) -> pd.DataFrame:
@@ -145,7 +118,7 @@ def answer_times(lab: Lab, arms: Sequence[str], questions: int) -> pd.DataFrame:
             model, processor = load(saved if saved.is_dir() else lab.folder(spec.student))
             longest = lab.profile.sampling.max_new_tokens
             timed = latency(model, processor, lab.questions("test"), questions, longest)
-            rows.append({"arm": name, **timed})
+            rows.append({"arm": name} | timed)
     finally:
         torch.set_num_threads(threads)
     return pd.DataFrame(rows)
@@ -176,8 +149,7 @@ def run_arm(lab: Lab, name: str, seed: int) -> Path:
         if not (run_folder(lab, spec, seed) / "result.json").is_file():
             prepare(lab, ResponsePlan.of([spec], lab.profile.distillation.cache_teacher))
     distributed.wait()
-    run_spec(lab, spec, seed)
-    folder = run_folder(lab, spec, seed)
+    folder = run(lab, spec, seed)
     if distributed.rank() == 0:
         read([(name, seed, folder)])  # raises if it diverged
     return folder

@@ -13,6 +13,7 @@ Departures from the paper:
 import json
 import shutil
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import lru_cache, partial
@@ -42,7 +43,8 @@ from masters.models.loading import load, save_student, stored_dtype
 from masters.models.source import Source
 from masters.objective.diagnostics import NotFinite
 from masters.runtime import distributed
-from masters.runtime.files import write_folder
+from masters.runtime.files import cache_dir, write_folder
+from masters.runtime.keys import key_of
 from masters.settings import MemorySavings, Profile
 from masters.training.examples import Examples
 from masters.training.online import train_online
@@ -52,7 +54,28 @@ from masters.training.trainer import Objective
 ABOUT = ("training.json", "log.parquet")  # beside the trained student's files
 
 
-def run(lab: Lab, spec: RunSpec, seed: int, folder: Path, split: str = "test") -> None:
+def run_folder(lab: Lab, spec: RunSpec, seed: int, split: str = "test") -> Path:
+    """Return the folder of a run's result, named by a key of all that determines it."""
+    settings = lab.profile.distillation
+    key = key_of(
+        "run",
+        spec=spec.determining(),
+        seed=seed,
+        weights=[lab.source(name).weights() for name in spec.models],
+        questions=[lab.questions("train").hash, lab.questions(split).hash],
+        wrong_labels=lab.profile.wrong_labels,
+        sampling=lab.profile.sampling.model_dump(),
+        engine=lab.engine.name,
+        judge=lab.judge_of(spec.judge).name,
+        top_k=settings.top_k_logprobs,
+        fit=settings.memory_savings.model_dump(mode="json", exclude_defaults=True) or None,
+        trainer=settings.trainer.model_dump(mode="json", exclude_defaults=True) or None,
+        replicate=lab.profile.replicate or None,
+    )
+    return cache_dir() / "runs" / key
+
+
+def run(lab: Lab, spec: RunSpec, seed: int, split: str = "test") -> Path:
     """Train and evaluate one run and store its row, predictions, log and weights, unless it is done.
 
     All ranks train; rank 0 evaluates and writes. The trained student is saved beside the folder before it is
@@ -61,92 +84,117 @@ def run(lab: Lab, spec: RunSpec, seed: int, folder: Path, split: str = "test") -
     result and keeps its checkpoints.
 
     Args:
-        lab: the profile's assets.
-        spec: the run.
         seed: seed of the question order and of the sampled answers.
-        folder: where the result goes.
         split: split of the evaluation questions.
+
+    Returns:
+        The folder of the result.
 
     Raises:
         ValueError: the judge cannot use the label of an evaluation question; nothing was trained.
     """
+    folder = run_folder(lab, spec, seed, split)
     folder.parent.mkdir(parents=True, exist_ok=True)
     alone, work = distributed.rank() == 0, Path(f"{folder}.run")
     with FileLock(f"{folder}.lock") if alone else nullcontext():
         if distributed.from_main((folder / "result.json").is_file):
-            return
-        questions = lab.questions(split)
-        check_labels(lab.judge, questions.table)
-        student = lab.folder(spec.student)
-        about: dict[str, Any] = {"seconds": 0.0, "diverged": ""}
-        log = pd.DataFrame()
-        if spec.learn_from != "nothing":
-            student = work / "student"
-            if not distributed.from_main(student.is_dir):
-                _train(lab, spec, seed, work, student)
-        if not alone:
-            distributed.wait()
-            return
-        if spec.learn_from != "nothing":
-            about = json.loads((student / "training.json").read_text())
-            if (student / "log.parquet").is_file():
-                log = pd.read_parquet(student / "log.parquet")
-        start, longest = time.perf_counter(), lab.profile.sampling.max_new_tokens
-        if about["diverged"]:
-            predictions = unanswered(questions)
-        else:
-            model, processor = load(student)
-            predictions = evaluate(model, processor, questions, lab.judge, longest, seed)
-        evaluated = time.perf_counter() - start
-        by_mode = predictions.groupby("mode")[["correct", "tokens"]].mean()
-        tail = log["kl"].tail(max(1, len(log) // 10)).mean() if "kl" in log else float("nan")
-        row = {
-            **spec.model_dump(mode="json", exclude={"teachers", "rewards"}),
-            "teachers": "+".join(spec.teachers),
-            "rewards": "+".join(spec.rewards),
-            "accuracy": by_mode.loc["greedy", "correct"],
-            "sampled_accuracy": by_mode.loc["sampled", "correct"],
-            "tokens": by_mode.loc["greedy", "tokens"],
-            "kl": float(tail),
-            "seconds": about["seconds"],
-            "evaluation_seconds": evaluated,
-            "diverged": about["diverged"],
-        }
-
-        def save(target: Path) -> None:
-            predictions.to_parquet(target / "predictions.parquet")
-            if len(log):
-                log.to_parquet(target / "log.parquet")
-                # Copied, not moved: this write may still fail.
-                shutil.copytree(student, target / "model", ignore=shutil.ignore_patterns(*ABOUT))
-            (target / "result.json").write_text(json.dumps(row))
-
-        write_folder(folder, save)
-        shutil.rmtree(work, ignore_errors=True)
+            return folder
+        check_labels(lab.judge, lab.questions(split).table)
+        student = work / "student"
+        if spec.learn_from != "nothing" and not distributed.from_main(student.is_dir):
+            _train(lab, spec, seed, work, student)
+        if alone:
+            write_folder(folder, partial(_evaluate, lab, spec, seed, split, student))
+            shutil.rmtree(work, ignore_errors=True)
         distributed.wait()
+    return folder
 
 
 def _train(lab: Lab, spec: RunSpec, seed: int, work: Path, student: Path) -> None:
-    """Train the student of a run; save it with its log, the seconds and, if it diverged, the reason."""
+    """Save the trained student with its log, the seconds and, if it diverged, the reason instead."""
     start = time.perf_counter()
-    model, processor = load(lab.folder(spec.student))
-    log, diverged = pd.DataFrame(), ""
-    try:
-        log = distil(lab, model, spec, seed, work)
-    except NotFinite as reason:
-        diverged = str(reason)
-    seconds = time.perf_counter() - start
-    # A resumed run's log has the seconds before the stop too.
-    seconds = max(seconds, float(log["seconds"].sum())) if len(log) else seconds
 
-    def save(target: Path) -> None:
-        if not diverged:
-            save_student(model, processor, target, stored_dtype(lab.folder(spec.student)))
+    def describe(target: Path, log: pd.DataFrame, diverged: str = "") -> None:
+        seconds = time.perf_counter() - start
+        if len(log):
             log.to_parquet(target / "log.parquet")
+            seconds = max(seconds, float(log["seconds"].sum()))  # a resumed run's log begins before the stop
         (target / "training.json").write_text(json.dumps({"seconds": seconds, "diverged": diverged}))
 
+    try:
+        train_student(lab, spec, seed, work, student, describe)
+    except NotFinite as reason:
+        if distributed.rank() == 0:
+            write_folder(student, partial(describe, log=pd.DataFrame(), diverged=str(reason)))
+
+
+def _evaluate(lab: Lab, spec: RunSpec, seed: int, split: str, student: Path, target: Path) -> None:
+    """Write the result of a run into its new folder.
+
+    Args:
+        student: folder of the trained student; missing if the run does not train.
+    """
+    about, log, questions = {"seconds": 0.0, "diverged": ""}, pd.DataFrame(), lab.questions(split)
+    if student.is_dir():
+        about = json.loads((student / "training.json").read_text())
+        if not about["diverged"]:
+            log = pd.read_parquet(student / "log.parquet")
+    start = time.perf_counter()
+    if about["diverged"]:
+        predictions = unanswered(questions)
+    else:
+        model, processor = load(student if student.is_dir() else lab.folder(spec.student))
+        longest = lab.profile.sampling.max_new_tokens
+        predictions = evaluate(model, processor, questions, lab.judge, longest, seed)
+    by_mode = predictions.groupby("mode")[["correct", "tokens"]].mean()
+    row = {
+        **spec.model_dump(mode="json", exclude={"teachers", "rewards"}),
+        "teachers": "+".join(spec.teachers),
+        "rewards": "+".join(spec.rewards),
+        "accuracy": by_mode.loc["greedy", "correct"],
+        "sampled_accuracy": by_mode.loc["sampled", "correct"],
+        "tokens": by_mode.loc["greedy", "tokens"],
+        "kl": float(log["kl"].tail(max(1, len(log) // 10)).mean()) if "kl" in log else float("nan"),
+        "seconds": about["seconds"],
+        "evaluation_seconds": time.perf_counter() - start,
+        "diverged": about["diverged"],
+    }
+    predictions.to_parquet(target / "predictions.parquet")
+    if len(log):
+        log.to_parquet(target / "log.parquet")
+        # Copied, not moved: this write may still fail.
+        shutil.copytree(student, target / "model", ignore=shutil.ignore_patterns(*ABOUT))
+    (target / "result.json").write_text(json.dumps(row))
+
+
+def train_student(
+    lab: Lab,
+    spec: RunSpec,
+    seed: int,
+    checkpoints: Path,
+    folder: Path,
+    describe: Callable[[Path, pd.DataFrame], None],
+) -> None:
+    """Train the student of a run; rank 0 saves it in the type of the weights that it started from.
+
+    Args:
+        checkpoints: kept there, so remove them once the student is saved.
+        folder: where the student is saved once it is trained.
+        describe: gets the student's new folder and the log, and may add files.
+
+    Raises:
+        Diverged: the loss is not finite, or beyond what ``watch`` allows; nothing was saved.
+    """
+    base = lab.folder(spec.student)
+    model, processor = load(base)
+    log = distil(lab, model, spec, seed, checkpoints)
+
+    def save(target: Path) -> None:
+        save_student(model, processor, target, stored_dtype(base))
+        describe(target, log)
+
     if distributed.rank() == 0:
-        write_folder(student, save)
+        write_folder(folder, save)
 
 
 def budget_of(profile: Profile, spec: RunSpec, seed: int) -> Budget:

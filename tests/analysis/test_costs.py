@@ -31,7 +31,8 @@ from masters.experiments.arms import arm
 from masters.experiments.curriculum import WantedScores, all_stages, wanted_responses
 from masters.experiments.lab import Lab
 from masters.experiments.response_plan import ResponsePlan, prepare
-from masters.experiments.results import Results, run_arms, run_folder, run_spec
+from masters.experiments.results import Results, run_arms
+from masters.experiments.run import run, run_folder
 from masters.figures.costs import sharing
 from masters.runtime.files import cache_dir
 
@@ -158,7 +159,7 @@ def test_an_online_run_stores_no_responses(
     before = stores()
     monkeypatch.setattr(Lab, "parallel", nothing)
     prepare(lab, ResponsePlan.of([arm("online", lab.profile), arm("base", lab.profile)]))
-    run_spec(lab, arm("online+steps=1", lab.profile), 0)
+    run(lab, arm("online+steps=1", lab.profile), 0)
     assert stores() == before
 
 
