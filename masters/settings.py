@@ -6,6 +6,8 @@ unknown parameters are refused.
 """
 
 import os
+import re
+import string
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -19,16 +21,27 @@ from masters.runtime.server import check_server
 
 PARAMS = ROOT / "notebooks" / "params"
 
+MAX_BYTES = 1_000_000  # of a parameter file
+# Every number has an upper bound, so that a slip of the keyboard is refused before anything runs.
 Ratio = Annotated[float, Field(ge=0, lt=1)]
-Count = Annotated[int, Field(ge=1)]
-Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1, le=100_000_000)]
+Few = Annotated[int, Field(ge=1, le=10_000)]
+Positive = Annotated[float, Field(gt=0, le=1e15)]
+Minutes = Annotated[float, Field(ge=0, le=1e9)]
+FewOrNone = Annotated[int, Field(ge=0, le=10_000)]
+Name = Annotated[str, Field(min_length=1, max_length=4096)]
 Rung = Literal["tiny", "student", "small", "mid", "large", "huge"]
 
 
 class Strict(BaseModel):
     """A frozen model that refuses unknown parameters."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)  # may be a password
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        allow_inf_nan=False,
+        hide_input_in_errors=True,  # may be a password
+    )
 
     @classmethod
     def checked(cls, values: dict[str, Any], path: Path, part: str = "") -> Self:
@@ -45,11 +58,11 @@ class Strict(BaseModel):
             return cls.model_validate(values)
         except ValidationError as error:
             problems = []
-            for item in error.errors():
+            for item in error.errors()[:10]:
                 place = ".".join(filter(None, (part, *map(str, item["loc"])))) or "file"
                 unknown = item["type"] == "extra_forbidden"
                 known = f" (known: {', '.join(cls.model_fields)})" if unknown else ""
-                problems.append(f"{place}: {item['msg'].removeprefix('Value error, ')}{known}")
+                problems.append(f"{place[:200]}: {item['msg'].removeprefix('Value error, ')[:500]}{known}")
             raise ValueError(f"{_shown(path)}: {'; '.join(problems)}") from None
 
 
@@ -95,7 +108,9 @@ class OwnData(Strict):
     test: Entry | None = Field(None, description="rows for a last evaluation")
     columns: Columns = Columns()
     system: str | None = Field(None, description="system prompt of the rows that have none")
-    max_pixels: int | None = Field(None, ge=28 * 28, description="larger pictures are scaled down to this")
+    max_pixels: int | None = Field(
+        None, ge=28 * 28, le=10**9, description="larger pictures are scaled down to this"
+    )
     on_bad_row: Literal["skip", "stop"] = Field("skip", description="skipped rows are listed with reasons")
 
 
@@ -109,14 +124,17 @@ Task = Annotated[
 class ModelSpec(Strict):
     """One rung of the ladder: a saved or hub model, or a small model trained from scratch."""
 
-    path: str | None = Field(None, description="folder or hub name of a model; paper: Qwen3-VL-8B and others")
-    width: Count = Field(32, description="hidden size of the text model and the vision tower")
-    layers: Count = Field(2, description="layers of the text model")
-    vision_layers: Count = Field(1, description="layers of the vision tower")
+    path: Name | None = Field(
+        None, description="folder or hub name of a model; paper: Qwen3-VL-8B and others"
+    )
+    width: Few = Field(32, description="hidden size of the text model and the vision tower")
+    layers: Few = Field(2, description="layers of the text model")
+    vision_layers: Few = Field(1, description="layers of the vision tower")
     steps: Count = Field(1000, description="optimizer steps of supervised training")
     caption_steps: int = Field(
         0,
         ge=0,
+        le=100_000_000,
         description="captioning warm-up steps, part of steps; without them, small models ignore the image",
     )
     caption_share: float = Field(
@@ -131,7 +149,7 @@ class Sampling(Strict):
 
     temperature: Positive = Field(1.0, description="paper: 1.0")
     top_p: float = Field(0.9, gt=0, le=1, description="paper: 0.9")
-    top_k: int = Field(50, ge=0, description="paper: 50; 0 disables top-k")
+    top_k: int = Field(50, ge=0, le=100_000_000, description="paper: 50; 0 disables top-k")
     repetition_penalty: Positive = Field(1.05, description="paper: 1.05")
     max_new_tokens: Count = Field(32, description="tokens per response; paper: not given")
 
@@ -150,7 +168,7 @@ class Generation(Strict):
     served_as: str = Field(
         "{model}-{ratio}", description="engine openai: the server's name for a model at a mask ratio"
     )
-    concurrency: Count = Field(16, description="engine openai: requests in flight")
+    concurrency: Few = Field(16, description="engine openai: requests in flight")
 
     @model_validator(mode="after")
     def _openai_has_a_server(self) -> "Generation":
@@ -159,8 +177,11 @@ class Generation(Strict):
         if self.server is not None:
             check_server(self.server, os.environ.get("OPENAI_API_KEY"))
         try:
+            specs = [spec or "" for _, _, spec, _ in string.Formatter().parse(self.served_as)]
+            if any(re.search(r"\d{3}", spec) for spec in specs):  # a width of gigabytes
+                raise ValueError
             self.served_as.format(model="large", ratio=0.2)
-        except (LookupError, ValueError):
+        except (AttributeError, LookupError, ValueError):
             raise ValueError(f"served_as {self.served_as!r} may use only {{model}} and {{ratio}}") from None
         return self
 
@@ -210,7 +231,10 @@ class Watch(Strict):
         None, description="stop above this KL to the student before training, in nats per token"
     )
     growth: float | None = Field(
-        None, gt=1, description="stop when the loss exceeds this multiple of its maximum in the first tenth"
+        None,
+        gt=1,
+        le=1e15,
+        description="stop when the loss exceeds this multiple of its maximum in the first tenth",
     )
 
 
@@ -243,8 +267,8 @@ class Distillation(Strict, LossOptions):
     top_k_logprobs: Count | None = Field(
         None, description="log-probabilities to store per token, plus the mass of the rest; null: all"
     )
-    teacher_responses: int = Field(4, ge=0, description="per question; paper: 4")
-    student_responses: int = Field(4, ge=0, description="per question; paper: 4")
+    teacher_responses: FewOrNone = Field(4, description="per question; paper: 4")
+    student_responses: FewOrNone = Field(4, description="per question; paper: 4")
     r_max: Ratio = Field(0.2, description="first mask ratio; paper: 0.2 for most teachers, 0.4 for two")
     r_step: Positive = Field(0.05, description="paper: 0.05")
     memory_savings: MemorySavings = MemorySavings()
@@ -271,10 +295,10 @@ class Profile(Strict):
     description: str = Field(description="one sentence for the terminal")
     shows: str = Field(description="what this profile can show")
     cannot_show: str = Field(description="what it cannot show")
-    minutes: dict[str, float] = Field(description="expected minutes per notebook, measured on two cores")
-    processes: Count = Field(2, description="runs trained in parallel, one thread each")
-    seeds: Count = Field(description="seeds per distillation arm; paper: 1")
-    replicate: int = Field(0, ge=0, description="number of the ladder and its responses; paper: one")
+    minutes: dict[str, Minutes] = Field(description="expected minutes per notebook, measured on two cores")
+    processes: Few = Field(2, description="runs trained in parallel, one thread each")
+    seeds: Few = Field(description="seeds per distillation arm; paper: 1")
+    replicate: FewOrNone = Field(0, description="number of the ladder and its responses; paper: one")
     tasks: tuple[Task, ...] = Field(
         min_length=1, description="question sets, in the order of the tables: names, or data of your own"
     )
@@ -330,8 +354,10 @@ class ResponseCaching(NotebookParameters):
     """Notebook 3."""
 
     groups_shown: Count = Field(description="complete groups of responses shown")
-    responses_grid: tuple[Count, ...] = Field(description="responses per question, Fig. 5")
-    source_grid: tuple[tuple[int, int], ...] = Field(description="table 5c: (student, teacher) responses")
+    responses_grid: tuple[Few, ...] = Field(description="responses per question, Fig. 5")
+    source_grid: tuple[tuple[FewOrNone, FewOrNone], ...] = Field(
+        description="table 5c: (student, teacher) responses"
+    )
     online_steps: Count = Field(
         description="steps of the run that generates online; paper: only its cost is estimated"
     )
@@ -412,16 +438,25 @@ def read(path: Path) -> dict[str, Any]:
     """Read the parameters in a YAML file.
 
     Raises:
-        ValueError: the file is missing, not YAML, or does not hold names and values.
+        ValueError: the file is missing, too large, not YAML, or does not hold names and values.
     """
+    shown = _shown(path)
     try:
-        content = yaml.safe_load(path.read_text())
-    except FileNotFoundError:
-        raise ValueError(f"{_shown(path)} is missing; every notebook of a profile needs its file") from None
-    except yaml.YAMLError as error:
-        raise ValueError(f"{_shown(path)} is not valid YAML: {' '.join(str(error).split())}") from None
+        with path.open("rb") as file:
+            text = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise ValueError(f"cannot read the parameter file {shown}: {error.strerror or error}") from None
+    if len(text) > MAX_BYTES:
+        raise ValueError(f"{shown} has more than {MAX_BYTES:,} bytes, the largest size of a parameter file")
+    try:
+        content = yaml.safe_load(text.decode())
+    except Exception as error:  # a wrong tag such as `!!bool maybe`, or a deep nest, fails in many ways
+        reason = " ".join(str(error).split())[:500]
+        raise ValueError(f"{shown} is not valid YAML: {reason or type(error).__name__}") from None
     if not isinstance(content, dict):
-        raise ValueError(f"{_shown(path)} must hold 'name: value' lines but holds {type(content).__name__}")
+        raise ValueError(f"{shown} must hold 'name: value' lines but holds {type(content).__name__}")
+    if odd := [name for name in content if not isinstance(name, str)]:
+        raise ValueError(f"{shown} must hold 'name: value' lines, and {odd[0]!r} is no name")
     return content
 
 

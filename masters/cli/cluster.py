@@ -75,7 +75,7 @@ def _reachable(address: str) -> None:
         return
     try:
         socket.create_connection((host, int(port)), timeout=10).close()
-    except (OSError, ValueError) as error:
+    except (OSError, OverflowError, ValueError) as error:
         raise ValueError(
             f"no Ray cluster at {address!r} ({error}); check that it runs and is reachable"
         ) from None

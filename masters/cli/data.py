@@ -28,8 +28,6 @@ def check(
     from masters.runtime.files import write_atomic
     from masters.settings import OwnData, read
 
-    if not run.is_file():
-        raise ValueError(f"there is no run file {run}")
     section = read(run).get("data")
     if not isinstance(section, dict):
         raise ValueError(f"{run} has no section data with at least 'train: FILE'")

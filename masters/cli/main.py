@@ -1,10 +1,12 @@
 """The shell command ``masters``, which the Makefile calls.
 
-A failure prints one line on stderr and exits with code 1. Set ``MASTERS_DEBUG=1`` for the traceback.
+A failure prints one line on stderr and exits with code 1, or 2 if the command line is wrong. Set
+``MASTERS_DEBUG=1`` for the traceback.
 """
 
 import os
 import re
+import shutil
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -18,6 +20,8 @@ from masters.cli import distill as cli_distill
 from masters.cli import responses as cli_responses
 from masters.cli.data import data
 from masters.cli.responses import ProfileName, new_table
+
+LONGEST_LINE = 2000  # letters of an error message
 
 app = typer.Typer(
     add_completion=False,
@@ -59,7 +63,7 @@ def train(
     arm: Annotated[
         str, typer.Argument(help="Arm of masters.experiments.arms, such as masters or r_max=0.4.")
     ],
-    seed: Annotated[int, typer.Option(min=0, help="Seed for the question order.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed for the question order.")] = 0,
 ) -> None:
     """Train and evaluate one arm, on all processes started by torchrun or accelerate launch."""
     import json
@@ -120,7 +124,7 @@ def study(
     name: Annotated[str, typer.Argument(help="Plan of the study: notebooks/params/NAME.yaml.")] = "study",
     replicates: Annotated[str, typer.Option(help="Number or range, such as 3 or 0-4. Default: all.")] = "",
     processes: Annotated[
-        int | None, typer.Option(min=1, help="Runs in parallel. Default: as in the profile.")
+        int | None, typer.Option(min=1, max=10_000, help="Runs in parallel. Default: as in the profile.")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List what is missing, then exit.")] = False,
 ) -> None:
@@ -130,7 +134,7 @@ def study(
     from masters.study.study import Study
 
     asked = _numbers(replicates)
-    plan = Study(name, STUDY.with_name(name), processes)
+    plan = Study(name, STUDY.parent / name, processes)
     if asked and max(asked) >= plan.plan.seeds:
         raise ValueError(f"no replicate {max(asked)}: the plan has replicates 0 to {plan.plan.seeds - 1}")
     minutes, missing, untried = plan.minutes(asked), plan.missing(asked), plan.untried()
@@ -168,7 +172,9 @@ def _numbers(text: str) -> list[int] | None:
     """Parse ``3`` or ``0-4``; return None for an empty text."""
     if not text:
         return None
-    if not (match := re.fullmatch(r"(\d+)(?:-(\d+))?", text)) or int(match[1]) > int(match[2] or match[1]):
+    if not (match := re.fullmatch(r"(\d{1,6})(?:-(\d{1,6}))?", text, re.ASCII)) or int(match[1]) > int(
+        match[2] or match[1]
+    ):
         raise ValueError(f"--replicates {text!r} must be a number or a range such as 0-4")
     return list(range(int(match[1]), int(match[2] or match[1]) + 1))
 
@@ -186,7 +192,9 @@ def _print_claims(title: str, path: Path) -> None:
 
 
 def main() -> None:
-    """Run the command; print any failure in one line and exit with code 1."""
+    """Run the command; print a failure in one line and exit with code 1, or 2 for a wrong command line."""
+    if "COLUMNS" in os.environ:  # tables of one letter per line, or of gigabytes, help no one
+        os.environ["COLUMNS"] = str(min(max(shutil.get_terminal_size().columns, 40), 500))
     try:
         code = app(standalone_mode=False)
     except KeyboardInterrupt:
@@ -194,9 +202,9 @@ def main() -> None:
     except Exception as error:
         if os.environ.get("MASTERS_DEBUG"):
             raise
-        # Usage errors format their own message.
-        text = error.format_message() if hasattr(error, "format_message") else _line(error)
-        _stop(text, told=isinstance(error, FloatingPointError | ValueError))
+        if hasattr(error, "format_message"):  # a wrong command line
+            _stop(error.format_message(), 2)
+        _stop(_line(error), told=isinstance(error, FloatingPointError | ValueError))
     sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -209,11 +217,17 @@ def _line(error: Exception) -> str:
 
 
 def _stop(message: str, code: int = 1, told: bool = False) -> None:
-    """Print a message and exit; ranks other than 0 stay silent if ``told``, as rank 0 has the same error."""
+    """Print a message and exit; ranks other than 0 stay silent if ``told``, as rank 0 has the same error.
+
+    The message is empty if typer has printed the help instead.
+    """
     rank = int(os.environ.get("RANK", 0))
-    if not (rank and told):
+    if message and not (rank and told):
         prefix = f"rank {rank}: " if rank else ""
-        print(f"masters: {' '.join((prefix + message).split())}", file=sys.stderr)
+        line = " ".join((prefix + message).split())
+        print(
+            f"masters: {line if len(line) <= LONGEST_LINE else line[:LONGEST_LINE] + ' ...'}", file=sys.stderr
+        )
     sys.exit(code)
 
 

@@ -26,8 +26,8 @@ ProfileName = Annotated[str, typer.Argument(help="Folder of notebooks/params, su
 ArmName = Annotated[
     str, typer.Option(help="Arm that reads the responses, such as masters, clipped or mid_only.")
 ]
-ShardIndex = Annotated[int, typer.Option(help="Shard of the questions, counted from 0.")]
-NumShards = Annotated[int, typer.Option(help="Number of shards.")]
+ShardIndex = Annotated[int, typer.Option(min=0, max=99_999, help="Shard of the questions, counted from 0.")]
+NumShards = Annotated[int, typer.Option(min=1, max=100_000, help="Number of shards.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what is missing, then exit.")]
 
 stored = typer.Typer(no_args_is_help=True, help="Inspect the responses on disk.")
@@ -101,7 +101,7 @@ def export(
     profile: ProfileName,
     model: Annotated[str, typer.Argument(help="Model of the ladder: student, mid or large.")],
     folder: Annotated[Path, typer.Argument(help="Target folder, which must not exist.")],
-    ratio: Annotated[float, typer.Option(help="Mask ratio; 0 saves the unmasked model.")] = 0.0,
+    ratio: Annotated[float, typer.Option(min=0, max=1, help="Mask ratio; 0 saves the unmasked model.")] = 0.0,
 ) -> None:
     """Save a masked model as a folder that vLLM, SGLang and other servers can load."""
     from masters.experiments.lab import Lab

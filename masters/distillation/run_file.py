@@ -1,10 +1,10 @@
 """The run file: which student learns from which teachers on what data, and where the result goes."""
 
+import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
-import yaml
 from pydantic import Field, field_validator, model_validator
 
 from masters.experiments.arms import CHANGES, RunSpec, arm
@@ -13,10 +13,13 @@ from masters.objective.options import LossOptions
 from masters.settings import (
     Count,
     Distillation,
+    Few,
+    FewOrNone,
     Generation,
     LanguageJudge,
     MemorySavings,
     ModelSpec,
+    Name,
     OwnData,
     Positive,
     Profile,
@@ -24,9 +27,9 @@ from masters.settings import (
     Sampling,
     Strict,
     TrainerOptions,
+    read,
 )
 
-MAX_BYTES = 1_000_000  # of a run file
 # Names of one to four teachers in the profile, in the order in which they teach.
 NAMES: dict[int, tuple[str, ...]] = {
     0: (),
@@ -47,8 +50,8 @@ class Mask(Strict):
 class ResponseOptions(Sampling, Generation):
     """Responses that student and teachers generate before training: how many, drawn how, by which engine."""
 
-    teacher: int = Field(4, ge=0, description="per question and mask ratio; paper: 4")
-    student: int = Field(4, ge=0, description="per question; paper: 4")
+    teacher: FewOrNone = Field(4, description="per question and mask ratio; paper: 4")
+    student: FewOrNone = Field(4, description="per question; paper: 4")
     max_new_tokens: Count = Field(512, description="tokens per response; paper: not given")
 
 
@@ -81,18 +84,18 @@ class RunFile(Strict):
         file: the file itself; relative paths start at its folder.
     """
 
-    student: str = Field(description="hub name or folder of the student")
-    teachers: tuple[str, ...] = Field(description="hub names or folders, in the order in which they teach")
-    output_dir: str
+    student: Name = Field(description="hub name or folder of the student")
+    teachers: tuple[Name, ...] = Field(description="hub names or folders, in the order in which they teach")
+    output_dir: Name
     data: OwnData
     method: str = Field("masters", description="an arm of masters.experiments.arms")
     mask: Mask = Mask()
     responses: ResponseOptions = ResponseOptions()
-    reward: str | dict[Literal["llm"], LanguageJudge] = "rule"
+    reward: str | Annotated[dict[Literal["llm"], LanguageJudge], Field(min_length=1)] = "rule"
     teacher_cache: TeacherCache | Literal["live"] = TeacherCache()
     loss: Loss = Loss()
     training: Training = Training()
-    processes: Count | None = Field(
+    processes: Few | None = Field(
         None, description="processes that generate and score; default: one per GPU, or one"
     )
     file: Path
@@ -128,13 +131,13 @@ class RunFile(Strict):
     @property
     def output(self) -> Path:
         """The output folder."""
-        return (self.folder / self.output_dir).resolve()
+        return Path(os.path.realpath(self.folder / self.output_dir))
 
     def place(self, name: str) -> str:
         """Return a model's folder as an absolute path, or its hub name."""
-        path = (self.folder / Path(name).expanduser()).resolve()
-        if path.is_dir():
-            return str(path)
+        path = os.path.realpath(self.folder / os.path.expanduser(name))
+        if os.path.isdir(path):  # unlike pathlib's, these three accept any text
+            return path
         if name.startswith((".", "/", "~")) or name.count("/") != 1:
             raise ValueError(
                 f"no folder {path}: give a folder of a model relative to the run file, or a hub name"
@@ -221,16 +224,7 @@ def load_run_file(path: Path | str) -> RunFile:
         ValueError: the file is missing, too large or not YAML, or a parameter is unknown, missing or wrong.
     """
     path = Path(path)
-    try:
-        if (size := path.stat().st_size) > MAX_BYTES:
-            raise ValueError(f"{path} has {size:,} bytes; a run file has at most {MAX_BYTES:,}")
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"cannot read the run file {path}: {error.strerror or error}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold 'name: value' lines but holds {type(content).__name__}")
+    content = read(path)
     if "file" in content:
         raise ValueError(f"{path}: file is not a parameter")
     return RunFile.checked(content | {"file": path.absolute()}, path)

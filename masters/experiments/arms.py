@@ -7,6 +7,7 @@ clipped variant at another learning rate.
 
 import re
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from pydantic import Field
@@ -14,7 +15,7 @@ from pydantic import Field
 from masters.masking.choice import PAPERS, MaskChoice, Name, Part
 from masters.masking.schedule import MaskSchedule
 from masters.objective.options import Kind, LossOptions
-from masters.settings import Count, Positive, Profile, Ratio, Strict
+from masters.settings import Count, FewOrNone, Positive, Profile, Ratio, Strict
 
 Judge = Literal["rule", "embedding", "llm"]
 
@@ -33,8 +34,8 @@ class RunSpec(Strict, LossOptions):
     masked: Part = Field("all", description="which part of the teacher is masked")
     learn_from: Literal["nothing", "labels", "rationales", "responses", "online"] = "responses"
     cross_entropy: bool = Field(False, description="train on the labels without a teacher")
-    teacher_responses: int = Field(4, ge=0)
-    student_responses: int = Field(4, ge=0)
+    teacher_responses: FewOrNone = 4
+    student_responses: FewOrNone = 4
     refreshed: bool = Field(False, description="the current student answers again at each stage")
     judge: Judge = Field("rule", description="judge of the accuracy reward; the paper uses a language model")
     label_noise: float = Field(0.0, ge=0, le=1, description="share of wrong training labels")
@@ -158,7 +159,7 @@ def arm(name: str, profile: Profile) -> RunSpec:
     settings = profile.distillation
     # How a run is computed, not what is run.
     how = {"cache_teacher", "top_k_logprobs", "memory_savings", "watch", "trainer"}
-    spec = RunSpec(**(settings.model_dump(exclude=how) | _changes(name)))
+    spec = RunSpec.checked(settings.model_dump(exclude=how) | _changes(name), Path(f"arm {name}"))
     if lacking := [model for model in spec.models if model not in profile.ladder]:
         raise ValueError(
             f"arm {name!r} needs the model {lacking[0]}; profile {profile.name} has "

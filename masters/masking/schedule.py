@@ -27,7 +27,7 @@ class MaskSchedule:
         step: decrease of the ratio from one stage to the next; 0.05 in the paper.
 
     Raises:
-        ValueError: r_max is outside [0, 1); step is below 1e-6, not finite, or does not divide r_max.
+        ValueError: r_max is outside [0, 1); step is below 0.001, not finite, or does not divide r_max.
     """
 
     r_max: float
@@ -36,7 +36,7 @@ class MaskSchedule:
     def __post_init__(self) -> None:
         if not 0 <= self.r_max < 1:
             raise ValueError(f"r_max is {self.r_max}: give a ratio in [0, 1), such as 0.2")
-        if not 1e-6 <= self.step < math.inf:
+        if not 1e-3 <= self.step < math.inf:
             raise ValueError(f"the mask step is {self.step}: give one that divides r_max, such as 0.05")
         steps = self.r_max / self.step
         # In binary 0.3 / 0.1 is 2.9999999999999996: a value near an integer counts as that integer.

@@ -28,12 +28,12 @@ class LossOptions(BaseModel):
     normalize: bool = Field(
         True, description="normalize the distillation reward per group, Eq. 7; false as in table 5e"
     )
-    beta: float = Field(0.1, ge=0, description="weight of the KL to the reference; paper: 0.1")
-    policy_weight: float = Field(1.0, gt=0, description="weight of the reward term; paper: 1")
+    beta: float = Field(0.1, ge=0, le=1e6, description="weight of the KL to the reference; paper: 0.1")
+    policy_weight: float = Field(1.0, gt=0, le=1e6, description="weight of the reward term; paper: 1")
     policy_ratio: Literal["one", "clipped"] = Field(
         "one", description="clipped: importance ratio clipped as in PPO; paper: one"
     )
-    clip: float = Field(0.2, ge=0, description="half-width of the clipped ratio's interval around 1")
+    clip: float = Field(0.2, ge=0, le=1e6, description="half-width of the clipped ratio's interval around 1")
     advantages: Literal["all", "positive"] = Field("all", description="which advantages count")
     flat: Literal["keep", "skip"] = Field(
         "keep", description="skip: no policy term for groups with equal accuracy rewards"
@@ -43,8 +43,8 @@ class LossOptions(BaseModel):
     )
     averaging: Averaging = Field("response", description="average over responses, or over all tokens")
     divergence: Kind = Field("jsd", description="divergence of Eq. 5 and 7; paper: jsd")
-    mix: float = Field(0.5, description="weight of the teacher in divergences that mix both models")
-    teacher_temperature: float = Field(1.0, gt=0, description="above 1 softens the teacher; paper: 1")
+    mix: float = Field(0.5, ge=0, le=1, description="weight of the teacher where a divergence mixes both")
+    teacher_temperature: float = Field(1.0, gt=0, le=1e6, description="above 1 softens the teacher; paper: 1")
 
     @model_validator(mode="after")
     def _mix_fits(self) -> "LossOptions":

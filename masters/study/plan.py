@@ -93,7 +93,7 @@ def load_study(name: str = "study") -> tuple[StudyPlan, Profile]:
         ValueError: no such plan or profile, or a parameter is unknown, missing or out of range.
     """
     path = PARAMS / f"{name}.yaml"
-    if not path.is_file():
+    if name not in studies():
         raise ValueError(f"there is no study {name!r}; there are: {', '.join(studies())}")
     plan = StudyPlan.checked(read(path), path)
     profile = load_profile(plan.profile)

@@ -101,7 +101,7 @@ def test_the_page_goes_where_it_is_told(folder: Path, masters: Masters) -> None:
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (None, "there is no run file run.yaml"),
+        (None, "cannot read the parameter file run.yaml"),
         ("student: a", "run.yaml has no section data with at least 'train: FILE'"),
         (
             "data: {train: train.jsonl, evil: 3}",

@@ -195,7 +195,7 @@ def test_a_wrong_parameter_is_one_line(folder: Path, changes: dict[str, Any], me
 
 
 def test_a_run_file_that_is_none_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="cannot read the run file"):
+    with pytest.raises(ValueError, match="cannot read the parameter file"):
         load_run_file(tmp_path / "no.yaml")
     for content, message in (("[1]", "holds list"), ("a: [", "not valid YAML"), ("#" * 1_000_001, "bytes")):
         (tmp_path / "run.yaml").write_text(content)

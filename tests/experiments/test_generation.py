@@ -160,4 +160,4 @@ def test_an_exported_model_is_the_masked_one(data: Path, lab: Lab, tmp_path: Pat
     unknown = masters("export", "tiny", "huge", str(tmp_path / "other"))
     assert unknown.exit_code == 1 and "there are: student, mid, large" in str(unknown.exception)
     wrong = masters("export", "tiny", "large", str(tmp_path / "other"), "--ratio", "1.5")
-    assert wrong.exit_code == 1 and not (tmp_path / "other").exists()
+    assert wrong.exit_code == 2 and not (tmp_path / "other").exists()

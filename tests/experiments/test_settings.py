@@ -127,7 +127,7 @@ def test_an_unknown_notebook_is_refused_with_a_list_of_notebooks() -> None:
 
 def test_a_missing_notebook_file_is_named(params: Path) -> None:
     (params / "5_offline_rl.yaml").unlink()
-    assert "smoke/5_offline_rl.yaml is missing" in refusal("smoke", "5_offline_rl")
+    assert "smoke/5_offline_rl.yaml: No such file" in refusal("smoke", "5_offline_rl")
 
 
 def test_a_bad_notebook_parameter_is_named_with_its_file(params: Path) -> None:
