@@ -5,6 +5,7 @@ Every process leaves ``FOLDER/<first kind>-<world size>-<rank>.pt`` with what it
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,6 @@ from masters.experiments.results import run_arm
 from masters.objective.diagnostics import Diverged
 from masters.objective.options import LossOptions
 from masters.runtime import distributed
-from masters.training import plateau
 from masters.training import train as training
 from masters.training.examples import Collator, Example, Examples
 from masters.training.train import Budget, train
@@ -78,20 +78,17 @@ def trained(asked: Questions, folder: Path, options: dict[str, Any]) -> dict[str
 
 
 def decided(asked: Questions, folder: Path) -> list[dict[str, Any]]:
-    """Runs that measure every step, and whose stages end every second time: on one question, which leaves
-    nothing for the second rank, and on three, which leave it something."""
-    made = []
+    """Runs that measure every step and learn so little that stages end with the third time: on one question,
+    which leaves nothing for the second rank, and on three, which leave it something."""
+    made, budget = [], replace(BUDGET, steps=9, learning_rate=1e-6)
     for measured in (1, 3):
         seen: list[tuple[int, float]] = []
         student, teachers, reference = models()
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(plateau, "MIN_IMPROVEMENT", 10.0)
-            patch.setattr(plateau, "PATIENCE", 1)
-            given, stages = small.decided(asked, BUDGET, seen, measured)
+        given, stages = small.decided(asked, budget, seen, measured)
         objective = Objective(LossOptions(), teachers, reference)
         work = folder / str(measured)
-        log = train(student, asked, given, objective, BUDGET, work, "ranks", plateau=stages)
-        made.append({"log": log.to_dict("list"), "stages": seen[:: len(seen) // BUDGET.steps]})
+        log = train(student, asked, given, objective, budget, work, "ranks", plateau=stages)
+        made.append({"log": log.to_dict("list"), "stages": seen[:: len(seen) // budget.steps]})
     return made
 
 

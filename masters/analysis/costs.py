@@ -157,7 +157,7 @@ def measured(lab: Lab, name: str, results: Results, seed: int = 0) -> Measured:
     plan = ResponsePlan.of_arm(lab, name)
     generation, judging, responses, tokens = 0.0, 0.0, 0, 0
     for wanted in plan.responses:
-        frame = lab.groups(wanted.model, wanted.ratio, wanted.n, choice=wanted.choice)
+        frame = lab.responses(wanted)
         generation += len(frame) * _seconds_per_response(lab, wanted)
         start = time.perf_counter()
         lab.judge.score_many(list(frame["asked"]), list(frame["label"]), list(frame["text"]))

@@ -48,7 +48,7 @@ def rewarded_groups(lab: Lab, name: str = "masters") -> pd.DataFrame:
     student = lab.source(spec.student)
     frames = []
     for wanted in wanted_responses(spec, stage):
-        frame = lab.groups(wanted.model, wanted.ratio, wanted.n, wanted.judge, wanted.choice)
+        frame = lab.responses(wanted)
         texts = grouped(frame["tokens"], wanted.n)
         teacher_rows, student_rows = (lab.scores_of(scorer, texts) for scorer in (teacher, student))
         frame["divergence"] = [

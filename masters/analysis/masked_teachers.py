@@ -14,7 +14,7 @@ import torch
 from transformers import PreTrainedModel
 
 from masters.data.questions import Ragged
-from masters.experiments.curriculum import grouped
+from masters.experiments.curriculum import WantedResponses, grouped
 from masters.experiments.evaluation import evaluate
 from masters.experiments.lab import Lab
 from masters.masking.choice import MaskChoice
@@ -94,7 +94,7 @@ def mask_dose(lab: Lab, models: Sequence[str], ratios: Sequence[float], question
         ``to_student`` (JSD between the masked teacher and the base student, nats per token).
     """
     pool, n = lab.pool[:questions], lab.profile.distillation.student_responses
-    tokens = list(lab.groups("student", 0.0, n)["tokens"])[: len(pool) * n]
+    tokens = list(lab.responses(WantedResponses("student", 0.0, n))["tokens"])[: len(pool) * n]
     texts, train = grouped(pd.Series(tokens), n), lab.questions("train")
     size = len(lab.processor.tokenizer)
 

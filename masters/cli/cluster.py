@@ -14,7 +14,7 @@ import torch
 
 from masters.experiments.curriculum import WantedResponses
 from masters.experiments.lab import Lab
-from masters.experiments.response_plan import make, shard
+from masters.experiments.response_plan import shard
 from masters.runtime.files import data_dir
 from masters.settings import Profile
 
@@ -91,5 +91,5 @@ def _share(
     torch.set_num_threads(1)
     lab, questions = Lab(profile), shard(pool, int(row["share"]), shares)
     for what in wanted:
-        make(lab, what, questions)
+        lab.responses(what, questions)
     return {**row, "questions": len(questions)}

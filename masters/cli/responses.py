@@ -6,6 +6,7 @@ They read the same profiles as the notebooks, and the notebooks read the files t
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -78,7 +79,8 @@ def judge(
     named = LanguageJudge.checked(asked, Path("command line"), "judge") if server else None
     lab, wanted = _wanted(profile, arm, named)
     pool = response_plan.shard(lab.pool, shard_index, num_shards)
-    chosen = lab.judge_of("llm" if lab.profile.judge else "rule")
+    judge_name = "llm" if lab.profile.judge else "rule"
+    chosen = lab.judge_of(judge_name)
     if dry_run:
         _show_status(lab, wanted, pool)
         return
@@ -87,7 +89,7 @@ def judge(
         f"judged by {chosen.name}", ["model"], ["mask ratio", "responses", "correct", "no verdict"]
     )
     for what in wanted:
-        verdicts = response_plan.make(lab, what, pool, chosen)["correct"]
+        verdicts = lab.responses(replace(what, judge=judge_name), pool)["correct"]
         correct = f"{100 * verdicts.astype(float).mean():.1f} %"
         table.add_row(
             what.model, f"{what.ratio:g}", str(len(verdicts)), correct, str(int(verdicts.isna().sum()))

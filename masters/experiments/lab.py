@@ -9,7 +9,6 @@ teacher too; several teachers get equal shares of the steps.
 """
 
 import os
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -22,7 +21,7 @@ import pandas as pd
 from masters.data.labels import REGISTERS
 from masters.data.questions import Questions, Ragged
 from masters.experiments.arms import LABELS
-from masters.experiments.curriculum import WantedScores, grouped
+from masters.experiments.curriculum import WantedResponses, WantedScores, grouped
 from masters.judges import Judge, corpus
 from masters.judges.embedding import EmbeddingJudge
 from masters.judges.llm import LLMJudge
@@ -57,7 +56,6 @@ class Lab:
         self.engine = engine_of(self.profile.generation)
         self._questions: dict[str, Questions] = {}
         self._labels: dict[tuple[float, tuple[str, ...]], tuple[pd.DataFrame, list[np.ndarray]]] = {}
-        self._counts: dict[tuple[str, float, MaskChoice], dict[str, float]] = {}
 
     @cached_property
     def judge(self) -> Judge:
@@ -82,11 +80,7 @@ class Lab:
     def questions(self, split: str) -> Questions:
         """Return the encoded questions of a split, of all tasks of the profile."""
         if split not in self._questions:
-            limit = {
-                "train": self.profile.train_questions,
-                "validation": self.profile.validation_questions,
-                "test": self.profile.test_questions,
-            }[split]
+            limit = getattr(self.profile, f"{split}_questions")
             tasks, folder = self.profile.tasks, self.profile.folder
             self._questions[split] = questions_of(tasks, split, limit, self.processor, folder)
         return self._questions[split]
@@ -180,19 +174,16 @@ class Lab:
         return cache_dir() / "models" / f"{model}-{key}"
 
     def _train_ladder(self) -> None:
-        missing = [name for name in self.profile.ladder if not self.is_trained(name)]
+        missing = {name: spec for name, spec in self.profile.ladder.items() if not self.is_trained(name)}
         # Longest first, so that the others run beside it.
-        sizes = {name: self.profile.ladder[name].steps * self.profile.ladder[name].width for name in missing}
-        self.parallel(
-            [(Lab.train_rung, (name,)) for name in sorted(missing, key=lambda name: -sizes[name])], "models"
-        )
+        names = sorted(missing, key=lambda name: -missing[name].steps * missing[name].width)
+        self.parallel([(Lab.train_rung, (name,)) for name in names], "models")
 
     def train_rung(self, name: str) -> None:
         """Train one rung, unless it is there."""
-        spec = self.profile.ladder[name]  # type: ignore[index]
         train_rung(
             name,
-            spec,
+            self.profile.ladder[name],  # type: ignore[index]
             self.processor,
             self.questions("train"),
             self.labels[1],
@@ -202,28 +193,24 @@ class Lab:
 
     # --- responses ------------------------------------------------------------------------------
 
-    def groups(
-        self, model: str, ratio: float, n: int, judge: str = "rule", choice: MaskChoice = PAPERS
-    ) -> pd.DataFrame:
-        """Return the first ``n`` responses of a model to every question of the pool, judged."""
-        zero = {"generated": 0, "reused": 0, "responses": 0, "seconds": 0.0}
-        counts = self._counts.setdefault((model, ratio, choice.at(ratio)), zero)
-        start = time.perf_counter()
-        frame = responses(
-            self.source(model, ratio, choice),
+    def responses(self, wanted: WantedResponses, questions: Sequence[int] | None = None) -> pd.DataFrame:
+        """Return stored responses, generated and judged where they are missing.
+
+        Args:
+            wanted: whose, and how many; neither labels nor refreshed ones.
+            questions: indices of the training questions; None: the pool.
+        """
+        return responses(
+            self.source(wanted.model, wanted.ratio, wanted.choice),
             self.processor,
             self.questions("train"),
-            self.pool,
-            n,
+            self.pool if questions is None else questions,
+            wanted.n,
             self.profile.sampling,
             self.profile.replicate,
-            self.judge_of(judge),
-            counts,  # type: ignore[arg-type]
+            self.judge_of(wanted.judge),
             engine=self.engine,
         )
-        counts["seconds"] += time.perf_counter() - start
-        counts["responses"] = max(counts["responses"], len(frame))
-        return frame
 
     def judge_of(self, name: str) -> Judge:
         """Return a judge by name: ``rule`` (the profile's reward), ``embedding`` or ``llm`` (its model).
@@ -258,7 +245,7 @@ class Lab:
         if read.model in LABELS:
             texts = self.labels_of_pool(read.ratio, read.model)
         else:
-            texts = grouped(self.groups(read.model, read.ratio, read.n, choice=read.choice)["tokens"], read.n)
+            texts = grouped(self.responses(read)["tokens"], read.n)
         return self.scores_of(self.source(wanted.scorer, wanted.ratio, wanted.choice), texts)
 
     def scores_of(self, scorer: Source, texts: Sequence[Sequence[np.ndarray]]) -> Ragged | TopK:
@@ -266,31 +253,6 @@ class Lab:
         top_k = self.profile.distillation.top_k_logprobs
         size = len(self.processor.tokenizer)
         return distributions(scorer, self.questions("train"), self.pool, texts, top_k, size)
-
-    def cache_figures(self) -> pd.DataFrame:
-        """Return this lab's use of the response stores, one row per source and mask ratio.
-
-        Returns:
-            source, ratio, ``responses`` (read at least once), ``generated`` (of these, by this lab),
-            ``seconds``, ``per_second`` (generated responses per second; NaN without any) and ``mib`` (size on
-            disk of all responses of the source).
-        """
-        rows = []
-        for (model, ratio, choice), counts in sorted(self._counts.items(), key=lambda item: str(item[0])):
-            size = sum(path.stat().st_size for path in self.store(model, ratio, choice).shards())
-            generated, seconds = counts["generated"], counts["seconds"]
-            rows.append(
-                {
-                    "source": choice.title(model),
-                    "ratio": ratio,
-                    "responses": counts["responses"],
-                    "generated": generated,
-                    "seconds": seconds,
-                    "per_second": generated / seconds if generated else float("nan"),
-                    "mib": size / 2**20,
-                }
-            )
-        return pd.DataFrame(rows)
 
     @property
     def writers(self) -> int:

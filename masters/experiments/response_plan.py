@@ -18,10 +18,7 @@ from masters.experiments.curriculum import (
     wanted_scores,
 )
 from masters.experiments.lab import Lab
-from masters.judges import Judge
-from masters.responses.cached import responses
 from masters.responses.store import Status
-from masters.runtime.workers import Job
 
 
 @dataclass(frozen=True)
@@ -74,13 +71,8 @@ def prepare(lab: Lab, plan: ResponsePlan) -> None:
     """Generate, judge and score what is missing of a plan, for all questions of the pool, side by side."""
     for name in plan.models():
         lab.folder(name)
-    write: list[Job] = [
-        (Lab.groups, (wanted.model, wanted.ratio, wanted.n, wanted.judge, wanted.choice))
-        for wanted in plan.responses
-    ]
-    score: list[Job] = [(Lab.scores, (wanted,)) for wanted in plan.scores]
-    lab.parallel(write, "sets of responses", lab.writers)
-    lab.parallel(score, "sets of responses scored")
+    lab.parallel([(Lab.responses, (wanted,)) for wanted in plan.responses], "sets of responses", lab.writers)
+    lab.parallel([(Lab.scores, (wanted,)) for wanted in plan.scores], "sets of responses scored")
 
 
 def shard(pool: Sequence[int], shard_index: int, num_shards: int) -> list[int]:
@@ -104,39 +96,12 @@ def status(lab: Lab, wanted: WantedResponses, pool: Sequence[int]) -> Status:
     return lab.store(wanted.model, wanted.ratio, wanted.choice).status(contents, wanted.n)
 
 
-def make(
-    lab: Lab,
-    wanted: WantedResponses,
-    pool: Sequence[int],
-    judge: Judge | None = None,
-) -> pd.DataFrame:
-    """Return responses, generated and judged where they are missing.
-
-    Args:
-        lab: the profile's assets.
-        wanted: whose responses, and how many.
-        pool: indices of the questions.
-        judge: the rule judge when None.
-    """
-    return responses(
-        lab.source(wanted.model, wanted.ratio, wanted.choice),
-        lab.processor,
-        lab.questions("train"),
-        pool,
-        wanted.n,
-        lab.profile.sampling,
-        lab.profile.replicate,
-        judge or lab.judge,
-        engine=lab.engine,
-    )
-
-
 def make_all(lab: Lab, wanted: Sequence[WantedResponses], pool: Sequence[int]) -> None:
     """Generate and judge the missing responses of several models, in the profile's number of processes."""
     for one in wanted:
         lab.folder(one.model)
     shards = min(lab.writers, len(pool))
-    jobs: list[Job] = [(make, (one, shard(pool, i, shards))) for one in wanted for i in range(shards)]
+    jobs = [(Lab.responses, (one, shard(pool, i, shards))) for one in wanted for i in range(shards)]
     lab.parallel(jobs, "shards of the responses", lab.writers)
 
 

@@ -301,8 +301,7 @@ def response_set(
     if wanted.model in LABELS:
         found = ResponseSet(1, lab.labels_of_pool(wanted.ratio, wanted.model))
     else:
-        n = wanted.n
-        frame = lab.groups(wanted.model, wanted.ratio, n, wanted.judge, wanted.choice)
+        frame, n = lab.responses(wanted), wanted.n
         found = ResponseSet(
             n,
             tokens=grouped(frame["tokens"], n),

@@ -14,7 +14,6 @@ Departures from the paper:
 
 import math
 from dataclasses import dataclass
-from typing import TypedDict
 
 
 @dataclass(frozen=True)
@@ -81,14 +80,6 @@ class MaskSchedule:
         return 0.0 if stage == last else round(self.r_max * (last - stage) / last, 12)
 
 
-class PlateauState(TypedDict):
-    """State of a plateau schedule: the stage, its smallest divergence, the updates since that one."""
-
-    stage: int
-    least: float | None
-    waited: int
-
-
 class PlateauSchedule:
     """End a stage when the student stops approaching the masked teacher of that stage.
 
@@ -97,8 +88,8 @@ class PlateauSchedule:
     ``min_improvement``. Every stage starts without history: with more weights the teacher is further away.
 
     Train at :attr:`ratio`, measure the divergence at that ratio on held-out questions, and pass it to
-    :meth:`update`. Save :meth:`state_dict` with the student to resume a run. Stage lengths are not known
-    before training, so responses must exist for every ratio.
+    :meth:`update`. To resume a run, pass the same divergences again. Stage lengths are not known before
+    training, so responses must exist for every ratio.
 
     Args:
         r_max: as in :class:`MaskSchedule`.
@@ -144,19 +135,3 @@ class PlateauSchedule:
             return False
         self._stage, self._least, self._waited = self._stage + 1, None, 0
         return True
-
-    def state_dict(self) -> PlateauState:
-        """Return the state to resume from, as JSON values."""
-        return PlateauState(stage=self._stage, least=self._least, waited=self._waited)
-
-    def load_state_dict(self, state: PlateauState) -> None:
-        """Resume from the state of a schedule with the same arguments.
-
-        Raises:
-            ValueError: this schedule has no such stage.
-        """
-        if not 0 <= state["stage"] < len(self.ratios):
-            raise ValueError(
-                f"there is no stage {state['stage']} of {len(self.ratios)}: the state is of another schedule"
-            )
-        self._stage, self._least, self._waited = state["stage"], state["least"], state["waited"]

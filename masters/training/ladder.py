@@ -66,7 +66,8 @@ def train_rung(
         start = time.perf_counter()
         work = Path(f"{folder}.run")
         log = train(model, questions, examples, Objective(), budget, work, name)
-        seconds = time.perf_counter() - start
+        # A resumed training's log has the seconds before the stop too.
+        seconds = max(time.perf_counter() - start, float(log["seconds"].sum()))
 
         def save(target: Path) -> None:
             model.save_pretrained(target)

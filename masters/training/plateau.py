@@ -10,8 +10,8 @@ hides improvements as small as those that end a stage. Held out are at most ``HE
 a tenth of the pool (at least one), evenly spaced, the same for every seed.
 
 A measurement after step t decides from step t + 2 on, since accelerate has already read the examples of step
-t + 1. So the stage of a step follows from the decisions alone. They are stored with every checkpoint, and a
-resumed run repeats them.
+t + 1. So the stages follow from the measurements alone. They are stored with every checkpoint, and a resumed
+run begins by repeating them.
 
 Departures from the paper:
     * All of it, off by default (arm ``plateau``). The paper's stages are equally long (Eq. 3).
@@ -22,11 +22,11 @@ import json
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 from transformers import TrainerCallback
 
-from masters.masking.schedule import PlateauSchedule, PlateauState
+from masters.masking.schedule import PlateauSchedule
 from masters.runtime import distributed
 from masters.training.examples import Example, Stage
 
@@ -35,7 +35,7 @@ PATIENCE = 2  # measurements without improvement that end a stage
 MIN_IMPROVEMENT = 1e-3  # nats per token
 MEASUREMENTS = 6  # per number of steps of an equal stage
 AHEAD = 2  # from a decision to the first step that can follow it
-FILE = "plateau.json"  # in a checkpoint
+FILE = "measured.json"  # in a checkpoint
 
 
 def held_out(size: int) -> list[int]:
@@ -72,7 +72,7 @@ class PlateauStages:
         ]
         self.ratios = self.schedules[0].ratios
         self.every = max(1, bounds[-1] // (len(self.schedules) * len(self.ratios) * MEASUREMENTS))
-        self.measured: float | None = None
+        self.measured: list[tuple[int, float]] = []  # steps, and the divergence after each
         # The first step and the stage of all decisions so far, and of all teachers.
         self._begins: list[tuple[int, Stage]] = [
             (bound, (index, self.ratios[0])) for index, bound in enumerate(bounds[:-1])
@@ -100,7 +100,7 @@ class PlateauStages:
             RuntimeError: the loader has already read examples of a step whose stage changes now.
         """
         teacher, begin = self._at(step + 1)[0], step + AHEAD
-        self.measured = float(divergence)
+        self.measured.append((step, float(divergence)))
         schedule = self.schedules[teacher]
         if not schedule.update(divergence) or begin >= self.bounds[teacher + 1]:
             return
@@ -115,42 +115,23 @@ class PlateauStages:
         """Return the log row of a step: the number of its stage, from 0, and the last measurement."""
         teacher, ratio = self._at(step)
         row = {"stage": float(teacher * len(self.ratios) + self.ratios.index(ratio))}
-        return row if self.measured is None else row | {"held_out_divergence": self.measured}
+        return row | {"held_out_divergence": self.measured[-1][1]} if self.measured else row
 
     def _at(self, step: int) -> Stage:
         return self._begins[bisect_right([begin for begin, _ in self._begins], step) - 1][1]
 
-    def state_dict(self) -> "State":
-        """Return what a resumed run needs, as values for JSON."""
-        return State(
-            begins=list(self._begins),
-            schedules=[schedule.state_dict() for schedule in self.schedules],
-            measured=self.measured,
-        )
-
-    def load_state_dict(self, state: "State") -> None:
-        """Continue from the state of a run with the same arguments."""
-        self._begins = [(begin, (stage[0], stage[1])) for begin, stage in state["begins"]]
-        for schedule, saved in zip(self.schedules, state["schedules"], strict=True):
-            schedule.load_state_dict(saved)
-        self.measured = state["measured"]
-        self._read = -1
+    def save(self, checkpoint: Path) -> None:
+        """Store the measurements in a checkpoint."""
+        (checkpoint / FILE).write_text(json.dumps(self.measured))
 
     def load(self, checkpoint: Path) -> None:
-        """Continue from the state that :class:`Decider` stored in a checkpoint."""
-        self.load_state_dict(json.loads((checkpoint / FILE).read_text()))
-
-
-class State(TypedDict):
-    """The decisions of a run and the state of its schedules."""
-
-    begins: list[tuple[int, Stage]]
-    schedules: list[PlateauState]
-    measured: float | None
+        """Repeat the measurements that a run with the same arguments stored, before any example is read."""
+        for step, divergence in json.loads((checkpoint / FILE).read_text()):
+            self.update(step, divergence)
 
 
 class Decider(TrainerCallback):
-    """Measures when it is due, and stores the decisions in every checkpoint.
+    """Measures when it is due, and stores the measurements in every checkpoint.
 
     Args:
         stages: of the run.
@@ -167,5 +148,4 @@ class Decider(TrainerCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if distributed.rank() == 0:
-            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            (folder / FILE).write_text(json.dumps(self.stages.state_dict()))
+            self.stages.save(Path(args.output_dir) / f"checkpoint-{state.global_step}")

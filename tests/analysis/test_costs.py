@@ -197,7 +197,7 @@ def test_an_offline_run_costs_what_its_stores_say(
     for wanted in read:
         status = lab.store(wanted.model, wanted.ratio).status(["0" * 16], 1)  # one more response would take
         assert status.missing_seconds is not None
-        frame = lab.groups(wanted.model, wanted.ratio, wanted.n)
+        frame = lab.responses(wanted)
         responses, tokens = responses + len(frame), tokens + sum(map(len, frame["tokens"]))
         generation += status.missing_seconds * len(frame)
     for stage in all_stages(spec):

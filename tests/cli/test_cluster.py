@@ -69,7 +69,7 @@ def test_a_killed_worker_loses_nothing(lab: Lab) -> None:
         store = lab.store(what.model, what.ratio)
         assert not store.verify()
         rows = sum(line.rows for line in store.held().lines)
-        again = response_plan.make(lab, what, lab.pool)
+        again = lab.responses(what)
         assert len(again) == 8 * len(lab.pool) <= rows
         assert sum(line.rows for line in store.held().lines) == rows  # nothing was made again
 

@@ -435,10 +435,11 @@ def test_another_mask_is_the_same_for_all_who_read_the_teacher(
     assert np.allclose(beside["kl"], cached["kl"], atol=2e-3)
     paper = of_arm(results.log, "masters")
     assert not np.allclose(cached["divergence"][:4], paper["divergence"][:4], atol=2e-3)
-    written = [set(map(tuple, lab.groups("large", 0.2, 2, choice=choice)["logprobs"]))
+    written = [set(map(tuple, lab.responses(WantedResponses("large", 0.2, 2, choice))["logprobs"]))
                for choice in (PAPERS, spec.choice())]  # fmt: skip
     assert not written[0] & written[1]
-    assert lab.groups("large", 0.0, 2, choice=spec.choice()).equals(lab.groups("large", 0.0, 2))
+    whole = [WantedResponses("large", 0.0, 2, choice) for choice in (PAPERS, spec.choice())]
+    assert lab.responses(whole[0]).equals(lab.responses(whole[1]))
 
 
 def test_a_run_on_the_largest_log_probabilities_is_near_and_has_a_key_of_its_own(
@@ -477,7 +478,7 @@ def test_label_noise_judges_the_responses_of_some_questions_anew(lab: Lab, resul
         wrong = (labels != about["answer"]).to_numpy()
         assert judge.judged - before == 2 * wrong.sum()  # and no others
         before = judge.judged
-        frame = noisy.groups("student", 0.0, 2)
+        frame = noisy.responses(WantedResponses("student", 0.0, 2))
         assert all(map(np.array_equal, [row for group in found.tokens for row in group], frame["tokens"]))
         for place, (asked, label) in enumerate(zip(about["question"], labels, strict=True)):
             texts = list(frame["text"][2 * place : 2 * place + 2])
@@ -504,7 +505,7 @@ def test_a_student_learns_from_the_verdicts_of_a_language_model(lab: Lab, result
         named = profile().model_copy(update={"judge": LanguageJudge(server=server.url, model="grader")})
         judged = Lab(named)
         found = response_set(judged, WantedResponses("student", 0.0, 2, judge="llm"), 0.0, None, "student")
-        texts = list(judged.groups("student", 0.0, 2)["text"])
+        texts = list(judged.responses(WantedResponses("student", 0.0, 2))["text"])
         expected = [text.strip() != "" and choice(text) == 1 for text in texts]
         assert found.accuracy is not None and found.accuracy.flatten().tolist() == expected
         assert 0 < sum(expected) < len(texts)
@@ -602,7 +603,7 @@ def test_the_dose_of_a_mask_is_measured_against_the_whole_teacher_and_the_studen
     assert 0 < dose["entropy"][0.5] <= math.log(len(lab.processor.tokenizer))
     # By hand: the divergence of the masked teacher and the student on the student's first responses.
     n = lab.profile.distillation.student_responses
-    tokens = list(lab.groups("student", 0.0, n)["tokens"])[: 3 * n]
+    tokens = list(lab.responses(WantedResponses("student", 0.0, n))["tokens"])[: 3 * n]
     texts = [tokens[i : i + n] for i in range(0, 3 * n, n)]
     asked, train = lab.pool[:3], lab.questions("train")
     batch = pack([train.prompt(i) for i in asked], texts, [train.image_features([i]) for i in asked])
@@ -626,15 +627,6 @@ def test_each_way_of_masking_chooses_other_weights(lab: Lab) -> None:
         assert removed[way].float().mean() == pytest.approx(0.4, abs=0.02)
         assert (np.ptp(shares) > 0.02) == (way == "whole model")
     assert len({tuple(places.tolist()) for places in removed.values()}) == 4
-
-
-def test_cache_figures_count_each_response_once(lab: Lab, results: Results) -> None:
-    for _ in range(2):
-        lab.groups("large", 0.2, 2)
-    figures = lab.cache_figures().set_index(["source", "ratio"])
-    assert list(figures) == ["responses", "generated", "seconds", "per_second", "mib"]
-    row = figures.loc[("large", 0.2)]
-    assert row["responses"] == 2 * len(lab.pool) == 12 and row["generated"] <= 12 and row["mib"] > 0
 
 
 def test_the_online_baseline_refuses_what_it_has_not(lab: Lab, tmp_path: Path) -> None:

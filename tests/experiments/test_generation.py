@@ -10,7 +10,7 @@ import small
 import torch
 from click.testing import Result
 from judge_server import serving
-from labs import here, profile
+from labs import profile
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -18,7 +18,7 @@ from masters.cli import main as cli
 from masters.experiments import lab as experiments
 from masters.experiments import response_plan
 from masters.experiments.lab import Lab
-from masters.experiments.response_plan import ResponsePlan
+from masters.experiments.response_plan import ResponsePlan, prepare
 from masters.masking.teacher_mask import TeacherMask
 from masters.models.loading import load
 from masters.runtime.files import write_atomic
@@ -29,7 +29,6 @@ from masters.settings import LanguageJudge
 def data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("generation")
     with small.scratch(folder) as patch:
-        patch.setattr(Lab, "parallel", here)
         patch.setattr(experiments, "load_profile", lambda name: profile())
         yield folder
 
@@ -85,9 +84,9 @@ def test_generate_in_two_shares_then_nothing_is_missing(data: Path, lab: Lab) ->
 
 def test_what_is_generated_is_what_a_run_reads(data: Path, lab: Lab) -> None:
     assert masters("generate", "tiny").exit_code == 0
-    lab.groups("large", 0.2, 2)
-    (figures,) = lab.cache_figures().to_dict("records")
-    assert (figures["generated"], figures["responses"]) == (0, 12)
+    before = sorted(data.glob("cache/responses/*/part-*"))
+    prepare(lab, ResponsePlan.of_arm(lab, "masters"))
+    assert sorted(data.glob("cache/responses/*/part-*")) == before
 
 
 def test_judge_counts_what_the_store_says(data: Path) -> None:

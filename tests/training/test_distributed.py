@@ -103,7 +103,7 @@ def test_an_interrupted_run_of_two_processes_ends_bit_for_bit_as_if_undisturbed(
 @pytest.mark.parametrize("run", [0, 1], ids=["one question", "three questions"])
 def test_ranks_decide_alike_when_a_stage_ends(made: Made, run: int) -> None:
     alone, *two = (one["decided"][run] for one in made)
-    ratios = [0.2] * 3 + [0.1] * 2 + [0.0]
+    ratios = [0.2] * 4 + [0.1] * 3 + [0.0] * 2
     for one in (alone, *two):
         assert one["log"]["mask_ratio"] == ratios == [ratio for _, ratio in one["stages"]]
     for name in ("loss", "held_out_divergence"):
