@@ -4,13 +4,16 @@ Only safetensors are read, and no remote code runs. Shapes and types of the weig
 the files, and a processor needs no weights.
 """
 
+import ctypes
 import inspect
+import json
 import math
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import torch
@@ -30,6 +33,10 @@ from masters.models.small import SPECIAL
 # A progress bar for each model would flood a notebook.
 transformers_logging.disable_progress_bar()
 
+# A chat template is tried on this before anything runs.
+PROBE = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what ?"}]}]
+TEMPLATE_SECONDS, TEMPLATE_LETTERS = 10, 100_000
+
 # As safetensors names them.
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -41,14 +48,25 @@ def load(name_or_folder: str | Path) -> tuple[PreTrainedModel, Any]:
         The model in evaluation mode, on the GPU if there is one, and its processor.
 
     Raises:
-        ValueError: there is no such model, it has no safetensors weights or damaged ones, or its processor
-            needs packages that are not installed.
+        ValueError: there is no such model, its weights are damaged, incomplete or not those of its
+            configuration, or :func:`load_processor` fails.
     """
     processor = load_processor(name_or_folder)
     with _one_line(name_or_folder):
-        model = AutoModelForImageTextToText.from_pretrained(
-            name_or_folder, use_safetensors=True, trust_remote_code=False
+        model, found = AutoModelForImageTextToText.from_pretrained(
+            name_or_folder,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # refused below, by name
         )
+        if other := sorted(found["mismatched_keys"]):
+            name, stored, wanted = other[0]
+            raise ValueError(
+                f"{name} has shape {tuple(stored)} in the files and {tuple(wanted)} by config.json"
+            )
+        if lacking := sorted(found["missing_keys"]):
+            raise ValueError(f"the files lack {len(lacking)} of its weights, such as {lacking[0]}")
     return model.to(device()).eval(), processor  # type: ignore[arg-type]  # hidden by a decorator
 
 
@@ -67,29 +85,77 @@ def _one_line(name_or_folder: str | Path) -> Iterator[None]:
     """Turn the errors of ``from_pretrained`` into a ValueError of one line."""
     try:
         yield
-    except (OSError, ValueError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    except (ImportError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # a damaged file fails in many ways
+        reason = " ".join(str(error).split())[:300]
+        if not reason or not isinstance(error, OSError | ValueError | SafetensorError):
+            reason = f"{type(error).__name__} {reason}".strip()
+        if damaged := _damaged_json(Path(name_or_folder)):
+            reason = f"{damaged} is damaged ({reason})"
         raise ValueError(
             f"cannot load a vision-language model from {str(name_or_folder)!r}: {reason}; "
             "give a hub name or a folder with config.json and *.safetensors"
         ) from None
 
 
+def _damaged_json(folder: Path) -> str:
+    """Return the name of the first JSON file that holds no names and values; empty if there is none."""
+    for path in sorted(folder.glob("*.json")):
+        try:
+            if isinstance(json.loads(path.read_text(encoding="utf-8")), dict):
+                continue
+        except ValueError:
+            pass
+        return path.name
+    return ""
+
+
 def load_processor(name_or_folder: str | Path) -> Any:
     """Return the processor of a model, without reading its weights.
 
     Raises:
-        ValueError: there is no such model, or its processor needs packages that are not installed.
+        ValueError: there is no such model, its processor needs packages that are not installed, reads no
+            pictures, or has a chat template that fails or does not end.
     """
     try:
         with _one_line(name_or_folder):
-            return AutoProcessor.from_pretrained(name_or_folder, trust_remote_code=False)
+            processor: Any = AutoProcessor.from_pretrained(name_or_folder, trust_remote_code=False)
+            if not hasattr(processor, "tokenizer") or not hasattr(processor, "image_processor"):
+                raise ValueError(f"{type(processor).__name__} does not read pictures and text")
+            if processor.chat_template is not None:
+                _try_template(processor)
+            return processor
     except ImportError as error:
         missing = [name for name in ("torchvision", "num2words") if find_spec(name) is None]
         needs = " and ".join(missing) or str(error).strip().splitlines()[0]
         raise ValueError(
             f"the processor of {str(name_or_folder)!r} needs {needs}: pip install 'masters[vlm]'"
         ) from None
+
+
+def _try_template(processor: Any) -> None:
+    """Apply the chat template to a question, in a thread that is ended if it takes too long."""
+    outcome: list[str | BaseException] = []
+
+    def apply() -> None:
+        try:
+            outcome.append(processor.apply_chat_template(PROBE, add_generation_prompt=True))
+        except BaseException as error:  # a template is a program, and ends by SystemExit below
+            outcome.append(error)
+
+    thread = Thread(target=apply, daemon=True)
+    thread.start()
+    thread.join(TEMPLATE_SECONDS)
+    if not outcome:
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(
+            ctypes.c_ulong(thread.ident or 0), ctypes.py_object(SystemExit)
+        )
+        raise ValueError(f"its chat template does not end within {TEMPLATE_SECONDS} s")
+    if isinstance(outcome[0], BaseException):
+        raise ValueError(f"its chat template fails: {type(outcome[0]).__name__} {outcome[0]}")
+    if len(outcome[0]) > TEMPLATE_LETTERS:
+        raise ValueError(f"its chat template makes {len(outcome[0]):,} letters of a question of two words")
 
 
 def device() -> torch.device:
@@ -101,8 +167,16 @@ def safetensors_headers(folder: str | Path) -> dict[str, tuple[torch.dtype, tupl
     """Return type and shape of each stored weight, read from the headers of the files without the weights.
 
     Raises:
-        ValueError: the folder has no ``*.safetensors``, or a damaged one.
+        ValueError: the folder has no ``*.safetensors``, a damaged one, or lacks one that its index names.
     """
+    index = Path(folder) / "model.safetensors.index.json"
+    if index.is_file():
+        try:
+            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        except (AttributeError, KeyError, TypeError, ValueError):
+            raise ValueError(f"{index} is damaged: download or save the model again") from None
+        if lacking := [name for name in names if not (Path(folder) / name).is_file()]:
+            raise ValueError(f"{folder} lacks {lacking[0]}, which its index names: download the model again")
     found: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}
     for path in sorted(Path(folder).glob("*.safetensors")):
         try:
@@ -292,8 +366,7 @@ def check_same_tokens(student: Any, teacher: Any) -> None:
             f"student and teacher have one vocabulary and tokenize text differently ({len(ours)} and "
             f"{len(theirs)} tokens for {words.strip()!r}); choose a teacher of the student's family"
         )
-    asked = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what ?"}]}]
-    shown = [p.apply_chat_template(asked, add_generation_prompt=True) for p in (student, teacher)]
+    shown = [p.apply_chat_template(PROBE, add_generation_prompt=True) for p in (student, teacher)]
     if shown[0] != shown[1]:
         raise ValueError(
             f"student and teacher have different chat templates: a question is {shown[0]!r} and "
