@@ -53,13 +53,14 @@ def load(name_or_folder: str | Path) -> tuple[PreTrainedModel, Any]:
     """
     processor = load_processor(name_or_folder)
     with _one_line(name_or_folder):
-        model, found = AutoModelForImageTextToText.from_pretrained(
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(
             name_or_folder,
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # refused below, by name
         )
+        model, found = loaded
         if other := sorted(found["mismatched_keys"]):
             name, stored, wanted = other[0]
             raise ValueError(
@@ -67,7 +68,7 @@ def load(name_or_folder: str | Path) -> tuple[PreTrainedModel, Any]:
             )
         if lacking := sorted(found["missing_keys"]):
             raise ValueError(f"the files lack {len(lacking)} of its weights, such as {lacking[0]}")
-    return model.to(device()).eval(), processor  # type: ignore[arg-type]  # hidden by a decorator
+    return model.to(device()).eval(), processor
 
 
 def local_folder(name_or_folder: str) -> Path:
