@@ -26,7 +26,7 @@ from masters.data.tasks import vocabulary
 from masters.masking.teacher_mask import TeacherMask
 from masters.models.small import build, build_processor
 from masters.responses.engines.local import generate
-from masters.runtime.files import ROOT, write_atomic
+from masters.runtime.files import ROOT, write_intact
 from masters.runtime.provenance import machine
 from masters.settings import ModelSpec, Sampling
 
@@ -51,9 +51,9 @@ def main() -> None:
     for line in bench_growth.powers(growth):
         print(line)
     # Written together, so that all numbers in the book are from one machine.
-    write_atomic(RESULTS / "bench.csv", pd.DataFrame(rows).to_csv(index=False, float_format="%.3g"))
-    write_atomic(RESULTS / "growth.csv", growth.to_csv(index=False, float_format="%.6g"))
-    write_atomic(RESULTS / "machine.json", json.dumps(machine(), indent=1) + "\n")
+    write_intact(RESULTS / "bench.csv", pd.DataFrame(rows).to_csv(index=False, float_format="%.3g"))
+    write_intact(RESULTS / "growth.csv", growth.to_csv(index=False, float_format="%.6g"))
+    write_intact(RESULTS / "machine.json", json.dumps(machine(), indent=1) + "\n")
 
 
 def _measured(lines: Callable[[], Iterator[Line]]) -> list[dict[str, str | float]]:

@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from masters.masking.teacher_mask import TeacherMask
 from masters.objective.divergence import jsd
-from masters.runtime.files import ROOT, write_atomic
+from masters.runtime.files import ROOT, write_intact
 
 RATIOS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5)
 SEQUENCES, TOKENS, BATCH = 60, 48, 10
@@ -51,7 +51,7 @@ def main() -> None:
         rows.append(row)
         print(row)
     table = pd.DataFrame(rows)
-    write_atomic(ROOT / "data" / "results" / "mask_dose.csv", table.to_csv(index=False, float_format="%.6g"))
+    write_intact(ROOT / "data" / "results" / "mask_dose.csv", table.to_csv(index=False, float_format="%.6g"))
 
 
 def held_out(tokenizer: Any) -> torch.Tensor:

@@ -2,16 +2,18 @@
 
 from pathlib import Path
 
-from masters.claims.comparisons import read_effects
+from masters.claims.comparisons import EFFECTS
 from masters.claims.verdicts import judge_claims
 from masters.figures.claims import claims_figure
 from masters.figures.style import write_svg
 from masters.runtime.files import ROOT, STUDY
+from masters.runtime.tables import read_table
 
 
 def draw(path: Path) -> None:
     """Draw the study's claims and write the figure to ``path``."""
-    write_svg(claims_figure(judge_claims(read_effects(STUDY / "comparisons.csv"))), path)
+    effects = read_table(STUDY / "comparisons.csv", EFFECTS)
+    write_svg(claims_figure(judge_claims(effects)), path)
 
 
 if __name__ == "__main__":

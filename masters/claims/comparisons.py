@@ -4,9 +4,9 @@ A comparison gives an effect with its interval: of the greedy answers, question 
 sampled answers, seed by seed. :mod:`masters.claims.verdicts` decides what an effect means for a claim.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -14,6 +14,7 @@ import pandas as pd
 
 from masters.claims.evidence import Evidence
 from masters.claims.statistics import Interval, mean_interval, paired_difference
+from masters.runtime.tables import COUNT, NUMBER, TEXT, Number, Schema, Text
 
 # Other names of the same run.
 SAME_RUN = {"naive_rewards": ("r_max=0", "r_max=0.0")}
@@ -23,6 +24,13 @@ PAIR = ["id", "treatment", "control", "metric"]
 EFFECT = ["effect", "effect_low", "effect_high", "freedom", "seeds"]
 SAMPLED = ["sampled", "sampled_low", "sampled_high"]
 COLUMNS = [*PAIR, *EFFECT, *SAMPLED, "gap"]
+EFFECTS = Schema(
+    dict.fromkeys(PAIR, TEXT)
+    | dict.fromkeys(EFFECT, NUMBER)
+    | {"metric": Text(choices=tuple(UNITS)), "freedom": Number(low=0, high=math.inf), "seeds": COUNT}
+    | dict.fromkeys((*SAMPLED, "gap"), Number(optional=True)),
+    tuple(PAIR),
+)
 
 
 @dataclass(frozen=True)
@@ -101,22 +109,6 @@ def measure(
         values = [*effect, seeds, *(sampled or [np.nan] * 4)[:3], np.nan if no_gap else gap]
         rows.append([name, pair.treatment, pair.control, pair.metric, *values])
     return pd.DataFrame(rows, columns=COLUMNS)
-
-
-def read_effects(path: Path) -> pd.DataFrame:
-    """Read a table of effects that :func:`measure` returned.
-
-    Raises:
-        ValueError: a column is missing, or a value is not a number.
-    """
-    table = pd.read_csv(path, dtype=dict.fromkeys(PAIR, str), keep_default_na=False)
-    if missing := [name for name in COLUMNS if name not in table]:
-        raise ValueError(f"{path} has no column {', '.join(missing)}: restore it with git, or delete it")
-    try:
-        numbers = {name: pd.to_numeric(table[name]) for name in COLUMNS if name not in PAIR}
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}; restore it with git, or delete it") from None
-    return table.assign(**numbers)
 
 
 def paired_scores(

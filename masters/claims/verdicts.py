@@ -39,7 +39,7 @@ import pandas as pd
 from masters.claims.claims import CLAIMS, Claim, Kind
 from masters.claims.comparisons import PAIR, SAMPLED, Comparison
 from masters.claims.statistics import Interval, holm, minimum_detectable_effect, p_value
-from masters.claims.table import ClaimRow, signed
+from masters.claims.table import signed
 from masters.runtime.files import write_atomic
 
 ALPHA = 0.05
@@ -97,12 +97,13 @@ def judge_claims(effects: pd.DataFrame, claims: Sequence[Claim] = CLAIMS) -> pd.
         effects: as :func:`masters.claims.comparisons.measure` returns them.
 
     Returns:
-        One row per claim with the columns of :class:`masters.claims.table.ClaimRow` as text, followed by
-        numbers in the claim's unit (NaN if there is none): ``paper_effect``, ``effect``, ``effect_low``,
-        ``effect_high``, ``smallest`` (the effect this design finds with a power of 0.8), ``p``, ``p_holm``,
-        ``seeds`` (shared by the two arms), ``margin``, ``share`` (of the capacity gap, in percent),
-        ``sampled``, ``sampled_low``, ``sampled_high``; and ``kind``, ``treatment``, ``control``, ``cells``,
-        ``excludes_paper``, ``disagree`` (comparisons whose greedy and sampled effects disagree), ``limits``.
+        One row per claim: ``id``, ``statement``, ``paper``, ``ours``, ``low``, ``high``, ``unit``,
+        ``verdict``, ``where`` as text; numbers in the claim's unit (NaN if there is none): ``paper_effect``,
+        ``effect``, ``effect_low``, ``effect_high``, ``smallest`` (the effect this design finds with a power
+        of 0.8), ``p``, ``p_holm``, ``seeds`` (shared by the two arms), ``margin``, ``share`` (of the capacity
+        gap, in percent), ``sampled``, ``sampled_low``, ``sampled_high``; and ``kind``, ``treatment``,
+        ``control``, ``cells``, ``excludes_paper``, ``disagree`` (comparisons whose greedy and sampled effects
+        disagree), ``limits``.
     """
     rows = _by_pair(effects)
     frame = pd.DataFrame([_judged(claim, rows) for claim in claims])
@@ -160,11 +161,8 @@ def write_claims(frame: pd.DataFrame, path: Path | str) -> None:
     """Write what :func:`judge_claims` returned as CSV. The file is written only when complete.
 
     Raises:
-        ValueError: a column of ``ClaimRow`` is missing.
         OSError: the file cannot be written.
     """
-    if missing := [name for name in ClaimRow._fields if name not in frame]:
-        raise ValueError(f"the claims have no column {', '.join(missing)}: pass the frame of judge_claims")
     write_atomic(path, frame.to_csv(index=False, lineterminator="\n"))
 
 
@@ -192,19 +190,16 @@ def _judged(claim: Claim, rows: Rows) -> dict[str, object]:
         differing = "; ".join(_greedy_and_sampled(pair, row) for pair, row in run if disagree(row))
     paper = _paper(shown)
     text = signed if claim.unit != "times" else lambda value: "" if np.isnan(value) else f"{value:.1f}"
-    as_text = ClaimRow(
-        id=claim.id,
-        statement=claim.statement,
-        paper=text(paper),
-        ours=text(effect.estimate),
-        low=text(effect.low),
-        high=text(effect.high),
-        unit=claim.unit,
-        verdict=outcome,
-        where=claim.where,
-    )
     return {
-        **as_text._asdict(),
+        "id": claim.id,
+        "statement": claim.statement,
+        "paper": text(paper),
+        "ours": text(effect.estimate),
+        "low": text(effect.low),
+        "high": text(effect.high),
+        "unit": claim.unit,
+        "verdict": outcome,
+        "where": claim.where,
         "paper_effect": paper,
         "effect": effect.estimate,
         "effect_low": effect.low,

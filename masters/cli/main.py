@@ -185,9 +185,12 @@ def _print_claims(title: str, path: Path) -> None:
     colors = {"supported": "green", "not supported": "red", "reversed": "magenta", "undecided": "yellow"}
     table = new_table(title, ["claim", ""], ["paper", "ours", "95 % interval"])
     table.add_column("verdict")
-    for claim in read_claims(path):
-        verdict = f"[{colors.get(claim.verdict, 'dim')}]{claim.verdict}[/]"
-        table.add_row(claim.id, escape(claim.statement), claim.paper, claim.ours, claim.interval, verdict)
+    for claim in read_claims(path).to_dict("records"):
+        verdict = f"[{colors.get(claim['verdict'], 'dim')}]{claim['verdict']}[/]"
+        interval = f"{claim['low']} to {claim['high']}" if claim["ours"] else ""
+        table.add_row(
+            claim["id"], escape(claim["statement"]), claim["paper"], claim["ours"], interval, verdict
+        )
     Console().print(table)
 
 

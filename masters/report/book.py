@@ -6,7 +6,6 @@ No number in the generated pages is typed. They come from files that the run wri
 page loads from another host.
 """
 
-import json
 import shutil
 import subprocess
 import sys
@@ -17,8 +16,8 @@ from typing import Any
 import nbformat
 import pandas as pd
 
-from masters.claims.comparisons import COLUMNS, read_effects
-from masters.claims.table import read_frame
+from masters.claims.comparisons import COLUMNS, EFFECTS
+from masters.claims.table import read_claims
 from masters.claims.verdicts import write_claims
 from masters.experiments.arms import settings_of
 from masters.report.departures import departures_page
@@ -27,6 +26,7 @@ from masters.report.rendering import fill
 from masters.report.study_page import judged, study_page, study_sentences
 from masters.report.why_page import why_page
 from masters.runtime.files import ROOT, STUDY, write_atomic
+from masters.runtime.tables import read_json, read_table
 from masters.settings import NOTEBOOKS, load_profile, profiles
 from masters.study.plan import studies
 from masters.study.study import Study
@@ -63,13 +63,13 @@ def assemble(profile: str, book: Path, run: Path) -> None:
             raise ValueError(f"{source} is missing: run `make reproduce PROFILE={profile}` first")
         write_atomic(book / "notebooks" / f"{notebook}.ipynb", notebook_page(source))
     settings, path = load_profile(profile), run / "comparisons.csv"
-    effects = read_effects(path) if path.is_file() else pd.DataFrame(columns=COLUMNS)
+    effects = read_table(path, EFFECTS) if path.is_file() else pd.DataFrame(columns=COLUMNS)
     arms = [*effects["treatment"], *effects["control"]]
     own = Judged(
-        f"Your run ({profile})", read_frame(run / "claims.csv"), effects, settings_of(settings, arms)
+        f"Your run ({profile})", read_claims(run / "claims.csv"), effects, settings_of(settings, arms)
     )
     provenance = run / "provenance.json"
-    entries = json.loads(provenance.read_text()) if provenance.is_file() else {}
+    entries = read_json(provenance) if provenance.is_file() else {}
     generated = book / "generated"
     # Copied beside the first page, so that pages can show and link to its files.
     extra = generated / "extra"

@@ -10,7 +10,6 @@ from typing import Any
 
 import pandas as pd
 
-from masters.claims.comparisons import read_effects
 from masters.claims.verdicts import judge_claims, judge_comparisons
 from masters.experiments.arms import arm, settings_of
 from masters.experiments.curriculum import learning_rate_shares
@@ -67,23 +66,23 @@ def study_page(study: Study, profile: Profile, own: Judged, image: Path) -> str:
 
 def _parts(study: Study, runs: pd.DataFrame, missing: list[str], image: Path) -> dict[str, Any]:
     """Return the sections below the claims; those without results are empty."""
-    folder, blind = study.folder, blind_accuracies(study.folder)
+    blind = blind_accuracies(study)
 
     def of(name: str, section: Any, *arguments: Any) -> Any:
         return None if name in missing else section(*arguments)
 
     folded = {
-        "By task": of("tasks.csv", tables.by_task, folder / "tasks.csv", runs, blind),
-        "By register of the answer": of("registers.csv", tables.by_register, folder / "registers.csv", runs),
+        "By task": of("tasks.csv", tables.by_task, study, runs, blind),
+        "By register of the answer": of("registers.csv", tables.by_register, study, runs),
     }
     return {
         "arms": _arms(study, runs, blind) if len(runs) else None,
-        "map": of("map.csv", tables.effect_section, folder / "map.csv", image, blind),
+        "map": of("map.csv", tables.effect_section, study, image, blind),
         "sweep": tables.sweep_section(runs, image),
         "costs": of("costs.csv", lambda: tables.costs(study.costs)),
         "folded": [(summary, table) for summary, table in folded.items() if table],
         "trials": of("trials.csv", lambda: tables.trials(study.tried)),
-        "machine": of("machine.json", tables.machine, folder / "machine.json"),
+        "machine": of("machine.json", tables.machine, study.folder / "machine.json"),
     }
 
 
@@ -121,10 +120,9 @@ def study_sentences(found: Mapping[str, Judged], runs: Mapping[str, pd.DataFrame
 
 def judged(study: Study) -> Judged | None:
     """Return the claims of a study; None if it has measured none."""
-    path = study.folder / "comparisons.csv"
-    if not path.is_file():
+    if not (study.folder / "comparisons.csv").is_file():
         return None
-    effects = read_effects(path)
+    effects = study.tables.read("comparisons.csv")
     return Judged(study.plan.title, judge_claims(effects), effects, settings_of_study(study))
 
 

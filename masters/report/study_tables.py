@@ -1,6 +1,5 @@
 """Tables and figures of a study's page: each function returns the values that the template shows."""
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +11,8 @@ import pandas as pd
 from masters.experiments.arms import CHANGES
 from masters.figures.study import effect_map, sweep
 from masters.figures.style import Drawing, write_svg
-from masters.study.effects import COLUMNS as MAP
+from masters.runtime.tables import read_json
+from masters.study.study import Study
 from masters.study.sweep import swept, whole, worst
 
 Table = tuple[list[str], list[list[str]]]  # header and rows
@@ -95,15 +95,15 @@ def arms(
     return {"header": header, "rows": rows, "blind": blindly}
 
 
-def effect_section(path: Path, beside: Path, blind: pd.Series) -> dict[str, Any] | None:
+def effect_section(study: Study, beside: Path, blind: pd.Series) -> dict[str, Any] | None:
     """Return where masking and rewards have an effect; None without a pair of arms.
 
     Args:
-        path: table of :func:`masters.study.effects.measure_map`.
+        study: with a table of :func:`masters.study.effects.measure_map`.
         beside: the figure is written beside this file.
         blind: accuracy of the blind baseline as a fraction, by task and for ``all`` questions; may be empty.
     """
-    effects = read_table(path, *MAP)
+    effects = study.tables.read("map.csv")
     if effects.empty:
         return None
     level = 100 * float(blind.get("all", 0.0))
@@ -173,9 +173,9 @@ def costs(frame: pd.DataFrame) -> Table:
     return ["Arm", *(words for words, _ in COSTS.values()), "Accuracy, %"], rows
 
 
-def by_task(path: Path, runs: pd.DataFrame, blind: pd.Series) -> Table:
+def by_task(study: Study, runs: pd.DataFrame, blind: pd.Series) -> Table:
     """Return the accuracy of each arm on each question set."""
-    frame = _of(runs, read_table(path, "replicate", "arm", "mode", "task", "correct"))
+    frame = _of(runs, study.tables.read("tasks.csv"))
     wide = frame.pivot_table(index=["arm", "mode"], columns="task", values="correct", sort=False)
     shown = zip(wide.index, wide.to_numpy(), strict=True)
     rows = [[*map(str, names), *map(_percent, values)] for names, values in shown]
@@ -184,10 +184,10 @@ def by_task(path: Path, runs: pd.DataFrame, blind: pd.Series) -> Table:
     return ["Arm", "Answers", *(f"{task}, %" for task in wide.columns)], rows
 
 
-def by_register(path: Path, runs: pd.DataFrame) -> Table:
+def by_register(study: Study, runs: pd.DataFrame) -> Table:
     """Return how often each arm answers in each register, how well and how long."""
     names, values = ["arm", "mode", "register"], ["share", "correct", "tokens"]
-    frame = _of(runs, read_table(path, "replicate", *names, *values))
+    frame = _of(runs, study.tables.read("registers.csv"))
     means = frame.groupby(names, sort=False)[values].mean().reset_index()
     rows = [
         [str(arm), str(mode), str(register), _percent(share), _percent(correct), number(tokens, 1)]
@@ -203,7 +203,7 @@ def trials(frame: pd.DataFrame) -> dict[str, Any]:
     rows = [
         [
             str(arm),
-            *("" if np.isnan(setting) else f"{setting:g}" for setting in settings),
+            *(f"{setting:g}" for setting in settings),
             _percent(greedy),
             _percent(sampled),
             "chosen" if best else "",
@@ -220,28 +220,12 @@ def trials(frame: pd.DataFrame) -> dict[str, Any]:
 
 def machine(path: Path) -> Table:
     """Return ``machine.json`` as a table."""
-    about = json.loads(path.read_text(encoding="utf-8"))
-    return ["", ""], [[name.replace("_", " "), _words(value)] for name, value in about.items()]
+    return ["", ""], [[name.replace("_", " "), _words(value)] for name, value in read_json(path).items()]
 
 
-def blind_accuracies(folder: Path) -> pd.Series:
+def blind_accuracies(study: Study) -> pd.Series:
     """Return a study's blind accuracy as a fraction, by task and for ``all``; empty if not measured."""
-    path = folder / "blind.csv"
-    if not path.is_file():
-        return pd.Series(dtype=float)
-    return read_table(path, "task", "accuracy").set_index("task")["accuracy"]
-
-
-def read_table(path: Path, *columns: str) -> pd.DataFrame:
-    """Read a tracked table.
-
-    Raises:
-        ValueError: it lacks a column.
-    """
-    frame = pd.read_csv(path)
-    if missing := sorted(set(columns) - set(frame)):
-        raise ValueError(f"{path} has no column {', '.join(missing)}: restore it with git, or delete it")
-    return frame
+    return study.tables.read("blind.csv").set_index("task")["accuracy"]
 
 
 def anchor(arm: str) -> str:

@@ -8,8 +8,14 @@ import pandas as pd
 from masters.report.rendering import fill
 from masters.report.study_page import settings_of_study
 from masters.report.study_tables import Table, blind_accuracies
+from masters.runtime.tables import FRACTION, NUMBER, TEXT, Number, Schema, read_table
 from masters.study.study import Study
 
+DOSES = Schema(
+    {"model": TEXT, "ratio": FRACTION, "from_whole": NUMBER, "argmax_changed": FRACTION, "entropy": NUMBER}
+    | {"to_student": Number(optional=True)},
+    ("model", "ratio"),
+)
 # Column of a table of doses: its heading and decimals.
 DOSE = {
     "ratio": ("Mask ratio", 2),
@@ -44,13 +50,13 @@ def why_page(profile: str, run: Path, pretrained: Path, study: Study | None) -> 
 def _dose(own: Path, pretrained: Path) -> dict[str, Any]:
     found: dict[str, Any] = {"own": [], "table": None, "pretrained": None}
     if own.is_file():
-        frame = pd.read_csv(own)
+        frame = read_table(own, DOSES)
         whole = frame[frame["ratio"] == 0].set_index("model")["to_student"]
         near = frame[(frame["ratio"] - 0.2).abs() < 1e-9]
         found["own"] = near.assign(before=near["model"].map(whole)).to_dict("records")
         found["table"] = _doses(frame.drop(columns="loss", errors="ignore"))
     if pretrained.is_file():
-        frame = pd.read_csv(pretrained)
+        frame = read_table(pretrained, DOSES)
         found["pretrained"] = frame.set_index("ratio").to_dict()
         found["pretrained_table"] = _doses(frame.drop(columns="to_student"))
     return found
@@ -79,7 +85,7 @@ def _weight(study: Study) -> dict[str, Any]:
 
 
 def _sight(study: Study) -> dict[str, float] | None:
-    blind = 100 * blind_accuracies(study.folder)
+    blind = 100 * blind_accuracies(study)
     return {"blind": blind["all"], "base": _base(study)} if "all" in blind else None
 
 
@@ -91,7 +97,7 @@ def _base(study: Study) -> float:
 def _rewards(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
-    facts = pd.read_csv(path).set_index("what")["value"]
+    facts = read_table(path).set_index("what")["value"]
     advantages = facts[facts.index.str.startswith("advantage_")]
     return {
         **facts,

@@ -1,6 +1,7 @@
 """Paths on disk, and writing that leaves no partial file when killed."""
 
 import errno
+import hashlib
 import os
 import shutil
 import tempfile
@@ -12,6 +13,8 @@ from pathlib import Path
 
 import pandas as pd
 from filelock import FileLock
+
+from masters.runtime.tables import SUMS, read_table, recorded_sums
 
 ROOT = Path(__file__).resolve().parents[2]
 STUDY = ROOT / "data" / "results" / "study"  # tables that the study writes and the book reads
@@ -73,6 +76,29 @@ def write_atomic(path: Path | str, content: bytes | str) -> None:
             raise
 
 
+def write_intact(path: Path, content: bytes | str) -> None:
+    """Write a file and its checksum in ``SHA256SUMS`` beside it; processes that write there must take turns.
+
+    Until the new file is in place, the checksums of both are recorded, so a kill makes neither look damaged.
+
+    Raises:
+        ValueError: ``SHA256SUMS`` is damaged.
+        OSError: as :func:`write_atomic`.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    new, before = (path.name, hashlib.sha256(data).hexdigest()), recorded_sums(path.parent)
+
+    def record(sums: list[tuple[str, str]]) -> None:
+        lines = (f"{checksum}  {name}\n" for name, checksum in sorted(set(sums)))
+        write_atomic(path.parent / SUMS, "".join(lines))
+
+    others = [line for line in before if line[0] != path.name]
+    if len(others) < len(before):
+        record([*before, new])
+    write_atomic(path, data)
+    record([*others, new])
+
+
 def write_folder(folder: Path, save: Callable[[Path], object]) -> None:
     """Fill a folder under a temporary name and rename it.
 
@@ -126,4 +152,4 @@ def paper_table(name: str) -> pd.DataFrame:
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in path.parent.glob("*.csv")))
         raise ValueError(f"no paper table {name!r} in {path.parent}; there are: {known}")
-    return pd.read_csv(path)
+    return read_table(path)

@@ -19,6 +19,7 @@ import pandas as pd
 
 from masters.claims.comparisons import SAME_RUN, Comparison, measured_with_seeds
 from masters.claims.statistics import minimum_detectable_effect
+from masters.runtime.tables import COUNT, NUMBER, TEXT, Number, Schema, Text
 from masters.settings import Distillation
 
 PAIRS = {
@@ -41,10 +42,14 @@ ALIKE = "learning_rate|steps|label_noise|teacher_temperature"  # like the studen
 NEUTRAL = {"label_noise": "0", "teacher_temperature": "1"}  # where the arm's name states none
 LINEAR = ("r_max", "r_max_mid", "label_noise")  # the other axes are logarithmic
 MID, MID_UNMASKED = "masters+teachers=mid", "masters+teachers=mid+r_max=0.0"
-COLUMNS = [
-    *("axis", "value", "effect", "treatment", "control", "points", "low", "high", "smallest", "seeds"),
-    "student_accuracy",
-]
+MAP = Schema(
+    {"axis": Text(choices=tuple(AXES)), "value": NUMBER, "effect": Text(choices=EFFECTS)}
+    | {"treatment": TEXT, "control": TEXT}
+    | dict.fromkeys(("points", "low", "high", "smallest"), NUMBER)
+    | {"seeds": COUNT, "student_accuracy": Number(low=0, high=100, optional=True)},
+    ("axis", "value", "effect", "treatment", "control"),
+)
+COLUMNS = list(MAP.columns)
 
 
 def measure_map(

@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
+from masters.experiments.arms import arm
 from masters.settings import (
     PARAMS,
     Count,
@@ -17,6 +18,7 @@ from masters.settings import (
     Rung,
     Strict,
     load_profile,
+    profiles,
     read,
 )
 
@@ -90,12 +92,14 @@ def load_study(name: str = "study") -> tuple[StudyPlan, Profile]:
     """Load a plan and the profile of its runs.
 
     Raises:
-        ValueError: no such plan or profile, or a parameter is unknown, missing or out of range.
+        ValueError: no such plan, profile or arm, or a parameter is unknown, missing or out of range.
     """
     path = PARAMS / f"{name}.yaml"
     if name not in studies():
         raise ValueError(f"there is no study {name!r}; there are: {', '.join(studies())}")
     plan = StudyPlan.checked(read(path), path)
+    if plan.profile not in profiles():
+        raise ValueError(f"{path}: there is no profile {plan.profile!r}; there are: {', '.join(profiles())}")
     profile = load_profile(plan.profile)
     changed = {
         "validation_questions": plan.validation_questions,
@@ -105,4 +109,10 @@ def load_study(name: str = "study") -> tuple[StudyPlan, Profile]:
             profile.distillation.model_dump() | plan.distillation, path, "distillation"
         ),
     }
-    return plan, profile.model_copy(update=changed)
+    profile = profile.model_copy(update=changed)
+    for name_of_arm in plan.arms():
+        try:
+            arm(name_of_arm, profile)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+    return plan, profile

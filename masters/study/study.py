@@ -33,13 +33,13 @@ from masters.claims.verdicts import judge_claims
 from masters.experiments.arms import arm
 from masters.experiments.lab import Lab
 from masters.experiments.results import Results, run_arms
-from masters.runtime.files import STUDY, cache_dir, write_atomic
+from masters.runtime.files import STUDY, cache_dir, write_intact
 from masters.runtime.keys import key_of
 from masters.runtime.provenance import machine
 from masters.study.effects import measure_map
 from masters.study.models import keep, with_kept
 from masters.study.plan import load_study
-from masters.study.tables import ANSWERS, COLUMNS, Tables
+from masters.study.tables import ANSWERS, SCHEMAS, Tables
 
 # Arms of the claims about cost.
 COMPARED_BY_COST = {
@@ -61,7 +61,7 @@ class Study:
         processes: runs in parallel; None takes the profile's number.
 
     Raises:
-        ValueError: no such plan, a wrong parameter, or an unknown arm.
+        ValueError: as :func:`masters.study.plan.load_study`.
     """
 
     def __init__(self, name: str = "study", folder: Path = STUDY, processes: int | None = None) -> None:
@@ -69,8 +69,6 @@ class Study:
         self.plan, profile = load_study(name)
         self.profile = profile.model_copy(update={"processes": processes or profile.processes})
         self.folder, self.tables = folder, Tables(folder)
-        for name_of_arm in self.plan.arms():
-            arm(name_of_arm, self.profile)
 
     # --- what is planned ------------------------------------------------------------------------------------
 
@@ -250,9 +248,10 @@ class Study:
             rows = results.runs.rename(columns={"arm": "setting", "key": "folder"}).assign(
                 arm=[name.split("+learning_rate=")[0] for name in settings],
                 key=[self.key(setting, 0, "validation") for setting in settings],
+                chosen=False,
             )
             with self.tables.lock:
-                table = self.tables.with_rows("trials.csv", rows[list(COLUMNS["trials.csv"])], ["setting"])
+                table = self.tables.with_rows("trials.csv", rows[list(SCHEMAS["trials.csv"].columns)])
                 tried = self._tried(table)
                 chosen = tried.loc[tried["chosen"], "setting"]
                 self.tables.write("trials.csv", table.assign(chosen=table["setting"].isin(chosen)))
@@ -304,7 +303,7 @@ class Study:
         ladder, before = lab.ladder().assign(replicate=replicate), len(self.runs)  # trains what is missing
         with self.tables.lock:
             keep(lab, self._models)
-            self.tables.add("ladder.csv", ladder, ["replicate", "model"])
+            self.tables.add("ladder.csv", ladder)
         if lost := before - len(self.runs):
             warnings.warn(
                 f"the models of replicate {replicate} differ from those of its {lost} finished runs, as "
@@ -328,9 +327,10 @@ class Study:
             groups = answers.groupby(["arm", "mode", name])
             share = groups.size() / answers.groupby(["arm", "mode"]).size()
             rows = groups[["correct", "tokens"]].mean().assign(share=share, replicate=replicate).reset_index()
-            self.tables.add(f"{name}s.csv", rows, ["replicate", "arm", "mode", name])
-        self.tables.add("runs.csv", runs[list(COLUMNS["runs.csv"])], ["replicate", "arm"])
-        write_atomic(self.folder / "machine.json", json.dumps(machine(), indent=1) + "\n")
+            self.tables.add(f"{name}s.csv", rows)
+        self.tables.add("runs.csv", runs[list(SCHEMAS["runs.csv"].columns)])
+        with self.tables.lock:
+            write_intact(self.folder / "machine.json", json.dumps(machine(), indent=1) + "\n")
 
     def _keep_costs(self, lab: Lab, results: Results, names: dict[str, str], replicate: int) -> None:
         """Keep costs; called first, as a row of runs.csv implies them. Diverged runs have no cost."""
@@ -343,7 +343,7 @@ class Study:
             row |= {c: getattr(took, c) for c in ("steps", "responses", "tokens", "scored", "accuracy")}
             rows.append(row | took.cost.parts() | {"total": took.cost.total()})
         if rows:
-            self.tables.add("costs.csv", pd.DataFrame(rows)[list(COLUMNS["costs.csv"])], ["replicate", "arm"])
+            self.tables.add("costs.csv", pd.DataFrame(rows)[list(SCHEMAS["costs.csv"].columns)])
 
 
 def _chunks(names: Sequence[str]) -> Iterable[Sequence[str]]:

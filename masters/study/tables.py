@@ -3,28 +3,65 @@
 Several processes with different caches may add rows, so the lock lies beside the tables.
 """
 
-from collections.abc import Sequence
 from functools import cached_property
+from io import BytesIO
 from pathlib import Path
 
 import pandas as pd
 from filelock import FileLock
 
-from masters.runtime.files import write_atomic
+from masters.claims.comparisons import EFFECTS
+from masters.runtime.files import write_intact
+from masters.runtime.tables import (
+    COUNT,
+    FLAG,
+    FRACTION,
+    POSITIVE,
+    REMEDY,
+    TEXT,
+    Number,
+    Schema,
+    Text,
+    read_intact,
+    read_table,
+)
+from masters.study.effects import MAP
 
-MEASURED = ("accuracy", "sampled_accuracy", "tokens", "kl", "seconds", "evaluation_seconds")
 PARTS = ("generation", "judging", "scoring", "training")  # seconds
-# Columns that readers of a table need.
-COLUMNS = {
-    "runs.csv": ("replicate", "arm", "setting", "key", "weights", *MEASURED),
-    "trials.csv": ("arm", "setting", "learning_rate", "policy_weight", "beta", "key", *MEASURED),
-    "costs.csv": (
-        *("replicate", "arm", "key", "steps", "responses", "tokens", "scored", *PARTS, "total"),
-        "accuracy",
-    ),
-    "ladder.csv": ("replicate", "model", "parameters", "seconds", "weights"),
+_MEASURED = {
+    **{"accuracy": FRACTION, "sampled_accuracy": FRACTION, "tokens": POSITIVE, "kl": Number(optional=True)},
+    **{"seconds": POSITIVE, "evaluation_seconds": POSITIVE},
 }
-TEXT = {"key": str, "weights": str}  # hashes, which may look like numbers
+_GROUP = {"replicate": COUNT, "arm": TEXT, "mode": Text(choices=("greedy", "sampled"))}
+_SHARES = {"correct": FRACTION, "tokens": POSITIVE, "share": FRACTION}
+SCHEMAS = {
+    "runs.csv": Schema(
+        {"replicate": COUNT, "arm": TEXT, "setting": TEXT, "key": TEXT, "weights": Text(optional=True)}
+        | _MEASURED,
+        ("replicate", "arm"),
+    ),
+    "trials.csv": Schema(
+        {"arm": TEXT, "setting": TEXT, "learning_rate": POSITIVE, "policy_weight": POSITIVE, "beta": POSITIVE}
+        | {"key": TEXT, **_MEASURED, "chosen": FLAG},
+        ("setting",),
+    ),
+    "costs.csv": Schema(
+        {"replicate": COUNT, "arm": TEXT, "key": TEXT}
+        | dict.fromkeys(("steps", "responses", "tokens", "scored"), COUNT)
+        | dict.fromkeys((*PARTS, "total"), POSITIVE)
+        | {"accuracy": FRACTION},
+        ("replicate", "arm"),
+    ),
+    "ladder.csv": Schema(
+        {"replicate": COUNT, "model": TEXT, "parameters": COUNT, "seconds": POSITIVE, "weights": TEXT},
+        ("replicate", "model"),
+    ),
+    "tasks.csv": Schema({**_GROUP, "task": TEXT, **_SHARES}, (*_GROUP, "task")),
+    "registers.csv": Schema({**_GROUP, "register": TEXT, **_SHARES}, (*_GROUP, "register")),
+    "blind.csv": Schema({"task": TEXT, "accuracy": FRACTION, "questions": COUNT}, ("task",)),
+    "comparisons.csv": EFFECTS,
+    "map.csv": MAP,
+}
 ANSWERS = ("arm", "task", "question", "correct", "tokens")
 
 
@@ -44,34 +81,42 @@ class Tables:
         """Read a table.
 
         Raises:
-            ValueError: a column of :data:`COLUMNS` is missing.
+            ValueError: it is damaged or does not fit its schema in :data:`SCHEMAS`.
         """
         path = self.folder / name
         if not path.is_file():
-            return pd.DataFrame(columns=list(COLUMNS[name]))
-        table = pd.read_csv(path, dtype=TEXT)
-        if lacking := [column for column in COLUMNS[name] if column not in table]:
-            raise ValueError(f"{path} has no column {', '.join(lacking)}: restore it with git, or delete it")
-        return table
+            return pd.DataFrame(columns=list(SCHEMAS[name].columns))
+        return read_table(path, SCHEMAS[name])
 
-    def add(self, name: str, rows: pd.DataFrame, identity: Sequence[str]) -> None:
-        """Add rows and sort the table by ``identity``."""
+    def add(self, name: str, rows: pd.DataFrame) -> None:
+        """Add rows and sort the table by its key; a row with the same key is replaced."""
         with self.lock:
-            self.write(name, self.with_rows(name, rows, identity).sort_values(list(identity)))
+            self.write(name, self.with_rows(name, rows).sort_values([*SCHEMAS[name].key]))
 
-    def with_rows(self, name: str, rows: pd.DataFrame, identity: Sequence[str]) -> pd.DataFrame:
-        """Return a table with added rows; a row with the same ``identity`` is replaced."""
-        path = self.folder / name
-        old = [pd.read_csv(path, dtype=TEXT)] if path.is_file() else []
-        return pd.concat([*old, rows], ignore_index=True).drop_duplicates(list(identity), keep="last")
+    def with_rows(self, name: str, rows: pd.DataFrame) -> pd.DataFrame:
+        """Return a table with added rows; a row with the same key is replaced."""
+        old = [self.read(name)] if (self.folder / name).is_file() else []
+        return pd.concat([*old, rows], ignore_index=True).drop_duplicates([*SCHEMAS[name].key], keep="last")
 
     def write(self, name: str, table: pd.DataFrame) -> None:
         """Write a table atomically."""
-        write_atomic(self.folder / name, table.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
+        with self.lock:
+            content = table.to_csv(index=False, float_format="%.6g", lineterminator="\n")
+            write_intact(self.folder / name, content)
 
     def answers(self, replicate: int) -> pd.DataFrame:
-        """Read the greedy answers of a replicate's runs to the test questions."""
-        return pd.read_parquet(self._answers(replicate))
+        """Read the greedy answers of a replicate's runs to the test questions.
+
+        Raises:
+            ValueError: the file is damaged.
+        """
+        path = self._answers(replicate)
+        content = read_intact(path)
+        try:
+            return pd.read_parquet(BytesIO(content), columns=list(ANSWERS))
+        except (ValueError, OSError) as error:
+            cause = " ".join(str(error).split())
+            raise ValueError(f"{path} holds no answers ({cause}): {REMEDY}") from None
 
     def add_answers(self, rows: pd.DataFrame, replicate: int) -> None:
         """Add answers, replacing older ones of the same arms."""
@@ -83,7 +128,7 @@ class Tables:
             text = dict.fromkeys(("arm", "task", "question"), "category")
             rows = rows.astype(dict.fromkeys(text, str)).astype(text | {"tokens": "uint16"})
             content = rows.to_parquet(index=False, compression="zstd", compression_level=19)
-            write_atomic(self._answers(replicate), content)
+            write_intact(self._answers(replicate), content)
 
     def _answers(self, replicate: int) -> Path:
         return self.folder / f"answers-{replicate}.parquet"

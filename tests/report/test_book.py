@@ -127,32 +127,24 @@ def test_claims_file_is_checked(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"claims\.csv is missing: run `make reproduce PROFILE="):
         claim_rows.read_claims(path)
     path.write_text("id,statement\nC1,x\n")
-    with pytest.raises(ValueError, match="no column high, low, ours, paper, unit, verdict, where"):
-        claim_rows.read_claims(path)
-    write_lines(path, [claim_line(1, "not tested")])
-    (claim,) = claim_rows.read_claims(path)
-    assert claim.verdict == "not tested" and claim.interval == ""
     short = {name: value for name, value in claim_line(1, "supported").items() if name not in ("p", "seeds")}
     write_lines(path, [short])
-    with pytest.raises(ValueError, match="no column p, seeds: delete it and run `make study`"):
-        claim_rows.read_frame(path, "study")
-    write_lines(path, [claim_line(1, "proven")])
-    with pytest.raises(ValueError, match="the verdict 'proven'; there are: supported, "):
+    with pytest.raises(ValueError, match="no column p, seeds: delete it and run `make reproduce PROFILE="):
         claim_rows.read_claims(path)
-    write_lines(path, [claim_line(1, "supported", effect="much")])
-    with pytest.raises(ValueError, match=r"claims\.csv: .*much.*; delete it and run `make reproduce"):
-        claim_rows.read_frame(path)
+    write_lines(path, [claim_line(1, "proven")])
+    with pytest.raises(ValueError, match="line 2: verdict is 'proven', not one of supported, "):
+        claim_rows.read_claims(path)
 
 
 def test_frame_is_what_was_judged(tmp_path: Path) -> None:
     judged = judge_claims(pd.DataFrame(columns=COLUMNS))
     write_claims(judged, tmp_path / "claims.csv")
-    read = claim_rows.read_frame(tmp_path / "claims.csv")
+    read = claim_rows.read_claims(tmp_path / "claims.csv")
     pd.testing.assert_frame_equal(read[list(judged)], judged, check_dtype=False)
 
 
 def test_first_page_says_what_the_file_says(example_claims: Path, tmp_path: Path) -> None:
-    frame = claim_rows.read_frame(example_claims)
+    frame = claim_rows.read_claims(example_claims)
     smoke, effects = load_profile("smoke"), pd.DataFrame(columns=COLUMNS)
     own = Judged("Your run (smoke)", frame, effects, {"masters": "beta <0.1>"})
     page = re.sub(r">\s+<", "><", headline(smoke, own, tmp_path / "claims.svg"))
@@ -211,7 +203,7 @@ def test_first_page_answers_whether_the_method_helps(tmp_path: Path) -> None:
 
 
 def test_picture_has_the_same_bytes_for_the_same_claims(example_claims: Path, tmp_path: Path) -> None:
-    frame = claim_rows.read_frame(example_claims)
+    frame = claim_rows.read_claims(example_claims)
     for folder in ("first", "second"):
         draw_claims(frame, tmp_path / folder / "claims.svg")
     draw_claims(frame.assign(effect=0.3), tmp_path / "other" / "claims.svg")

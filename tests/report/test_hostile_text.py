@@ -10,9 +10,10 @@ from typing import Any
 import pandas as pd
 import pytest
 from claim_lines import claim_line, write_lines
+from study_files import write
 
 from masters.claims.comparisons import COLUMNS
-from masters.claims.table import read_frame
+from masters.claims.table import read_claims
 from masters.report import book, first_page
 from masters.report.rendering import fill
 from masters.report.study_page import study_page, study_sentences
@@ -21,6 +22,7 @@ from masters.runtime.files import ROOT
 from masters.settings import Profile, load_profile
 from masters.study.effects import COLUMNS as MAP
 from masters.study.plan import load_study
+from masters.study.tables import Tables
 
 # HTML, MyST that reads a file, and jinja.
 HOSTILE = (
@@ -50,7 +52,7 @@ def own(tmp_path: Path) -> first_page.Judged:
     texts = ("statement", "limits", "cells", "disagree", "paper", "ours", "where", "unit", "excludes_paper")
     line = claim_line(1, "supported", **dict.fromkeys(texts, HOSTILE))
     write_lines(tmp_path / "claims.csv", [line | {"treatment": HOSTILE, "control": HOSTILE}])
-    frame = read_frame(tmp_path / "claims.csv")
+    frame = read_claims(tmp_path / "claims.csv")
     return first_page.Judged(HOSTILE, frame, pd.DataFrame(columns=COLUMNS), {HOSTILE: HOSTILE})
 
 
@@ -61,8 +63,12 @@ class Hostile:
 
     def __init__(self, folder: Path) -> None:
         plan, self.profile = load_study()
-        self.folder, self.plan = folder, plan.model_copy(update={"title": HOSTILE, "about": HOSTILE})
-        run = {"replicate": 0, "arm": HOSTILE, "mode": HOSTILE, "task": HOSTILE, "register": HOSTILE}
+        self.folder, self.tables, self.plan = (
+            folder,
+            Tables(folder),
+            plan.model_copy(update={"title": HOSTILE, "about": HOSTILE}),
+        )
+        run = {"replicate": 0, "arm": HOSTILE, "mode": "greedy", "task": HOSTILE, "register": HOSTILE}
         run |= dict.fromkeys(("accuracy", "sampled_accuracy", "tokens", "kl", "seconds"), 0.5)
         run |= {"correct": 0.5, "share": 0.5, "key": HOSTILE}
         self.runs = pd.DataFrame([run, run | {"arm": "base"}])
@@ -71,11 +77,10 @@ class Hostile:
         costs = ("steps", "responses", "generation", "judging", "scoring", "training", "total", "total_equal")
         self.costs = self.runs.assign(**dict.fromkeys(costs, 1.0))
         for name in ("runs", "tasks", "registers", "trials", "costs"):
-            self.runs.to_csv(folder / f"{name}.csv", index=False)
+            write(folder / f"{name}.csv", self.runs)
         place = ["gap", 6.0, "masking", HOSTILE, HOSTILE, 0.1, -0.1, 0.5, 0.4, 10, 44.0]
-        pd.DataFrame([place], columns=MAP).to_csv(folder / "map.csv", index=False)
-        blind = pd.DataFrame({"task": [HOSTILE, "all"], "accuracy": 0.3, "questions": 10})
-        blind.to_csv(folder / "blind.csv", index=False)
+        write(folder / "map.csv", pd.DataFrame([place], columns=MAP))
+        write(folder / "blind.csv", pd.DataFrame({"task": [HOSTILE, "all"], "accuracy": 0.3}))
         (folder / "machine.json").write_text(json.dumps({HOSTILE: [HOSTILE], "packages": {HOSTILE: HOSTILE}}))
 
     def settings(self) -> dict[str, str]:

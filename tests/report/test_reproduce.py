@@ -323,8 +323,7 @@ def test_claims_table_shows_text_as_text(
     from masters.claims import table as claim_rows
     from masters.cli import main as cli
 
-    claims = claim_rows.read_claims(example_claims)
-    hostile = [claim._replace(statement="[red]not markup[/] " + claim.statement) for claim in claims]
+    hostile = claim_rows.read_claims(example_claims).assign(statement="[red]not markup[/]")
     monkeypatch.setattr(claim_rows, "read_claims", lambda path: hostile)
     monkeypatch.setenv("COLUMNS", "300")
     cli.claims("smoke")

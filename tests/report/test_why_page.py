@@ -5,42 +5,27 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from study_files import Kept, write
 
 from masters.report.why_page import why_page
-from masters.study.plan import load_study
-
-
-class Kept:
-    """A study of which every row counts."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.plan, self.profile = load_study()
-        rows = [("base", 0, 0.44), ("masters+learning_rate=1e-04", 0, 0.375), ("masters", 0, 0.46)]
-        self.runs = pd.DataFrame(rows, columns=["arm", "replicate", "accuracy"])
-
-    def settings(self) -> dict[str, str]:
-        return {"masters": "masters+learning_rate=0.001+policy_weight=0.03+beta=0.003"}
-
-
-def write(path: Path, frame: pd.DataFrame) -> Path:
-    frame.to_csv(path, index=False)
-    return path
 
 
 def test_each_reason_stands_with_its_numbers(tmp_path: Path) -> None:
     dose = {"from_whole": [0, 0.0012], "argmax_changed": [0, 0.031], "entropy": [0.3, 0.31]}
     own = pd.DataFrame({"model": "large", "ratio": [0.0, 0.2], **dose, "to_student": [0.0101, 0.0103]})
-    write(tmp_path / "dose.csv", own)
+    own.to_csv(tmp_path / "dose.csv", index=False)
     ratios = [0.0, 0.15, 0.2, 0.5]
     big = pd.DataFrame({"model": "<big>", "ratio": ratios, "from_whole": 0.0873, "argmax_changed": 0.367})
     big = big.assign(entropy=[3.04, 3.4, 3.3, 3.8], to_student=None, loss=[3.66, 3.64, 3.76, 6.99])
     facts = {"correlation_correct": 0.01, "correlation_length": -0.23, "flat_accuracy": 0.4}
     facts |= {"advantage_large": 0.22, "advantage_student": -0.22}
-    write(tmp_path / "rewards.csv", pd.Series(facts, name="value").rename_axis("what").reset_index())
-    write(tmp_path / "blind.csv", pd.DataFrame({"task": ["all"], "accuracy": [0.37], "questions": [100]}))
+    pd.Series(facts, name="value").rename_axis("what").to_csv(tmp_path / "rewards.csv")
+    write(tmp_path / "blind.csv", pd.DataFrame({"task": ["all"], "accuracy": [0.37]}))
+    rows = [("base", 0, 0.44), ("masters+learning_rate=1e-04", 0, 0.375), ("masters", 0, 0.46)]
+    write(tmp_path / "runs.csv", pd.DataFrame(rows, columns=["arm", "replicate", "accuracy"]))
+    big.to_csv(tmp_path / "pretrained.csv", index=False)
     kept: Any = Kept(tmp_path)
-    text = why_page("mini", tmp_path, write(tmp_path / "pretrained.csv", big), kept)
+    text = why_page("mini", tmp_path, tmp_path / "pretrained.csv", kept)
     text = re.sub(r">\s+<", "><", text)
     for words in (
         "moves by 0.0012 nats per token, and 3.1 % of its most likely tokens change",
