@@ -18,7 +18,6 @@ from rich.progress import track
 from rich.table import Table
 
 from masters.responses.engines import Response
-from masters.responses.manifest import content_number
 from masters.responses.store import ResponseStore, StoreSpec
 from masters.runtime.files import cache_dir
 from masters.settings import Sampling
@@ -70,7 +69,7 @@ def measure(rows: int) -> None:
     held = store.held()
     opened = time.perf_counter() - start
     start = time.perf_counter()
-    held.count(content_number(names), GROUP)
+    held.count(names, GROUP)
     counted = time.perf_counter() - start
     start = time.perf_counter()
     status = store.status(names, 2 * GROUP)

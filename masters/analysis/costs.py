@@ -223,7 +223,7 @@ def _measured(row: dict[Any, Any]) -> Measured:
 def _seconds_per_response(lab: Lab, wanted: WantedResponses) -> float:
     """Return the mean over all timed responses of a store, which may include those of other runs."""
     store = lab.store(wanted.model, wanted.ratio, wanted.choice)
-    timed = [line for line in read(store.manifest) if line.seconds]
+    timed = [line for line in read(store.manifest).values() if line.seconds]
     if not timed:
         raise ValueError(f"the responses in {store.folder} have no generation times; delete it and run again")
     return sum(line.seconds for line in timed) / sum(line.rows for line in timed)

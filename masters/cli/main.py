@@ -7,6 +7,7 @@ A failure prints one line on stderr and exits with code 1, or 2 if the command l
 import os
 import re
 import shutil
+import signal
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -195,19 +196,27 @@ def _print_claims(title: str, path: Path) -> None:
 
 
 def main() -> None:
-    """Run the command; print a failure in one line and exit with code 1, or 2 for a wrong command line."""
+    """Run the command; print a failure in one line.
+
+    The exit code is 1 for a failure, 2 for a wrong command line, and 130 after Ctrl-C or SIGTERM.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     if "COLUMNS" in os.environ:  # tables of one letter per line, or of gigabytes, help no one
         os.environ["COLUMNS"] = str(min(max(shutil.get_terminal_size().columns, 40), 500))
     try:
         code = app(standalone_mode=False)
-    except KeyboardInterrupt:
-        _stop("interrupted; finished work is kept: run the same command to continue", 130)
+    except KeyboardInterrupt:  # outside of a command; in one, typer returns 130
+        code = 130
     except Exception as error:
+        if isinstance(error, typer.Abort) and isinstance(error.__cause__, EOFError):
+            error = error.__cause__  # typer hides it
         if os.environ.get("MASTERS_DEBUG"):
             raise
         if hasattr(error, "format_message"):  # a wrong command line
             _stop(error.format_message(), 2)
         _stop(_line(error), told=isinstance(error, FloatingPointError | ValueError))
+    if code == 130:
+        _stop("interrupted; finished work is kept: run the same command to continue", code)
     sys.exit(code if isinstance(code, int) else 0)
 
 

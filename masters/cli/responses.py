@@ -175,7 +175,8 @@ def show(
         if not lab.is_trained(what.model):
             continue
         store = lab.store(what.model, what.ratio, what.choice)
-        rows = store.read([about["content"]], what.n, lab.judge_of("rule"))
+        rows = store.read([about["content"]], what.n)
+        rows["correct"] = store.verdicts(rows, lab.judge_of("rule"))
         for _, row in rows.sort_values("index").iterrows():
             correct = {1: "yes", 0: "no"}.get(row["correct"], "?")
             logprob = "?" if row["logprobs"] is None else f"{row['logprobs'].sum():.1f}"

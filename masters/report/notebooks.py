@@ -10,15 +10,11 @@ import errno
 import logging
 import os
 import shutil
-import signal
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import nbformat
@@ -157,7 +153,7 @@ def _papermill(source: Path, output: Path, parameters: dict[str, Any]) -> None:
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     shown = Progress(source)
     try:
-        with _terminate_as_interrupt(), shown:
+        with shown:
             papermill.execute_notebook(
                 source,
                 output,
@@ -294,23 +290,6 @@ class Progress:
         elif now - self._reported >= 60:
             self._reported = now
             print(f"\n          {_clock(now - since)}  {work}", end="", flush=True)
-
-
-@contextmanager
-def _terminate_as_interrupt() -> Iterator[None]:
-    """Treat SIGTERM as Ctrl-C, so that the kernel is shut down and the temporary file removed."""
-
-    def interrupt(signum: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _hint(what: str) -> str:

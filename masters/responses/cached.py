@@ -14,7 +14,7 @@ import pandas as pd
 from filelock import FileLock
 
 from masters.data.questions import Questions, processor_hash
-from masters.judges import Judge, score_labelled
+from masters.judges import Judge
 from masters.judges.rule import RuleJudge
 from masters.models.source import Source
 from masters.responses.engines import Engine, Response, Writer
@@ -96,51 +96,39 @@ def responses(
     """
     judge, engine = judge or RuleJudge(), engine or TransformersEngine()
     store = open_store(source, processor, sampling, seed, engine)
-    table = questions.table.iloc[list(wanted)]
-    contents = table["content"].tolist()
-    unique = table.drop_duplicates("content")
-    first = [wanted[place] for place in np.flatnonzero(~table["content"].duplicated()).tolist()]
-    labels = dict(zip(unique["content"], unique["answer"], strict=True))
+    table = questions.table.iloc[list(wanted)].reset_index(drop=True)
+    is_first = ~table["content"].duplicated()  # questions with the same text and images share responses
+    first, contents = np.asarray(wanted)[is_first].tolist(), table.loc[is_first, "content"].tolist()
     store.folder.mkdir(parents=True, exist_ok=True)
     # Processes with other questions write to the same store at the same time.
-    with FileLock(store.folder / f".{hash_of(sorted(set(contents)))}.lock"):
+    with FileLock(store.folder / f".{hash_of(sorted(contents))}.lock"):
         missing = [
             tuple(index for index in range(n) if index not in there)
-            for there in store.held().indices(list(unique["content"]))
+            for there in store.held().indices(contents)
         ]
         total = sum(map(len, missing))
         if counts is not None:
             counts["generated"] = counts.get("generated", 0) + total
-            counts["reused"] = counts.get("reused", 0) + n * len(unique) - total
+            counts["reused"] = counts.get("reused", 0) + n * len(contents) - total
         if total:
             with engine.writer(source, processor, questions, sampling, seed) as write:
                 what = f"responses of {source.title} at mask {source.ratio:g}"
                 _write_missing(store, write, questions.table.set_index("id"), first, missing, what)
-        result = store.read(contents, n, judge, labels=labels)
-    return _in_order(result, table, judge)
-
-
-def _in_order(result: pd.DataFrame, table: pd.DataFrame, judge: Judge) -> pd.DataFrame:
-    """Return the responses in the order of the questions, with each question's own id and label.
-
-    Questions with the same text and images have the same responses. If their labels differ, each response is
-    judged by the label of its own question.
-    """
-    places = pd.DataFrame({"content": list(table["content"]), "place": range(len(table))})
-    result = places.merge(result, on="content").sort_values(["place", "index"]).reset_index(drop=True)
-    result["question"] = table["id"].to_numpy()[result["place"]]
-    result["asked"] = table["question"].to_numpy()[result["place"]]
-    label = pd.Series(table["answer"].to_numpy()[result["place"]])
-    other = (label != result["label"]).to_numpy()
-    result["label"] = label
-    if other.any():
-        asked, labels, texts = (list(result.loc[other, name]) for name in ("asked", "label", "text"))
-        correct = result["correct"].tolist()
-        scores = score_labelled(judge, asked, labels, texts)
-        for row, score in zip(np.flatnonzero(other), scores, strict=True):
-            correct[row] = score
-        result["correct"] = pd.Series(correct)
-    return result.drop(columns="place")[COLUMNS]
+        result = store.read(contents, n)
+        # Each question's own id and label, in the order of the questions; a label may have changed since.
+        own = pd.DataFrame(
+            {
+                "question": table["id"],
+                "content": table["content"],
+                "asked": table["question"],
+                "label": table["answer"],
+                "place": range(len(table)),
+            }
+        )
+        result = own.merge(result.drop(columns=["question", "asked", "label"]), on="content")
+        result = result.sort_values(["place", "index"], ignore_index=True)
+        result["correct"] = store.verdicts(result, judge)
+    return result[COLUMNS]
 
 
 def _write_missing(

@@ -1,26 +1,25 @@
 """The manifest of a store: one line per shard, appended after the shard is flushed to disk.
 
 A line holds the shard's number of rows, its size in bytes, its SHA-256, the seconds its responses took to
-generate, and which responses it holds. Each question has one or more entries (content, block, mask), where
-bit ``i`` of the mask is response ``64 * block + i``. So opening a store of ten million responses reads one
-file, counting what is missing opens no shard, and the content of a damaged shard is still known.
+generate, and which responses it holds, as runs of consecutive indices: content hash of the question, first
+index, number of responses. So opening a store of ten million responses reads one file, counting what is
+missing opens no shard, and the content of a damaged shard is still known.
 
-Lines are appended under a lock. A line cut off by a power failure is skipped; its shard is listed again the
-next time the store is opened.
+Lines are appended under a lock, and each has a checksum. A damaged line is skipped; its shard is listed again
+the next time the store is opened.
 """
 
-import base64
 import json
 import os
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 from filelock import FileLock
 
-ENTRY = np.dtype([("content", "<u8"), ("block", "<u2"), ("mask", "<u8")])
-ALL = np.uint64(2**64 - 1)
+CHECK = b', "check": '  # the last field of a line: CRC-32 of the bytes before it
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,9 @@ class Line:
         size: bytes.
         sha256: hash of the file.
         seconds: time to generate the responses; 0 if unknown.
-        entries: responses in the order of the rows, as an array of type ``ENTRY``.
+        content: content hash of each run, joined; None in a line of an earlier version.
+        first: first index of each run.
+        count: responses of each run; the runs are in the order of the rows.
     """
 
     shard: str
@@ -41,32 +42,34 @@ class Line:
     size: int
     sha256: str
     seconds: float
-    entries: np.ndarray
+    content: str | None = None
+    first: Sequence[int] = ()
+    count: Sequence[int] = ()
+
+    def responses(self) -> list[tuple[str, set[int]]]:
+        """Return content hash and indices of each run."""
+        content = self.content or ""
+        names = [content[place : place + 16] for place in range(0, len(content), 16)]
+        runs = zip(names, self.first, self.count, strict=True)
+        return [(name, set(range(first, first + count))) for name, first, count in runs]
 
 
-def content_number(content: Sequence[str]) -> np.ndarray:
-    """Convert content hashes (16 hexadecimal digits each) to unsigned 64-bit integers."""
-    return np.frombuffer(bytes.fromhex("".join(content)), ">u8").astype(np.uint64)
-
-
-def entries_of(content: Sequence[str], index: Sequence[int]) -> np.ndarray:
-    """Return the entries, of type ``ENTRY``, of rows sorted by question and response index."""
-    numbers, indices = content_number(content), np.asarray(index, dtype=np.int64)
-    blocks = indices // 64
-    if not len(numbers):
-        return np.zeros(0, ENTRY)
-    starts = _starts(numbers, blocks)
-    entries = np.zeros(len(starts), ENTRY)
-    entries["content"], entries["block"] = numbers[starts], blocks[starts]
-    entries["mask"] = np.bitwise_or.reduceat(np.uint64(1) << (indices % 64).astype(np.uint64), starts)
-    return entries
+def runs_of(content: Sequence[str], index: Sequence[int]) -> dict[str, str | list[int]]:
+    """Return the fields content, first and count of rows sorted by content and index."""
+    names, indices = np.asarray(content), np.asarray(index)
+    starts = np.r_[True, (names[1:] != names[:-1]) | (indices[1:] != indices[:-1] + 1)].nonzero()[0]
+    count = np.diff(np.r_[starts, len(names)])
+    return {
+        "content": "".join(names[starts]),
+        "first": indices[starts].tolist(),
+        "count": count.tolist(),
+    }
 
 
 def append(path: Path, line: Line) -> None:
     """Append a line and flush it to disk; on an ``OSError`` (disk full) the manifest is unchanged."""
-    about = {name: getattr(line, name) for name in ("shard", "rows", "size", "sha256", "seconds")}
-    about["entries"] = base64.b64encode(line.entries.tobytes()).decode()
-    data = (json.dumps(about) + "\n").encode()
+    body = json.dumps(asdict(line))[:-1].encode()
+    data = body + CHECK + f"{zlib.crc32(body)}}}\n".encode()
     with FileLock(f"{path}.lock"), open(path, "a+b") as file:
         end = file.seek(0, os.SEEK_END)
         if end:
@@ -82,88 +85,88 @@ def append(path: Path, line: Line) -> None:
             raise
 
 
-def read(path: Path) -> list[Line]:
-    """Return all complete lines of a manifest; none if the file does not exist."""
-    lines: list[Line] = []
+def read(path: Path) -> dict[str, Line]:
+    """Return the undamaged lines of a manifest by shard; none if the file does not exist."""
+    lines: dict[str, Line] = {}
     if not path.is_file():
         return lines
     with open(path, "rb") as file:
         for text in file:
+            body, _, check = text.rpartition(CHECK)
             try:
                 about = json.loads(text)
-                about["entries"] = np.frombuffer(base64.b64decode(about["entries"], validate=True), ENTRY)
-                lines.append(Line(**about))
-            except (ValueError, TypeError, KeyError):
+                if (
+                    about.pop("check", None) is None
+                ):  # of an earlier version, which listed the responses otherwise
+                    del about["entries"]
+                elif check.strip() != f"{zlib.crc32(body)}}}".encode():
+                    continue
+                lines[about["shard"]] = Line(**about)
+            except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
                 continue
     return lines
 
 
 class Held:
-    """Index of the responses in several shards, searchable by question."""
+    """Index of the responses in several shards, searchable by question.
+
+    A response that two processes wrote counts once.
+    """
 
     def __init__(self, lines: Iterable[Line]) -> None:
         self.lines = list(lines)
-        parts = [line.entries for line in self.lines]
-        entries = np.concatenate(parts) if parts else np.zeros(0, ENTRY)
-        shard = np.repeat(np.arange(len(parts), dtype=np.int32), [len(part) for part in parts])
-        counts = np.bitwise_count(entries["mask"]).astype(np.int64)
-        ends = np.cumsum(counts)
-        before = np.cumsum([0, *(line.rows for line in self.lines)])[:-1]
-        row = (ends - counts - before[shard]).astype(np.int32) if len(parts) else np.zeros(0, np.int32)
-        order = np.argsort(entries["content"], kind="stable")
-        self._entries, self._shard, self._row = entries[order], shard[order], row[order]
-        self._content = np.ascontiguousarray(self._entries["content"])
+        content = _numbers(line.content or "" for line in self.lines)
+        first = np.array([one for line in self.lines for one in line.first], dtype=np.int64)
+        count = np.array([one for line in self.lines for one in line.count], dtype=np.int64)
+        shard = np.repeat(np.arange(len(self.lines)), [len(line.first) for line in self.lines])
+        before = np.cumsum([0, *(line.rows for line in self.lines)])
+        row = count.cumsum() - count - before[shard]
+        order = np.lexsort((first, content))
+        self._content, first, count, row = content[order], first[order], count[order], row[order]
+        self._shard = shard[order]
+        # Cut from each run what earlier ones of its question cover; an offset keeps questions apart.
+        start = first + (np.cumsum(np.r_[0, self._content[1:] != self._content[:-1]])[: len(first)] << 32)
+        covered = np.r_[0, np.maximum.accumulate(start + count)[:-1]][: len(first)]
+        cut = np.clip(covered - start, 0, count)
+        self._first, self._count, self._row = first + cut, count - cut, row + cut
 
-    def _spans(self, content: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Return where each question's entries begin and end."""
-        numbers = content_number(content)
+    def _spans(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return where each question's runs begin and end."""
         return np.searchsorted(self._content, numbers), np.searchsorted(self._content, numbers, "right")
+
+    def _runs(self, content: Sequence[str]) -> Iterator[range]:
+        """Yield the places of each question's runs."""
+        return map(range, *self._spans(_numbers(content)))
 
     def indices(self, content: Sequence[str]) -> list[set[int]]:
         """Return the indices of the stored responses of each question."""
+        first, end = self._first.tolist(), (self._first + self._count).tolist()
         return [
-            {index for entry in self._entries[left:right] for index in _indices(entry)}
-            for left, right in zip(*self._spans(content), strict=True)
+            {index for run in runs for index in range(first[run], end[run])} for runs in self._runs(content)
         ]
 
-    def covers(self, entries: np.ndarray) -> bool:
-        """Return whether all responses of the entries, of type ``ENTRY``, are stored."""
-        there = self.indices([f"{number:016x}" for number in entries["content"].tolist()])
-        return all(_indices(entry) <= indices for entry, indices in zip(entries, there, strict=True))
+    def covers(self, line: Line) -> bool:
+        """Return whether all responses of a line are stored."""
+        runs = line.responses()
+        there = self.indices([content for content, _ in runs])
+        return all(indices <= stored for (_, indices), stored in zip(runs, there, strict=True))
 
-    def count(self, content: np.ndarray, n: int) -> int:
+    def count(self, content: Iterable[str], n: int) -> int:
         """Count the stored responses with an index below ``n``; duplicate questions count once."""
-        if not len(content):
-            return 0
-        wanted = np.sort(content)
-        place = np.searchsorted(wanted, self._content)
-        first = 64 * self._entries["block"].astype(np.int64)
-        keep = (first < n) & (wanted[np.minimum(place, len(wanted) - 1)] == self._content)
-        names, first = self._content[keep], first[keep]
-        beyond = np.clip(64 - (n - first), 0, 63).astype(np.uint64)  # bits of responses from n on
-        masks = self._entries["mask"][keep] & (ALL >> beyond)
-        # Two processes may have written the same response; it counts once.
-        if (names[1:] == names[:-1]).any():
-            order = np.lexsort((first, names))
-            masks = np.bitwise_or.reduceat(masks[order], _starts(names[order], first[order]))
-        return int(np.bitwise_count(masks).sum())
+        left, right = self._spans(np.unique(_numbers(content)))
+        before = np.r_[0, np.clip(n - self._first, 0, self._count).cumsum()]
+        return int((before[right] - before[left]).sum())
 
     def rows(self, content: Sequence[str]) -> dict[str, np.ndarray]:
         """Return the rows that hold the questions' responses, ascending, by shard file name."""
         found: dict[str, list[np.ndarray]] = {}
-        for left, right in zip(*self._spans(content), strict=True):
-            for place in range(left, right):
-                start, mask = self._row[place], self._entries["mask"][place]
-                rows = np.arange(start, start + int(mask).bit_count())
-                found.setdefault(self.lines[self._shard[place]].shard, []).append(rows)
+        for runs in self._runs(content):
+            for run in runs:
+                rows = np.arange(self._row[run], self._row[run] + self._count[run])
+                found.setdefault(self.lines[self._shard[run]].shard, []).append(rows)
         return {shard: np.sort(np.concatenate(rows)) for shard, rows in found.items()}
 
 
-def _starts(numbers: np.ndarray, blocks: np.ndarray) -> np.ndarray:
-    """Return where a new (number, block) pair begins."""
-    return np.r_[True, (numbers[1:] != numbers[:-1]) | (blocks[1:] != blocks[:-1])].nonzero()[0]
-
-
-def _indices(entry: np.void) -> set[int]:
-    mask, first = int(entry["mask"]), 64 * int(entry["block"])
-    return {first + bit for bit in range(mask.bit_length()) if mask >> bit & 1}
+def _numbers(content: Iterable[str]) -> np.ndarray:
+    """Convert content hashes of 16 hexadecimal digits to unsigned integers."""
+    return np.frombuffer(bytes.fromhex("".join(content)), ">u8").astype(np.uint64)

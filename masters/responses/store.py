@@ -3,10 +3,11 @@
 A store is a folder named by a hash of what its responses share: model weights, mask ratio, tokenizer and chat
 template, sampling settings and seed. A row adds the content hash of the question and the response index. Rows
 are kept in Parquet shards that pandas, DuckDB and ``datasets`` can read. A shard is written to a temporary
-name, flushed to disk, renamed and only then listed in the manifest. So a kill loses at most the current
-batch, and several processes may write at once. Verdicts are kept beside the shard in a file that carries the
-judge's name, so another judge needs no new responses. A verdict holds for the label it was given with: where
-the label has changed since, the response is judged again.
+name, flushed to disk, renamed and only then listed in the manifest with its SHA-256, which every read checks.
+So a kill loses at most the current batch, several processes may write at once, and damage is named.
+
+Verdicts are kept beside the shard in a file that carries the judge's name, so another judge needs no new
+responses. A verdict holds for the response's key and the label it was given with.
 """
 
 import hashlib
@@ -14,7 +15,7 @@ import io
 import json
 import re
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,9 @@ import pyarrow.parquet as pq
 from pydantic import Field
 
 from masters.judges import Judge, score_labelled
+from masters.responses import manifest
 from masters.responses.engines import Response
-from masters.responses.manifest import Held, Line, append, content_number, entries_of, read
+from masters.responses.manifest import Held, Line, runs_of
 from masters.runtime.files import cache_dir, write_atomic
 from masters.runtime.keys import VERSIONS, key_of
 from masters.settings import Sampling, Strict
@@ -55,6 +57,9 @@ SCHEMA = pa.schema(
         ("sampling", pa.string()),
         ("engine", pa.string()),
     ]
+)
+VERDICTS = pa.schema(
+    [("key", pa.string()), ("verdict", pa.float32()), ("judge", pa.string()), ("label", pa.string())]
 )
 # Equal in all rows of a store; repeated in each row for readers of single shards.
 SHARED = ("source", "weights", "ratio", "seed", "sampling", "engine")
@@ -101,6 +106,17 @@ class Damage:
     reason: str
     responses: int | None
     questions: int | None
+
+
+class Damaged(ValueError):
+    """Raised for a damaged shard; the message names it and says what to do."""
+
+    def __init__(self, path: Path, reason: object) -> None:
+        self.reason = str(reason).strip().partition("\n")[0]
+        super().__init__(
+            f"{path} is damaged ({self.reason}); "
+            "delete it and run again: only its responses are generated again"
+        )
 
 
 def mark(text: str, finish: str) -> str:
@@ -159,58 +175,63 @@ class ResponseStore:
         first: dict[tuple[str, int], Response] = {}
         for response in responses:
             first.setdefault((content_of[response.question], response.index), response)
-        batch = [first[place] for place in sorted(first)]
-        table = questions.loc[[response.question for response in batch]]
-        content = table["content"].tolist()
-        sampling = self.spec.sampling.model_dump_json()
-        same = {"source": self.source, **self.spec.model_dump(include={"weights", "ratio", "seed"})}
-        same |= {"sampling": sampling, "engine": self.spec.engine}
+        batch = dict(sorted(first.items()))
+        table = questions.loc[[response.question for response in batch.values()]]
+        same = {"source": self.source, **self.spec.model_dump(include={"weights", "ratio", "seed", "engine"})}
+        same["sampling"] = self.spec.sampling.model_dump_json()
         rows = [
             {
                 **vars(r),
                 **same,
-                "key": hashlib.sha256(f"{self.key}{what}{r.index}".encode()).hexdigest()[:24],
-                "content": what,
+                "key": self._row_key(*place),
+                "content": place[0],
                 "asked": asked,
                 "label": label,
                 "mark": mark(r.text, r.finish),
             }
-            for r, what, asked, label in zip(batch, content, table["question"], table["answer"], strict=True)
+            for (place, r), asked, label in zip(
+                batch.items(), table["question"], table["answer"], strict=True
+            )
         ]
         path = self.folder / f"part-{uuid.uuid4().hex[:12]}.parquet"
-        data = _parquet(pa.Table.from_pylist(rows, schema=SCHEMA))
+        written = pa.Table.from_pylist(rows, schema=SCHEMA)
+        data = _parquet(written)
         write_atomic(path, data)
-        self._list(path, data, content, [r.index for r in batch], seconds)
+        self._list(path, data, written, seconds)
         return path
 
-    def _list(self, path: Path, data: bytes, content: Any, index: Any, seconds: float) -> Line:
+    def _row_key(self, content: str, index: int) -> str:
+        return hashlib.sha256(f"{self.key}{content}{index}".encode()).hexdigest()[:24]
+
+    def _list(self, path: Path, data: bytes, table: pa.Table, seconds: float) -> Line:
         """List a shard that is on disk in the manifest."""
         digest = hashlib.sha256(data).hexdigest()
-        line = Line(path.name, len(content), len(data), digest, seconds, entries_of(content, index))
-        append(self.manifest, line)
+        runs: Any = runs_of(table["content"].to_numpy(), table["index"].to_numpy())
+        line = Line(path.name, len(table), len(data), digest, seconds, **runs)
+        manifest.append(self.manifest, line)
         return line
 
     def held(self) -> Held:
         """Index the stored responses from the manifest; list shards that are missing in it again.
 
         Raises:
-            ValueError: a shard is damaged; the message names it and says what to do.
+            Damaged: a shard is damaged.
         """
         sizes = {path.name: path.stat().st_size for path in self.shards()}
-        lines = {line.shard: line for line in read(self.manifest) if line.shard in sizes}
+        lines = manifest.read(self.manifest)
         for name, size in sizes.items():
-            if name not in lines:
-                path = self.folder / name
-                frame = _read(path, ["content", "index"])
-                lines[name] = self._list(path, path.read_bytes(), frame["content"], frame["index"], 0.0)
-            elif lines[name].size != size:
-                raise _damaged(self.folder / name, f"{size} bytes, not {lines[name].size}")
-        return Held(lines[name] for name in sorted(lines))
+            path, line = self.folder / name, lines.get(name)
+            if line is not None and line.size != size:
+                raise Damaged(path, f"{size} bytes, not {line.size}")
+            if line is None or line.content is None:  # not listed, or by an earlier version
+                table = self._table(path, line)
+                lines[name] = self._list(path, path.read_bytes(), table, line.seconds if line else 0.0)
+        return Held(lines[name] for name in sizes)
 
     def status(self, content: Sequence[str], n: int) -> Status:
         """Count what is stored and what is missing of ``n`` responses per question; duplicates count once."""
         held = self.held()
-        there = held.count(content_number(content), n)
+        there = held.count(content, n)
         missing = n * len(set(content)) - there
         size = sum(line.size for line in held.lines)
         rows = sum(line.rows for line in held.lines)
@@ -218,92 +239,110 @@ class ResponseStore:
         seconds = missing * sum(line.seconds for line in held.lines) / timed if timed else None
         return Status(there, missing, size, missing * size / rows if rows else None, seconds)
 
-    def read(
-        self,
-        content: Iterable[str],
-        below: int,
-        judge: Judge | None = None,
-        held: Held | None = None,
-        labels: Mapping[str, str] | None = None,
-    ) -> pd.DataFrame:
-        """Return the responses with an index below ``below``, one row per response.
+    def read(self, content: Iterable[str], below: int, held: Held | None = None) -> pd.DataFrame:
+        """Return the responses with an index below ``below``, one row per response, and each row's ``shard``.
 
         Args:
-            judge: fills the column ``correct`` with scores from 0 to 1, or None; unjudged shards are judged
-                first.
-            labels: today's label of each content; default: those that the responses were stored with.
             held: result of an earlier :meth:`held`, for many small reads; None reads the manifest again.
 
         Raises:
-            ValueError: a shard is damaged; the message names it and says what to do.
+            Damaged: a shard is damaged.
         """
-        frames = []
-        for name, rows in (held or self.held()).rows(sorted(set(content))).items():
-            path = self.folder / name
-            whole = _read(path)
-            if labels is not None:
-                whole["label"] = whole["content"].map(labels).fillna(whole["label"])
-            frame = whole.iloc[rows]
-            if judge is not None:
-                frame = frame.assign(correct=self._verdicts(path, whole, judge).to_numpy()[rows])
-            frames.append(frame[frame["index"] < below])
-        if not frames:
-            return SCHEMA.empty_table().to_pandas().assign(correct=None)
-        # Two processes may have written the same response: keep one.
-        return pd.concat(frames, ignore_index=True).drop_duplicates(["content", "index"])
+        held = held or self.held()
+        lines = {line.shard: line for line in held.lines}
+        frames = [SCHEMA.empty_table().to_pandas().assign(shard="")]
+        for name, rows in held.rows(sorted(set(content))).items():
+            frame = self._table(self.folder / name, lines[name]).take(rows).to_pandas()
+            frames.append(frame[frame["index"] < below].assign(shard=name))
+        return pd.concat(frames[1:] or frames, ignore_index=True)
+
+    def verdicts(self, rows: pd.DataFrame, judge: Judge) -> pd.Series:
+        """Return the verdict on each row, from 0 to 1, or None; judge those that are new or have a new label.
+
+        Args:
+            rows: those of :meth:`read`; their columns asked and label may have changed since.
+        """
+        verdicts = pd.Series(np.nan, rows.index, dtype=np.float32)
+        for shard, of_shard in rows.groupby("shard"):
+            name = re.sub(r"[^A-Za-z0-9.-]", "_", judge.name)
+            path = self.folder / f"{Path(str(shard)).stem}.{name}.verdicts"
+            known = _known_verdicts(path, judge.name)
+            places = list(zip(of_shard["key"], of_shard["label"], strict=True))
+            new = of_shard[[place not in known for place in places]]
+            if len(new):
+                scores = score_labelled(judge, new["asked"], new["label"], new["text"])
+                known |= dict(zip(zip(new["key"], new["label"], strict=True), scores, strict=True))
+                table = [
+                    {"key": key, "verdict": verdict, "judge": judge.name, "label": label}
+                    for (key, label), verdict in known.items()
+                ]
+                write_atomic(path, _parquet(pa.Table.from_pylist(table, schema=VERDICTS)))
+            verdicts[of_shard.index] = np.array([known[place] for place in places], dtype=np.float32)
+        whole = (verdicts.isna() | (verdicts == verdicts.round())).all()
+        found = pa.array(verdicts, from_pandas=True)
+        return (found.cast(pa.int8()) if whole else found).to_pandas().set_axis(rows.index)
 
     def verify(self) -> list[Damage]:
         """Compare every byte of the store with the manifest and return the damaged shards.
 
         After they are deleted, the next run generates their responses again.
         """
-        lines = {line.shard: line for line in read(self.manifest)}
+        lines = manifest.read(self.manifest)
         there = {path.name: path for path in self.shards()}
-        damaged = [
-            Damage(path, reason, *_counts(lines.get(name)))
-            for name, path in there.items()
-            if (reason := _fault(path, lines.get(name)))
-        ]
+        damaged = []
+        for name, path in there.items():
+            try:
+                self._bytes(path, lines[name]) if name in lines else self._table(path, None)
+            except Damaged as error:
+                damaged.append(_damage(path, error.reason, lines.get(name)))
         held = Held(line for name, line in lines.items() if name in there)
-        damaged += [
-            Damage(self.folder / name, "it is missing", *_counts(line))
+        return damaged + [
+            _damage(self.folder / name, "it is missing", line)
             for name, line in lines.items()
-            if name not in there and not held.covers(line.entries)  # and not generated again since
+            if name not in there and not held.covers(line)  # and not generated again since
         ]
-        return damaged
 
-    def _verdicts(self, path: Path, shard: pd.DataFrame, judge: Judge) -> pd.Series:
-        """Return the verdicts on all rows of a shard, in order; judge those that are new or have a new label.
+    def _bytes(self, path: Path, line: Line) -> bytes:
+        data = path.read_bytes()
+        if len(data) != line.size:
+            raise Damaged(path, f"{len(data)} bytes, not {line.size}")
+        if hashlib.sha256(data).hexdigest() != line.sha256:
+            raise Damaged(path, "its bytes differ from those written")
+        return data
 
-        Args:
-            shard: the rows of the file, with the labels to judge by.
+    def _table(self, path: Path, line: Line | None) -> pa.Table:
+        """Return the rows of a shard, whose bytes must be those listed; without a line, each row is checked.
+
+        Raises:
+            Damaged: they are not.
         """
-        beside = path.with_name(f"{path.stem}.{re.sub(r'[^A-Za-z0-9.-]', '_', judge.name)}.verdicts")
-        verdicts: list[Any] = [None] * len(shard)
-        todo = np.ones(len(shard), dtype=bool)
-        if beside.is_file():
-            kept = _read(beside)
-            # Files from before labels could change hold none: they go with the labels of the shard itself.
-            judged_by = kept["label"] if "label" in kept else _read(path, ["label"])["label"]
-            todo = (judged_by != shard["label"]).to_numpy()
-            verdicts = [None if pd.isna(verdict) else verdict for verdict in kept["verdict"]]
-            if not todo.any():
-                return kept["verdict"]
-        new = shard[todo]
-        scores = score_labelled(judge, new["asked"], new["label"], new["text"])
-        for row, score in zip(np.flatnonzero(todo), scores, strict=True):
-            verdicts[row] = score
-        whole = all(verdict is None or verdict == int(verdict) for verdict in verdicts)
-        table = pa.table(
-            {
-                "key": pa.array(shard["key"]),
-                "verdict": pa.array(verdicts, pa.float32()).cast(pa.int8() if whole else pa.float32()),
-                "judge": pa.array([judge.name] * len(shard)),
-                "label": pa.array(shard["label"]),
-            }
+        data = path.read_bytes() if line is None else self._bytes(path, line)
+        try:
+            table = pq.read_table(pa.BufferReader(data), page_checksum_verification=line is None)
+        except (OSError, pa.ArrowException) as error:
+            raise Damaged(path, error) from None
+        if line is None:
+            if not table.schema.equals(SCHEMA):
+                raise Damaged(path, "its columns are not those of a shard")
+            places = list(zip(table["content"].to_pylist(), table["index"].to_pylist(), strict=True))
+            keys = [self._row_key(*place) for place in places]
+            if not places or places != sorted(set(places)) or keys != table["key"].to_pylist():
+                raise Damaged(path, "its rows are not responses of this store, each once")
+        return table
+
+
+def _known_verdicts(path: Path, judge: str) -> dict[tuple[str, str], float | None]:
+    """Return the verdicts in a file by key and label; none if it is missing or damaged, so all are judged."""
+    try:
+        table = pq.read_table(path, page_checksum_verification=True)
+        keys, labels, verdicts, judges = (
+            table[name].to_pylist() for name in ("key", "label", "verdict", "judge")
         )
-        write_atomic(beside, _parquet(table))
-        return _read(beside)["verdict"]
+        return (
+            dict(zip(zip(keys, labels, strict=True), verdicts, strict=True)) if {*judges} == {judge} else {}
+        )
+    except (OSError, KeyError, pa.ArrowException):
+        return {}
 
 
 def _parquet(table: pa.Table) -> bytes:
@@ -312,50 +351,17 @@ def _parquet(table: pa.Table) -> bytes:
     return buffer.getvalue()
 
 
-def _counts(line: Line | None) -> tuple[int | None, int | None]:
-    """Return how many responses and questions a shard holds; None if it is not in the manifest."""
-    return (None, None) if line is None else (line.rows, len(np.unique(line.entries["content"])))
-
-
-def _fault(path: Path, line: Line | None) -> str:
-    """Return what is wrong with a shard, or ""; an unlisted shard only has to be readable."""
-    if line is None:
-        try:
-            pq.read_table(path, page_checksum_verification=True)
-        except (OSError, pa.ArrowException) as error:
-            return _reason(error)
-        return ""
-    if path.stat().st_size != line.size:
-        return f"{path.stat().st_size} bytes, not {line.size}"
-    same = hashlib.sha256(path.read_bytes()).hexdigest() == line.sha256
-    return "" if same else "its bytes differ from those written"
-
-
-def _reason(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
-
-
-def _damaged(path: Path, reason: str) -> ValueError:
-    return ValueError(
-        f"{path} is damaged ({reason}); delete it and run again: only its responses are generated again"
-    )
-
-
-def _read(path: Path, columns: list[str] | None = None) -> pd.DataFrame:
-    try:
-        frame: pd.DataFrame = pq.read_table(
-            path, columns=columns, page_checksum_verification=True
-        ).to_pandas()
-    except (OSError, pa.ArrowException) as error:
-        raise _damaged(path, _reason(error)) from None
-    return frame
+def _damage(path: Path, reason: str, line: Line | None) -> Damage:
+    if line is None or line.content is None:
+        return Damage(path, reason, None, None)
+    return Damage(path, reason, line.rows, len({content for content, _ in line.responses()}))
 
 
 def all_stores() -> list[ResponseStore]:
     """Return every store of this version in the cache.
 
     Raises:
-        ValueError: the ``spec.json`` of a store is damaged; the message names it.
+        ValueError: the ``spec.json`` of a store is damaged, or not that of its folder; the message names it.
     """
     stores = []
     for path in sorted((cache_dir() / "responses").glob("*/spec.json")):
@@ -364,7 +370,10 @@ def all_stores() -> list[ResponseStore]:
             if about["version"] != VERSIONS["responses"]:
                 continue
             fields = {name: about[name] for name in StoreSpec.model_fields if name in about}
-            stores.append(ResponseStore(StoreSpec(**fields), about["source"]))
+            store = ResponseStore(StoreSpec(**fields), about["source"])
+            if store.folder != path.parent:
+                raise ValueError
+            stores.append(store)
         except (KeyError, TypeError, ValueError):
-            raise ValueError(f"{path} is damaged; delete its folder") from None
+            raise ValueError(f"{path} is damaged; delete it: the next run writes it again") from None
     return stores

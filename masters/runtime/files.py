@@ -2,12 +2,15 @@
 
 import errno
 import hashlib
+import json
 import os
 import shutil
 import tempfile
 import warnings
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from itertools import count
 from pathlib import Path
 
@@ -18,6 +21,7 @@ from masters.runtime.tables import SUMS, read_table, recorded_sums
 
 ROOT = Path(__file__).resolve().parents[2]
 STUDY = ROOT / "data" / "results" / "study"  # tables that the study writes and the book reads
+CHECKSUMS = "checksums.json"
 FULL = 1 << 20  # free bytes of a disk below which a failed write means that it is full
 
 
@@ -133,13 +137,55 @@ def set_aside(folder: Path) -> None:
 
 
 def write_folder_once(folder: Path, save: Callable[[Path], object]) -> None:
-    """Call :func:`write_folder` unless the folder exists; processes take turns."""
-    if folder.is_dir():
+    """Call :func:`write_folder` unless the folder is there; processes take turns.
+
+    The file written last, ``checksums.json``, holds the CRC-32 of each other file. A folder without it is
+    unfinished.
+
+    Raises:
+        OSError: the disk is full; nothing is left behind.
+        ValueError: a file is missing or its bytes differ from those written.
+    """
+    if _is_whole(folder):
         return
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
-        if not folder.is_dir():
-            write_folder(folder, save)
+        if not _is_whole(folder):
+            write_folder(folder, partial(_save_with_checksums, save))
+
+
+def _save_with_checksums(save: Callable[[Path], object], folder: Path) -> None:
+    save(folder)
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    checksums = {path.relative_to(folder).as_posix(): _checksum(path) for path in files}
+    write_atomic(folder / CHECKSUMS, json.dumps(checksums, indent=1))
+
+
+def _is_whole(folder: Path) -> bool:
+    path = folder / CHECKSUMS
+    if not path.is_file():
+        return False
+    try:
+        checksums = json.loads(path.read_text())
+        damaged = [name for name, value in checksums.items() if _checksum(folder / name) != value]
+    except (ValueError, AttributeError):
+        damaged = [CHECKSUMS]
+    if damaged:
+        raise ValueError(
+            f"{damaged[0]} in {folder} is damaged; delete that folder and run again: it is made again"
+        )
+    return True
+
+
+def _checksum(path: Path) -> int | None:
+    """Return the CRC-32 of a file, which takes 1 s for about 1 GiB; None if there is no such file."""
+    if not path.is_file():
+        return None
+    value = 0
+    with open(path, "rb") as file:
+        while block := file.read(1 << 24):
+            value = zlib.crc32(block, value)
+    return value
 
 
 def paper_table(name: str) -> pd.DataFrame:

@@ -10,6 +10,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
+from masters.judges import Judge
 from masters.judges.rule import RuleJudge
 from masters.responses import manifest
 from masters.responses.engines import Response
@@ -99,10 +100,18 @@ def test_missing_responses_are_estimated_to_cost_as_much_as_the_stored_ones(stor
     assert status.missing_size == pytest.approx(3 * path.stat().st_size)
 
 
+def judged(
+    store: ResponseStore, content: list[str], n: int, judge: Judge, labels: dict[str, str] | None = None
+) -> pd.DataFrame:
+    frame = store.read(content, n)
+    frame["label"] = frame["content"].map(labels) if labels else frame["label"]
+    return frame.assign(correct=store.verdicts(frame, judge))
+
+
 def test_verdicts_belong_to_their_rows(store: ResponseStore) -> None:
     for start in (0, 20):
         fill(store, [(q, i) for q in range(start, start + 20) for i in range(3)])
-    frame = store.read(CONTENT[5:30], 3, RuleJudge())
+    frame = judged(store, CONTENT[5:30], 3, RuleJudge())
     assert len(frame) == 75
     assert frame["correct"].tolist() == [index % 2 for index in frame["index"]]
 
@@ -121,8 +130,8 @@ def test_corrected_labels_are_judged_again_and_no_others(store: ResponseStore) -
     judge = Counting()
     fill(store, [(q, i) for q in range(10) for i in range(2)])
     today = {content: str(q + 1 if q == 3 else q) for q, content in enumerate(CONTENT)}
-    for labels, total, right in ((None, 20, 1), (today, 22, 0), (today, 22, 0), (None, 24, 1)):
-        frame = store.read(CONTENT[:10], 2, judge, labels=labels).set_index(["content", "index"])
+    for labels, total, right in ((None, 20, 1), (today, 22, 0), (today, 22, 0), (None, 22, 1)):
+        frame = judged(store, CONTENT[:10], 2, judge, labels).set_index(["content", "index"])
         assert judge.judged == total
         of_third = frame.loc[CONTENT[3]]
         assert of_third["correct"].tolist() == [1 - right, right]
@@ -142,7 +151,7 @@ class Halves:
 def test_fractions_and_missing_verdicts_are_kept(store: ResponseStore) -> None:
     fill(store, [(q, 0) for q in range(6)])
     for _ in range(2):
-        correct = store.read(CONTENT[:6], 1, Halves())["correct"]
+        correct = judged(store, CONTENT[:6], 1, Halves())["correct"]
         assert correct.isna().tolist() == [True, False, False] * 2 and set(correct.dropna()) == {0.5}
 
 

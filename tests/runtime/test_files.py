@@ -88,7 +88,31 @@ def test_a_folder_is_written_once_and_completely(tmp_path: Path) -> None:
     assert not [path for path in folder.parent.iterdir() if path.is_dir()]
     write_folder_once(folder, lambda target: (target / "file").write_text("first"))
     write_folder_once(folder, fail)
-    assert [(path.name, path.read_text()) for path in folder.iterdir()] == [("file", "first")]
+    assert (folder / "file").read_text() == "first"
+
+
+@pytest.mark.parametrize("damaged", ["file", "deep/file", "checksums.json"])
+def test_damage_in_a_folder_is_named_and_a_folder_without_its_last_file_is_made_again(
+    tmp_path: Path, damaged: str
+) -> None:
+    folder = tmp_path / "folder"
+
+    def save(target: Path) -> None:
+        for name in ("file", "deep/file"):
+            write_atomic(target / name, f"content of {name}")
+
+    write_folder_once(folder, save)
+    whole = (folder / damaged).read_bytes()
+    for content in (whole[:-1], whole.replace(b"e", b"f"), b"", b"[]", b"\xff"):
+        (folder / damaged).write_bytes(content)
+        with pytest.raises(ValueError, match=r"in .*folder is damaged; delete that folder and run again"):
+            write_folder_once(folder, save)
+    (folder / damaged).write_bytes(whole)
+    write_folder_once(folder, save)
+    (folder / "checksums.json").unlink()
+    with pytest.warns(UserWarning, match="is incomplete"):
+        write_folder_once(folder, save)
+    assert (folder / damaged).read_bytes() == whole
 
 
 @pytest.mark.parametrize(
