@@ -1,3 +1,5 @@
+import random
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -7,6 +9,7 @@ import numpy as np
 import pytest
 import small
 import torch
+from fuzzing import damage, rounds
 
 from masters.data.questions import Questions, Ragged, load_questions
 from masters.data.tasks import vocabulary
@@ -15,6 +18,7 @@ from masters.models.loading import load
 from masters.models.packing import pack, response_logits
 from masters.models.small import build
 from masters.models.source import Source
+from masters.objective.topk import Packed
 from masters.responses import teacher_logprobs as module
 from masters.responses.teacher_logprobs import TopK, distributions
 from masters.settings import ModelSpec
@@ -110,6 +114,39 @@ def test_stored_distributions_need_no_model(setting: Setting, monkeypatch: pytes
     forbid(monkeypatch)
     again = distributions(setting.source, setting.questions, WANTED, setting.groups)
     assert (again.values == values).all() and (again.offsets == first.offsets).all()
+
+
+@pytest.mark.fuzz
+@pytest.mark.parametrize("top_k", [None, 20])
+def test_damaged_log_probabilities_are_named_or_computed_again(
+    setting: Setting, top_k: int | None, tmp_path: Path
+) -> None:
+    asked = setting.source, setting.questions, WANTED, setting.groups, top_k
+    first = distributions(*asked)
+    folder, kept = first.folder, tmp_path / "kept"
+    shutil.copytree(folder, kept)
+    files = sorted(kept.iterdir())
+    for seed in range(rounds(40)):
+        rng = random.Random(seed)
+        path = folder / rng.choice(files).name
+        how = damage(path, files, rng)
+        if path.read_bytes() == (kept / path.name).read_bytes():
+            continue
+        with pytest.raises(ValueError, match=r"is damaged; delete that folder and run again") as error:
+            distributions(*asked)
+        assert path.name in str(error.value) or path.name == "checksums.json", how
+        assert str(folder) in str(error.value) and "\n" not in str(error.value)
+        shutil.copy(kept / path.name, path)
+    (folder / "checksums.json").unlink()
+    with pytest.warns(UserWarning, match="is incomplete: set aside"):
+        again = distributions(*asked)
+    assert all(same(again[row], first[row]) for row in range(len(first)))
+
+
+def same(some: np.ndarray | Packed, others: np.ndarray | Packed) -> bool:
+    if isinstance(some, Packed) and isinstance(others, Packed):
+        return some.rows.equal(others.rows)
+    return np.array_equal(some, others)
 
 
 def test_other_inputs_are_computed_again(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
