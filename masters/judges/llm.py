@@ -12,9 +12,11 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from masters.data.labels import accepted
 from masters.judges import triples
+from masters.runtime.files import full_disk_error
 from masters.runtime.keys import hash_of, key_of
 from masters.runtime.progress import report
 from masters.runtime.server import Server
@@ -93,8 +95,7 @@ class LLMJudge:
         self.name = f"llm-{re.sub(r'[^A-Za-z0-9.]+', '-', model).strip('-')[:100]}-{hash_of(meaning)}"
         self.judged = self.remembered = self.invalid = 0
         self._lock = threading.Lock()
-        self._stores = memory is not None
-        self._verdicts = _verdicts(":memory:" if memory is None else memory / f"{self.name}.sqlite")
+        self._verdicts = None if memory is None else _Verdicts(memory / f"{self.name}.sqlite")
 
     def usage(self) -> str:
         """Summarize verdicts, requests, tokens and the % of unreadable verdicts in one line."""
@@ -111,14 +112,13 @@ class LLMJudge:
         if not response.strip():
             return 0
         key = key_of("verdict", judge=self.name, question=question, label=label, response=response)
+        stored = self._verdicts.read(key) if self._verdicts else ()
+        verdict = stored[0] if stored else self._judge(question, label, response)
+        if self._verdicts and not stored:
+            self._verdicts.add(key, verdict)
         with self._lock:
-            row = self._verdicts.execute("SELECT verdict FROM verdicts WHERE key = ?", (key,)).fetchone()
-        verdict: int | None = row[0] if row else self._judge(question, label, response)
-        with self._lock:
-            if self._stores:  # unless another process has stored one first
-                self._verdicts.execute("INSERT OR IGNORE INTO verdicts VALUES (?, ?)", (key, verdict))
-            self.judged += row is None
-            self.remembered += row is not None
+            self.judged += not stored
+            self.remembered += bool(stored)
             self.invalid += verdict is None
         return verdict
 
@@ -167,15 +167,45 @@ class LLMJudge:
         return (choice["message"]["content"] if whole else ""), nonce
 
 
-def _verdicts(path: Path | str) -> sqlite3.Connection:
-    """Open the stored verdicts; a kill leaves no partial verdict."""
-    if isinstance(path, Path):
+class _Verdicts:
+    """Stored verdicts; thread-safe, and a kill leaves no partial one.
+
+    A row has a checksum of key and verdict, because SQLite has none and one bit makes a 0 a 1. Rows of
+    earlier versions are plain numbers.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self._lock = path, threading.Lock()
         path.parent.mkdir(parents=True, exist_ok=True)
-    base = sqlite3.connect(path, timeout=60, check_same_thread=False, isolation_level=None)
-    try:
-        base.execute("PRAGMA journal_mode=WAL")
-        base.execute("PRAGMA synchronous=FULL")
-        base.execute("CREATE TABLE IF NOT EXISTS verdicts (key TEXT PRIMARY KEY, verdict INTEGER)")
-    except sqlite3.DatabaseError as error:
-        raise ValueError(f"the verdicts in {path} cannot be read ({error}); delete the file") from None
-    return base
+        self._base = sqlite3.connect(path, timeout=60, check_same_thread=False, isolation_level=None)
+        self._run("PRAGMA journal_mode=WAL")
+        self._run("PRAGMA synchronous=FULL")
+        self._run("CREATE TABLE IF NOT EXISTS verdicts (key TEXT PRIMARY KEY, verdict INTEGER)")
+
+    def read(self, key: str) -> tuple[()] | tuple[int | None]:
+        """Return the verdict of a key; nothing if there is none."""
+        rows = self._run("SELECT verdict FROM verdicts WHERE key = ?", key)
+        for verdict in (0, 1, None):
+            if rows and rows[0][0] in (verdict, _checked(key, verdict)):
+                return (verdict,)
+        if rows:
+            raise self._damaged(f"a verdict is {str(rows[0][0])[:50]!r}")
+        return ()
+
+    def add(self, key: str, verdict: int | None) -> None:
+        """Store a verdict, unless another process has stored one first."""
+        self._run("INSERT OR IGNORE INTO verdicts VALUES (?, ?)", key, _checked(key, verdict))
+
+    def _run(self, query: str, *values: str) -> list[tuple[Any, ...]]:
+        try:
+            with self._lock, full_disk_error(self.path.parent):
+                return self._base.execute(query, values).fetchall()
+        except sqlite3.DatabaseError as error:
+            raise self._damaged(error) from None
+
+    def _damaged(self, reason: object) -> ValueError:
+        return ValueError(f"the verdicts in {self.path} cannot be read ({reason}); delete the file")
+
+
+def _checked(key: str, verdict: int | None) -> str:
+    return f"{verdict} {hash_of([key, verdict])}"

@@ -1,12 +1,16 @@
 """Hand-written verdicts for the rule judge, and the language-model judge against a real server."""
 
+import random
 import re
+import shutil
+import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fuzzing import damage, rounds
 from judge_server import Reply, Server, block, explains, honest, nonce_of, said, serving, verdict
 
 from masters.judges import llm
@@ -643,6 +647,35 @@ def test_damaged_verdicts_are_named(server: Server, tmp_path: Path) -> None:
     (tmp_path / f"{name}.sqlite").write_bytes(b"no database" * 1000)
     with pytest.raises(ValueError, match=rf"{name}\.sqlite cannot be read .* delete the file"):
         judge_at(server, memory=tmp_path)
+
+
+@pytest.mark.fuzz
+def test_damaged_verdicts_are_judged_again_or_named(server: Server, tmp_path: Path) -> None:
+    responses = [str(number) for number in range(20)]
+    asked = [COUNT] * 20, ["7"] * 20, responses
+    judge = judge_at(server, memory=tmp_path / "whole")
+    expected = judge.score_many(*asked)
+    (path,) = (tmp_path / "whole").glob("*.sqlite")
+    with sqlite3.connect(path) as base:
+        base.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    for seed in range(rounds(40)):
+        folder = tmp_path / str(seed)
+        folder.mkdir()
+        copied = Path(shutil.copy(path, folder))
+        how = damage(copied, [copied], random.Random(seed))
+        try:
+            assert judge_at(server, memory=folder).score_many(*asked) == expected, how
+        except ValueError as error:
+            assert str(copied) in str(error) and "delete the file" in str(error) and "\n" not in str(error)
+
+
+def test_a_verdict_whose_checksum_differs_is_named(server: Server, tmp_path: Path) -> None:
+    judge_at(server, memory=tmp_path).score(COUNT, "7", "7")
+    (path,) = tmp_path.glob("*.sqlite")
+    with sqlite3.connect(path) as base:
+        base.execute("UPDATE verdicts SET verdict = replace(verdict, '1 ', '0 ')")
+    with pytest.raises(ValueError, match=r"a verdict is '0 [0-9a-f]+'\); delete the file"):
+        judge_at(server, memory=tmp_path).score(COUNT, "7", "7")
 
 
 def test_a_bad_address_is_refused() -> None:

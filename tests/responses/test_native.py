@@ -28,8 +28,16 @@ PIXTRAL = {
     "image_size": 32,
     "patch_size": 8,
 }
-
-
+PATCHES = {
+    "depth": 1,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_heads": 2,
+    "patch_size": 8,
+    "spatial_merge_size": 2,
+    "temporal_patch_size": 2,
+    "out_hidden_size": 32,
+}
 ROPE = {
     "rope_type": "default",
     "mrope_section": [2, 1, 1],
@@ -85,19 +93,8 @@ def llama4() -> tuple[Any, dict[str, Any]]:
 
 
 def glm4v() -> tuple[Any, dict[str, Any]]:
-    vision = {
-        "depth": 1,
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_heads": 2,
-        "patch_size": 8,
-        "image_size": 32,
-        "out_hidden_size": 32,
-        "spatial_merge_size": 2,
-        "temporal_patch_size": 2,
-    }
     config = transformers.Glm4vConfig(
-        vision_config=vision,
+        vision_config=PATCHES | {"image_size": 32},
         text_config=families.text(model_type="glm4v_text", rope_parameters=ROPE),
         image_token_id=families.IMAGE,
         video_token_id=families.VIDEO,
@@ -120,19 +117,8 @@ def qwen3_5() -> tuple[Any, dict[str, Any]]:
         linear_value_head_dim=16,
         linear_conv_kernel_dim=4,
     )
-    vision = {
-        "depth": 1,
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_heads": 2,
-        "patch_size": 8,
-        "spatial_merge_size": 2,
-        "temporal_patch_size": 2,
-        "out_hidden_size": 32,
-        "num_position_embeddings": 64,
-    }
     config = transformers.Qwen3_5Config(
-        vision_config=vision,
+        vision_config=PATCHES | {"num_position_embeddings": 64},
         text_config=text,
         image_token_id=families.IMAGE,
         video_token_id=families.VIDEO,
