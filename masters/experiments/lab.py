@@ -37,6 +37,7 @@ from masters.responses.cached import engine_of, open_store, responses
 from masters.responses.store import ResponseStore
 from masters.responses.teacher_logprobs import TopK, distributions
 from masters.runtime import distributed, workers
+from masters.runtime.checksums import is_whole
 from masters.runtime.files import cache_dir
 from masters.runtime.keys import key_of
 from masters.runtime.progress import report
@@ -55,6 +56,7 @@ class Lab:
         self.profile = load_profile(profile) if isinstance(profile, str) else profile
         self.engine = engine_of(self.profile.generation)
         self._questions: dict[str, Questions] = {}
+        self._trained: set[str] = set()
         self._labels: dict[tuple[float, tuple[str, ...]], tuple[pd.DataFrame, list[np.ndarray]]] = {}
 
     @cached_property
@@ -134,8 +136,11 @@ class Lab:
 
     def is_trained(self, model: str) -> bool:
         """Return whether a rung is ready to use without training."""
-        spec = self.profile.ladder[model]  # type: ignore[index]
-        return bool(spec.path) or (self._ladder_folder(model) / "config.json").is_file()
+        if model not in self._trained and not self.profile.ladder[model].path:  # type: ignore[index]
+            if not is_whole(self._ladder_folder(model), "config.json"):
+                return False
+            self._trained.add(model)  # files are read once
+        return True
 
     def source(self, model: str, ratio: float = 0.0, choice: MaskChoice = PAPERS) -> Source:
         """Return a rung, masked at a ratio, as a source of responses or log-probabilities."""

@@ -5,9 +5,10 @@ A killed run resumes from its checkpoint; two notebooks that need the same run s
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -21,6 +22,7 @@ from masters.experiments.run import run, run_folder
 from masters.models.loading import load
 from masters.objective.diagnostics import Diverged
 from masters.runtime import distributed
+from masters.runtime.checksums import check, is_whole
 from masters.training.memory import Memory, Shape, estimate, patches
 
 
@@ -49,22 +51,34 @@ def read(runs: Sequence[tuple[str, int, Path]], diverged: bool = False) -> Resul
 
     Raises:
         Diverged: a run diverged, and ``diverged`` is False.
+        ValueError: a file cannot be read.
     """
     rows, predictions, logs = [], [], []
     for name, seed, folder in runs:
-        row = json.loads((folder / "result.json").read_text())
+        row = _read(folder / "result.json", lambda path: json.loads(path.read_text()))
         if row.setdefault("diverged", "") and not diverged:
             raise Diverged(f"arm {name!r} at seed {seed}: {row['diverged']}")
         rows.append({"arm": name, "seed": seed, "key": folder.name} | row)
-        predictions.append(pd.read_parquet(folder / "predictions.parquet").assign(arm=name, seed=seed))
+        answers = _read(folder / "predictions.parquet", pd.read_parquet)
+        predictions.append(answers.assign(arm=name, seed=seed))
         if (folder / "log.parquet").is_file():
-            logs.append(pd.read_parquet(folder / "log.parquet").assign(arm=name, seed=seed))
+            logs.append(_read(folder / "log.parquet", pd.read_parquet).assign(arm=name, seed=seed))
     nothing = pd.DataFrame(columns=["arm", "seed", "step", "loss"])
     return Results(
         pd.DataFrame(rows),
         pd.concat(predictions, ignore_index=True),
         pd.concat(logs, ignore_index=True) if logs else nothing,
     )
+
+
+def _read(path: Path, read: Callable[[Path], Any]) -> Any:
+    try:
+        return read(path)
+    except (OSError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            f"{path} is damaged ({reason}): delete its folder, and the run is repeated"
+        ) from None
 
 
 def run_arms(
@@ -89,7 +103,7 @@ def run_arms(
     specs = {name: arm(name, lab.profile) for name in arms}
     seeds = range(lab.profile.seeds) if seeds is None else seeds
     folders = {(name, seed): run_folder(lab, specs[name], seed, split) for name in arms for seed in seeds}
-    missing = [pair for pair, folder in folders.items() if not (folder / "result.json").is_file()]
+    missing = [pair for pair, folder in folders.items() if not is_whole(folder, "result.json")]
     if missing:
         _check_labels(lab, split)
     prepare(
@@ -115,6 +129,7 @@ def answer_times(lab: Lab, arms: Sequence[str], questions: int) -> pd.DataFrame:
         for name in arms:
             spec = arm(name, lab.profile)
             saved = run_folder(lab, spec, 0) / "model"
+            check(saved, f"delete {saved.parent}, and the run is repeated")
             model, processor = load(saved if saved.is_dir() else lab.folder(spec.student))
             longest = lab.profile.sampling.max_new_tokens
             timed = latency(model, processor, lab.questions("test"), questions, longest)
@@ -146,7 +161,7 @@ def run_arm(lab: Lab, name: str, seed: int) -> Path:
             print(memory_line(lab, name), file=sys.stderr, flush=True)
         for model in set(spec.models):
             lab.folder(model)
-        if not (run_folder(lab, spec, seed) / "result.json").is_file():
+        if not is_whole(run_folder(lab, spec, seed), "result.json"):
             prepare(lab, ResponsePlan.of([spec], lab.profile.distillation.cache_teacher))
     distributed.wait()
     folder = run(lab, spec, seed)

@@ -43,6 +43,7 @@ from masters.models.loading import load, save_student, stored_dtype
 from masters.models.source import Source
 from masters.objective.diagnostics import NotFinite
 from masters.runtime import distributed
+from masters.runtime.checksums import LIST, is_whole, write_list
 from masters.runtime.files import cache_dir, write_folder
 from masters.runtime.keys import key_of
 from masters.settings import MemorySavings, Profile
@@ -51,7 +52,7 @@ from masters.training.online import train_online
 from masters.training.train import Budget, train
 from masters.training.trainer import Objective
 
-ABOUT = ("training.json", "log.parquet")  # beside the trained student's files
+ABOUT = ("training.json", "log.parquet", LIST)  # beside the trained student's files
 
 
 def run_folder(lab: Lab, spec: RunSpec, seed: int, split: str = "test") -> Path:
@@ -97,11 +98,13 @@ def run(lab: Lab, spec: RunSpec, seed: int, split: str = "test") -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     alone, work = distributed.rank() == 0, Path(f"{folder}.run")
     with FileLock(f"{folder}.lock") if alone else nullcontext():
-        if distributed.from_main((folder / "result.json").is_file):
+        if distributed.from_main(partial(is_whole, folder, "result.json")):
             return folder
         check_labels(lab.judge, lab.questions(split).table)
         student = work / "student"
-        if spec.learn_from != "nothing" and not distributed.from_main(student.is_dir):
+        if spec.learn_from != "nothing" and not distributed.from_main(
+            partial(is_whole, student, "training.json")
+        ):
             _train(lab, spec, seed, work, student)
         if alone:
             write_folder(folder, partial(_evaluate, lab, spec, seed, split, student))
@@ -120,6 +123,7 @@ def _train(lab: Lab, spec: RunSpec, seed: int, work: Path, student: Path) -> Non
             log.to_parquet(target / "log.parquet")
             seconds = max(seconds, float(log["seconds"].sum()))  # a resumed run's log begins before the stop
         (target / "training.json").write_text(json.dumps({"seconds": seconds, "diverged": diverged}))
+        write_list(target)
 
     try:
         train_student(lab, spec, seed, work, student, describe)
@@ -164,7 +168,9 @@ def _evaluate(lab: Lab, spec: RunSpec, seed: int, split: str, student: Path, tar
         log.to_parquet(target / "log.parquet")
         # Copied, not moved: this write may still fail.
         shutil.copytree(student, target / "model", ignore=shutil.ignore_patterns(*ABOUT))
+        write_list(target / "model")
     (target / "result.json").write_text(json.dumps(row))
+    write_list(target)
 
 
 def train_student(

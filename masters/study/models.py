@@ -9,17 +9,25 @@ from functools import partial
 from pathlib import Path
 
 from masters.experiments.lab import Lab
+from masters.runtime.checksums import check, write_list
 from masters.runtime.files import write_folder
 from masters.runtime.keys import key_of
 from masters.settings import Profile
 
 
 def with_kept(profile: Profile, folder: Path) -> Profile:
-    """Return a profile whose ladder loads the kept models in ``folder`` that it would otherwise train."""
+    """Return a profile whose ladder loads the kept models in ``folder`` that it would otherwise train.
+
+    Raises:
+        ValueError: a kept model is damaged.
+    """
     ladder = {}
     for name, spec in profile.ladder.items():
         kept = _kept(profile, name, folder)
-        ladder[name] = spec.model_copy(update={"path": str(kept)}) if kept.is_dir() else spec
+        there = (kept / "config.json").is_file()
+        if there:
+            check(kept, "restore the folder with git, or delete it to train the model again")
+        ladder[name] = spec.model_copy(update={"path": str(kept)}) if there else spec
     return profile.model_copy(update={"ladder": ladder})
 
 
@@ -31,11 +39,16 @@ def keep(lab: Lab, folder: Path) -> None:
     """
     for name, spec in lab.profile.ladder.items():
         kept = _kept(lab.profile, name, folder)
-        if spec.path or kept.is_dir():
+        if spec.path or (kept / "config.json").is_file():
             continue
-        for outdated in kept.parent.glob(f"{name}-*"):
+        for outdated in set(kept.parent.glob(f"{name}-*")) - {kept}:
             shutil.rmtree(outdated)
-        write_folder(kept, partial(shutil.copytree, lab.folder(name), dirs_exist_ok=True))
+        write_folder(kept, partial(_copy, lab.folder(name)))
+
+
+def _copy(source: Path, target: Path) -> None:
+    shutil.copytree(source, target, dirs_exist_ok=True)
+    write_list(target)  # a model of an older cache has none
 
 
 def _kept(profile: Profile, name: str, folder: Path) -> Path:

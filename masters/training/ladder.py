@@ -19,6 +19,7 @@ from masters.data.questions import Questions, prompt_text
 from masters.models.loading import device, parameter_count, skeleton
 from masters.models.small import build
 from masters.models.source import Source
+from masters.runtime.checksums import is_whole, write_list
 from masters.runtime.files import write_folder
 from masters.runtime.keys import hash_of
 from masters.settings import ModelSpec
@@ -36,7 +37,7 @@ def train_rung(
     folder: Path,
     replicate: int = 0,
 ) -> None:
-    """Train one rung and save it, unless its folder exists; a killed training resumes.
+    """Train one rung and save it, unless its folder is whole; a killed training resumes.
 
     Args:
         name: the rung; its seed is a hash of the name plus ``replicate``.
@@ -49,7 +50,7 @@ def train_rung(
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
-        if (folder / "config.json").is_file():
+        if is_whole(folder, "config.json"):
             return
         seed = (int(hash_of(name), 16) + replicate) % 2**31
         model: Any = build(spec, _words(processor), seed)[0]
@@ -74,6 +75,7 @@ def train_rung(
             processor.save_pretrained(target)
             log.to_parquet(target / "log.parquet")
             (target / "training.json").write_text(json.dumps({"steps": spec.steps, "seconds": seconds}))
+            write_list(target)
 
         write_folder(folder, save)
         shutil.rmtree(work, ignore_errors=True)

@@ -23,6 +23,7 @@ from masters.data.questions import Questions
 from masters.models import compatibility
 from masters.models.attention import FLEX, attending
 from masters.runtime import distributed
+from masters.runtime.files import full_disk_error
 from masters.runtime.memory import is_full
 from masters.runtime.progress import report
 from masters.settings import MemorySavings, Watch
@@ -160,6 +161,7 @@ def train(
             argument is unknown, or accelerate uses another setup than the launch requested.
         Diverged: the loss is not finite, or beyond what ``watch`` allows.
         MemoryError: the device is full; one line says what to change.
+        OSError: the disk is full.
     """
     if len(examples) != budget.steps * budget.batch:
         raise ValueError(f"{name}: {len(examples)} examples for {budget.steps} steps of {budget.batch}")
@@ -205,6 +207,7 @@ def train(
     distributed.check_launched(trainer.accelerator.num_processes, trainer.accelerator.distributed_type.name)
     if sharded == "FSDP":
         objective.shard()
+    folder.mkdir(parents=True, exist_ok=True)
     checkpoint = distributed.from_main(lambda: last_checkpoint(folder))
     if checkpoint is not None and plateau is not None:
         plateau.load(Path(checkpoint))
@@ -213,7 +216,7 @@ def train(
     quiet.setLevel(logging.ERROR)
     try:
         models = [adapters.whole(trained), *objective.beside]
-        with attending(models, FLEX) if readable.flex else nullcontext():
+        with full_disk_error(folder), attending(models, FLEX) if readable.flex else nullcontext():
             trainer.train(resume_from_checkpoint=checkpoint)
     except RuntimeError as error:
         if not is_full(error):

@@ -271,7 +271,7 @@ def test_a_student_is_saved_before_its_evaluation_fails_and_is_not_trained_again
     assert json.loads((folder / "result.json").read_text())["seconds"] == seconds
     assert small.weights_hash(load(folder / "model")[0]) == saved
     assert {path.name for path in folder.iterdir()} == {
-        "log.parquet", "model", "predictions.parquet", "result.json"
+        "SHA256SUMS", "log.parquet", "model", "predictions.parquet", "result.json"
     }  # fmt: skip
     assert not work.exists()
 

@@ -171,6 +171,17 @@ def test_a_half_written_checkpoint_is_ignored_and_removed(tmp_path: Path) -> Non
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-9"]
 
 
+@pytest.mark.parametrize("free", [0, 60, 130, 200])  # KiB: the weights, or the optimizer's state, do not fit
+def test_a_full_disk_at_a_checkpoint_is_one_line(asked: Questions, small_disk: Path, free: int) -> None:
+    (small_disk / "filled").write_bytes(bytes((252 - free) << 10))
+    model, _ = small.build()
+    with pytest.raises(
+        OSError, match=r"^\[Errno 28\] No space left on device: free some for .*run and start"
+    ) as told:
+        train(model, asked, small.labelled(asked), Objective(), small.BUDGET, small_disk / "run", "full")
+    assert "\n" not in str(told.value)
+
+
 @pytest.mark.parametrize(("kind", "tolerance"), [(np.float32, 1e-5), (np.float16, 1e-3)])
 def test_cached_log_probabilities_give_the_gradients_of_the_live_models(
     asked: Questions, tmp_path: Path, kind: type[np.floating], tolerance: float
