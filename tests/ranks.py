@@ -26,12 +26,14 @@ from masters.experiments.results import run_arm
 from masters.objective.diagnostics import Diverged
 from masters.objective.options import LossOptions
 from masters.runtime import distributed
+from masters.settings import TrainerOptions
 from masters.training import train as training
 from masters.training.examples import Collator, Example, Examples
 from masters.training.train import Budget, train
 from masters.training.trainer import MastersTrainer, Objective
 
-BUDGET = Budget(steps=6, batch=4, learning_rate=3e-3, schedule="constant", log_every=1, save_steps=4)
+SAVING = TrainerOptions(save_steps=4)
+BUDGET = Budget(steps=6, batch=4, learning_rate=3e-3, schedule="constant", log_every=1, options=SAVING)
 TEXTS = ["the answer is {} .", "{} .", "it is a {} square .", "no , it is {}"]
 STAGES = [(0, 0.2), (0, 0.1), (1, 0.0)]
 

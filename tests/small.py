@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 
 from masters.data.questions import Questions, Ragged, prompt_text
 from masters.models import small as models
-from masters.settings import ModelSpec
+from masters.settings import ModelSpec, TrainerOptions
 from masters.training.examples import Example, Examples
 from masters.training.plateau import PlateauStages
 from masters.training.train import Budget, train
@@ -33,7 +33,7 @@ COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220), 
 QUESTION_WORDS = ["what", "colour", "is", "this", "square", "?"]
 ANSWER_WORDS = ["the", "answer", ".", "so", ",", "yes", "no", "a", "it"]
 WORDS = sorted([*COLOURS, *QUESTION_WORDS, *ANSWER_WORDS])
-BUDGET = Budget(steps=8, batch=2, learning_rate=1e-2, save_steps=3, log_every=1)
+BUDGET = Budget(steps=8, batch=2, learning_rate=1e-2, log_every=1, options=TrainerOptions(save_steps=3))
 
 
 def weights_hash(model: PreTrainedModel) -> str:

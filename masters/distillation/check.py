@@ -18,11 +18,12 @@ from masters.data.questions import Questions
 from masters.experiments.arms import RunSpec
 from masters.experiments.curriculum import all_stages, wanted_responses
 from masters.experiments.lab import Lab
+from masters.experiments.memory import memory
 from masters.experiments.response_plan import ResponsePlan
 from masters.models.loading import parameter_count
 from masters.objective.topk import bytes_per_token
 from masters.runtime import distributed
-from masters.training.memory import Shape, device_memory, estimate, patches
+from masters.training.memory import device_memory
 
 GIB = 2**30
 # Share of the measured matrix products per second: reading or learning, and generating token by token.
@@ -93,27 +94,10 @@ def estimate_run(lab: Lab, spec: RunSpec, sample: Questions, evaluated: int, out
     n = max((sum(w.n for w in wanted_responses(spec, stage)) for stage in stages), default=1)
     prompts = [len(sample.prompt(index)) for index in range(len(sample))]
     questions, mean = settings.questions, float(np.mean(prompts))
-    pictures = [sample.image_features([index]) for index in range(len(sample))]
 
-    at_once = min(n, settings.memory_savings.responses_at_once or n)
     world = distributed.world_size()
-    rows = max(1, spec.batch // (settings.memory_savings.accumulate * world))
     try:
-        config = models[spec.student].config
-        seen = [patches(config, of["pixel_values"]) for of in pictures if of]
-        step: int | None = estimate(
-            models[spec.student],
-            Shape(
-                questions=rows,
-                length=max(prompts) + at_once * longest,
-                tokens=rows * n * longest,
-                patches=rows * max(seen, default=0),
-                vocabulary=vocabulary,
-            ),
-            settings.memory_savings,
-            () if settings.cache_teacher else tuple(models[name] for name in spec.teachers),
-            spec.r_max,
-        ).total
+        step: int | None = memory(lab, spec, sample, range(len(sample))).total
     except (AttributeError, KeyError, TypeError, ValueError):  # a config that names its sizes otherwise
         step = None
     largest = max(models, key=lambda name: weights[name])

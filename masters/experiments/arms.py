@@ -73,28 +73,18 @@ LABELS = ("labels", "rationales")  # in all registers, or in the register that g
 
 UNMASKED = {"r_max": 0.0}
 PLAIN: dict[str, Any] = {"rewards": ()}
+UNTRAINED = {"learn_from": "nothing", "teachers": (), **PLAIN, **UNMASKED}
+SUPERVISED = {"cross_entropy": True, "teachers": (), **PLAIN, **UNMASKED}
 ALONE = {"teacher_responses": 0, "student_responses": 8}
 PAPERS_STEP = 0.05  # s of Eq. 3
 
 # Name: (title, what differs from the paper's method at the profile's settings).
 CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
-    "base": (
-        "base student",
-        {"student": "student", "learn_from": "nothing", "teachers": (), **PLAIN, **UNMASKED},
-    ),
-    "mid": ("mid teacher", {"student": "mid", "learn_from": "nothing", "teachers": (), **PLAIN, **UNMASKED}),
-    "large": (
-        "large teacher",
-        {"student": "large", "learn_from": "nothing", "teachers": (), **PLAIN, **UNMASKED},
-    ),
-    "sft": (
-        "supervised on labels",
-        {"learn_from": "labels", "cross_entropy": True, "teachers": (), **PLAIN, **UNMASKED},
-    ),
-    "reasoning": (
-        "supervised on rationales",
-        {"learn_from": "rationales", "cross_entropy": True, "teachers": (), **PLAIN, **UNMASKED},
-    ),
+    "base": ("base student", {"student": "student", **UNTRAINED}),
+    "mid": ("mid teacher", {"student": "mid", **UNTRAINED}),
+    "large": ("large teacher", {"student": "large", **UNTRAINED}),
+    "sft": ("supervised on labels", {"learn_from": "labels", **SUPERVISED}),
+    "reasoning": ("supervised on rationales", {"learn_from": "rationales", **SUPERVISED}),
     "naive": ("naive distillation, one label", {"learn_from": "labels", **PLAIN, **UNMASKED}),
     "naive_multi": ("naive distillation, responses", {**PLAIN, **UNMASKED}),
     "naive_rewards": ("rewards without masking", UNMASKED),
@@ -113,10 +103,7 @@ CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
     "replay": ("hard questions replayed", {"replay": True}),
     "plateau": ("a stage ends when the student stops improving", {"schedule": "plateau"}),
     "refreshed": ("student responses refreshed at each stage", {"refreshed": True}),
-    "own_accuracy": (
-        "student responses only, accuracy reward",
-        {"rewards": ("accuracy",), **ALONE},
-    ),
+    "own_accuracy": ("student responses only, accuracy reward", {"rewards": ("accuracy",), **ALONE}),
     "online": (
         "online GRPO, accuracy reward",
         {"learn_from": "online", "teachers": (), "rewards": ("accuracy",), **ALONE, **UNMASKED},
@@ -136,6 +123,20 @@ MASKS = {
 
 # The teacher's share in the mixture of a divergence, from its paper; 0.5 where the paper does not say.
 MIX: dict[Kind, float] = {"skewed_kl": 0.1}
+
+
+# Fields that an arm may set, and their values as a name may have them.
+NUMBER = r"\d+(\.\d+)?(e-\d+)?"
+VALUES = {
+    "r_max": r"0(\.\d+)?",
+    "label_noise": r"0(\.\d+)?|1",
+    "learning_rate": NUMBER,
+    "policy_weight": NUMBER,
+    "beta": NUMBER,
+    "teacher_temperature": r"(?=.*[1-9])\d+(\.\d+)?",
+    "steps": r"[1-9]\d*",
+    "student": r"[a-z]+",
+}
 
 
 def arm(name: str, profile: Profile) -> RunSpec:
@@ -298,26 +299,16 @@ def _change(part: str, name: str) -> dict[str, Any]:
     if part in CHANGES:
         return CHANGES[part][1]
     family, _, value = part.partition("=")
-    if family == "r_max" and re.fullmatch(r"0(\.\d+)?", value):
-        return {"r_max": float(value)}
+    if re.fullmatch(VALUES.get(family, "(?!)"), value):
+        return {family: value}  # RunSpec makes it a number
     if family == "responses" and re.fullmatch(r"\d+", value) and int(value) >= 2 and int(value) % 2 == 0:
         return {"teacher_responses": int(value) // 2, "student_responses": int(value) // 2}
     if family == "source" and (match := re.fullmatch(r"(\d+):(\d+)", value)) and value != "0:0":
         return {"student_responses": int(match[1]), "teacher_responses": int(match[2])}
     if family == "teachers" and re.fullmatch(r"[a-z]+(,[a-z]+)*", value):
         return {"teachers": tuple(value.split(","))}
-    if family == "student" and re.fullmatch(r"[a-z]+", value):
-        return {"student": value}
-    if family == "steps" and re.fullmatch(r"[1-9]\d*", value):
-        return {"steps": int(value)}
     if value in get_args({"criterion": Name, "masked": Part, "judge": Judge}.get(family)):
         return {family: value}
-    if family in ("learning_rate", "policy_weight", "beta") and re.fullmatch(r"\d+(\.\d+)?(e-\d+)?", value):
-        return {family: float(value)}
-    if family == "label_noise" and re.fullmatch(r"0(\.\d+)?|1", value):
-        return {family: float(value)}
-    if family == "teacher_temperature" and re.fullmatch(r"\d+(\.\d+)?", value) and float(value):
-        return {family: float(value)}
     if family in ("alone", "masters") and value in get_args(Kind):
         kind: Any = value
         plugged = {"divergence": kind, "mix": MIX.get(kind, 0.5)}

@@ -177,8 +177,6 @@ def order(spec: RunSpec, seed: int, size: int, accuracy: np.ndarray | None = Non
     """Return the order in which a run sees the questions of a pool.
 
     Args:
-        spec: the run.
-        seed: seed of the order.
         size: number of questions in the pool.
         accuracy: ``(size,)`` in [0, 1], mean accuracy of the base student, for a run with ``replay``. The
             last ``batch // 2`` questions of each batch are then drawn in proportion to 1 minus it, uniformly
@@ -210,8 +208,6 @@ def curriculum(
     """Return the examples of a run in the order of its steps, and its plateau schedule if it has one.
 
     Args:
-        spec: the run.
-        seed: seed of the order of the questions.
         pool: index of each question of the pool among all questions.
         responses: what each stage reads. A stage may be added any time before its first example is asked for.
 

@@ -59,9 +59,6 @@ def refreshed(
     """Return the current student's responses to the questions of a stage after the first.
 
     Args:
-        lab: the profile's assets.
-        spec: the run.
-        seed: the run's seed.
         stage: the stage about to begin.
         folder: the run's folder, which keeps the responses and their scores.
         student: returns the student after the previous stage; called only if the responses are missing.

@@ -14,16 +14,15 @@ import pandas as pd
 import torch
 
 from masters.experiments.arms import arm
-from masters.experiments.curriculum import all_stages, wanted_responses
 from masters.experiments.evaluation import check_labels, latency
 from masters.experiments.lab import Lab
+from masters.experiments.memory import memory_line
 from masters.experiments.response_plan import ResponsePlan, prepare
 from masters.experiments.run import run, run_folder
 from masters.models.loading import load
 from masters.objective.diagnostics import Diverged
 from masters.runtime import distributed
 from masters.runtime.checksums import check, is_whole
-from masters.training.memory import Memory, Shape, estimate, patches
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,6 @@ def read(runs: Sequence[tuple[str, int, Path]], diverged: bool = False) -> Resul
 
     Args:
         runs: arm, seed and folder of each.
-        diverged: whether to return diverged runs too.
 
     Raises:
         Diverged: a run diverged, and ``diverged`` is False.
@@ -91,7 +89,6 @@ def run_arms(
     """Return the runs of some arms on a split; missing runs run in parallel.
 
     Args:
-        lab: of the profile.
         arms: names for :func:`masters.experiments.arms.arm`.
         seeds: seeds of the question order; all of the profile when None.
         split: ``test``, or ``validation`` for choices made before the test.
@@ -140,15 +137,9 @@ def answer_times(lab: Lab, arms: Sequence[str], questions: int) -> pd.DataFrame:
 
 
 def run_arm(lab: Lab, name: str, seed: int) -> Path:
-    """Train and evaluate an arm at a seed, unless it is done.
+    """Train and evaluate an arm at a seed, unless it is done, and return the folder of its result.
 
-    Args:
-        lab: the profile's assets.
-        name: the arm.
-        seed: seed of the question order.
-
-    Returns:
-        The folder of its result, log, predictions and weights.
+    All ranks of a launch call it; rank 0 generates and scores the responses first.
 
     Raises:
         ValueError: no such arm.
@@ -158,7 +149,7 @@ def run_arm(lab: Lab, name: str, seed: int) -> Path:
     if distributed.rank() == 0:
         _check_labels(lab, "test")
         if spec.learn_from not in ("nothing", "online"):
-            print(memory_line(lab, name), file=sys.stderr, flush=True)
+            print(memory_line(lab, spec), file=sys.stderr, flush=True)
         for model in set(spec.models):
             lab.folder(model)
         if not is_whole(run_folder(lab, spec, seed), "result.json"):
@@ -168,43 +159,3 @@ def run_arm(lab: Lab, name: str, seed: int) -> Path:
     if distributed.rank() == 0:
         read([(name, seed, folder)])  # raises if it diverged
     return folder
-
-
-def memory_line(lab: Lab, name: str) -> str:
-    """Return one line about the memory of an arm; an estimate that fails never stops a run."""
-    try:
-        return memory(lab, name).line()
-    except Exception as error:  # a family with a layout of its own may fail anywhere
-        return f"memory per device: no estimate for this student ({type(error).__name__}: {error})"
-
-
-def memory(lab: Lab, name: str) -> Memory:
-    """Return the peak memory of an arm per device, with every image and response at its largest."""
-    spec, settings = arm(name, lab.profile), lab.profile.distillation
-    n = max(sum(one.n for one in wanted_responses(spec, stage)) for stage in all_stages(spec))
-    questions, world, sharded = lab.questions("train"), distributed.world_size(), distributed.asked_for()
-    rows = spec.batch // (world * settings.memory_savings.accumulate)
-    longest, at_once = (
-        lab.profile.sampling.max_new_tokens,
-        min(n, settings.memory_savings.responses_at_once or n),
-    )
-    student = lab.skeleton(spec.student)
-    pictures = [questions.image_features([index])["pixel_values"] for index in questions.kinds()[1]]
-    shape = Shape(
-        questions=rows,
-        length=max(len(questions.prompt(index)) for index in lab.pool) + at_once * (longest - 1),
-        tokens=rows * n * longest,
-        patches=rows * max(patches(student.config, picture) for picture in pictures),
-        vocabulary=len(lab.processor.tokenizer),
-    )
-    along = () if settings.cache_teacher or not spec.teachers else (*spec.teachers, spec.student)
-    return estimate(
-        student,
-        shape,
-        settings.memory_savings,
-        tuple(map(lab.skeleton, along)),
-        spec.r_max,
-        shards=world if sharded else 1,
-        teacher_shards=world if sharded == "FSDP" else 1,
-        replicas=1 if sharded else world,
-    )

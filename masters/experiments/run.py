@@ -36,7 +36,7 @@ from masters.experiments.curriculum import (
     order,
     wanted_responses,
 )
-from masters.experiments.evaluation import check_labels, evaluate, unanswered
+from masters.experiments.evaluation import evaluate, unanswered
 from masters.experiments.lab import Lab
 from masters.experiments.refreshing import first_step, refreshed
 from masters.models.loading import load, save_student, stored_dtype
@@ -90,9 +90,6 @@ def run(lab: Lab, spec: RunSpec, seed: int, split: str = "test") -> Path:
 
     Returns:
         The folder of the result.
-
-    Raises:
-        ValueError: the judge cannot use the label of an evaluation question; nothing was trained.
     """
     folder = run_folder(lab, spec, seed, split)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -100,7 +97,6 @@ def run(lab: Lab, spec: RunSpec, seed: int, split: str = "test") -> Path:
     with FileLock(f"{folder}.lock") if alone else nullcontext():
         if distributed.from_main(partial(is_whole, folder, "result.json")):
             return folder
-        check_labels(lab.judge, lab.questions(split).table)
         student = work / "student"
         if spec.learn_from != "nothing" and not distributed.from_main(
             partial(is_whole, student, "training.json")
@@ -213,7 +209,7 @@ def budget_of(profile: Profile, spec: RunSpec, seed: int) -> Budget:
         seed,
         log_every=max(1, spec.steps // 40),
         planned=spec.steps,
-        **profile.distillation.trainer.model_dump(),
+        options=profile.distillation.trainer,
     )
 
 
@@ -286,9 +282,6 @@ def response_sets(
     """Return what a stage reads: the teacher's responses, then the student's; or the labels.
 
     Args:
-        lab: the profile's assets.
-        spec: the run.
-        stage: one of its stages.
         refreshed_set: the student's responses, where they are refreshed.
     """
     teacher = lab.source(spec.teachers[stage[0]], stage[1], spec.choice()) if spec.teachers else None
@@ -324,7 +317,6 @@ def accuracy_reward(lab: Lab, frame: pd.DataFrame, judge: str, noise: float) -> 
     """Return the accuracy reward of responses, Eq. 6, where some questions have a wrong label.
 
     Args:
-        lab: the profile's assets.
         frame: responses to every question of the pool, judged by the correct labels.
         judge: the judge for responses to questions with a wrong label.
         noise: share of questions with a wrong label, see :meth:`masters.experiments.lab.Lab.labels_with`.

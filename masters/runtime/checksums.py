@@ -9,7 +9,7 @@ LIST = "SHA256SUMS"
 def write_list(folder: Path, name: str = LIST, pattern: str = "*") -> None:
     """List the files of a folder, which ``pattern`` may extend to subfolders, in the file ``name`` in it."""
     paths = sorted(path for path in folder.glob(pattern) if path.is_file() and path != folder / name)
-    lines = [f"{sha256(path)}  {path.relative_to(folder).as_posix()}\n" for path in paths]
+    lines = [f"{_sha256(path)}  {path.relative_to(folder).as_posix()}\n" for path in paths]
     (folder / name).write_text("".join(lines), encoding="utf-8")
 
 
@@ -27,7 +27,7 @@ def damaged(folder: Path, name: str = LIST) -> list[str]:
     return [
         listed
         for digest, listed in entries
-        if not (folder / listed).is_file() or sha256(folder / listed) != digest
+        if not (folder / listed).is_file() or _sha256(folder / listed) != digest
     ]
 
 
@@ -42,7 +42,7 @@ def is_whole(folder: Path, last: str) -> bool:
     return (folder / last).is_file() and not damaged(folder)
 
 
-def sha256(path: Path) -> str:
+def _sha256(path: Path) -> str:
     """Return the SHA-256 of a file, 64 hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

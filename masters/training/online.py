@@ -18,7 +18,6 @@ Departures from the paper's method:
 """
 
 import io
-import logging
 import shutil
 import time
 import warnings
@@ -39,7 +38,7 @@ from masters.runtime import distributed
 from masters.runtime.progress import report
 from masters.settings import Sampling
 from masters.training import adapters
-from masters.training.train import Budget
+from masters.training.train import Budget, quiet
 
 TIMED = ("generation_seconds", "judging_seconds", "picture_seconds")
 MEASURED = ("seconds", *TIMED, "responses", "response_tokens")
@@ -134,10 +133,12 @@ def train_online(
     )
     pictures = processor.image_processor
     with (
-        _quiet(),
+        quiet("transformers.trainer", "trl"),
+        warnings.catch_warnings(),
         meter.watching(model, "generate", "generation_seconds"),
         meter.watching(pictures, "preprocess", "picture_seconds"),
     ):
+        warnings.simplefilter("ignore", FutureWarning)  # TRL uses old names of transformers
         trainer = GRPOTrainer(
             model=model,
             reward_funcs=reward,
@@ -216,19 +217,3 @@ class _Meter(TrainerCallback):
         now = time.perf_counter()
         state.log_history[-1] |= self._sums | {"seconds": now - self._since}
         self._sums, self._since = dict.fromkeys(MEASURED, 0.0), now
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence the trainers' messages."""
-    loggers = [logging.getLogger(name) for name in ("transformers.trainer", "trl")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # TRL uses old names of transformers
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

@@ -10,7 +10,8 @@ The order of the questions, teachers and mask ratios is fixed before training be
 
 import copy
 import logging
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from masters.runtime import distributed
 from masters.runtime.files import full_disk_error
 from masters.runtime.memory import is_full
 from masters.runtime.progress import report
-from masters.settings import MemorySavings, Watch
+from masters.settings import MemorySavings, TrainerOptions, Watch
 from masters.training import adapters, memory
 from masters.training.checkpoints import Completer, last_checkpoint
 from masters.training.examples import Collator, Examples
@@ -44,15 +45,10 @@ class Budget:
         learning_rate: constant, or the peak of a linear schedule.
         schedule: ``linear`` decays to zero; ``constant`` is the paper's.
         seed: of the trainer, and of the sampling in an online run.
-        save_steps: steps between checkpoints.
         log_every: steps between log rows.
         weight_decay: of AdamW.
         planned: steps of the schedule if this is the beginning of a longer run; None: ``steps``.
-        warmup_ratio: warm-up as a share of the steps; None: 2 % with the linear schedule, otherwise none.
-        max_grad_norm: gradients are clipped to this norm.
-        optim: optimizer by its name in ``transformers``.
-        report_to: trackers of ``transformers``, such as ``tensorboard``.
-        args: other arguments of ``transformers.TrainingArguments``.
+        options: warm-up, optimizer, checkpoints and trackers.
     """
 
     steps: int
@@ -60,22 +56,17 @@ class Budget:
     learning_rate: float
     schedule: str = "linear"
     seed: int = 0
-    save_steps: int = 500
     log_every: int = 20
     weight_decay: float = 0.0
     planned: int | None = None
-    warmup_ratio: float | None = None
-    max_grad_norm: float = 1.0
-    optim: str = "adamw_torch_fused"
-    report_to: tuple[str, ...] = ()
-    args: dict[str, Any] = field(default_factory=dict)
+    options: TrainerOptions = field(default_factory=TrainerOptions)
 
     @property
     def warmup_steps(self) -> int:
         """Return the steps of the warm-up, at least one with the linear schedule."""
         steps = self.planned or self.steps
-        if self.warmup_ratio is not None:
-            return round(self.warmup_ratio * steps)
+        if self.options.warmup_ratio is not None:
+            return round(self.options.warmup_ratio * steps)
         return max(1, steps // 50) if self.schedule == "linear" else 0
 
     def arguments(self, folder: Path, **fixed: Any) -> dict[str, Any]:
@@ -86,8 +77,9 @@ class Budget:
             fixed: arguments that follow from other settings.
 
         Raises:
-            ValueError: ``args`` has an unknown name, or sets what another setting decides.
+            ValueError: ``options.args`` has an unknown name, or sets what another setting decides.
         """
+        options = self.options
         constant_first = self.schedule == "constant" and self.warmup_steps > 0
         decided = fixed | {
             "output_dir": str(folder),
@@ -95,19 +87,21 @@ class Budget:
             "learning_rate": self.learning_rate,
             "lr_scheduler_type": "constant_with_warmup" if constant_first else self.schedule,
             "warmup_steps": self.warmup_steps,
-            "max_grad_norm": self.max_grad_norm,
-            "optim": self.optim,
-            "save_steps": self.save_steps,
+            "max_grad_norm": options.max_grad_norm,
+            "optim": options.optim,
+            "save_steps": options.save_steps,
             "logging_steps": self.log_every,
             "logging_nan_inf_filter": False,
             "seed": self.seed,
             "data_seed": self.seed,
-            "report_to": list(self.report_to),
+            "report_to": list(options.report_to),
         }
         known = {one.name for one in fields(TrainingArguments)}
-        if self.optim not in {one.value for one in OptimizerNames}:
-            raise ValueError(f"optim: transformers has no optimizer {self.optim!r}; adamw_torch_fused is one")
-        for name in self.args:
+        if options.optim not in {one.value for one in OptimizerNames}:
+            raise ValueError(
+                f"optim: transformers has no optimizer {options.optim!r}; adamw_torch_fused is one"
+            )
+        for name in options.args:
             if name not in known:
                 raise ValueError(f"args: transformers.TrainingArguments has no {name!r}; remove it")
             if name in decided:
@@ -119,7 +113,7 @@ class Budget:
             "disable_tqdm": True,
             "dataloader_pin_memory": False,
         }
-        return usual | self.args | decided
+        return usual | options.args | decided
 
 
 def train(
@@ -211,12 +205,10 @@ def train(
     checkpoint = distributed.from_main(lambda: last_checkpoint(folder))
     if checkpoint is not None and plateau is not None:
         plateau.load(Path(checkpoint))
-    quiet = logging.getLogger("transformers.trainer")
-    level = quiet.level
-    quiet.setLevel(logging.ERROR)
     try:
         models = [adapters.whole(trained), *objective.beside]
-        with full_disk_error(folder), attending(models, FLEX) if readable.flex else nullcontext():
+        flex = attending(models, FLEX) if readable.flex else nullcontext()
+        with quiet("transformers.trainer"), full_disk_error(folder), flex:
             trainer.train(resume_from_checkpoint=checkpoint)
     except RuntimeError as error:
         if not is_full(error):
@@ -224,7 +216,6 @@ def train(
         advice = memory.advice(name, savings, budget.batch // parts, bool(objective.teachers))
         raise MemoryError(advice) from None
     finally:
-        quiet.setLevel(level)
         for mask in objective.masks:
             mask.restore()
     if sharded:
@@ -236,6 +227,20 @@ def train(
     model.eval()
     rows = [row for row in trainer.state.log_history if "loss" in row]
     return pd.DataFrame(rows).drop(columns=["epoch"], errors="ignore")
+
+
+@contextmanager
+def quiet(*names: str) -> Iterator[None]:
+    """Silence loggers, except for errors."""
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 class _Progress(TrainerCallback):

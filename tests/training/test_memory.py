@@ -15,8 +15,9 @@ from transformers import AutoModelForImageTextToText, TrainingArguments
 
 from benchmarks.peak import Peak
 from masters.data.questions import Questions
-from masters.experiments import results
+from masters.experiments.arms import arm
 from masters.experiments.lab import Lab
+from masters.experiments.memory import memory_line
 from masters.masking.teacher_mask import TeacherMask
 from masters.models.loading import parameter_count, skeleton
 from masters.models.packing import pack, response_projection
@@ -253,9 +254,9 @@ def test_there_is_an_estimate_for_every_family_at_its_own_size(name: str) -> Non
 
 
 def test_an_estimate_that_fails_never_stops_a_run(tmp_path: Path) -> None:
-    with small.scratch(tmp_path) as patch:
-        patch.setattr(Lab, "skeleton", lambda self, name: skeleton(tmp_path))
-        line = results.memory_line(Lab(profile()), "masters")
+    lacking = {"student": ModelSpec(path=str(tmp_path)), "large": ModelSpec(path=str(tmp_path))}
+    lab = Lab(profile().model_copy(update={"ladder": lacking}))
+    line = memory_line(lab, arm("masters", lab.profile))
     assert line.startswith("memory per device: no estimate for this student (ValueError: cannot load")
     assert "\n" not in line
 

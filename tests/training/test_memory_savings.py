@@ -7,6 +7,7 @@ import pytest
 import ranks
 import small
 import torch
+from safetensors import safe_open
 from torch import Tensor
 from transformers import PreTrainedModel, TrainingArguments
 
@@ -128,17 +129,10 @@ def test_checkpointing_keeps_less_for_the_backward_pass(asked: Questions, tmp_pa
 
 
 def test_lora_trains_adapters_alone_and_leaves_an_ordinary_model(asked: Questions, tmp_path: Path) -> None:
-    seen: set[str] = set()
-    compute = MastersTrainer.compute_loss
-
-    def watching(self: MastersTrainer, model: Any, *args: Any, **options: Any) -> Any:
-        seen.update(name for name, p in model.named_parameters() if p.requires_grad)
-        return compute(self, model, *args, **options)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(MastersTrainer, "compute_loss", watching)
-        model, log = trained(asked, tmp_path / "run", MemorySavings(lora=Lora(rank=2)))
-    assert seen and all("lora_" in name for name in seen) and not any("lm_head" in name for name in seen)
+    model, log = trained(asked, tmp_path / "run", MemorySavings(lora=Lora(rank=2)))
+    with safe_open(tmp_path / "run" / "checkpoint-6" / "adapter_model.safetensors", "pt") as file:
+        names = set(file.keys())
+    assert names and all("lora_" in name for name in names) and not any("lm_head" in name for name in names)
     start = ranks.models()[0]
     shapes = [{name: p.shape for name, p in one.named_parameters()} for one in (model, start)]
     assert shapes[0] == shapes[1]
@@ -151,23 +145,13 @@ def test_lora_trains_adapters_alone_and_leaves_an_ordinary_model(asked: Question
     assert small.weights_hash(type(model).from_pretrained(tmp_path / "saved")) == small.weights_hash(model)
 
 
-def test_a_stopped_run_with_adapters_goes_on_and_ends_the_same(
-    asked: Questions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_stopped_run_with_adapters_resumes_and_ends_the_same(asked: Questions, tmp_path: Path) -> None:
     savings = MemorySavings(lora=Lora(rank=2), accumulate=2)
-    undisturbed, _ = trained(asked, tmp_path / "undisturbed", savings)
-    compute, steps = MastersTrainer.compute_loss, []
-
-    def stopping(self: MastersTrainer, *args: Any, **options: Any) -> Any:
-        if len(steps) == 11:
-            raise KeyboardInterrupt
-        steps.append(self.state.global_step)
-        return compute(self, *args, **options)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(MastersTrainer, "compute_loss", stopping)
-        with pytest.raises(KeyboardInterrupt):
-            trained(asked, tmp_path / "run", savings)
+    undisturbed, log = trained(asked, tmp_path / "undisturbed", savings)
+    assert log["kl"][:4].max() < log["kl"][4]
+    bound = Watch(kl=(log["kl"][:4].max() + log["kl"][4]) / 2)
+    with pytest.raises(Diverged, match=r"^stopped at step 5"):
+        trained(asked, tmp_path / "run", savings, bound)
     assert (tmp_path / "run" / "checkpoint-4" / COMPLETE).is_file()
     again, log = trained(asked, tmp_path / "run", savings)
     assert small.weights_hash(again) == small.weights_hash(undisturbed)

@@ -15,7 +15,6 @@ from torch import Tensor
 from masters.data.questions import Questions
 from masters.judges.rule import RuleJudge
 from masters.models.loading import banned_tokens, load
-from masters.runtime import distributed
 from masters.settings import Sampling
 from masters.training.online import TIMED, rows, train_online
 from masters.training.train import Budget
@@ -234,6 +233,6 @@ def test_the_model_comes_back_as_an_ordinary_one(run: Run, folder: Path) -> None
 def test_what_the_baseline_has_not_is_refused(online: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="5 questions for 3 steps of 2"):
         online(wanted=WANTED[:5])
-    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="without torchrun"):
         online()

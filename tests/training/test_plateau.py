@@ -17,6 +17,7 @@ from masters.masking.teacher_mask import TeacherMask
 from masters.models.packing import response_logits
 from masters.objective.divergence import jsd
 from masters.objective.options import LossOptions
+from masters.settings import TrainerOptions
 from masters.training import plateau
 from masters.training.checkpoints import last_checkpoint
 from masters.training.examples import Collator, Example, Examples
@@ -26,7 +27,8 @@ from masters.training.trainer import MastersTrainer, Objective
 
 torch.set_num_threads(1)
 # At this rate no gain reaches MIN_IMPROVEMENT, so a stage ends with its third measurement, one per step.
-BUDGET = Budget(steps=12, batch=2, learning_rate=1e-6, schedule="constant", save_steps=2, log_every=1)
+SAVING = TrainerOptions(save_steps=2)
+BUDGET = Budget(steps=12, batch=2, learning_rate=1e-6, schedule="constant", log_every=1, options=SAVING)
 
 
 @pytest.fixture(scope="module")

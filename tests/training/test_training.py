@@ -18,6 +18,7 @@ from masters.masking.teacher_mask import TeacherMask
 from masters.models.packing import PackedBatch, response_logits, response_projection
 from masters.objective.logits import Logits
 from masters.objective.options import LossOptions
+from masters.settings import TrainerOptions
 from masters.training import trainer as trainer_module
 from masters.training.checkpoints import COMPLETE, last_checkpoint
 from masters.training.examples import Collator, Example, Examples
@@ -88,10 +89,10 @@ def test_the_same_seed_gives_the_same_weights_bit_for_bit(asked: Questions, tmp_
 
 
 def test_a_budget_makes_the_arguments_of_the_trainer(asked: Questions, tmp_path: Path) -> None:
-    budget = Budget(
-        *(4, 2, 1e-2, "constant"), warmup_ratio=0.5, max_grad_norm=0.25, optim="sgd", log_every=1,
-        args={"weight_decay": 0.1, "adam_beta2": 0.9},
-    )  # fmt: skip
+    options = TrainerOptions(
+        warmup_ratio=0.5, max_grad_norm=0.25, optim="sgd", args={"weight_decay": 0.1, "adam_beta2": 0.9}
+    )
+    budget = Budget(4, 2, 1e-2, "constant", log_every=1, options=options)
     made = TrainingArguments(**budget.arguments(tmp_path, use_cpu=True))
     assert (made.max_grad_norm, made.optim, made.weight_decay, made.adam_beta2) == (0.25, "sgd", 0.1, 0.9)
     model, _ = small.build()
@@ -108,7 +109,8 @@ def test_a_budget_makes_the_arguments_of_the_trainer(asked: Questions, tmp_path:
         ({"bf16": True}, "args cannot set 'bf16'"),
     ):
         with pytest.raises(ValueError, match=problem):
-            train(model, asked, examples, Objective(), replace(budget, args=args), tmp_path / "r", "test")
+            wrong = replace(budget, options=TrainerOptions(args=args))
+            train(model, asked, examples, Objective(), wrong, tmp_path / "r", "test")
 
 
 def test_a_run_in_two_parts_has_the_learning_rates_of_the_whole(asked: Questions, tmp_path: Path) -> None:
