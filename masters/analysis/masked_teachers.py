@@ -18,6 +18,7 @@ from masters.experiments.curriculum import WantedResponses, grouped
 from masters.experiments.evaluation import evaluate
 from masters.experiments.lab import Lab
 from masters.masking.choice import MaskChoice
+from masters.masking.criteria import Magnitude
 from masters.masking.teacher_mask import TeacherMask
 from masters.models.loading import load
 from masters.objective.divergence import jsd
@@ -124,7 +125,7 @@ def mask_dose(lab: Lab, models: Sequence[str], ratios: Sequence[float], question
 
 def _mask(lab: Lab, name: str, model: PreTrainedModel, way: str) -> TeacherMask:
     if way == "whole model":
-        return TeacherMask(model, scope="global")
+        return TeacherMask(model, criterion=Magnitude("global"))
     criterion: Any = way
     return lab.choice(name, MaskChoice(criterion)).mask(model)
 

@@ -12,7 +12,7 @@ import pandas as pd
 from PIL import Image, ImageDraw
 from vega_datasets import local_data
 
-from masters.data.scenes import CELL, COLORS, GRID, SIZE, SPLITS, Question, Row, Scene, draw_splits
+from masters.data.scenes import CELL, COLORS, GRID, SIZE, Question, Row, Scene, draw_splits, partition
 
 SEED = 40
 UNIT = 6  # px per unit
@@ -53,9 +53,7 @@ def table(name: str) -> pd.DataFrame:
 @cache
 def split_rows(name: str) -> dict[str, np.ndarray]:
     """Partition the row numbers of a table into splits."""
-    order = np.random.default_rng([SEED, list(TABLES).index(name)]).permutation(len(table(name)))
-    ends = np.cumsum([round(ROW_SHARES[split] * len(order)) for split in SPLITS])[:-1]
-    return dict(zip(SPLITS, np.split(order, ends), strict=True))
+    return partition([SEED, list(TABLES).index(name)], len(table(name)), ROW_SHARES)
 
 
 def heights(rng: np.random.Generator, values: np.ndarray) -> np.ndarray:

@@ -11,7 +11,6 @@ from sklearn.datasets import load_digits
 from masters.data.scenes import (
     CELL,
     GRID,
-    SPLITS,
     Color,
     Question,
     Row,
@@ -20,6 +19,7 @@ from masters.data.scenes import (
     draw_splits,
     enumeration,
     grid_caption,
+    partition,
 )
 
 SEED = 20
@@ -29,13 +29,6 @@ PAPERS: tuple[tuple[Color, Color, Color], ...] = (
     ((250, 248, 242), (222, 220, 212), (30, 34, 60)),
     ((30, 34, 48), (56, 62, 80), (250, 244, 220)),
 )
-
-
-def split_scans() -> dict[str, np.ndarray]:
-    """Partition the indices of scikit-learn's digits into splits."""
-    order = np.random.default_rng(SEED).permutation(len(load_digits().target))
-    ends = np.cumsum([round(SCAN_SHARES[split] * len(order)) for split in SPLITS])[:-1]
-    return dict(zip(SPLITS, np.split(order, ends), strict=True))
 
 
 def _questions(rng: np.random.Generator, cells: list[tuple[int, int]], values: list[int]) -> list[Question]:
@@ -104,7 +97,7 @@ def build() -> dict[str, list[Row]]:
     """Return the rows of each split."""
     scans = load_digits()
     ink = [_ink(scan) for scan in scans.images]
-    owned = split_scans()
+    owned = partition(SEED, len(scans.target), SCAN_SHARES)
 
     def draw(rng: np.random.Generator, split: str) -> Scene:
         paper, line, pen = PAPERS[int(rng.integers(len(PAPERS)))]

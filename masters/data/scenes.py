@@ -71,6 +71,13 @@ def grid_caption(things: Mapping[tuple[int, int], str]) -> str:
     return " , ".join(things.get((row, column), "none") for row in range(GRID) for column in range(GRID))
 
 
+def partition(seed: int | list[int], count: int, shares: Mapping[str, float]) -> dict[str, np.ndarray]:
+    """Shuffle the indices below ``count`` and divide them among the splits."""
+    order = np.random.default_rng(seed).permutation(count)
+    ends = np.cumsum([round(shares[split] * count) for split in SPLITS])[:-1]
+    return dict(zip(SPLITS, np.split(order, ends), strict=True))
+
+
 def pixel_hash(image: Image.Image) -> str:
     """Return the SHA-256 of the size and the RGB pixels."""
     return hashlib.sha256(f"{image.size}".encode() + image.convert("RGB").tobytes()).hexdigest()

@@ -13,7 +13,6 @@ not the image; the paper does not say. An empty response gets 0 without a call. 
 verdict, the verdict is ``None``, neither right nor wrong.
 """
 
-from collections.abc import Sequence
 from typing import Any, Protocol
 
 
@@ -38,15 +37,3 @@ def score_labelled(judge: Judge, questions: Any, labels: Any, responses: Any) ->
     for place, verdict in zip(places, judge.score_many(*asked) if places else [], strict=True):
         verdicts[place] = verdict
     return verdicts
-
-
-def triples(
-    questions: Sequence[str], labels: Sequence[str], responses: Sequence[str]
-) -> list[tuple[str, str, str]]:
-    """Zip questions, labels and responses; raise ``ValueError`` if their numbers differ."""
-    if not len(questions) == len(labels) == len(responses):
-        raise ValueError(
-            f"{len(questions)} questions, {len(labels)} labels and {len(responses)} responses to judge; "
-            "give one of each per verdict"
-        )
-    return list(zip(questions, labels, responses, strict=True))

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from masters.data.labels import accepted
-from masters.judges import triples
 from masters.judges.corpus import Case
 from masters.runtime.keys import hash_of
 
@@ -52,7 +51,7 @@ class EmbeddingJudge:
         self, questions: Sequence[str], labels: Sequence[str], responses: Sequence[str]
     ) -> list[int]:
         """Return 1 for each response close enough to its label, else 0; an empty response gets 0."""
-        asked = triples(questions, labels, responses)
+        asked = list(zip(questions, labels, responses, strict=True))
         near = similarities(asked).tolist() if asked else []
         pairs = zip(asked, near, strict=True)
         return [int(bool(response.strip()) and close >= self.threshold) for (_, _, response), close in pairs]

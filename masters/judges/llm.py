@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from masters.data.labels import accepted
-from masters.judges import triples
 from masters.runtime.files import full_disk_error
 from masters.runtime.keys import hash_of, key_of
 from masters.runtime.progress import report
@@ -130,7 +129,7 @@ class LLMJudge:
         Raises:
             ValueError: the three lengths differ. Any error cancels the pending requests.
         """
-        asked = triples(questions, labels, responses)
+        asked = list(zip(questions, labels, responses, strict=True))
         distinct = list(dict.fromkeys(asked))
         with ThreadPoolExecutor(self.workers) as pool:
             waiting = [pool.submit(self.score, *triple) for triple in distinct]

@@ -12,7 +12,6 @@ from fractions import Fraction
 from functools import lru_cache
 
 from masters.data.labels import accepted
-from masters.judges import triples
 
 Tokens = tuple[str | Fraction, ...]
 Texts = Sequence[str]
@@ -77,7 +76,7 @@ class RuleJudge:
 
     def score_many(self, questions: Texts, labels: Texts, responses: Texts) -> list[int]:
         """Return the ``score`` of each triple, in order; raise ``ValueError`` as it does."""
-        return [self.score(*triple) for triple in triples(questions, labels, responses)]
+        return [self.score(*triple) for triple in zip(questions, labels, responses, strict=True)]
 
 
 @lru_cache(maxsize=1 << 16)

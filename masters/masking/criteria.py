@@ -7,8 +7,8 @@ A criterion has two members:
 
 * ``keys(name, values, first)`` returns a non-negative integer per value; smaller ones are removed first. The
   values are whole rows of the layer of that name, in row-major order, and begin at its index ``first``.
-* ``scope`` is the default set of weights that are compared: those of a "row" (which feed one output), of a
-  "layer", or all masked weights ("global").
+* ``scope`` is the set of weights that are compared and share a threshold: those of a "row" (which feed one
+  output), of a "layer", or all masked weights ("global").
 """
 
 import zlib
@@ -24,18 +24,17 @@ from torch import Tensor, nn
 from masters.masking.layers import Layer, shard_group
 from masters.masking.selection import magnitude_keys
 
-Scope = Literal["row", "layer", "global"]
-
 
 @dataclass(frozen=True)
 class Magnitude:
-    """Eq. 1, 2: score a weight by ``abs(w)``, within its layer."""
+    """Eq. 1, 2: score a weight by ``abs(w)``, within its layer or among all masked weights."""
 
-    scope: ClassVar[Scope] = "layer"
+    scope: Literal["layer", "global"] = "layer"
 
     def keys(self, name: str, values: Tensor, first: int) -> Tensor:
         """Return the bit patterns of the magnitudes."""
-        return magnitude_keys(values)
+        # Layers may differ in type.
+        return magnitude_keys(values.double() if self.scope == "global" else values)
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class Random:
     and more, in every run, on every device, and however the layer is sharded.
     """
 
-    scope: ClassVar[Scope] = "layer"
+    scope: ClassVar = "layer"
 
     def keys(self, name: str, values: Tensor, first: int) -> Tensor:
         """Return 30 random bits per weight."""
@@ -72,7 +71,7 @@ class Activation:
 
     norms: Mapping[str, Tensor]
 
-    scope: ClassVar[Scope] = "row"
+    scope: ClassVar = "row"
 
     def keys(self, name: str, values: Tensor, first: int) -> Tensor:
         """Return the bit patterns of the scores."""

@@ -11,20 +11,20 @@ Departures from the paper:
       expert of a mixture of experts on its own; embeddings, norms, biases, and an output head that shares its
       storage with an embedding never are. A model whose weights are mostly elsewhere is refused.
     * The paper stores M masked checkpoints; here one teacher is masked and restored in memory.
-    * Other criteria than magnitude are available (:mod:`masters.masking.criteria`), and other scopes: one
-      threshold for the whole model, or one per row.
+    * Other criteria than magnitude are available (:mod:`masters.masking.criteria`), and one threshold for
+      the whole model.
 """
 
 import math
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Self, get_args
+from typing import Self
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from masters.masking.criteria import Activation, Criterion, Magnitude, Scope
+from masters.masking.criteria import Activation, Criterion, Magnitude
 from masters.masking.layers import Layer, linear_layers, reshard
 from masters.masking.selection import Cut, RowCut, blocks, cuts
 
@@ -51,17 +51,16 @@ class TeacherMask:
     Args:
         model: the teacher; its weights must not be changed while a mask is applied.
         include: regular expression searched in module names, such as "language_model"; default: all.
-        criterion: score by which weights are ordered; default: the paper's, magnitude.
-        scope: the weights that share a threshold: a "row" (which feeds one output), a "layer", or all masked
-            weights ("global"); default: the criterion's own, a layer for magnitude.
+        criterion: score by which weights are ordered, and which of them share a threshold; default: the
+            paper's, magnitude within each layer.
 
     Attributes:
         ratio: the ratio applied now; 0.0 without a mask.
 
     Raises:
-        ValueError: include is not a regular expression or matches no linear layer; the scope is unknown; the
-            criterion does not fit the model; weights are sharded in another way than by rows; or the mask
-            would reach less than half of the weights.
+        ValueError: include is not a regular expression or matches no linear layer; the criterion does not
+            fit the model; weights are sharded in another way than by rows; or the mask would reach less than
+            half of the weights.
     """
 
     def __init__(
@@ -70,14 +69,11 @@ class TeacherMask:
         include: str | None = None,
         *,
         criterion: Criterion = Magnitude(),  # noqa: B008, it is frozen
-        scope: Scope | None = None,
     ) -> None:
         self._model = model
         self._layers = linear_layers(model, include)
         self._criterion = criterion
-        self._scope = criterion.scope if scope is None else scope
-        if self._scope not in get_args(Scope):
-            raise ValueError(f"scope is {scope!r}: choose from {', '.join(get_args(Scope))}")
+        self._scope = criterion.scope
         if self._scope == "global" and len({layer.group for layer in self._layers}) > 1:
             raise ValueError("a global threshold needs all layers sharded over the same processes, or none")
         if isinstance(criterion, Activation):
@@ -144,10 +140,7 @@ class TeacherMask:
     def _keys(self, layer: Layer) -> Iterator[Tensor]:
         flat = layer.rows.reshape(-1)
         for start, end in blocks(flat, layer.width):
-            values = flat[start:end]
-            if self._scope == "global" and isinstance(self._criterion, Magnitude):
-                values = values.double()  # layers may differ in type
-            yield self._criterion.keys(layer.name, values, layer.first + start)
+            yield self._criterion.keys(layer.name, flat[start:end], layer.first + start)
 
     def _restore(self, layer: Layer) -> None:
         values, bits = self._removed[layer.name]

@@ -164,8 +164,10 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def safetensors_headers(folder: str | Path) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
-    """Return type and shape of each stored weight, read from the headers of the files without the weights.
+def stored_dtype(folder: str | Path) -> torch.dtype:
+    """Return the floating type that holds most of a folder's weights; float32 if none does.
+
+    Read from the headers of the files, without the weights.
 
     Raises:
         ValueError: the folder has no ``*.safetensors``, a damaged one, or lacks one that its index names.
@@ -178,31 +180,20 @@ def safetensors_headers(folder: str | Path) -> dict[str, tuple[torch.dtype, tupl
             raise ValueError(f"{index} is damaged: download or save the model again") from None
         if lacking := [name for name in names if not (Path(folder) / name).is_file()]:
             raise ValueError(f"{folder} lacks {lacking[0]}, which its index names: download the model again")
-    found: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}
-    for path in sorted(Path(folder).glob("*.safetensors")):
+    paths = sorted(Path(folder).glob("*.safetensors"))
+    if not paths:
+        raise ValueError(f"{folder} has no *.safetensors: save the model with save_pretrained")
+    counts: Counter[torch.dtype] = Counter({torch.float32: 0})
+    for path in paths:
         try:
             with safe_open(path, "pt") as file:
                 for name in file.keys():  # noqa: SIM118, it is no dict
                     stored = file.get_slice(name)
-                    found[name] = _DTYPES.get(stored.get_dtype(), torch.uint8), tuple(stored.get_shape())
+                    if stored.get_dtype() in _DTYPES:
+                        counts[_DTYPES[stored.get_dtype()]] += math.prod(stored.get_shape())
         except SafetensorError:
             raise ValueError(f"{path} is damaged: download or save the model again") from None
-    if not found:
-        raise ValueError(f"{folder} has no *.safetensors: save the model with save_pretrained")
-    return found
-
-
-def stored_dtype(folder: str | Path) -> torch.dtype:
-    """Return the floating type that holds most of a folder's weights; float32 if none does.
-
-    Raises:
-        ValueError: the folder has no ``*.safetensors``, or a damaged one.
-    """
-    counts: Counter[torch.dtype] = Counter()
-    for dtype, shape in safetensors_headers(folder).values():
-        if dtype.is_floating_point:
-            counts[dtype] += math.prod(shape)
-    return counts.most_common(1)[0][0] if counts else torch.float32
+    return counts.most_common(1)[0][0]
 
 
 def skeleton(name_or_folder: str | Path) -> Any:

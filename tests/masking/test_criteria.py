@@ -92,17 +92,6 @@ def test_activation_against_a_naive_wanda(dtype: torch.dtype, ratio: float) -> N
         assert torch.equal(model.get_parameter(name), naive_wanda(before[name], norms[name], ratio))
 
 
-def test_equal_norms_give_the_order_of_magnitudes() -> None:
-    model, other = net(), net()
-    norms = {
-        name: torch.full((model.get_parameter(name).shape[1],), 2.0) for name in TeacherMask(model).names
-    }
-    TeacherMask(model, criterion=Activation(norms), scope="layer").apply(0.3)
-    TeacherMask(other).apply(0.3)
-    for name, value in model.named_parameters():
-        assert torch.equal(value, other.get_parameter(name))
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [

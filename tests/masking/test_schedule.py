@@ -112,10 +112,10 @@ def test_plateaus_against_a_search_over_the_whole_history(patience: int, min_imp
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        ((0.3, 0.2, 1, 0.0), "step"), ((1.5, 0.1, 1, 0.0), "r_max"), ((0.2, 0.1, 0, 0.0), "patience"),
-        ((0.2, 0.1, 1, -0.1), "min_improvement"), ((0.2, 0.1, 1, math.nan), "min_improvement"),
+        ((0.3, 0.2, 1, 0.0), "step"),
+        ((1.5, 0.1, 1, 0.0), "r_max"),
     ],
-)  # fmt: skip
+)
 def test_bad_plateau_schedules_are_refused(arguments: tuple[float, float, int, float], named: str) -> None:
     with pytest.raises(ValueError, match=named) as error:
         PlateauSchedule(*arguments)

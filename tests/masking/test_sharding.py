@@ -11,7 +11,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
-from masters.masking.criteria import Activation, Criterion, Magnitude, Random, Scope, input_norms
+from masters.masking.criteria import Activation, Criterion, Magnitude, Random, input_norms
 from masters.masking.layers import local
 from masters.masking.teacher_mask import TeacherMask
 
@@ -55,16 +55,16 @@ def whole(model: nn.Module) -> dict[str, bytes]:
     return {name: value.view(torch.uint8).numpy().tobytes() for name, value in gathered.items()}
 
 
-def same_as_whole(dtype: torch.dtype, criterion: Criterion, scope: Scope | None) -> None:
+def same_as_whole(dtype: torch.dtype, criterion: Criterion) -> None:
     ours, theirs = sharded(dtype), net(dtype)
     pristine, identities = whole(theirs), [id(value) for value in ours.parameters()]
-    mask, reference = (TeacherMask(model, criterion=criterion, scope=scope) for model in (ours, theirs))
+    mask, reference = (TeacherMask(model, criterion=criterion) for model in (ours, theirs))
     assert mask.names == reference.names and not any("head" in name for name in mask.names)
     x = torch.randn(4, 6).to(dtype)
     for ratio in RATIOS:
         mask.apply(ratio)
         reference.apply(ratio)
-        assert whole(ours) == whole(theirs), (criterion, scope, ratio)
+        assert whole(ours) == whole(theirs), (criterion, ratio)
         assert whole(ours) != pristine or ratio < 0.2  # at 0.05 a global mask removes zeros only
         with torch.no_grad():  # leaves the whole weights of the root in memory; the next mask must reach them
             assert torch.equal(ours(x), theirs(x))
@@ -81,13 +81,9 @@ def check_masks() -> None:
     torch.manual_seed(1)  # the same norms in all processes
     norms = {"layers.0.weight": torch.rand(6), "layers.1.weight": torch.rand(13)}
     activation = Activation(norms | {"layers.2.weight": torch.rand(6)})
-    ways: list[tuple[Criterion, Scope | None]] = [
-        (Magnitude(), None), (Magnitude(), "global"), (Magnitude(), "row"), (Random(), None),
-        (Random(), "global"), (activation, None), (activation, "layer"),
-    ]  # fmt: skip
-    for criterion, scope in ways:
-        same_as_whole(torch.float32, criterion, scope)
-    same_as_whole(torch.bfloat16, Magnitude(), None)
+    for criterion in (Magnitude(), Magnitude("global"), Random(), activation):
+        same_as_whole(torch.float32, criterion)
+    same_as_whole(torch.bfloat16, Magnitude())
 
 
 class Experts(nn.Module):

@@ -10,7 +10,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 from small import build
 
-from masters.models.loading import load, safetensors_headers
+from masters.models.loading import load, stored_dtype
 
 Break = Callable[[Path], Any]
 
@@ -99,7 +99,7 @@ def test_a_missing_shard_is_named_before_any_weight_is_read(whole: Path, tmp_pat
     shards = sorted(folder.glob("model-*"))
     shards[1].unlink()
     with pytest.raises(ValueError, match=rf"{folder} lacks {shards[1].name}"):
-        safetensors_headers(folder)
+        stored_dtype(folder)
     (folder / "model.safetensors.index.json").write_text("{}")
     with pytest.raises(ValueError, match=r"index\.json is damaged"):
-        safetensors_headers(folder)
+        stored_dtype(folder)
