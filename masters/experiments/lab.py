@@ -46,11 +46,7 @@ from masters.training.ladder import about_rung, end_tokens, train_rung
 
 
 class Lab:
-    """The assets of a profile, computed on first use and stored.
-
-    Args:
-        profile: a name, or the profile itself.
-    """
+    """The assets of a profile, computed on first use and stored."""
 
     def __init__(self, profile: str | Profile) -> None:
         self.profile = load_profile(profile) if isinstance(profile, str) else profile

@@ -44,9 +44,6 @@ class Results:
 def read(runs: Sequence[tuple[str, int, Path]], diverged: bool = False) -> Results:
     """Read stored runs.
 
-    Args:
-        runs: arm, seed and folder of each.
-
     Raises:
         Diverged: a run diverged, and ``diverged`` is False.
         ValueError: a file cannot be read.

@@ -33,13 +33,7 @@ def in_float32(model: PreTrainedModel, name: str) -> None:
 
 
 def prepare(model: PreTrainedModel, savings: MemorySavings, seed: int) -> Any:
-    """Add adapters if LoRA is set, and return the model to train.
-
-    Args:
-        model: in float32; changed in place.
-        savings: the settings.
-        seed: seed of the adapters' initial values.
-    """
+    """Return the model to train: the same, in float32, or with adapters added to it if LoRA is set."""
     if savings.lora is None:
         return model
     # "all-linear" leaves out the output head.

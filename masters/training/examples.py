@@ -53,7 +53,6 @@ class Examples(Dataset[Example]):
 
     Args:
         length: steps times batch size.
-        make: returns the example at a position.
     """
 
     def __init__(self, length: int, make: Callable[[int], Example]) -> None:
@@ -71,7 +70,6 @@ class Batch:
     """The examples of one device and step, as tensors.
 
     Attributes:
-        packed: questions and responses.
         stage: index of the teacher and its mask ratio, the same for all examples.
         parts: the same questions with some responses each, where one forward pass does not read all of them;
             empty otherwise.
@@ -105,7 +103,6 @@ class Collator:
     """Makes a :class:`Batch` of examples.
 
     Args:
-        questions: the questions of the examples.
         compatibility: what the models can read; None: packed rows, and nothing is checked.
         at_once: responses per question and forward pass of the student; None: all of them.
     """

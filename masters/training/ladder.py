@@ -41,11 +41,7 @@ def train_rung(
 
     Args:
         name: the rung; its seed is a hash of the name plus ``replicate``.
-        spec: sizes and budget.
-        processor: shared by all rungs.
-        questions: the training questions.
         labels: token ids of the label of each question.
-        folder: where the model and its training log go.
         replicate: replicates differ in the initial weights and in the order of the data.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -103,10 +103,7 @@ def estimate(
 
     Args:
         student: before adapters are added; may be on the meta device.
-        shape: what a device processes at once.
-        savings: LoRA, gradient checkpointing, bfloat16, accumulation.
         teachers: teachers and reference that are in memory during training.
-        mask_ratio: the largest.
         shards: devices that share weights, gradients and optimizer states (FSDP2, ZeRO-3).
         teacher_shards: devices that share teachers and reference (FSDP2).
         replicas: devices with a whole student each (DDP).
@@ -140,7 +137,6 @@ def patches(config: Any, pixel_values: Tensor) -> int:
     """Return how many tokens the vision tower makes of processed images.
 
     Args:
-        config: of the model.
         pixel_values: ``(..., channels, height, width)``, or ``(patches, values)`` for Qwen-VL.
 
     Raises:
@@ -160,7 +156,6 @@ def advice(name: str, savings: MemorySavings, questions: int, teachers: bool) ->
     """Return one line that names the next setting of the profile to change.
 
     Args:
-        name: of the run.
         savings: the settings that ran out of memory.
         questions: questions that a device processes at once.
         teachers: whether teachers are in memory during training.

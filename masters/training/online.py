@@ -68,14 +68,9 @@ def train_online(
     Args:
         model: the student as loaded from its folder, from which TRL reads the reference of the KL; its
             weights become float32.
-        processor: of the student.
-        questions: encoded by that processor.
         wanted: indices of the questions in order, ``steps * batch`` of them.
         judge: gives the reward, 1 for a right response and 0 otherwise.
         sampling: special and image tokens are never sampled.
-        budget: steps, batch, learning rate, optimizer, seed.
-        responses: per question.
-        beta: weight of the KL.
         folder: for files of TRL; removed when training ends.
 
     Returns:

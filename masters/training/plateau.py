@@ -54,8 +54,6 @@ class PlateauStages:
     """The stages of a run, as far as they are decided.
 
     Args:
-        r_max: as for :class:`masters.masking.schedule.MaskSchedule`.
-        r_step: as for :class:`masters.masking.schedule.MaskSchedule`.
         bounds: the first step of each teacher, then the number of steps.
         examples: returns the held-out questions as examples of a stage.
 
@@ -134,7 +132,6 @@ class Decider(TrainerCallback):
     """Measures when it is due, and stores the measurements in every checkpoint.
 
     Args:
-        stages: of the run.
         measure: returns the student's divergence from the teacher on examples of one stage, nats per token.
     """
 

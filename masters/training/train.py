@@ -40,8 +40,6 @@ class Budget:
     """How long, how fast and with which optimizer to train.
 
     Attributes:
-        steps: optimizer steps.
-        batch: questions per step.
         learning_rate: constant, or the peak of a linear schedule.
         schedule: ``linear`` decays to zero; ``constant`` is the paper's.
         seed: of the trainer, and of the sampling in an online run.
@@ -73,8 +71,7 @@ class Budget:
         """Return arguments of ``TrainingArguments`` or of a subclass.
 
         Args:
-            folder: of the checkpoints.
-            fixed: arguments that follow from other settings.
+                fixed: arguments that follow from other settings.
 
         Raises:
             ValueError: ``options.args`` has an unknown name, or sets what another setting decides.
@@ -136,15 +133,10 @@ def train(
 
     Args:
         model: in its initial state, on the device to train on; its weights become float32.
-        questions: the questions of the examples.
         examples: in the order of the steps.
-        objective: what is minimized.
-        budget: steps, batch, learning rate, optimizer, seed.
         folder: of the checkpoints, with one of the last step; a call with more steps begins there. The caller
             removes it once the model is saved.
         name: of the run, for progress and messages.
-        savings: memory savings; None: none of them.
-        watch: when the run counts as diverged.
         plateau: decides when a stage ends, if the run itself does; the examples follow it.
 
     Returns:

@@ -200,37 +200,33 @@ class MastersTrainer(Trainer):
 
     @torch.no_grad()
     def divergence(self, examples: Sequence[Example]) -> float:
-        """Return the student's divergence from the teacher on examples of one stage, as the loss averages it.
+        """Return the student's divergence from the teacher on examples of one stage, in nats per token.
 
         The ranks share the batches. All ranks read equally many, as sharded weights require; the surplus is
         read and not counted.
         """
         size, world = self.args.per_device_train_batch_size, distributed.world_size()
         batches = [examples[start : start + size] for start in range(0, len(examples), size)]
-        collate: Any = self.data_collator
-        self.model_wrapped.eval()  # the next step begins with train()
-        found: list[tuple[int, float]] = []
-        for place in range(distributed.rank(), -(-len(batches) // world) * world, world):
-            batch: Batch = collate(batches[place % len(batches)]).to(self.args.device)
-            value = self._divergence(batch)
-            if place < len(batches):
-                found.append((self._weight(batch), value))
-        counted = [one for part in distributed.gathered(found) for one in part]
-        return sum(weight * value for weight, value in counted) / sum(weight for weight, _ in counted)
-
-    def _divergence(self, batch: Batch) -> float:
-        """Return the divergence of a batch, in nats per token, without rewards."""
-        inner = self.accelerator.unwrap_model(self.model_wrapped)
         options = (self.objective.options or LossOptions()).model_copy(update={"rewards": ()})
+        inner = self.accelerator.unwrap_model(self.model_wrapped)
+        self.model_wrapped.eval()  # the next step begins with train()
 
-        def compute(batch: Batch) -> float:
+        def measure(batch: Batch) -> float:
             packed = batch.packed
             with self.accelerator.autocast():
                 logits = response_projection(adapters.whole(inner), packed, self.objective.vocabulary)
                 loss = masters_loss(logits, self._teacher(batch), packed.tokens, packed.mask, options=options)
                 return loss.metrics["divergence"]
 
-        return distributed.inside_forward(self.model_wrapped, inner, compute, batch)
+        found: list[tuple[int, float]] = []
+        collate: Any = self.data_collator
+        for place in range(distributed.rank(), -(-len(batches) // world) * world, world):
+            batch: Batch = collate(batches[place % len(batches)]).to(self.args.device)
+            value = distributed.inside_forward(self.model_wrapped, inner, measure, batch)
+            if place < len(batches):
+                found.append((self._weight(batch), value))
+        counted = [one for part in distributed.gathered(found) for one in part]
+        return sum(weight * value for weight, value in counted) / sum(weight for weight, _ in counted)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the mean of each metric since the last row, over all ranks."""

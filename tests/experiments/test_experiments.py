@@ -321,13 +321,6 @@ def test_a_run_that_diverges_is_a_result_to_who_asks_for_it(lab: Lab, results: R
         run_arm(lab, name, 0)
 
 
-def test_a_run_that_watch_ended_goes_on_where_the_bound_is_lifted(lab: Lab, results: Results) -> None:
-    name = "masters+steps=5"
-    with pytest.raises(Diverged, match=r"^stopped at step"):
-        run_arms(Lab(profile(watch=Watch(kl=1e-12))), [name], seeds=[0], diverged=True)
-    assert run_arms(lab, [name], seeds=[0]).runs["diverged"].tolist() == [""]
-
-
 @pytest.fixture(scope="module")
 def refreshed_run(lab: Lab, results: Results) -> Path:
     log = run_arms(lab, ["refreshed"]).log
@@ -392,18 +385,6 @@ def test_refreshed_responses_want_one_process(
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="need a single process, but 2 train: start without torchrun"):
         runs.distil(lab, None, arm("refreshed", lab.profile), 0, tmp_path / "run")
-
-
-def test_teachers_may_run_along_instead_of_being_cached(lab: Lab, results: Results, tmp_path: Path) -> None:
-    """The same losses, to the precision of the float16 cache."""
-    along = Lab(profile(cache_teacher=False))
-    spec = arm("mid_then_large", along.profile)
-    model, _ = load(along.folder("student"))
-    log = runs.distil(along, model, spec, 0, tmp_path / "run")
-    cached = of_arm(results.log, "mid_then_large")
-    assert list(log["mask_ratio"]) == list(cached["mask_ratio"])
-    assert np.allclose(log["divergence"], cached["divergence"], atol=2e-3)
-    assert np.allclose(log["kl"], cached["kl"], atol=2e-3)
 
 
 def test_stages_may_be_decided_while_a_run_trains(lab: Lab, results: Results, tmp_path: Path) -> None:
