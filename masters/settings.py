@@ -12,7 +12,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from masters.masking.schedule import MaskSchedule
 from masters.objective.options import LossOptions
@@ -30,7 +39,7 @@ Positive = Annotated[float, Field(gt=0, le=1e15)]
 Minutes = Annotated[float, Field(ge=0, le=1e9)]
 FewOrNone = Annotated[int, Field(ge=0, le=10_000)]
 Name = Annotated[str, Field(min_length=1, max_length=4096)]
-Rung = Literal["tiny", "student", "small", "mid", "large", "huge"]
+Rung = Annotated[str, Field(pattern=r"^(tiny|student|small|mid|large|huge|teacher\d+)$")]
 
 
 class Strict(BaseModel):
@@ -121,7 +130,16 @@ Task = Annotated[
 ]
 
 
-class ModelSpec(Strict):
+class Placement(Strict):
+    """How a saved model is loaded to generate and score."""
+
+    device_map: Name | None = Field(
+        None, description="auto, balanced or sequential: spread over all GPUs; or the name of a device"
+    )
+    dtype: Literal["float32", "bfloat16", "float16"] | None = Field(None, description="default: as stored")
+
+
+class ModelSpec(Placement):
     """One rung of the ladder: a saved or hub model, or a small model trained from scratch."""
 
     path: Name | None = Field(
@@ -159,7 +177,7 @@ class Generation(Strict):
 
     engine: Literal["transformers", "vllm", "openai"] = Field("transformers", description="paper: not given")
     batch: Count | None = Field(
-        None, description="engine transformers: responses at once; default: as many as the free memory holds"
+        None, description="engine transformers: responses at once; auto: as many as the free memory holds"
     )
     vllm: dict[str, Any] = Field(
         {}, description="engine vllm: arguments of vllm.LLM, such as tensor_parallel_size"
@@ -169,6 +187,11 @@ class Generation(Strict):
         "{model}-{ratio}", description="engine openai: the server's name for a model at a mask ratio"
     )
     concurrency: Few = Field(16, description="engine openai: requests in flight")
+
+    @field_validator("batch", mode="before")
+    @classmethod
+    def _auto(cls, value: Any) -> Any:
+        return None if value == "auto" else value
 
     @model_validator(mode="after")
     def _openai_has_a_server(self) -> "Generation":
@@ -323,6 +346,11 @@ class Profile(Strict):
         """The folder that paths in the profile start from."""
         return self.base or PARAMS / self.name
 
+    @property
+    def teachers(self) -> list[str]:
+        """The teachers that the notebooks compare: mid, if there is one, and large."""
+        return [rung for rung in ("mid", "large") if rung in self.ladder]
+
     @model_validator(mode="after")
     def _tasks_have_names_of_their_own(self) -> "Profile":
         names = [task if isinstance(task, str) else task.name for task in self.tasks]
@@ -418,7 +446,32 @@ def load_profile(name: str) -> Profile:
     if name not in profiles():
         raise ValueError(f"there is no profile {name!r}; there are: {', '.join(profiles())}")
     path = PARAMS / name / "profile.yaml"
-    return Profile.checked(read(path) | {"name": name}, path)
+    profile = Profile.checked(read(path) | {"name": name}, path)
+    placed = {
+        rung: spec.model_copy(update={"path": place_of_model(spec.path, profile.folder)})
+        if spec.path
+        else spec
+        for rung, spec in profile.ladder.items()
+    }
+    return profile.model_copy(update={"ladder": placed})
+
+
+def place_of_model(name: str, base: Path) -> str:
+    """Return a model's folder as an absolute path, or its hub name.
+
+    Args:
+        name: hub name, or a folder relative to ``base``.
+        base: folder of the file that names the model.
+
+    Raises:
+        ValueError: there is no such folder and the name cannot be one of the hub.
+    """
+    folder = os.path.realpath(base / os.path.expanduser(name))
+    if os.path.isdir(folder):  # unlike pathlib's, these three accept any text
+        return folder
+    if name.startswith((".", "/", "~")) or name.count("/") != 1:
+        raise ValueError(f"no folder {folder}: give a model's folder relative to {base}, or a hub name")
+    return name
 
 
 def notebook_parameters(profile: str, notebook: str) -> NotebookParameters:

@@ -36,6 +36,11 @@ def scores(frames: dict[str, pd.DataFrame]) -> dict[str, Interval]:
     return {name: found[name] for name in [*order, *sorted(found.keys() - set(order))] if name in found}
 
 
+def mean_score(frame: pd.DataFrame) -> float:
+    """Return the mean score of :func:`answers` as :func:`scores` counts it; NaN without labels."""
+    return float(_values(frame).mean())
+
+
 def _values(frame: pd.DataFrame) -> np.ndarray:
     labelled = frame[frame["label"] != ""]
     return labelled["score"].fillna(0).to_numpy(dtype=float)[None]
@@ -107,7 +112,7 @@ def card(run: RunFile, questions: int, found: dict[str, Interval], evaluated: in
         base=run.student,
         name=run.output.name,
         method=run.method,
-        teachers=", then ".join(run.teachers) or "labels alone",
+        teachers=", then ".join(teacher.path for teacher in run.teachers) or "labels alone",
         questions=questions,
         results="\n".join(lines) or "Not evaluated.",
         reward=run.reward if isinstance(run.reward, str) else run.reward["llm"].model,

@@ -19,10 +19,11 @@ import pandas as pd
 import yaml
 from filelock import FileLock, Timeout
 from huggingface_hub import HfApi
+from transformers import PreTrainedModel
 
 from masters.distillation.check import SAMPLE, estimate_run
-from masters.distillation.outputs import card, resolved, scores, shown, write_scores
-from masters.distillation.run_file import RunFile, from_options, load_run_file
+from masters.distillation.outputs import card, mean_score, resolved, scores, shown, write_scores
+from masters.distillation.run_file import RunFile, from_options, keys_of_the_file, load_run_file
 from masters.experiments.arms import RunSpec
 from masters.experiments.evaluation import answers, check_labels
 from masters.experiments.lab import Lab
@@ -33,6 +34,7 @@ from masters.own_data.question_set import OwnQuestions, encode_own, load_own_dat
 from masters.runtime import distributed
 from masters.runtime.files import write_atomic, write_folder_once
 from masters.training.checkpoints import last_checkpoint
+from masters.training.trainer import Evaluation
 
 Say = Callable[[str], None]
 
@@ -73,7 +75,7 @@ def distill(run_file: Path | str | None = None, say: Say = print, **options: Any
     run = from_options(options) if run_file is None else load_run_file(run_file)
     run.output.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("MASTERS_CACHE", str(run.output / "responses"))
-    with _alone(run.output):
+    with _alone(run.output), keys_of_the_file():
         return _distill(run, say)
 
 
@@ -85,8 +87,8 @@ def check(run_file: Path | str, say: Say = print) -> None:
     """
     run = load_run_file(run_file)
     os.environ.setdefault("MASTERS_CACHE", str(run.output / "responses"))
-    prepared = _prepare(run, say)
-    _estimate(prepared, say)
+    with keys_of_the_file():
+        _estimate(_prepare(run, say), say)
 
 
 def _distill(run: RunFile, say: Say) -> Path:
@@ -101,16 +103,16 @@ def _distill(run: RunFile, say: Say) -> Path:
         _write_skipped(prepared)
         if not model_folder.is_dir():
             _estimate(prepared, say)
-            _evaluate(prepared, "before", lab.folder(spec.student), say)
+            _evaluate(prepared, "before", lab.source(spec.student).load, say)
             prepare(lab, ResponsePlan.of([spec], lab.profile.distillation.cache_teacher))
     distributed.wait()
     if not distributed.from_main(model_folder.is_dir):
         _train(prepared, say if main else lambda line: None)
     if main:
         for number, name in enumerate(spec.teachers):
-            title = f"teacher-{number + 1}-{Path(run.teachers[number]).name}"
-            _evaluate(prepared, title, lab.folder(name), say)
-        _evaluate(prepared, "after", model_folder, say)
+            title = f"teacher-{number + 1}-{Path(run.teachers[number].path).name}"
+            _evaluate(prepared, title, lab.source(name).load, say)
+        _evaluate(prepared, "after", lambda: load(model_folder)[0], say)
         _finish(prepared, say)
     distributed.wait()
     return model_folder
@@ -141,7 +143,7 @@ def _prepare(run: RunFile, say: Say) -> Prepared:
     if (profile.distillation.top_k_logprobs or 0) >= vocabulary:
         everything = profile.distillation.model_copy(update={"top_k_logprobs": None})
         lab = Lab(profile.model_copy(update={"distillation": everything}))
-    teachers = ", ".join(f"teacher {name}" for name in run.teachers) or "no teacher"
+    teachers = ", ".join(f"teacher {teacher.path}" for teacher in run.teachers) or "no teacher"
     for rows in own.splits.values():
         check_labels(lab.judge, rows.select_columns(["id", "question", "answer"]).to_pandas())
     say(f"student {run.student}, {teachers}, vocabulary {vocabulary:,}, {spec.steps:,} steps")
@@ -174,7 +176,12 @@ def _train(prepared: Prepared, say: Say) -> None:
         if run.training.lora is not None:
             write_folder_once(output / "adapter", partial(_copy_adapter, checkpoints))
 
-    train_student(prepared.lab, prepared.spec, seed, checkpoints, output / "model", describe)
+    def score(student: PreTrainedModel) -> float:
+        return mean_score(_answers(prepared, student, "eval", "answers during training"))
+
+    steps = run.training.eval_steps
+    evaluation = Evaluation(steps, score) if steps else None
+    train_student(prepared.lab, prepared.spec, seed, checkpoints, output / "model", describe, evaluation)
     if distributed.rank() == 0:
         shutil.rmtree(checkpoints, ignore_errors=True)
         say(f"student saved: {output / 'model'}")
@@ -188,20 +195,24 @@ def _copy_adapter(checkpoints: Path, folder: Path) -> None:
         shutil.copy(path, folder)
 
 
-def _evaluate(prepared: Prepared, name: str, model_folder: Path, say: Say) -> None:
+def _evaluate(prepared: Prepared, name: str, load_model: Callable[[], PreTrainedModel], say: Say) -> None:
     """Answer the evaluation questions and store the answers, unless they are stored."""
     path, split = prepared.run.output / "eval" / f"{name}.parquet", prepared.evaluation
     if split is None or path.is_file():
         return
-    lab = prepared.lab
-    questions = lab.questions("validation" if split == "eval" else split)
-    model, processor = load(model_folder)
-    sampling, everything = lab.profile.sampling, range(len(questions))
-    frame = answers(model, processor, questions, everything, 1, lab.judge, sampling, None, f"answers {name}")
-    frame = frame.assign(tokens=frame["tokens"].map(len)).drop(columns="logprobs")
+    frame = _answers(prepared, load_model(), split, f"answers {name}")
     path.parent.mkdir(exist_ok=True)
     write_atomic(path, frame.to_parquet())
     say(f"{path.relative_to(prepared.run.output)}: {len(frame)} answers")
+
+
+def _answers(prepared: Prepared, model: PreTrainedModel, split: str, what: str) -> pd.DataFrame:
+    """Return a model's greedy answers to the questions of a split, judged."""
+    lab = prepared.lab
+    questions = lab.questions("validation" if split == "eval" else split)
+    sampling, everything = lab.profile.sampling, range(len(questions))
+    frame = answers(model, lab.processor, questions, everything, 1, lab.judge, sampling, None, what)
+    return frame.assign(tokens=frame["tokens"].map(len)).drop(columns="logprobs")
 
 
 def _finish(prepared: Prepared, say: Say) -> None:

@@ -1,6 +1,8 @@
 """The run file: which student learns from which teachers on what data, and where the result goes."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,23 +23,41 @@ from masters.settings import (
     ModelSpec,
     Name,
     OwnData,
+    Placement,
     Positive,
     Profile,
     Ratio,
     Sampling,
     Strict,
     TrainerOptions,
+    place_of_model,
     read,
 )
 
-# Names of one to four teachers in the profile, in the order in which they teach.
-NAMES: dict[int, tuple[str, ...]] = {
-    0: (),
-    1: ("large",),
-    2: ("mid", "large"),
-    3: ("small", "mid", "large"),
-    4: ("small", "mid", "large", "huge"),
+# Messages name the keys of a profile, which a run file has under other names.
+KEYS = {
+    "distillation.memory_savings.": "training.",
+    "memory_savings.": "training.",
+    "distillation.cache_teacher: true": "teacher_cache: {top_k: 64}",
+    "distillation.teacher_responses and student_responses": "responses.teacher and responses.student",
+    "set top_k_logprobs, such as 64": "set teacher_cache: {top_k: 64}",
+    "sampling.max_new_tokens": "responses.max_new_tokens",
+    "generation.engine": "responses.engine",
 }
+
+
+@contextmanager
+def keys_of_the_file() -> Iterator[None]:
+    """Raise errors again with the keys of a run file in their messages."""
+    try:
+        yield
+    except (ValueError, MemoryError) as error:
+        text = str(error)
+        for of_profile, of_file in KEYS.items():
+            text = text.replace(of_profile, of_file)
+        if text == str(error):
+            raise
+        raise (MemoryError if isinstance(error, MemoryError) else ValueError)(text) from None
 
 
 class Mask(Strict):
@@ -65,6 +85,12 @@ class Loss(Strict, LossOptions):
     """Options of the loss that differ from the paper's."""
 
 
+class Teacher(Placement):
+    """A teacher, and how it is loaded."""
+
+    path: Name = Field(description="hub name or folder")
+
+
 class Training(MemorySavings, TrainerOptions):
     """How the student is trained."""
 
@@ -73,6 +99,9 @@ class Training(MemorySavings, TrainerOptions):
     epochs: Positive = Field(1, description="passes over the training questions")
     batch: Count = Field(16, description="questions per step, on all devices together")
     save_steps: Count = Field(200, description="steps between checkpoints")
+    eval_steps: Count | None = Field(
+        None, description="steps between evaluations on data.eval, for the log; null: none during training"
+    )
     push_to_hub: str | None = Field(None, description="hub name to upload the trained student to")
     seed: int = Field(0, ge=0, lt=2**32, description="seed of the question order")
 
@@ -85,7 +114,9 @@ class RunFile(Strict):
     """
 
     student: Name = Field(description="hub name or folder of the student")
-    teachers: tuple[Name, ...] = Field(description="hub names or folders, in the order in which they teach")
+    teachers: tuple[Teacher, ...] = Field(
+        description="hub names or folders, or {path, device_map, dtype}, in the order in which they teach"
+    )
     output_dir: Name
     data: OwnData
     method: str = Field("masters", description="an arm of masters.experiments.arms")
@@ -103,19 +134,20 @@ class RunFile(Strict):
     @field_validator("teachers", mode="before")
     @classmethod
     def _one_or_several(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, str) else value
+        several = value if isinstance(value, list | tuple) else [value]
+        return [{"path": one} if isinstance(one, str) else one for one in several]
 
     @model_validator(mode="after")
     def _agree(self) -> "RunFile":
         MaskSchedule(self.mask.r_max, self.mask.step)
-        if len(self.teachers) not in NAMES:
-            raise ValueError(f"{len(self.teachers)} teachers; give at most {max(NAMES)}")
         if self.method.split("+")[0] not in CHANGES:
             raise ValueError(f"method {self.method!r} is unknown; there are: {', '.join(CHANGES)}")
         if self.method.split("+")[0] in ("base", "mid", "large", "online"):
             raise ValueError(f"method {self.method!r} distills nothing; choose one such as masters")
         if not self.teachers and not self.learns_from_labels_alone:
             raise ValueError(f"method {self.method!r} needs a teacher: name one in teachers")
+        if self.training.eval_steps and not self.data.eval:
+            raise ValueError("training.eval_steps needs questions: set data.eval, or remove it")
         return self
 
     @property
@@ -133,21 +165,12 @@ class RunFile(Strict):
         """The output folder."""
         return Path(os.path.realpath(self.folder / self.output_dir))
 
-    def place(self, name: str) -> str:
-        """Return a model's folder as an absolute path, or its hub name."""
-        path = os.path.realpath(self.folder / os.path.expanduser(name))
-        if os.path.isdir(path):  # unlike pathlib's, these three accept any text
-            return path
-        if name.startswith((".", "/", "~")) or name.count("/") != 1:
-            raise ValueError(
-                f"no folder {path}: give a folder of a model relative to the run file, or a hub name"
-            )
-        return name
-
-    def rungs(self) -> dict[str, str]:
-        """Map each rung of the profile to its model: the student, then the teachers."""
-        models = dict(zip(NAMES[len(self.teachers)], self.teachers, strict=True))
-        return {"student": self.place(self.student)} | {rung: self.place(m) for rung, m in models.items()}
+    @property
+    def rungs(self) -> list[str]:
+        """The names of the teachers in the profile."""
+        if len(self.teachers) == 1:
+            return ["large"]
+        return [f"teacher{number}" for number in range(1, len(self.teachers) + 1)]
 
     def profile(self, questions: int, evaluated: int) -> Profile:
         """Return the profile of this run.
@@ -159,19 +182,26 @@ class RunFile(Strict):
         options, training, cache = self.responses, self.training, self.teacher_cache
         batch = min(training.batch, questions)
         steps = max(1, round(training.epochs * questions / batch))
+        models = {"student": Teacher(path=self.student)} | dict(zip(self.rungs, self.teachers, strict=True))
+        ladder = {
+            rung: ModelSpec(**model.model_dump() | {"path": place_of_model(model.path, self.folder)})
+            for rung, model in models.items()
+        }
+        # A teacher that is spread over all GPUs leaves no room for a second process.
+        spread = any(teacher.device_map for teacher in self.teachers)
         return Profile(
             name=self.output.name,
             description=f"{self.method} on own data",
             shows="",
             cannot_show="",
             minutes={},
-            processes=self.processes or max(1, torch.cuda.device_count()),
+            processes=self.processes or (1 if spread else max(1, torch.cuda.device_count())),
             seeds=1,
             tasks=(self.data,),
             train_questions=questions,
             validation_questions=max(1, evaluated),
             test_questions=max(1, evaluated),
-            ladder={rung: ModelSpec(path=path) for rung, path in self.rungs().items()},
+            ladder=ladder,
             sampling=Sampling(**options.model_dump(include=set(Sampling.model_fields))),
             generation=Generation(**options.model_dump(include=set(Generation.model_fields))),
             judge=self.reward["llm"] if isinstance(self.reward, dict) else None,
@@ -207,7 +237,7 @@ class RunFile(Strict):
         """
         name = self.method
         if len(self.teachers) > 1 and "teachers=" not in name:
-            name += f"+teachers={','.join(NAMES[len(self.teachers)])}"
+            name += f"+teachers={','.join(self.rungs)}"
         if isinstance(self.reward, dict):
             name += "+judge=llm"
         spec = arm(name, profile)

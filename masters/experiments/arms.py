@@ -305,7 +305,7 @@ def _change(part: str, name: str) -> dict[str, Any]:
         return {"teacher_responses": int(value) // 2, "student_responses": int(value) // 2}
     if family == "source" and (match := re.fullmatch(r"(\d+):(\d+)", value)) and value != "0:0":
         return {"student_responses": int(match[1]), "teacher_responses": int(match[2])}
-    if family == "teachers" and re.fullmatch(r"[a-z]+(,[a-z]+)*", value):
+    if family == "teachers" and re.fullmatch(r"[a-z]+\d*(,[a-z]+\d*)*", value):
         return {"teachers": tuple(value.split(","))}
     if value in get_args({"criterion": Name, "masked": Part, "judge": Judge}.get(family)):
         return {family: value}

@@ -41,7 +41,7 @@ from masters.runtime.checksums import is_whole
 from masters.runtime.files import cache_dir
 from masters.runtime.keys import key_of
 from masters.runtime.progress import report
-from masters.settings import Profile, load_profile
+from masters.settings import Placement, Profile, load_profile
 from masters.training.ladder import about_rung, end_tokens, train_rung
 
 
@@ -119,7 +119,7 @@ class Lab:
 
     def folder(self, model: str) -> Path:
         """Return where a rung is saved, training the ladder first if it is missing."""
-        spec = self.profile.ladder[model]  # type: ignore[index]
+        spec = self.profile.ladder[model]
         if spec.path:
             return local_folder(spec.path)
         if not self.is_trained(model):
@@ -128,11 +128,11 @@ class Lab:
 
     def skeleton(self, model: str) -> Any:
         """Return a rung without its weights; of a hub model only the configuration is downloaded."""
-        return skeleton(self.profile.ladder[model].path or self.folder(model))  # type: ignore[index]
+        return skeleton(self.profile.ladder[model].path or self.folder(model))
 
     def is_trained(self, model: str) -> bool:
         """Return whether a rung is ready to use without training."""
-        if model not in self._trained and not self.profile.ladder[model].path:  # type: ignore[index]
+        if model not in self._trained and not self.profile.ladder[model].path:
             if not is_whole(self._ladder_folder(model), "config.json"):
                 return False
             self._trained.add(model)  # files are read once
@@ -140,7 +140,9 @@ class Lab:
 
     def source(self, model: str, ratio: float = 0.0, choice: MaskChoice = PAPERS) -> Source:
         """Return a rung, masked at a ratio, as a source of responses or log-probabilities."""
-        return Source(model, self.folder(model), ratio, self.choice(model, choice.at(ratio)))
+        spec = self.profile.ladder[model]
+        chosen = self.choice(model, choice.at(ratio))
+        return Source(model, self.folder(model), ratio, chosen, spec.dtype, spec.device_map)
 
     def choice(self, model: str, choice: MaskChoice) -> MaskChoice:
         """Return a mask choice with the activation norms it needs, measured on first use."""
@@ -155,19 +157,21 @@ class Lab:
         return pd.DataFrame([about_rung(name, spec, self.folder(name)) for name, spec in ladder])
 
     def ladder_log(self) -> pd.DataFrame:
-        """Return the training curves of the ladder: model, step, loss."""
+        """Return the training curves of the rungs trained here: model, step, loss."""
         frames = []
         for name, spec in self.profile.ladder.items():
             if not spec.path:
                 log = pd.read_parquet(self.folder(name) / "log.parquet")
                 frames.append(log.assign(model=name)[["model", "step", "loss"]])
+        if not frames:
+            return pd.DataFrame(columns=["model", "step", "loss"])
         return pd.concat(frames, ignore_index=True)
 
     def _ladder_folder(self, model: str) -> Path:
-        spec = self.profile.ladder[model]  # type: ignore[index]
+        spec = self.profile.ladder[model]
         key = key_of(
             "rung",
-            spec=spec.model_dump(),
+            spec=spec.model_dump(exclude=set(Placement.model_fields)),
             questions=self.questions("train").hash,
             wrong_labels=self.profile.wrong_labels,
             replicate=self.profile.replicate or None,
@@ -184,7 +188,7 @@ class Lab:
         """Train one rung, unless it is there."""
         train_rung(
             name,
-            self.profile.ladder[name],  # type: ignore[index]
+            self.profile.ladder[name],
             self.processor,
             self.questions("train"),
             self.labels[1],

@@ -50,7 +50,7 @@ from masters.settings import MemorySavings, Profile
 from masters.training.examples import Examples
 from masters.training.online import train_online
 from masters.training.train import Budget, train
-from masters.training.trainer import Objective
+from masters.training.trainer import Evaluation, Objective
 
 ABOUT = ("training.json", "log.parquet", LIST)  # beside the trained student's files
 
@@ -176,6 +176,7 @@ def train_student(
     checkpoints: Path,
     folder: Path,
     describe: Callable[[Path, pd.DataFrame], None],
+    evaluation: Evaluation | None = None,
 ) -> None:
     """Train the student of a run; rank 0 saves it in the type of the weights that it started from.
 
@@ -183,13 +184,14 @@ def train_student(
         checkpoints: kept there, so remove them once the student is saved.
         folder: where the student is saved once it is trained.
         describe: gets the student's new folder and the log, and may add files.
+        evaluation: what is measured of the student during training.
 
     Raises:
         Diverged: the loss is not finite, or beyond what ``watch`` allows; nothing was saved.
     """
     base = lab.folder(spec.student)
     model, processor = load(base)
-    log = distil(lab, model, spec, seed, checkpoints)
+    log = distil(lab, model, spec, seed, checkpoints, evaluation)
 
     def save(target: Path) -> None:
         save_student(model, processor, target, stored_dtype(base))
@@ -213,8 +215,10 @@ def budget_of(profile: Profile, spec: RunSpec, seed: int) -> Budget:
     )
 
 
-def distil(lab: Lab, model: Any, spec: RunSpec, seed: int, folder: Path) -> pd.DataFrame:
-    """Train a student in place as a spec says and return the log, one row per logged step.
+def distil(
+    lab: Lab, model: Any, spec: RunSpec, seed: int, folder: Path, evaluation: Evaluation | None = None
+) -> pd.DataFrame:
+    """Train a student in place as a spec says and return the log, see :func:`masters.training.train.train`.
 
     The folder keeps the checkpoints, so remove it once the student is saved.
     """
@@ -240,8 +244,8 @@ def distil(lab: Lab, model: Any, spec: RunSpec, seed: int, folder: Path) -> pd.D
     live = spec.objective() is not None and not lab.profile.distillation.cache_teacher
     objective = Objective(
         spec.objective(),
-        teachers=[load(lab.folder(name))[0] for name in spec.teachers] if live else (),
-        reference=load(lab.folder(spec.student))[0] if live else None,
+        teachers=[lab.source(name).load() for name in spec.teachers] if live else (),
+        reference=lab.source(spec.student).load() if live else None,
         vocabulary=len(lab.processor.tokenizer),
         choices=[lab.choice(name, spec.choice()) for name in spec.teachers] if live else (),
     )
@@ -261,6 +265,7 @@ def distil(lab: Lab, model: Any, spec: RunSpec, seed: int, folder: Path) -> pd.D
             savings=lab.profile.distillation.memory_savings,
             watch=lab.profile.distillation.watch,
             plateau=plateau,
+            evaluation=evaluation,
         )
 
     def as_before(stage: Stage) -> Any:

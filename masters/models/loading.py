@@ -16,8 +16,15 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
+import httpx
 import torch
 from huggingface_hub import snapshot_download
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
 from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoConfig,
@@ -41,20 +48,31 @@ TEMPLATE_SECONDS, TEMPLATE_LETTERS = 10, 100_000
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
-def load(name_or_folder: str | Path) -> tuple[PreTrainedModel, Any]:
+def load(
+    name_or_folder: str | Path, dtype: str | None = None, device_map: str | None = None
+) -> tuple[PreTrainedModel, Any]:
     """Return a vision-language model and its processor.
 
+    Args:
+        name_or_folder: hub name or folder.
+        dtype: ``float32``, ``bfloat16`` or ``float16``; None: as the weights are stored.
+        device_map: ``auto``, ``balanced`` or ``sequential`` spread the weights over all GPUs, a device's name
+            puts all of them there; None: the GPU if there is one.
+
     Returns:
-        The model in evaluation mode, on the GPU if there is one, and its processor.
+        The model in evaluation mode, and its processor.
 
     Raises:
         ValueError: there is no such model, its weights are damaged, incomplete or not those of its
             configuration, or :func:`load_processor` fails.
     """
-    processor = load_processor(name_or_folder)
+    folder = local_folder(name_or_folder)
+    processor = load_processor(folder)
     with _one_line(name_or_folder):
         loaded: Any = AutoModelForImageTextToText.from_pretrained(
-            name_or_folder,
+            folder,
+            dtype=dtype or "auto",
+            device_map=device_map,
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
@@ -68,17 +86,37 @@ def load(name_or_folder: str | Path) -> tuple[PreTrainedModel, Any]:
             )
         if lacking := sorted(found["missing_keys"]):
             raise ValueError(f"the files lack {len(lacking)} of its weights, such as {lacking[0]}")
-    return model.to(device()).eval(), processor
+    return (model if device_map else model.to(device())).eval(), processor
 
 
-def local_folder(name_or_folder: str) -> Path:
-    """Return the folder of a model; of a hub model only the files that are read here are downloaded."""
+def local_folder(name_or_folder: str | Path, weights: bool = True) -> Path:
+    """Return the folder of a model; of a hub model only the files that are read here are downloaded.
+
+    Args:
+        name_or_folder: hub name or folder.
+        weights: whether they are needed, or only configuration and processor.
+
+    Raises:
+        ValueError: the hub has no such model, or cannot be reached and the model is not in its cache.
+    """
     if Path(name_or_folder).is_dir():
         return Path(name_or_folder)
-    wanted = ["*.json", "*.jinja", "*.txt", "*.model", "*.safetensors"]
-    with _one_line(name_or_folder):
+    name, wanted = str(name_or_folder), ["*.json", "*.jinja", "*.txt", "*.model"]
+    if weights:
+        wanted.append("*.safetensors")
+    try:
         # Other formats of the same weights are in subfolders.
-        return Path(snapshot_download(name_or_folder, allow_patterns=wanted, ignore_patterns=["*/*"]))
+        return Path(snapshot_download(name, allow_patterns=wanted, ignore_patterns=["*/*"]))
+    except HFValidationError:
+        problem = "there is no such folder, and it is no name of the hub"
+    except RepositoryNotFoundError:
+        problem = "the hub has no such model, or you are not allowed to read it (hf auth login)"
+    except (LocalEntryNotFoundError, HfHubHTTPError, ConnectionError, httpx.HTTPError):
+        problem = "the hub cannot be reached, and its cache on this machine does not have it"
+    raise ValueError(
+        f"cannot load a vision-language model from {name!r}: {problem}; "
+        "give a hub name or a folder with config.json and *.safetensors"
+    )
 
 
 @contextmanager
@@ -119,9 +157,10 @@ def load_processor(name_or_folder: str | Path) -> Any:
         ValueError: there is no such model, its processor needs packages that are not installed, reads no
             pictures, or has a chat template that fails or does not end.
     """
+    folder = local_folder(name_or_folder, weights=False)
     try:
         with _one_line(name_or_folder):
-            processor: Any = AutoProcessor.from_pretrained(name_or_folder, trust_remote_code=False)
+            processor: Any = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
             if not hasattr(processor, "tokenizer") or not hasattr(processor, "image_processor"):
                 raise ValueError(f"{type(processor).__name__} does not read pictures and text")
             if processor.chat_template is not None:
@@ -204,11 +243,12 @@ def skeleton(name_or_folder: str | Path) -> Any:
     Raises:
         ValueError: there is no such model, or it is of another kind.
     """
+    folder = local_folder(name_or_folder, weights=False)
     with _one_line(name_or_folder):
-        config = AutoConfig.from_pretrained(name_or_folder, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         dtype = config.dtype or torch.float32
-        if any(Path(name_or_folder).glob("*.safetensors")):
-            dtype = stored_dtype(name_or_folder)
+        if any(folder.glob("*.safetensors")):
+            dtype = stored_dtype(folder)
         with torch.device("meta"):
             return AutoModelForImageTextToText.from_config(config, dtype=dtype)
 

@@ -20,7 +20,6 @@ import torch
 
 from masters.data.questions import Questions, Ragged
 from masters.models.compatibility import reads_packed
-from masters.models.loading import load
 from masters.models.packing import pack, response_projection
 from masters.models.source import Source
 from masters.objective.logits import chunks, dense, select
@@ -124,9 +123,7 @@ def _score(
 ) -> None:
     if vocabulary:
         _check_disk(scorer, int(lengths.sum()), vocabulary, top_k, folder)
-    model, _ = load(scorer.folder)
-    if scorer.ratio:
-        scorer.choice.mask(model).apply(scorer.ratio)
+    model = scorer.load()
     together = reads_packed(model, questions)
     vocabulary = vocabulary or model.get_output_embeddings().weight.shape[0]
     name, width, kind = "logprobs", vocabulary, "float16"

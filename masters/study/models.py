@@ -53,7 +53,7 @@ def _copy(source: Path, target: Path) -> None:
 
 def _kept(profile: Profile, name: str, folder: Path) -> Path:
     """Return the folder of a kept model, named by a hash of all that determines its training."""
-    spec = profile.ladder[name]  # type: ignore[index]
+    spec = profile.ladder[name]
     key = key_of(
         "rung",
         profile=profile.model_dump(mode="json", include={"tasks", "train_questions", "wrong_labels"}),

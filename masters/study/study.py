@@ -100,7 +100,7 @@ class Study:
         spec = arm(setting, self.profile)
         if spec.judge == "llm":
             of_profile["judge"] = {"model"}
-        ladder = {name: self.profile.ladder[name] for name in spec.models}  # type: ignore[index]
+        ladder = {name: self.profile.ladder[name] for name in spec.models}
         changed = self.profile.model_copy(update={"ladder": ladder}).model_dump(
             mode="json", include=of_profile, exclude_defaults=True
         )

@@ -18,6 +18,7 @@ from typing import Any
 
 import pandas as pd
 from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, TrainingArguments
+from transformers.integrations import get_available_reporting_integrations
 from transformers.training_args import OptimizerNames
 
 from masters.data.questions import Questions
@@ -32,7 +33,7 @@ from masters.training import adapters, memory
 from masters.training.checkpoints import Completer, last_checkpoint
 from masters.training.examples import Collator, Examples
 from masters.training.plateau import Decider, PlateauStages
-from masters.training.trainer import MastersTrainer, Objective
+from masters.training.trainer import Evaluation, MastersTrainer, Objective
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,12 @@ class Budget:
             raise ValueError(
                 f"optim: transformers has no optimizer {options.optim!r}; adamw_torch_fused is one"
             )
+        available = get_available_reporting_integrations()
+        if absent := [one for one in options.report_to if one not in available]:
+            raise ValueError(
+                f"report_to: {absent[0]!r} is no tracker of transformers, or its package is not installed "
+                f"(installed: {', '.join(available) or 'none'})"
+            )
         for name in options.args:
             if name not in known:
                 raise ValueError(f"args: transformers.TrainingArguments has no {name!r}; remove it")
@@ -124,6 +131,7 @@ def train(
     savings: MemorySavings | None = None,
     watch: Watch | None = None,
     plateau: PlateauStages | None = None,
+    evaluation: Evaluation | None = None,
 ) -> pd.DataFrame:
     """Train a model in place; killed and called again, it continues from its last checkpoint.
 
@@ -138,9 +146,11 @@ def train(
             removes it once the model is saved.
         name: of the run, for progress and messages.
         plateau: decides when a stage ends, if the run itself does; the examples follow it.
+        evaluation: what is measured of the student during training.
 
     Returns:
-        One row per logged step: step, loss, learning_rate, grad_norm and the metrics of the loss.
+        One row per logged step: step, loss, learning_rate, grad_norm and the metrics of the loss. With
+        ``evaluation`` one more per measurement, which has step and eval_score alone.
 
     Raises:
         ValueError: the number of examples is not steps times batch, the batch cannot be shared evenly, an
@@ -160,6 +170,11 @@ def train(
         )
     if sharded and savings.lora:
         raise ValueError(f"{name}: LoRA needs a whole student, not the shards of {sharded}")
+    if sharded and evaluation:
+        raise ValueError(
+            f"{name}: eval_steps needs a whole student, not the shards of {sharded}: set it to null"
+        )
+    measured = {"eval_strategy": "steps", "eval_steps": evaluation.steps} if evaluation else {}
     place = model.device
     arguments = budget.arguments(
         folder,
@@ -169,6 +184,7 @@ def train(
         use_cpu=place.type == "cpu" and sharded != "DEEPSPEED",
         ddp_find_unused_parameters=True,  # the output of some layers of a vision tower is not used
         **adapters.arguments(savings),
+        **measured,
     )
     adapters.in_float32(model, name)
     readable = compatibility.measure([model, *objective.beside], questions)
@@ -184,6 +200,8 @@ def train(
         watch=watch,
         plateau=plateau,
         planned=budget.planned or budget.steps,
+        evaluation=evaluation,
+        eval_dataset=examples if evaluation else None,  # which the Trainer asks for and nobody reads
         callbacks=[_Progress(name)],
     )
     if plateau is not None:
@@ -217,7 +235,7 @@ def train(
         model.to(place)  # type: ignore[arg-type]  # a decorator hides the parameter's type
     adapters.finish(trained)
     model.eval()
-    rows = [row for row in trainer.state.log_history if "loss" in row]
+    rows = [row for row in trainer.state.log_history if "loss" in row or "eval_score" in row]
     return pd.DataFrame(rows).drop(columns=["epoch"], errors="ignore")
 
 

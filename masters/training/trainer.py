@@ -6,7 +6,8 @@ teacher at its mask ratio from the cache or from the teacher in memory. Every te
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +19,7 @@ from transformers import PreTrainedModel, Trainer
 
 from masters.masking.choice import PAPERS, MaskChoice
 from masters.masking.teacher_mask import TeacherMask
+from masters.models.attention import attending, is_flex
 from masters.models.packing import PackedBatch, hidden_in_parts, project, response_projection
 from masters.objective.diagnostics import Diverged, NotFinite, reason_to_stop
 from masters.objective.logits import Logits, dense
@@ -70,6 +72,19 @@ class Objective:
         self._mask()
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """What is measured of the student while it is trained.
+
+    Attributes:
+        steps: steps between two measurements.
+        score: of the student, in evaluation mode.
+    """
+
+    steps: int
+    score: Callable[[PreTrainedModel], float]
+
+
 class MastersTrainer(Trainer):
     """``transformers.Trainer`` on packed questions with their responses, logging every term of the loss."""
 
@@ -83,9 +98,11 @@ class MastersTrainer(Trainer):
         watch: Watch | None = None,
         plateau: PlateauStages | None = None,
         planned: int | None = None,
+        evaluation: Evaluation | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
+        self.evaluation = evaluation
         self.objective, self.watch, self.plateau = objective, watch or Watch(), plateau
         self._planned = planned
         self._since = time.perf_counter()
@@ -227,6 +244,20 @@ class MastersTrainer(Trainer):
                 found.append((self._weight(batch), value))
         counted = [one for part in distributed.gathered(found) for one in part]
         return sum(weight * value for weight, value in counted) / sum(weight for weight, _ in counted)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Return and log the student's score; rank 0 measures it, in the attention that can generate."""
+        assert self.evaluation is not None
+        score, model = (
+            self.evaluation.score,
+            adapters.whole(self.accelerator.unwrap_model(self.model_wrapped)),
+        )
+        model.eval()  # the next step begins with train()
+        with attending([model], "sdpa") if is_flex(model) else nullcontext():
+            logged = {"eval_score": distributed.from_main(lambda: score(model))}
+        self.log(logged)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, logged)
+        return logged
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the mean of each metric since the last row, over all ranks."""

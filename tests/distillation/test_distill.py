@@ -19,9 +19,11 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import masters
 from masters.distillation.run import check
-from masters.distillation.run_file import load_run_file
+from masters.distillation.run_file import keys_of_the_file, load_run_file
 from masters.experiments.lab import Lab
 from masters.runtime.files import ROOT
+from masters.settings import MemorySavings
+from masters.training.memory import advice
 
 
 @pytest.fixture(autouse=True)
@@ -175,7 +177,9 @@ def test_labels_alone_and_keywords(folder: Path, monkeypatch: pytest.MonkeyPatch
     [
         ({"student": "nowhere/at/all"}, "no folder .*nowhere/at/all"),
         ({"teachers": []}, "needs a teacher"),
-        ({"teachers": ["teacher"] * 5}, "5 teachers; give at most 4"),
+        ({"teachers": [{"path": "teacher", "dtype": "int3"}]}, "teachers.0.dtype"),
+        ({"training": {"eval_steps": 2}, "data": {"train": "train.jsonl"}}, "set data.eval"),
+        ({"training": {"report_to": ["nothing"]}}, "report_to: 'nothing' is no tracker"),
         ({"method": "best"}, "'best' is unknown"),
         ({"method": "base"}, "distills nothing"),
         ({"mask": {"r_max": 1.0}}, "mask.r_max: .*less than 1"),
@@ -183,6 +187,7 @@ def test_labels_alone_and_keywords(folder: Path, monkeypatch: pytest.MonkeyPatch
         ({"training": {"optim": "adam9"}}, "no optimizer 'adam9'"),
         ({"training": {"args": {"max_step": 3}}}, "no 'max_step'"),
         ({"training": {"args": {"seed": 3}}}, "cannot set 'seed'"),
+        ({"training": {"batch": 4, "accumulate": 3}}, "run.yaml: .*training.accumulate 3 does not divide"),
         ({"file": "/"}, "file is not a parameter"),
         ({"responses": {"engine": "openai"}}, "server"),
     ],
@@ -192,6 +197,16 @@ def test_a_wrong_parameter_is_one_line(folder: Path, changes: dict[str, Any], me
         masters.distill(_file(folder, **changes), [].append)
     assert "\n" not in str(caught.value)
     assert not (folder / "out" / "model").exists()
+
+
+@pytest.mark.parametrize("questions, teachers", [(4, False), (1, False), (1, True)])
+@pytest.mark.parametrize("saved", [{}, {"gradient_checkpointing": True}, {"responses_at_once": 1}])
+def test_advice_names_the_keys_of_the_file(questions: int, teachers: bool, saved: dict[str, Any]) -> None:
+    savings = MemorySavings(**saved)
+    of_the_file = r"(training|teacher_cache|responses)[.:]"
+    with pytest.raises(MemoryError, match=of_the_file) as caught, keys_of_the_file():
+        raise MemoryError(advice("a run", savings, questions, teachers))
+    assert "distillation" not in str(caught.value)
 
 
 def test_a_run_file_that_is_none_is_named(tmp_path: Path) -> None:
@@ -244,6 +259,77 @@ def test_a_bfloat16_student_of_another_family_with_several_pictures_or_none(tmp_
     ]
     assert sum(changed) / len(changed) > 0.5
     assert any(line.startswith("memory, training: about") for line in said)
+
+
+WHOLE_FILE = """
+student: Qwen/Qwen3-VL-2B-Instruct
+teachers: [Qwen/Qwen3-VL-8B-Instruct]
+output_dir: out/qwen3-vl-2b
+data:
+  train: train.jsonl
+  eval: {split_from_train: 500}
+  columns: {images: images, question: question, answer: answer, options: options}
+  system: null
+  max_pixels: 1_003_520
+  on_bad_row: skip
+method: masters
+mask: {r_max: 0.2, step: 0.05}
+responses: {teacher: 4, student: 4, max_new_tokens: 512, engine: vllm, batch: auto}
+reward: rule
+teacher_cache: {top_k: 64}
+training:
+  {learning_rate: 1.0e-6, epochs: 1, batch: 16, gradient_checkpointing: true, lora: null, warmup_ratio: 0,
+   max_grad_norm: 1.0, optim: adamw_torch_fused, save_steps: 200, eval_steps: 200, report_to: [],
+   push_to_hub: null, args: {}}
+"""
+
+
+def test_a_file_with_every_parameter_is_run_as_it_says(folder: Path) -> None:
+    (folder / "run.yaml").write_text(WHOLE_FILE)
+    run = load_run_file(folder / "run.yaml")
+    spec, profile = run.spec(run.profile(1600, 500), True), run.profile(1600, 500)
+    assert (spec.teacher_responses, spec.student_responses, spec.r_max, spec.r_step) == (4, 4, 0.2, 0.05)
+    assert (spec.steps, spec.batch, spec.learning_rate, spec.lr_schedule) == (100, 16, 1e-6, "constant")
+    assert profile.generation.engine == "vllm" and profile.generation.batch is None
+    assert profile.distillation.top_k_logprobs == 64
+    assert profile.distillation.memory_savings.gradient_checkpointing
+    tiny = yaml.safe_load(WHOLE_FILE)
+    tiny |= {"student": "student", "teachers": ["teacher"], "output_dir": "out"}
+    tiny["data"] |= {"eval": {"split_from_train": 4}, "columns": {"images": "image"}}
+    tiny["responses"] |= {"max_new_tokens": 6, "engine": "transformers"}
+    tiny["teacher_cache"] = {"top_k": 8}
+    tiny["training"] |= {"eval_steps": 1, "save_steps": 1, "batch": 2}
+    (folder / "run.yaml").write_text(yaml.safe_dump(tiny))
+    masters.distill(folder / "run.yaml", [].append)
+    assert pd.read_parquet(folder / "out" / "log.parquet")["eval_score"].notna().sum() == 4
+
+
+def test_evaluations_during_training_are_logged_and_change_nothing(folder: Path) -> None:
+    training = {"learning_rate": 1e-3, "batch": 2}
+    plain = masters.distill(_file(folder, training=training), [].append)
+    logged = masters.distill(
+        _file(folder, training=training | {"eval_steps": 2}, output_dir="logged"), [].append
+    )
+    weights = (path / "model.safetensors" for path in (plain, logged))
+    assert next(weights).read_bytes() == next(weights).read_bytes()
+    log = pd.read_parquet(folder / "logged" / "log.parquet").dropna(subset="eval_score")
+    scores = json.loads((folder / "logged" / "eval" / "scores.json").read_text())
+    assert list(log["step"]) == [2, 4]
+    assert log["eval_score"].iloc[-1] == pytest.approx(scores["after"]["score"])
+
+
+def test_five_teachers_teach_in_order_each_loaded_as_asked(folder: Path) -> None:
+    teachers: list[Any] = ["teacher", "second"] * 2
+    teachers.append({"path": "teacher", "device_map": "cpu", "dtype": "bfloat16"})
+    training = {"learning_rate": 1e-3, "batch": 2, "epochs": 3}
+    run = load_run_file(_file(folder, teachers=teachers, training=training))
+    assert run.spec(run.profile(8, 4), True).teachers == tuple(f"teacher{number}" for number in range(1, 6))
+    lab = Lab(run.profile(8, 4))
+    assert lab.source("teacher5").load().dtype == torch.bfloat16
+    assert lab.source("teacher1").load().dtype == torch.float32
+    assert lab.source("teacher5").weights() != lab.source("teacher1").weights()
+    masters.distill(folder / "run.yaml", [].append)
+    assert len(list((folder / "out" / "eval").glob("teacher-*.parquet"))) == 5
 
 
 def test_lora_leaves_its_adapter_beside_the_merged_student(folder: Path) -> None:

@@ -61,7 +61,7 @@ def forbid(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*args: Any) -> None:
         raise AssertionError("a model was loaded again")
 
-    monkeypatch.setattr(module, "load", fail)
+    monkeypatch.setattr(Source, "load", fail)
 
 
 def expected(setting: Setting, source: Source) -> list[np.ndarray]:

@@ -3,6 +3,7 @@
 `make test-vllm` creates the environment and runs these tests.
 """
 
+import json
 import os
 import socket
 import subprocess
@@ -18,16 +19,21 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import yaml
+from PIL import Image
 
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 pytest.importorskip("vllm", reason="vLLM needs its own environment: make test-vllm")
 
 import families
 
+import masters
 from masters.data.questions import Questions, load_questions
 from masters.data.tasks import vocabulary
+from masters.distillation.run_file import load_run_file
 from masters.models.loading import banned_tokens, load
 from masters.models.source import Source
+from masters.own_data.question_set import encode_own, load_own_data
 from masters.responses.cached import open_store, responses
 from masters.responses.engines import Engine
 from masters.responses.engines.openai import OpenAIEngine
@@ -187,3 +193,37 @@ def test_vllms_server_answers_as_transformers(setting: Setting, server: str) -> 
     sampled = setting.ask(engine, RATIO, n=4, seed=0)
     assert sampled.groupby("question")["text"].nunique().gt(1).any()
     assert [len(row) for row in sampled["tokens"]] == [len(row) for row in sampled["logprobs"]]
+
+
+def test_a_distilled_student_answers_as_in_its_evaluation(tmp_path: Path) -> None:
+    """A folder with one picture and question per color, distilled as a user would, then read by vLLM."""
+    words = ["what", "is", "it", "?", "red", "green", "blue", "gray"]
+    for name in ("student", "teacher"):
+        families.qwen3_vl(tmp_path / name, words, videos=True)
+    rows = []
+    for index in range(12):
+        color = words[4 + index % 4]
+        Image.new("RGB", (64, 64 + 32 * (index % 2)), color).save(tmp_path / f"{index}.png")
+        rows.append(
+            {"image": f"{index}.png", "question": f"what is it ? {words[index % 8]}", "answer": color}
+        )
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    content = {
+        "student": "student",
+        "teachers": "teacher",
+        "output_dir": "out",
+        "data": {"train": "train.jsonl", "eval": {"split_from_train": 4}},
+        "responses": {"teacher": 2, "student": 2, "max_new_tokens": 8},
+        "training": {"learning_rate": 1e-3, "batch": 2},
+    }
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(content))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MASTERS_CACHE", str(tmp_path / "responses"))
+        student = masters.distill(tmp_path / "run.yaml", [].append)
+        _, processor = load(student)
+        run = load_run_file(tmp_path / "run.yaml")
+        questions = encode_own(load_own_data(run.data, run.folder), "eval", processor)
+        source, four = Source("student", student), range(len(questions))
+        made = responses(source, processor, questions, four, 1, SAMPLING, None, engine=VllmEngine(OPTIONS))
+    after = pd.read_parquet(tmp_path / "out" / "eval" / "after.parquet")
+    assert made["text"].tolist() == after["answer"].tolist()

@@ -17,7 +17,7 @@ from torch import nn
 from transformers import DynamicCache, PreTrainedModel
 
 from masters.data.questions import Questions
-from masters.models.loading import load, prompt_positions, token_types
+from masters.models.loading import prompt_positions, token_types
 from masters.models.source import Source
 from masters.responses.engines import Response, Writer
 from masters.responses.engines.batch import Request, prepare
@@ -58,9 +58,7 @@ class TransformersEngine:
         self, source: Source, processor: Any, questions: Questions, sampling: Sampling, seed: int | None
     ) -> Iterator[Writer]:
         """Load the model and mask it in memory, see :class:`masters.responses.engines.Engine`."""
-        model, _ = load(source.folder)
-        if source.ratio:
-            source.choice.mask(model).apply(source.ratio)
+        model = source.load()
 
         def write(wanted: Sequence[int], indices: Sequence[int]) -> Iterator[list[Response]]:
             return generate(model, processor, questions, wanted, indices, sampling, seed, self.batch)

@@ -1,0 +1,71 @@
+"""Models by hub name, from a server on this machine that imitates the hub."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import hub_server
+import pytest
+import small
+
+from masters.runtime.files import ROOT
+
+RUN = """
+student: owner/student
+teachers: [{teacher}]
+output_dir: out
+data: {{train: train.jsonl, eval: {{split_from_train: 2}}}}
+responses: {{max_new_tokens: 6}}
+training: {{batch: 2}}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for seed, name in enumerate(("student", "teacher")):
+        place = tmp_path / "hub" / "owner" / name
+        model, processor = small.build(seed, 16)
+        model.save_pretrained(place)
+        processor.save_pretrained(place)
+        (place / "pytorch_model.bin").write_text("not wanted")
+        (place / "onnx").mkdir()
+        (place / "onnx" / "model.safetensors").write_text("not wanted")
+    rows = []
+    for name in small.COLOURS:
+        small.picture(name).save(tmp_path / f"{name}.png")
+        rows.append({"image": f"{name}.png", "question": "what colour is this square ?", "answer": name})
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path
+
+
+def _distill(folder: Path, address: str, *words: str, teacher: str = "owner/teacher") -> tuple[int, str]:
+    """Run the command against a hub; return its exit code and the last line of its messages."""
+    (folder / "run.yaml").write_text(RUN.format(teacher=teacher))
+    variables = {"HF_ENDPOINT": address, "HF_HOME": str(folder / "home"), "HF_HUB_OFFLINE": "0"}
+    variables |= {"TRANSFORMERS_OFFLINE": "0", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "masters.cli.main", "distill", "run.yaml", *words]
+    done = subprocess.run(command, cwd=folder, env=os.environ | variables, capture_output=True, text=True)
+    return done.returncode, (done.stderr.strip().splitlines() or [""])[-1]
+
+
+def test_only_what_is_read_is_downloaded(folder: Path) -> None:
+    with hub_server.serving(folder / "hub") as (address, downloaded):
+        assert _distill(folder, address, "--check") == (0, "")
+        assert not [name for name in downloaded if name.endswith(".safetensors")]
+        assert _distill(folder, address)[0] == 0
+    assert {"owner/student/model.safetensors", "owner/teacher/model.safetensors"} <= downloaded
+    assert not [name for name in downloaded if "onnx" in name or name.endswith(".bin")]
+    assert (folder / "out" / "model" / "config.json").is_file()
+
+
+def test_a_name_that_the_hub_lacks_is_one_line(folder: Path) -> None:
+    with hub_server.serving(folder / "hub") as (address, _):
+        code, line = _distill(folder, address, "--check", teacher="owner/nobody")
+    assert code == 1 and "'owner/nobody': the hub has no such model" in line
+
+
+def test_a_hub_that_cannot_be_reached_is_one_line(folder: Path) -> None:
+    code, line = _distill(folder, "http://127.0.0.1:9", "--check")
+    assert code == 1 and "'owner/student': the hub cannot be reached" in line

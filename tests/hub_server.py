@@ -1,0 +1,71 @@
+"""A server that imitates the model hub, for the folders below one folder: ``owner/name`` and their files."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+COMMIT = "0" * 40
+
+
+@contextmanager
+def serving(root: Path) -> Iterator[tuple[str, set[str]]]:
+    """Serve the models of a folder; yield the address and the paths of the files that were downloaded."""
+    downloaded: set[str] = set()
+
+    class Handler(BaseHTTPRequestHandler):
+        def _answer(self, body: bytes, status: int = 200, **headers: str) -> None:
+            self.send_response(status)
+            for name, value in ({"Content-Length": str(len(body))} | headers).items():
+                self.send_header(name.replace("_", "-"), value)
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(body)
+
+        def do_GET(self) -> None:
+            parts = self.path.partition("?")[0].strip("/").split("/")
+            if parts[:2] == ["api", "models"]:
+                folder = root.joinpath(*parts[2:4])
+                if not folder.is_dir():
+                    self._answer(b"{}", 404, X_Error_Code="RepoNotFound")
+                    return
+                about: object = {"id": "/".join(parts[2:4]), "sha": COMMIT}
+                if "tree" in parts:
+                    files = [path for path in folder.rglob("*") if path.is_file()]
+                    about = [
+                        {
+                            "type": "file",
+                            "path": str(path.relative_to(folder)),
+                            "size": path.stat().st_size,
+                            "oid": hashlib.sha256(path.read_bytes()).hexdigest(),
+                        }
+                        for path in files
+                    ]
+                self._answer(json.dumps(about).encode())
+                return
+            path = root.joinpath(*parts[:2], *parts[4:])  # owner/name/resolve/revision/file
+            if not path.is_file():
+                found = path.parent.is_dir()
+                self._answer(b"", 404, X_Error_Code="EntryNotFound" if found else "RepoNotFound")
+                return
+            body = path.read_bytes()
+            if self.command == "GET":
+                downloaded.add(str(path.relative_to(root)))
+            tag = f'"{hashlib.sha256(body).hexdigest()}"'
+            self._answer(body, ETag=tag, X_Repo_Commit=COMMIT)
+
+        do_HEAD = do_GET
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}", downloaded
+    finally:
+        server.shutdown()
+        server.server_close()
