@@ -19,6 +19,8 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock
 
+from masters.runtime.files import full_disk_error
+
 CHECK = b', "check": '  # the last field of a line: CRC-32 of the bytes before it
 
 
@@ -67,10 +69,14 @@ def runs_of(content: Sequence[str], index: Sequence[int]) -> dict[str, str | lis
 
 
 def append(path: Path, line: Line) -> None:
-    """Append a line and flush it to disk; on an ``OSError`` (disk full) the manifest is unchanged."""
+    """Append a line and flush it to disk.
+
+    Raises:
+        OSError: the disk is full; the manifest is unchanged.
+    """
     body = json.dumps(asdict(line))[:-1].encode()
     data = body + CHECK + f"{zlib.crc32(body)}}}\n".encode()
-    with FileLock(f"{path}.lock"), open(path, "a+b") as file:
+    with full_disk_error(path.parent), FileLock(f"{path}.lock"), open(path, "a+b") as file:
         end = file.seek(0, os.SEEK_END)
         if end:
             file.seek(end - 1)

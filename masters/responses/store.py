@@ -159,38 +159,31 @@ class ResponseStore:
     def append(self, responses: Iterable[Response], questions: pd.DataFrame, seconds: float = 0.0) -> Path:
         """Write one shard; a kill leaves either the whole shard or nothing.
 
-        Of several responses with the same content and index, the first is written.
-
         Args:
+            responses: each once.
             questions: indexed by id, with the columns content, question and answer.
             seconds: time to generate the responses.
 
         Raises:
             OSError: the disk is full; earlier shards are unchanged.
         """
-        if not (self.folder / "spec.json").is_file():
-            about = {"source": self.source, "promise": self.promise, **self.spec.model_dump(mode="json")}
-            write_atomic(self.folder / "spec.json", json.dumps(about, indent=2))
-        content_of = questions["content"]
-        first: dict[tuple[str, int], Response] = {}
-        for response in responses:
-            first.setdefault((content_of[response.question], response.index), response)
-        batch = dict(sorted(first.items()))
-        table = questions.loc[[response.question for response in batch.values()]]
+        self._describe()
+        content = questions["content"]
+        batch = sorted(responses, key=lambda response: (content[response.question], response.index))
         same = {"source": self.source, **self.spec.model_dump(include={"weights", "ratio", "seed", "engine"})}
         same["sampling"] = self.spec.sampling.model_dump_json()
         rows = [
             {
-                **vars(r),
+                **vars(response),
                 **same,
-                "key": self._row_key(*place),
-                "content": place[0],
-                "asked": asked,
-                "label": label,
-                "mark": mark(r.text, r.finish),
+                "key": self._row_key(about.content, response.index),
+                "content": about.content,
+                "asked": about.question,
+                "label": about.answer,
+                "mark": mark(response.text, response.finish),
             }
-            for (place, r), asked, label in zip(
-                batch.items(), table["question"], table["answer"], strict=True
+            for response, about in zip(
+                batch, questions.loc[[response.question for response in batch]].itertuples(), strict=True
             )
         ]
         path = self.folder / f"part-{uuid.uuid4().hex[:12]}.parquet"
@@ -199,6 +192,13 @@ class ResponseStore:
         write_atomic(path, data)
         self._list(path, data, written, seconds)
         return path
+
+    def _describe(self) -> None:
+        """Write ``spec.json`` if it is missing."""
+        path = self.folder / "spec.json"
+        if not path.is_file():
+            about = {"source": self.source, "promise": self.promise, **self.spec.model_dump(mode="json")}
+            write_atomic(path, json.dumps(about, indent=2))
 
     def _row_key(self, content: str, index: int) -> str:
         return hashlib.sha256(f"{self.key}{content}{index}".encode()).hexdigest()[:24]
@@ -218,6 +218,8 @@ class ResponseStore:
             Damaged: a shard is damaged.
         """
         sizes = {path.name: path.stat().st_size for path in self.shards()}
+        if sizes:
+            self._describe()
         lines = manifest.read(self.manifest)
         for name, size in sizes.items():
             path, line = self.folder / name, lines.get(name)

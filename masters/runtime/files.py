@@ -121,13 +121,13 @@ def write_folder(folder: Path, save: Callable[[Path], object]) -> None:
             temporary.mkdir()
             save(temporary)
         if folder.is_dir():
-            set_aside(folder)
+            _set_aside(folder)
         os.replace(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def set_aside(folder: Path) -> None:
+def _set_aside(folder: Path) -> None:
     """Rename an incomplete folder to ``NAME.incomplete-1``, or the next number, and warn."""
     there = {path.name for path in folder.parent.iterdir()}
     names = (f"{folder.name}.incomplete-{number}" for number in count(1))

@@ -14,7 +14,7 @@ from masters.judges import Judge
 from masters.judges.rule import RuleJudge
 from masters.responses import manifest
 from masters.responses.engines import Response
-from masters.responses.store import ResponseStore, StoreSpec, mark
+from masters.responses.store import ResponseStore, StoreSpec, all_stores, mark
 from masters.settings import Sampling
 
 COUNT = 40
@@ -155,12 +155,6 @@ def test_fractions_and_missing_verdicts_are_kept(store: ResponseStore) -> None:
         assert correct.isna().tolist() == [True, False, False] * 2 and set(correct.dropna()) == {0.5}
 
 
-def test_the_same_response_twice_in_a_shard_is_written_once(store: ResponseStore) -> None:
-    fill(store, [(0, 0), (1, 0), (0, 0), (2, 0)])
-    assert store.status(CONTENT, 1).there == 3 and store.verify() == []
-    assert set(store.read(CONTENT[:3], 1)["question"]) == {"q0", "q1", "q2"}
-
-
 def test_an_incomplete_manifest_line_loses_no_responses(store: ResponseStore) -> None:
     fill(store, [(0, 0), (1, 0)])
     fill(store, [(2, 0)])
@@ -170,8 +164,10 @@ def test_an_incomplete_manifest_line_loses_no_responses(store: ResponseStore) ->
     fill(store, [(3, 0)])
     assert store.status(CONTENT, 1).there == 4
     assert len(manifest.read(store.manifest)) == 3
-    store.manifest.unlink()
-    assert store.status(CONTENT, 1).there == 4
+    for path in (store.manifest, store.folder / "spec.json"):
+        path.unlink()
+        assert store.status(CONTENT, 1).there == 4 and path.is_file()
+    assert [found.key for found in all_stores()] == [store.key]
 
 
 def test_a_flipped_bit_is_found(store: ResponseStore) -> None:
