@@ -172,20 +172,20 @@ class ResponseStore:
         batch = sorted(responses, key=lambda response: (content[response.question], response.index))
         same = {"source": self.source, **self.spec.model_dump(include={"weights", "ratio", "seed", "engine"})}
         same["sampling"] = self.spec.sampling.model_dump_json()
-        rows = [
-            {
-                **vars(response),
-                **same,
-                "key": self._row_key(about.content, response.index),
-                "content": about.content,
-                "asked": about.question,
-                "label": about.answer,
-                "mark": mark(response.text, response.finish),
-            }
-            for response, about in zip(
-                batch, questions.loc[[response.question for response in batch]].itertuples(), strict=True
+        rows = []
+        for response in batch:
+            about: Any = questions.loc[response.question]
+            rows.append(
+                {
+                    **vars(response),
+                    **same,
+                    "key": self._row_key(about["content"], response.index),
+                    "content": about["content"],
+                    "asked": about["question"],
+                    "label": about["answer"],
+                    "mark": mark(response.text, response.finish),
+                }
             )
-        ]
         path = self.folder / f"part-{uuid.uuid4().hex[:12]}.parquet"
         written = pa.Table.from_pylist(rows, schema=SCHEMA)
         data = _parquet(written)
