@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from masters.claims.evidence import Evidence
-from masters.claims.statistics import Interval, mean_interval, paired_difference
+from masters.claims.statistics import Interval, mean_interval
 from masters.runtime.tables import COUNT, NUMBER, TEXT, Number, Schema, Text
 
 # Other names of the same run.
@@ -79,7 +79,7 @@ def measure(
     """Return the effects of those comparisons whose arms were both run.
 
     Args:
-        predictions: answers, see :func:`paired_scores`.
+        predictions: answers, see :func:`paired_effect`.
         pairs: comparisons, each with the id for its row.
         resamples: bootstrap resamples per interval.
         runs: one row per run (arm, seed, sampled_accuracy); without it there are no sampled effects.
@@ -92,15 +92,17 @@ def measure(
         student and the large teacher. NaN elsewhere.
 
     Raises:
-        ValueError: as :func:`paired_scores`.
+        ValueError: as :func:`paired_effect`.
     """
     gap, rows = _capacity_gap(predictions), []
     # Split by arm once, because a study has millions of answers.
     by_arm = {str(arm): answers for arm, answers in predictions.groupby("arm", observed=True)}
     for name, pair in pairs:
-        arms = pair.names_among(set(by_arm))
-        both = pd.concat([by_arm[arm] for arm in arms]) if arms else predictions.iloc[:0]
-        found = measured_with_seeds(both, pair, resamples, costs)
+        if pair.unit == "times":
+            found = None if costs is None else _cost_ratio(costs, pair)
+        else:
+            arms = pair.names_among(set(by_arm))
+            found = arms and paired_effect(by_arm[arms[0]], by_arm[arms[1]], resamples, pair.metric)
         if found is None:
             continue
         effect, seeds = found
@@ -111,89 +113,59 @@ def measure(
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def paired_scores(
-    predictions: pd.DataFrame, treatment: str, control: str, metric: str = "accuracy"
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the greedy scores of two arms on the seeds and questions that both have.
-
-    Each seed of a study is a replicate with its own models, so only runs of the same seed are compared.
-
-    Args:
-        predictions: one row per run, question and mode, see ``masters.experiments.results``.
-        treatment: name of an arm.
-        control: name of the other arm.
-        metric: ``accuracy`` (0 or 1) or ``tokens`` (length of the response).
-
-    Returns:
-        Both arms' scores ``(seeds, questions)`` and the task of each question ``(questions,)``.
-
-    Raises:
-        ValueError: an arm has no greedy predictions or two for one question, or the arms share none.
-    """
-    value = {"accuracy": "correct", "tokens": "tokens"}[metric]
-    tables = []
-    for arm in (treatment, control):
-        rows = predictions[(predictions["arm"] == arm) & (predictions["mode"] == "greedy")]
-        if rows.empty:
-            raise ValueError(f"no greedy predictions of arm {arm!r}: run it before comparing it")
-        if rows.duplicated(["seed", "task", "question"]).any():
-            raise ValueError(f"arm {arm!r} has two predictions of one question with one seed; drop one")
-        table = rows.pivot(index="seed", columns=["task", "question"], values=value).astype(np.float64)
-        # Sorted, so that the order of the rows cannot change an interval.
-        tables.append(table.sort_index(axis=0).sort_index(axis=1))
-    first, second = tables
-    columns = first.columns.intersection(second.columns)
-    seeds = first.index.intersection(second.index)
-    if columns.empty or seeds.empty:
-        raise ValueError(
-            f"arms {treatment!r} and {control!r} share no seed or no question: run both with the same profile"
-        )
-    tasks = columns.get_level_values("task").to_numpy(dtype=str)
-    return first.loc[seeds, columns].to_numpy(), second.loc[seeds, columns].to_numpy(), tasks
-
-
 def measured(predictions: pd.DataFrame, comparison: Comparison, resamples: int) -> Interval | None:
     """Return the effect of one comparison with its 95 % interval; None if no seed has both arms.
 
     Raises:
-        ValueError: as :func:`paired_scores`.
+        ValueError: as :func:`paired_effect`.
     """
-    found = measured_with_seeds(predictions, comparison, resamples)
+    arms = comparison.names_among(set(predictions["arm"]))
+    if arms is None:
+        return None
+    treatment, control = (predictions[predictions["arm"] == arm] for arm in arms)
+    found = paired_effect(treatment, control, resamples, comparison.metric)
     return found and found[0]
 
 
-def measured_with_seeds(
-    predictions: pd.DataFrame, comparison: Comparison, resamples: int, costs: pd.DataFrame | None = None
+def paired_effect(
+    treatment: pd.DataFrame, control: pd.DataFrame, resamples: int, metric: str = "accuracy"
 ) -> tuple[Interval, int] | None:
-    """Return the effect of one comparison with its 95 % interval, and the number of shared seeds.
+    """Return the effect between two arms with its 95 % interval, and the number of shared seeds.
 
-    In points for accuracy. For tokens in percent of the control's mean length, which is treated as known. For
-    cost as a ratio, with an interval over seeds alone (Student's t).
+    It is measured on the greedy answers to the questions, and with the seeds, that both arms have. Each seed
+    of a study is a replicate with its own models, so only runs of the same seed are compared.
 
     Args:
-        predictions: as for :func:`paired_scores`.
-        comparison: two arms and a metric.
+        treatment: answers of one arm, one row per run, question and mode: seed, task, question, mode,
+            correct, tokens (``masters.experiments.results``).
+        control: answers of the other arm.
         resamples: bootstrap resamples.
-        costs: as for :func:`measure`.
+        metric: ``accuracy``: the effect is in points; ``tokens``: the length of the response, and the effect
+            is in percent of the control's mean, which is treated as known.
 
     Returns:
-        None if no seed has both arms, or fewer than two seeds have costs of both.
+        None if no seed has both arms.
 
     Raises:
-        ValueError: as :func:`paired_scores`.
+        ValueError: an arm has two answers to one question with one seed.
     """
-    if comparison.unit == "times":
-        return None if costs is None else _cost_ratio(costs, comparison)
-    greedy = predictions[predictions["mode"] == "greedy"]
-    names = comparison.names_among(set(greedy["arm"]))
-    if names is None:
+    value, tables = {"accuracy": "correct", "tokens": "tokens"}[metric], []
+    for answers in (treatment, control):
+        greedy = answers[answers["mode"] == "greedy"]
+        if greedy.duplicated(["seed", "task", "question"]).any():
+            arm = greedy["arm"].iloc[0]
+            raise ValueError(f"arm {arm!r} has two predictions of one question with one seed; drop one")
+        table = greedy.pivot(index="seed", columns=["task", "question"], values=value).astype(np.float64)
+        # Sorted, so that the order of the rows cannot change an interval.
+        tables.append(table.sort_index(axis=0).sort_index(axis=1))
+    questions = tables[0].columns.intersection(tables[1].columns)
+    seeds = tables[0].index.intersection(tables[1].index)
+    if questions.empty or seeds.empty:
         return None
-    first, second = (set(greedy.loc[greedy["arm"] == name, "seed"]) for name in names)
-    if first.isdisjoint(second):
-        return None
-    a, b, tasks = paired_scores(predictions, *names, comparison.metric)
-    scale = 100.0 / float(b.mean()) if comparison.metric == "tokens" else 100.0
-    return paired_difference(a, b, tasks, resamples).scaled(scale), len(a)
+    first, second = (table.loc[seeds, questions].to_numpy() for table in tables)
+    scale = 100.0 / float(second.mean()) if metric == "tokens" else 100.0
+    tasks = questions.get_level_values("task").to_numpy(dtype=str)
+    return mean_interval(first - second, tasks, resamples).scaled(scale), len(seeds)
 
 
 def sampled_effect(runs: pd.DataFrame, comparison: Comparison) -> Interval | None:

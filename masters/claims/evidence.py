@@ -51,10 +51,9 @@ class Evidence:
         The column ``avg`` is rounded, so it is used only in tables without scores of single benchmarks.
 
         Raises:
-            ValueError: a selector matches no row, or the tables share no column of scores.
+            ValueError: a selector matches no row.
         """
-        names = self.table, self.control_table or self.table
-        first, second = map(paper_table, names)
+        first, second = paper_table(self.table), paper_table(self.control_table or self.table)
         keys = set(self.treatment) | set(self.control)
         scores = [
             name
@@ -62,10 +61,10 @@ class Evidence:
             if name in second and name not in keys and pd.api.types.is_numeric_dtype(first[name])
         ]
         scores = [name for name in scores if name != "avg"] or scores
-        if not scores:
-            raise ValueError(f"paper tables {names[0]} and {names[1]} share no column of scores")
-        treatment = first.loc[_selected(first, self.treatment, names[0]), scores].to_numpy(np.float64).mean()
-        control = second.loc[_selected(second, self.control, names[1]), scores].to_numpy(np.float64).mean()
+        treatment, control = (
+            _selected(table, rows)[scores].to_numpy(np.float64).mean()
+            for table, rows in ((first, self.treatment), (second, self.control))
+        )
         return float(treatment / control if self.ratio else treatment - control)
 
 
@@ -113,12 +112,9 @@ def source(student: int, teacher: int) -> Evidence:
     )
 
 
-def _selected(table: pd.DataFrame, rows: Rows, name: str) -> pd.Series:
-    selected = pd.Series(True, index=table.index)
+def _selected(table: pd.DataFrame, rows: Rows) -> pd.DataFrame:
     for column, value in rows.items():
-        if column not in table:
-            raise ValueError(f"paper table {name} has no column {column!r}")
-        selected &= table[column].isin(value if isinstance(value, tuple) else (value,))
-    if not selected.any():
-        raise ValueError(f"paper table {name} has no row with {dict(rows)}")
-    return selected
+        table = table[table[column].isin(value if isinstance(value, tuple) else (value,))]
+    if table.empty:
+        raise ValueError(f"the paper's table has no row with {dict(rows)}")
+    return table

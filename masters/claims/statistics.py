@@ -39,7 +39,7 @@ All functions are pure: arrays in, numbers out.
 """
 
 import math
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -71,38 +71,6 @@ class Interval(NamedTuple):
         """Return the interval in other units: ``factor`` (positive) times estimate and bounds."""
         return Interval(factor * self.estimate, factor * self.low, factor * self.high, self.freedom)
 
-    @property
-    def half_width(self) -> float:
-        """Half the distance between the bounds."""
-        return (self.high - self.low) / 2
-
-
-def paired_difference(
-    a: ArrayLike, b: ArrayLike, strata: ArrayLike | None = None, resamples: int = 2000, seed: int = 0
-) -> Interval:
-    """Return the mean of a - b with its interval over seeds and questions.
-
-    Args:
-        a: scores of one arm, ``(seeds, questions)``.
-        b: scores of the other, same shape: row i is the same seed and column j the same question as in ``a``.
-        strata: see :func:`mean_interval`.
-        resamples: see :func:`mean_interval`.
-        seed: see :func:`mean_interval`.
-
-    Returns:
-        The difference and its interval. Swapping a and b changes the signs only.
-
-    Raises:
-        ValueError: shapes differ, or as :func:`mean_interval`.
-    """
-    first, second = _scores(a, "a"), _scores(b, "b")
-    if first.shape != second.shape:
-        raise ValueError(
-            f"paired scores must have one shape (seeds, questions): a is {first.shape}, b is {second.shape}; "
-            "keep the seeds and questions both arms have"
-        )
-    return mean_interval(first - second, strata, resamples, seed)
-
 
 def mean_interval(
     scores: ArrayLike, strata: ArrayLike | None = None, resamples: int = 2000, seed: int = 0
@@ -110,8 +78,8 @@ def mean_interval(
     """Return the mean score with its interval over seeds and questions.
 
     Combines a stratified bootstrap of the questions with Student's t for the seeds; see the top of the
-    module. To compare two arms use :func:`paired_difference`: overlapping intervals of two means decide
-    nothing.
+    module. To compare two arms, take the differences of their scores: overlapping intervals of two means
+    decide nothing. Scores of the opposite sign give the mirrored interval.
 
     Args:
         scores: ``(seeds, questions)``.
@@ -126,13 +94,15 @@ def mean_interval(
         question adds nothing to its width.
 
     Raises:
-        ValueError: the shape is not ``(seeds, questions)``, a score is not finite, ``strata`` has another
-            length, or ``resamples`` is below 1.
+        ValueError: the shape is not ``(seeds, questions)``, a score is not finite, or ``strata`` has another
+            length.
     """
-    scores = _scores(scores, "scores")
+    scores = np.asarray(scores, dtype=np.float64)
+    if scores.ndim != 2 or scores.size == 0:
+        raise ValueError(f"scores must be (seeds, questions) with at least one of each, not {scores.shape}")
+    if bad := int((~np.isfinite(scores)).sum()):
+        raise ValueError(f"{bad} scores are NaN or infinite; drop or judge them first")
     seeds, questions = scores.shape
-    if resamples < 1:
-        raise ValueError(f"resamples must be at least 1, not {resamples}")
     sizes = np.array([questions])
     if strata is not None:
         groups = np.asarray(strata)
@@ -177,7 +147,7 @@ def standard_error(effect: Interval) -> float:
     finite = np.isfinite(effect[:3]).all()
     if not (finite and effect.low <= effect.high and effect.freedom > 0):
         raise ValueError(f"an interval needs a finite estimate and low <= high, not {tuple(effect)}")
-    return effect.half_width / float(special.stdtrit(_capped(effect.freedom), TAILS[1]))
+    return (effect.high - effect.low) / 2 / float(special.stdtrit(_capped(effect.freedom), TAILS[1]))
 
 
 def p_value(effect: Interval, against: float = 0.0, alternative: Alternative = "two-sided") -> float:
@@ -187,7 +157,7 @@ def p_value(effect: Interval, against: float = 0.0, alternative: Alternative = "
     Two-sided, it is below 0.05 where the interval, if symmetric, excludes ``against``.
 
     Args:
-        effect: an interval, such as :func:`paired_difference` returns.
+        effect: an interval, such as :func:`mean_interval` returns.
         against: the value to be rejected, in the units of ``effect``.
         alternative: what is claimed of the truth: it differs from ``against``, is greater, or is less.
 
@@ -196,13 +166,8 @@ def p_value(effect: Interval, against: float = 0.0, alternative: Alternative = "
         elsewhere 0, or 1 where it lies on the side that is not claimed.
 
     Raises:
-        ValueError: as :func:`standard_error`; ``against`` is not finite; or the alternative is unknown.
+        ValueError: as :func:`standard_error`.
     """
-    if alternative not in get_args(Alternative):
-        known = ", ".join(get_args(Alternative))
-        raise ValueError(f"alternative must be one of {known}, not {alternative!r}")
-    if not math.isfinite(against):
-        raise ValueError(f"against must be finite, not {against}")
     error, distance = standard_error(effect), effect.estimate - against
     if distance == 0 == error:
         return 1.0
@@ -234,13 +199,8 @@ def holm(p_values: ArrayLike) -> Array:
 
     Comparing each with alpha bounds the chance of one or more false positives among all of them by alpha,
     whatever their dependence.
-
-    Raises:
-        ValueError: there is no p-value, or one lies outside [0, 1].
     """
-    p = _values(p_values, "p_values")
-    if p.min() < 0 or p.max() > 1:
-        raise ValueError(f"p_values must lie in [0, 1]; the smallest is {p.min()}, the largest {p.max()}")
+    p = np.asarray(p_values, dtype=np.float64)
     order = np.argsort(p, kind="stable")
     # Multiply the k-th smallest by how many are still untested; the maximum keeps the p-values in order.
     stepped = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
@@ -255,14 +215,8 @@ def power_law(x: ArrayLike, y: ArrayLike) -> tuple[float, float]:
     Args:
         x: ``(points,)``, positive.
         y: ``(points,)``, positive.
-
-    Raises:
-        ValueError: fewer than three points, or a value that is not positive.
     """
-    xs, ys = _values(x, "x"), _values(y, "y")
-    if len(xs) != len(ys) or len(xs) < 3 or xs.min() <= 0 or ys.min() <= 0:
-        raise ValueError("a power law needs three or more points, all of them positive")
-    line = stats.linregress(np.log(xs), np.log(ys))
+    line = stats.linregress(np.log(x), np.log(y))
     return float(line.slope), float(line.stderr)
 
 
@@ -309,26 +263,6 @@ def _resampled_means(
             drawn[here] += ordered.take(picks).sum(axis=1)
             mirrored[here] += ordered[::-1].take(picks).sum(axis=1)
     return drawn / len(effects), mirrored / len(effects)
-
-
-def _scores(value: ArrayLike, name: str) -> Array:
-    scores = np.asarray(value, dtype=np.float64)
-    if scores.ndim != 2 or scores.size == 0:
-        raise ValueError(f"{name} must be (seeds, questions) with at least one of each, not {scores.shape}")
-    return _finite(scores, name)
-
-
-def _values(value: ArrayLike, name: str) -> Array:
-    values = np.asarray(value, dtype=np.float64).ravel()
-    if values.size == 0:
-        raise ValueError(f"{name} is empty; give at least one value")
-    return _finite(values, name)
-
-
-def _finite(values: Array, name: str) -> Array:
-    if bad := int((~np.isfinite(values)).sum()):
-        raise ValueError(f"{name} holds {bad} values that are NaN or infinite; drop or judge them first")
-    return values
 
 
 def _capped(freedom: float) -> float:

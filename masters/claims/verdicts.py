@@ -37,13 +37,12 @@ import numpy as np
 import pandas as pd
 
 from masters.claims.claims import CLAIMS, Claim, Kind
-from masters.claims.comparisons import PAIR, SAMPLED, Comparison
-from masters.claims.statistics import Interval, holm, minimum_detectable_effect, p_value
+from masters.claims.comparisons import EFFECT, PAIR, SAMPLED, Comparison
+from masters.claims.statistics import Alternative, Interval, holm, minimum_detectable_effect, p_value
 from masters.claims.table import signed
 from masters.runtime.files import write_atomic
 
 ALPHA = 0.05
-Rows = dict[tuple[str, ...], dict[Any, Any]]  # rows of effects by id, treatment, control and metric
 # From the least favorable verdict to the most favorable.
 SEVERITY = ("reversed", "not supported", "undecided", "supported")
 
@@ -70,11 +69,10 @@ def verdict(effect: Interval, margin: float, kind: Kind = "gain") -> str:
         if high < 0 and effect.estimate <= -margin:
             return "reversed"
         return "not supported" if high < margin else "undecided"
-    if kind == "no worse":
-        return "supported" if low > -margin else "not supported" if high < -margin else "undecided"
-    if kind == "at least":
-        return "supported" if low > margin else "not supported" if high < margin else "undecided"
-    return "supported" if high < margin else "not supported" if low > margin else "undecided"
+    bound, side = _tested(kind, margin)
+    if side == "less":
+        low, high, bound = -high, -low, -bound
+    return "supported" if low > bound else "not supported" if high < bound else "undecided"
 
 
 def excludes_paper(effect: Interval, comparison: Comparison) -> str:
@@ -105,8 +103,8 @@ def judge_claims(effects: pd.DataFrame, claims: Sequence[Claim] = CLAIMS) -> pd.
         ``control``, ``cells``, ``excludes_paper``, ``disagree`` (comparisons whose greedy and sampled effects
         disagree), ``limits``.
     """
-    rows = _by_pair(effects)
-    frame = pd.DataFrame([_judged(claim, rows) for claim in claims])
+    compared = judge_comparisons(effects, claims).to_dict("records")
+    frame = pd.DataFrame([_judged(claim, compared) for claim in claims])
     tested = frame["p"].notna()
     if tested.any():
         frame.loc[tested, "p_holm"] = holm(frame.loc[tested, "p"])
@@ -125,27 +123,32 @@ def judge_comparisons(effects: pd.DataFrame, claims: Sequence[Claim] = CLAIMS) -
 
     Returns:
         The rows of ``effects`` that belong to these claims, in the claims' order, with ``unit``,
-        ``paper_effect``, ``cells``, ``excludes_paper``, ``margin``, ``share``, ``disagree``, ``role``,
-        ``note`` and ``verdict``; the verdict is empty for comparisons that are only shown.
+        ``paper_effect``, ``cells``, ``margin``, ``excludes_paper``, ``share``, ``disagree``, ``role``,
+        ``note``, ``smallest``, ``p`` and ``verdict``; the verdict is empty for comparisons that are only
+        shown.
     """
-    rows, judged = _by_pair(effects), []
+    rows = {tuple(row[name] for name in PAIR): row for row in effects.to_dict("records")}
+    judged = []
     pairs = [(claim, each) for claim in claims for each in claim.comparisons]
     for claim, each in pairs:
-        if (row := rows.get(_key(claim, each))) is None:
+        row = rows.get((claim.id, each.treatment, each.control, each.metric))
+        if row is None:
             continue
         effect, margin = interval_of(row), claim.margin_of(each)
+        tested, side = _tested(claim.kind, margin)
+        detectable = minimum_detectable_effect(effect)
         judged.append(
             row
+            | _planned(claim, each)
             | {
-                "unit": each.unit,
-                "paper_effect": _paper(each),
-                "cells": each.paper.cells if each.paper else "",
                 "excludes_paper": excludes_paper(effect, each),
-                "margin": margin,
-                "share": _share(row),
+                # In percent of the capacity gap; NaN unless the teacher is above the student.
+                "share": 100 * row["effect"] / row["gap"] if row["gap"] > 0 else np.nan,
                 "disagree": disagree(row),
                 "role": each.role,
                 "note": each.note,
+                "smallest": tested - detectable if side == "less" else tested + detectable,
+                "p": p_value(effect, tested, side),
                 "verdict": "" if each.role == "shown" else verdict(effect, margin, claim.kind),
             }
         )
@@ -166,102 +169,70 @@ def write_claims(frame: pd.DataFrame, path: Path | str) -> None:
     write_atomic(path, frame.to_csv(index=False, lineterminator="\n"))
 
 
-def _judged(claim: Claim, rows: Rows) -> dict[str, object]:
+def _tested(kind: Kind, margin: float) -> tuple[float, Alternative]:
+    """Return the value that the p-value tests, and the alternative."""
+    if kind == "gain":
+        return 0.0, "two-sided"
+    return (-margin if kind == "no worse" else margin), ("less" if kind == "at most" else "greater")
+
+
+def _planned(claim: Claim, comparison: Comparison) -> dict[str, Any]:
+    """Return what is known of a comparison before it is run."""
+    paper = comparison.paper
+    return {
+        "treatment": comparison.treatment,
+        "control": comparison.control,
+        "unit": comparison.unit,
+        "paper_effect": paper.effect() if paper else np.nan,
+        "cells": paper.cells if paper else "",
+        "margin": claim.margin_of(comparison),
+    }
+
+
+def _judged(claim: Claim, compared: Sequence[Mapping[Any, Any]]) -> dict[str, object]:
+    """Return a claim with its least favorable comparison, or the first if it was not tested."""
+    run = [row for row in compared if row["id"] == claim.id and row["role"] != "shown"]
+    arms = {(row["treatment"], row["control"]) for row in run}
     deciding = [each for each in claim.comparisons if each.role != "shown"]
-    run = [(each, rows[_key(claim, each)]) for each in deciding if _key(claim, each) in rows]
-    missing = [each for each in deciding if each.role == "decides" and _key(claim, each) not in rows]
-    nan = float("nan")
-    shown, outcome, effect, sampled = deciding[0], "not tested", Interval(nan, nan, nan), [nan] * 3
-    seeds, p, smallest, share, excluded, differing = 0, nan, nan, nan, "", ""
-    if run and not missing:
-        judged = []
-        for pair, row in run:
-            interval = interval_of(row)
-            judged.append((verdict(interval, claim.margin_of(pair), claim.kind), pair, row, interval))
-        outcome, shown, row, effect = min(judged, key=lambda each: (SEVERITY.index(each[0]), each[3].low))
-        seeds, excluded, share = int(row["seeds"]), excludes_paper(effect, shown), _share(row)
-        p = max(
-            _p_value(interval, claim, pair)
-            for _, pair, _, interval in judged
-            if outcome == "supported" or pair is shown
-        )
-        smallest = _smallest(effect, claim, shown)
-        sampled = [float(row[name]) for name in SAMPLED]
-        differing = "; ".join(_greedy_and_sampled(pair, row) for pair, row in run if disagree(row))
-    paper = _paper(shown)
+    needed = {(each.treatment, each.control) for each in deciding if each.role == "decides"}
+    if run and needed <= arms:
+        shown = min(run, key=lambda row: (SEVERITY.index(row["verdict"]), row["effect_low"]))
+        p = max(row["p"] for row in run if shown["verdict"] == "supported" or row is shown)
+        differing = "; ".join(_greedy_and_sampled(row) for row in run if row["disagree"])
+    else:
+        nothing: dict[str, Any] = dict.fromkeys((*EFFECT, *SAMPLED, "smallest", "share"), np.nan)
+        nothing |= {"seeds": 0, "verdict": "not tested", "excludes_paper": ""}
+        shown, p, differing = _planned(claim, deciding[0]) | nothing, np.nan, ""
     text = signed if claim.unit != "times" else lambda value: "" if np.isnan(value) else f"{value:.1f}"
     return {
         "id": claim.id,
         "statement": claim.statement,
-        "paper": text(paper),
-        "ours": text(effect.estimate),
-        "low": text(effect.low),
-        "high": text(effect.high),
+        "paper": text(shown["paper_effect"]),
+        "ours": text(shown["effect"]),
+        "low": text(shown["effect_low"]),
+        "high": text(shown["effect_high"]),
         "unit": claim.unit,
-        "verdict": outcome,
+        "verdict": shown["verdict"],
         "where": claim.where,
-        "paper_effect": paper,
-        "effect": effect.estimate,
-        "effect_low": effect.low,
-        "effect_high": effect.high,
-        "smallest": smallest,
+        **{name: shown[name] for name in ("paper_effect", "effect", "effect_low", "effect_high", "smallest")},
         "p": p,
         "p_holm": p,
-        "seeds": seeds,
-        "margin": claim.margin_of(shown),
-        "share": share,
-        **dict(zip(SAMPLED, sampled, strict=True)),
+        "seeds": int(shown["seeds"]),
+        **{name: shown[name] for name in ("margin", "share", *SAMPLED)},
         "kind": claim.kind,
-        "treatment": shown.treatment,
-        "control": shown.control,
-        "cells": shown.paper.cells if shown.paper else "",
-        "excludes_paper": excluded,
+        **{name: shown[name] for name in ("treatment", "control", "cells", "excludes_paper")},
         "disagree": differing,
         "limits": claim.limits,
     }
-
-
-def _by_pair(effects: pd.DataFrame) -> Rows:
-    return {tuple(str(row[name]) for name in PAIR): row for row in effects.to_dict("records")}
-
-
-def _key(claim: Claim, comparison: Comparison) -> tuple[str, ...]:
-    return claim.id, comparison.treatment, comparison.control, comparison.metric
-
-
-def _paper(comparison: Comparison) -> float:
-    return comparison.paper.effect() if comparison.paper else float("nan")
-
-
-def _smallest(effect: Interval, claim: Claim, comparison: Comparison) -> float:
-    """Return the true effect found with a power of 0.8, measured from the value that the p-value tests."""
-    detectable, margin = minimum_detectable_effect(effect), claim.margin_of(comparison)
-    if claim.kind == "at most":
-        return margin - detectable
-    return {"gain": 0.0, "no worse": -margin, "at least": margin}[claim.kind] + detectable
-
-
-def _p_value(effect: Interval, claim: Claim, comparison: Comparison) -> float:
-    margin = claim.margin_of(comparison)
-    if claim.kind == "no worse":
-        return p_value(effect, -margin, "greater")
-    if claim.kind == "at least":
-        return p_value(effect, margin, "greater")
-    return p_value(effect, margin, "less") if claim.kind == "at most" else p_value(effect)
-
-
-def _share(row: Mapping[Any, Any]) -> float:
-    """Return the effect in percent of the capacity gap; NaN unless the teacher is above the student."""
-    return 100 * float(row["effect"]) / float(row["gap"]) if row["gap"] > 0 else float("nan")
 
 
 def _side(low: float, high: float) -> str:
     return "above" if low > 0 else "below" if high < 0 else "neither"
 
 
-def _greedy_and_sampled(comparison: Comparison, row: Mapping[Any, Any]) -> str:
+def _greedy_and_sampled(row: Mapping[Any, Any]) -> str:
     greedy, sampled = (
         f"{name} {signed(row[key])} ({signed(row[f'{key}_low'])} to {signed(row[f'{key}_high'])})"
         for name, key in (("greedy", "effect"), ("sampled", "sampled"))
     )
-    return f"{comparison.treatment} against {comparison.control}: {greedy}, {sampled}"
+    return f"{row['treatment']} against {row['control']}: {greedy}, {sampled}"

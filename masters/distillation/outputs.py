@@ -8,7 +8,7 @@ import pandas as pd
 import yaml
 from scipy.stats import binomtest
 
-from masters.claims.statistics import Interval, mean_interval, paired_difference
+from masters.claims.statistics import Interval, mean_interval
 from masters.distillation.run_file import RunFile
 from masters.runtime.files import write_atomic
 
@@ -31,7 +31,7 @@ def scores(frames: dict[str, pd.DataFrame]) -> dict[str, Interval]:
         elif value.size:
             found[name] = mean_interval(value)
     if "before" in found and "after" in found:
-        found["gain"] = paired_difference(values["after"], values["before"])
+        found["gain"] = mean_interval(values["after"] - values["before"])
     order = ["before", "after", "gain"]
     return {name: found[name] for name in [*order, *sorted(found.keys() - set(order))] if name in found}
 

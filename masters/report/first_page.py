@@ -193,7 +193,7 @@ def claim_row(
         how: ``commands`` of the runs; ``rows`` and ``file``, links to results; ``of``, the claim of the run
             with these commands, if another; ``folder`` of the notebooks, relative to the page.
     """
-    compared = judge_comparisons(judged.effects).to_dict("records") if len(judged.effects) else []
+    compared = judge_comparisons(judged.effects).to_dict("records")
     compared = [each for each in compared if each["id"] == row["id"]]
     arms = (row["treatment"], row["control"])
     notes = [e["note"] for e in compared if e["role"] != "shown" and (e["treatment"], e["control"]) == arms]

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 
 import pandas as pd
 
-from masters.claims.comparisons import SAME_RUN, Comparison, measured_with_seeds
+from masters.claims.comparisons import SAME_RUN, paired_effect
 from masters.claims.statistics import minimum_detectable_effect
 from masters.runtime.tables import COUNT, NUMBER, TEXT, Number, Schema, Text
 from masters.settings import Distillation
@@ -62,7 +62,7 @@ def measure_map(
     """Measure every effect whose two arms were run, along axes with more than one value.
 
     Args:
-        predictions: greedy answers, as :func:`masters.claims.comparisons.paired_scores` takes them.
+        predictions: greedy answers, as :func:`masters.claims.comparisons.paired_effect` takes them.
         ladder: columns ``model`` and ``parameters``, one row per model and replicate.
         usual: settings of arms whose name does not state them.
         learning_rates: learning rate by arm.
@@ -78,20 +78,18 @@ def measure_map(
     of_arm = dict(list(predictions.groupby("arm", observed=True)))
     size = ladder.drop_duplicates("model").set_index("model")["parameters"]
     rates = {name: learning_rates[arm] for name, arm in names.items()}
-    found = [*_pairs(set(names), size, usual), *_at_one_rate(rates, size)]
-    places = pd.DataFrame(found, columns=COLUMNS[:5])
+    at = [*_pairs(set(names), size, usual), *_at_one_rate(rates, size)]
+    places = pd.DataFrame(at, columns=COLUMNS[:5])
     # The usual setting lies on every axis; where no other value was run, it says nothing about the axis.
     places = places[places.groupby(["axis", "effect"])["value"].transform("nunique") > 1]
     rows = []
     for axis, value, effect, treatment, control in places.itertuples(index=False, name=None):
-        pair = Comparison(names[treatment], names[control])
-        both = pd.concat([of_arm[pair.treatment], of_arm[pair.control]])
-        if effect_and_seeds := measured_with_seeds(both, pair, resamples):
-            interval, seeds = effect_and_seeds
+        arms = [names[treatment], names[control]]
+        if found := paired_effect(of_arm[arms[0]], of_arm[arms[1]], resamples):
+            interval, seeds = found
             smallest = minimum_detectable_effect(interval)
             before = of_arm.get(_before(treatment))
             able = float("nan") if before is None else 100 * float(before["correct"].mean())
-            arms = [pair.treatment, pair.control]
             rows.append([axis, value, effect, *arms, *interval[:3], smallest, seeds, able])
     table = pd.DataFrame(rows, columns=COLUMNS)
     rank = {name: place for place, name in enumerate([*AXES, *EFFECTS])}

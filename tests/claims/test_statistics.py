@@ -12,7 +12,6 @@ from masters.claims.statistics import (
     mean_interval,
     minimum_detectable_effect,
     p_value,
-    paired_difference,
     power_law,
     standard_error,
 )
@@ -22,10 +21,8 @@ def scores_of(seeds: int, questions: int, seed: int = 0) -> np.ndarray:
     return (np.random.default_rng(seed).random((seeds, questions)) < 0.7).astype(float)
 
 
-def test_interval_is_a_plain_tuple_with_a_half_width() -> None:
-    interval = Interval(0.5, 0.3, 0.9)
-    assert interval == (0.5, 0.3, 0.9, np.inf)
-    assert interval.half_width == pytest.approx(0.3)
+def half_width(interval: Interval) -> float:
+    return (interval.high - interval.low) / 2
 
 
 # --- Intervals over seeds and questions -------------------------------------------------------------------
@@ -35,7 +32,7 @@ def test_interval_is_a_plain_tuple_with_a_half_width() -> None:
 def test_difference_is_the_mean_of_differences_and_has_antisymmetric_bounds(seeds: int) -> None:
     a, b = scores_of(seeds, 500), scores_of(seeds, 500, 1)
     groups = np.arange(500) % 3
-    forward, back = paired_difference(a, b, groups), paired_difference(b, a, groups)
+    forward, back = mean_interval(a - b, groups), mean_interval(b - a, groups)
     assert forward.estimate == pytest.approx(a.mean() - b.mean())
     assert forward.low < forward.estimate < forward.high
     assert back[:3] == pytest.approx((-forward.estimate, -forward.high, -forward.low), rel=1e-9)
@@ -44,24 +41,19 @@ def test_difference_is_the_mean_of_differences_and_has_antisymmetric_bounds(seed
 
 def test_equal_arguments_give_equal_intervals_and_another_seed_another() -> None:
     a, b = scores_of(1, 200).repeat(3, axis=0), scores_of(3, 200, 1)
-    assert paired_difference(a, b) == paired_difference(a, b)
-    assert paired_difference(a, b, seed=1) != paired_difference(a, b)
+    assert mean_interval(a - b) == mean_interval(a - b)
+    assert mean_interval(a - b, seed=1) != mean_interval(a - b)
 
 
 def test_pairing_removes_what_both_arms_share() -> None:
     rng = np.random.default_rng(0)
     hard = rng.normal(size=(1, 400))
     a, b = hard + 0.1 + 0.01 * rng.normal(size=(3, 400)), hard + 0.01 * rng.normal(size=(3, 400))
-    assert paired_difference(a, b).half_width < 0.05 * mean_interval(a).half_width
-
-
-def test_mean_interval_is_the_difference_to_zero() -> None:
-    a = scores_of(4, 300)
-    assert mean_interval(a) == paired_difference(a, np.zeros_like(a))
+    assert half_width(mean_interval(a - b)) < 0.05 * half_width(mean_interval(a))
 
 
 def test_no_spread_gives_no_width() -> None:
-    interval = paired_difference(np.ones((3, 50)), np.zeros((3, 50)))
+    interval = mean_interval(np.ones((3, 50)))
     assert interval[:3] == pytest.approx((1.0, 1.0, 1.0))
 
 
@@ -77,7 +69,7 @@ def test_one_seed_and_many_questions_is_the_ordinary_bootstrap_over_questions() 
 def test_large_samples_of_one_seed_agree_with_the_normal_interval() -> None:
     values = scores_of(1, 5000)
     expected = 1.959964 * values.std() / np.sqrt(values.size)
-    assert mean_interval(values, resamples=4000).half_width == pytest.approx(expected, rel=0.05)
+    assert half_width(mean_interval(values, resamples=4000)) == pytest.approx(expected, rel=0.05)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -129,7 +121,7 @@ def test_seeds_questions_and_noise_are_counted_once_each() -> None:
     freedom = 1 / (share / (seeds - 1) + (1 - share) / (questions - 1))
     expected = stats.t.ppf(0.975, freedom) * np.sqrt(variance)
     found = mean_interval(x, resamples=40_000)
-    assert found.half_width == pytest.approx(expected, rel=0.02)
+    assert half_width(found) == pytest.approx(expected, rel=0.02)
     assert found.freedom == pytest.approx(freedom)
     assert standard_error(found) == pytest.approx(np.sqrt(variance), rel=0.02)
 
@@ -149,7 +141,7 @@ def test_strata_keep_each_groups_share_and_remove_its_variance() -> None:
     groups = np.array(["easy"] * 100 + ["hard"] * 300)
     values = np.tile((groups == "easy").astype(float), (3, 1))
     assert mean_interval(values, groups)[:3] == pytest.approx((0.25, 0.25, 0.25))
-    assert mean_interval(values).half_width > 0.02
+    assert half_width(mean_interval(values)) > 0.02
 
 
 def test_the_order_of_the_questions_does_not_matter() -> None:
@@ -282,19 +274,17 @@ def test_one_seed_does_not_cover_others() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("scores", "message"),
     [
-        ({"a": np.ones((2, 3)), "b": np.ones((2, 4))}, r"a is \(2, 3\), b is \(2, 4\)"),
-        ({"a": np.ones(3), "b": np.ones(3)}, r"a must be \(seeds, questions\)"),
-        ({"a": np.ones((2, 0)), "b": np.ones((2, 0))}, "at least one of each"),
-        ({"a": np.ones((2, 3)), "b": np.full((2, 3), np.nan)}, "b holds 6 values that are NaN"),
-        ({"strata": [0, 1]}, "strata must name one group per question"),
-        ({"resamples": 0}, "resamples must be at least 1"),
+        (np.ones(3), r"must be \(seeds, questions\)"),
+        (np.ones((2, 0)), "at least one of each"),
+        (np.full((2, 3), np.nan), "6 scores are NaN"),
+        (np.ones((2, 3)), "strata must name one group per question"),
     ],
 )
-def test_bad_input_is_refused_in_one_line(arguments: dict, message: str) -> None:
+def test_bad_input_is_refused_in_one_line(scores: np.ndarray, message: str) -> None:
     with pytest.raises(ValueError, match=message) as error:
-        paired_difference(**({"a": np.ones((2, 3)), "b": np.zeros((2, 3))} | arguments))
+        mean_interval(scores, [0, 1])
     assert "\n" not in str(error.value)
 
 
@@ -326,7 +316,7 @@ def test_an_interval_in_other_units_keeps_its_degrees_of_freedom() -> None:
 
 def test_p_value_of_many_questions_is_that_of_a_paired_t_test() -> None:
     a, b = scores_of(1, 3000), scores_of(1, 3000, 5)
-    effect = paired_difference(a, b, resamples=20_000)
+    effect = mean_interval(a - b, resamples=20_000)
     for side in ("two-sided", "greater", "less"):
         expected = stats.ttest_rel(a[0], b[0], alternative=side).pvalue
         assert 0.02 < expected < 0.98
@@ -342,15 +332,9 @@ def test_p_value_of_an_interval_without_width() -> None:
 
 
 def test_p_value_refuses_bad_input() -> None:
-    good, nan = Interval(0.0, -1.0, 1.0), float("nan")
-    for arguments, message in (
-        ((Interval(nan, nan, nan),), "finite estimate and low <= high"),
-        ((Interval(0.0, 1.0, -1.0),), "finite estimate and low <= high"),
-        ((good, nan), "against must be finite"),
-        ((good, 0.0, "both"), "alternative must be one of two-sided, greater, less, not 'both'"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            p_value(*arguments)
+    for bad in (Interval(*[float("nan")] * 3), Interval(0.0, 1.0, -1.0)):
+        with pytest.raises(ValueError, match="finite estimate and low <= high"):
+            p_value(bad)
 
 
 @pytest.mark.parametrize("freedom", [3.0, 20.0, np.inf])
@@ -369,9 +353,6 @@ def test_holm_on_a_worked_example_and_its_limits() -> None:
     assert holm([0.2]) == pytest.approx([0.2])
     assert holm([0.9, 0.8]) == pytest.approx([1.0, 1.0])
     assert holm([0.0, 0.0]) == pytest.approx([0.0, 0.0])
-    for bad in ([], [-0.1], [1.1], [float("nan")]):
-        with pytest.raises(ValueError, match="p_values"):
-            holm(bad)
 
 
 def test_holm_rejects_exactly_what_the_step_down_rule_rejects() -> None:
@@ -399,6 +380,3 @@ def test_a_power_law_gives_its_exponent_and_its_error() -> None:
     noise = np.exp(np.random.default_rng(0).normal(0, 0.1, 5))
     fit, covariance = np.polyfit(np.log(x), np.log(x * noise), 1, cov=True)
     assert power_law(x, x * noise) == pytest.approx((fit[0], covariance[0, 0] ** 0.5))
-    for y in ([1, 2], [1, 2, 0], [1, 2, 3, 4]):
-        with pytest.raises(ValueError, match="three or more points"):
-            power_law([1, 2, 3], y)

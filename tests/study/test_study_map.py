@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from masters.claims.comparisons import paired_scores
-from masters.claims.statistics import minimum_detectable_effect, paired_difference
+from masters.claims.comparisons import paired_effect
+from masters.claims.statistics import minimum_detectable_effect
 from masters.figures.study import effect_map
 from masters.settings import load_profile
 from masters.study.effects import AXES, COLUMNS, EFFECTS, measure_map
@@ -136,11 +136,14 @@ def test_an_effect_has_the_interval_of_its_pair_and_what_would_have_been_found()
     noise = np.random.default_rng(0).random(len(answers)) < 0.2
     answers["correct"] = answers["correct"].where(~noise, 1 - answers["correct"])
     row = measured(answers).set_index("value").loc[300.0]
-    a, b, tasks = paired_scores(answers, "masked", "naive_multi")
-    expected = paired_difference(a, b, tasks, 50)
-    assert [row["points"], row["low"], row["high"]] == pytest.approx([100 * bound for bound in expected[:3]])
-    assert row["seeds"] == 3 and row["points"] == pytest.approx(100 * (a.mean() - b.mean()))
-    assert row["smallest"] == pytest.approx(100 * minimum_detectable_effect(expected), rel=1e-3)
+    by_arm = dict(list(answers.groupby("arm")))
+    found = paired_effect(by_arm["masked"], by_arm["naive_multi"], 50)
+    assert found is not None and [row["points"], row["low"], row["high"]] == pytest.approx(found[0][:3])
+    means = answers.groupby("arm")["correct"].mean()
+    assert row["seeds"] == 3 and row["points"] == pytest.approx(
+        100 * (means["masked"] - means["naive_multi"])
+    )
+    assert row["smallest"] == pytest.approx(minimum_detectable_effect(found[0]), rel=1e-3)
 
 
 def test_one_place_is_no_axis() -> None:
