@@ -27,24 +27,23 @@ def blind_answers(train: pd.DataFrame, questions: pd.DataFrame) -> pd.Series:
     return questions["question"].map(known).fillna(train["answer"].mode()[0])
 
 
-def blind_accuracy(profile: Profile, split: str = "test") -> pd.DataFrame:
-    """Return the blind baseline on the ``validation`` or ``test`` split, per question: task, skill, correct.
+def blind_accuracy(profile: Profile) -> pd.DataFrame:
+    """Return the blind baseline on the test split, per question: task, skill, correct.
 
     It looks up answers in the training questions of the profile's models.
     """
-    limit = {"validation": profile.validation_questions, "test": profile.test_questions}[split]
     frames = []
     for task in profile.tasks:
         train = texts_of(task, "train", profile.train_questions, profile.folder)
-        questions = texts_of(task, split, limit, profile.folder)
+        questions = texts_of(task, "test", profile.test_questions, profile.folder)
         correct = blind_answers(train, questions) == questions["answer"]
         frames.append(questions[["task", "skill"]].assign(correct=correct))
     return pd.concat(frames, ignore_index=True)
 
 
-def blind_table(profile: Profile, split: str = "test") -> pd.DataFrame:
+def blind_table(profile: Profile) -> pd.DataFrame:
     """Return the blind baseline of each question set and of ``all`` questions: task, accuracy, questions."""
-    frame = blind_accuracy(profile, split)
+    frame = blind_accuracy(profile)
     groups = [*frame.groupby("task", sort=False)["correct"], ("all", frame["correct"])]
     rows = [{"task": task, "accuracy": correct.mean(), "questions": len(correct)} for task, correct in groups]
     return pd.DataFrame(rows)

@@ -32,7 +32,7 @@ estimate, and no breakdown. :class:`PaperSizes` names every assumption that repl
 
 import math
 import time
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import pandas as pd
@@ -59,12 +59,7 @@ ONLINE, OFFLINE = "online", "own_accuracy"
 class Cost:
     """The cost of a run by step of the method, in one unit: seconds, or operations.
 
-    Attributes:
-        generation: generating the responses.
-        judging: judging the responses.
-        scoring: log-probabilities of teacher and reference.
-        training: training the student.
-        shared: the steps that runs on the same responses pay for once.
+    ``shared`` names the steps that runs on the same responses pay for once.
     """
 
     generation: float
@@ -74,23 +69,14 @@ class Cost:
     shared: tuple[str, ...] = ()
 
     def total(self, runs: float = 1) -> float:
-        """Return the cost per run when ``runs`` share what can be shared; ``math.inf`` leaves it out.
-
-        Raises:
-            ValueError: fewer than one run.
-        """
-        if not runs >= 1:
-            raise ValueError(f"runs must be at least 1, not {runs}")
+        """Return the cost per run when ``runs`` share what can be shared; ``math.inf`` leaves it out."""
         return sum(value / (runs if name in self.shared else 1) for name, value in self.parts().items())
 
-    def times(self, factor: float) -> "Cost":
-        """Return the cost of ``factor`` times as many training steps; every value is linear in them."""
-        longer: dict[str, Any] = {name: factor * value for name, value in self.parts().items()}
-        return replace(self, **longer)
-
     def parts(self) -> dict[str, float]:
-        """The four values by name."""
-        return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "shared"}
+        """Return the four values by name."""
+        parts = asdict(self)
+        del parts["shared"]
+        return parts
 
 
 def cost_ratio(online: Cost, offline: Cost, runs: float = 1) -> float:
@@ -121,9 +107,10 @@ class Measured:
     def at(self, steps: int) -> "Measured":
         """Return an online run of another length at the same cost per step; its accuracy is NaN."""
         factor = steps / self.steps
+        longer: dict[str, Any] = {name: factor * value for name, value in self.cost.parts().items()}
         responses, tokens, scored = (round(factor * n) for n in (self.responses, self.tokens, self.scored))
         accuracy = self.accuracy if steps == self.steps else math.nan
-        return Measured(self.cost.times(factor), steps, responses, tokens, scored, accuracy)
+        return Measured(replace(self.cost, **longer), steps, responses, tokens, scored, accuracy)
 
 
 def measured(lab: Lab, name: str, results: Results, seed: int = 0) -> Measured:
@@ -274,23 +261,18 @@ def on_paper(sizes: PaperSizes) -> tuple[Cost, Cost]:
     """
     s = sizes
     read_all = s.prompt_tokens + (s.student_responses + s.teacher_responses) * s.response_tokens
-    generated = {
-        "student": 2 * s.student * (s.prompt_tokens + s.student_responses * s.response_tokens),
-        "teacher": 2 * s.teacher * (s.prompt_tokens + s.teacher_responses * s.response_tokens),
-    }
-    judge_tokens = 2 * (s.judge_reads + s.judge_writes)
-    judged = {
-        "student": judge_tokens * s.student * s.student_responses,
-        "teacher": judge_tokens * s.teacher * s.teacher_responses,
-    }
     scoring = 2 * s.questions * (s.student + s.teacher) * read_all * s.passes
     training = 6 * s.questions * s.student * read_all * s.passes
 
     def cost(student_sets: float, teacher_sets: float, slowdown: float, shared: tuple[str, ...]) -> Cost:
-        generation, judging = (
-            s.questions * slowdown * (student_sets * each["student"] + teacher_sets * each["teacher"])
-            for each in (generated, judged)
-        )
+        generation = judging = 0.0
+        for weights, responses, sets in (
+            (s.student, s.student_responses, student_sets),
+            (s.teacher, s.teacher_responses, teacher_sets),
+        ):
+            operations = 2 * weights * s.questions * sets * slowdown
+            generation += operations * (s.prompt_tokens + responses * s.response_tokens)
+            judging += operations * responses * (s.judge_reads + s.judge_writes)
         return Cost(generation, judging, scoring, training, shared)
 
     offline = cost(1, s.masked_teachers, s.offline_slowdown, ("generation", "judging"))

@@ -21,12 +21,8 @@ from masters.responses.teacher_logprobs import TopK
 BATCH = 64  # responses
 
 
-def rewarded_groups(lab: Lab, name: str = "masters") -> pd.DataFrame:
-    """Return all responses of an arm's first stage, each with its rewards and its advantage.
-
-    Args:
-        lab: lab with the models and responses.
-        name: an arm that learns from responses of teacher and student.
+def rewarded_groups(lab: Lab) -> pd.DataFrame:
+    """Return all responses of the first stage of Masters, each with its rewards and its advantage.
 
     Returns:
         One row per response, grouped by question, in the order of training: question, task, skill, source,
@@ -34,15 +30,8 @@ def rewarded_groups(lab: Lab, name: str = "masters") -> pd.DataFrame:
         divergence (mean JSD between the stage's masked teacher and the student before training, nats per
         token, Eq. 5), reward_distillation (Eq. 7), reward (R_acc + R_distill), advantage (Eq. 10) and flat
         (whether all rewards of the group are equal).
-
-    Raises:
-        ValueError: the arm is unknown, has no teacher, or does not learn from responses.
     """
-    spec = arm(name, lab.profile)
-    if not spec.teachers or spec.learn_from != "responses":
-        raise ValueError(
-            f"arm {name!r} has no groups of responses with a teacher; choose one such as masters"
-        )
+    spec = arm("masters", lab.profile)
     stage = all_stages(spec)[0]
     teacher = lab.source(spec.teachers[stage[0]], stage[1], spec.choice())
     student = lab.source(spec.student)

@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.transforms import Transform, blended_transform_factory
 
-from masters.figures.style import BAND, COLORS, INK, QUIET, WIDTH, Drawing, need, panels
+from masters.figures.style import BAND, COLORS, INK, QUIET, WIDTH, Drawing, panels
 
 NARROW = 4.8
 VERDICT_COLORS = {
@@ -38,8 +38,6 @@ def claims_figure(frame: pd.DataFrame, narrow: bool = False) -> Drawing:
         frame: claims, from :func:`masters.claims.verdicts.judge_claims`.
         narrow: layout for phones: text above the effect, not left of it.
     """
-    words = ("id", "statement", "verdict", "ours", "low", "high", "paper", "unit")
-    need(frame, *words, "effect", "effect_low", "effect_high", "paper_effect", "margin")
     parts = [(str(unit), rows.to_dict("records")) for unit, rows in frame.groupby("unit", sort=False)]
     line = 56 if narrow else 42
     texts = {row["id"]: textwrap.wrap(row["statement"], line) for _, rows in parts for row in rows}

@@ -27,7 +27,6 @@ from masters.figures.style import (
     Drawing,
     ends,
     line_style,
-    need,
     panels,
 )
 from masters.masking.schedule import MaskSchedule
@@ -70,34 +69,27 @@ def summary(
         Columns ``name``, ``estimate``, ``low``, ``high``, ``runs``; the bounds of a single run are NaN.
 
     Raises:
-        ValueError: a column is missing or a group has no run.
+        ValueError: a group has no run.
     """
-    need(runs, by, value)
     scale = 100.0 if value in ("accuracy", "sampled_accuracy") else 1.0
-    rows = []
-    for name in order if order is not None else list(dict.fromkeys(runs[by])):
-        values = scale * runs.loc[runs[by] == name, value].dropna().to_numpy(dtype=np.float64)
-        if not len(values):
-            raise ValueError(f"no run with {by} {name!r} to draw: run it or leave it out")
-        mean, half = float(values.mean()), _half_width(values)
-        rows.append(
-            {"name": name, "estimate": mean, "low": mean - half, "high": mean + half, "runs": len(values)}
-        )
-    return pd.DataFrame(rows)
+    groups = (scale * runs[value].astype(float)).groupby(runs[by], sort=False)
+    table = groups.agg(["mean", "sem", "count"])
+    table = table if order is None else table.reindex(list(order), fill_value=0)
+    if lacking := [name for name in table.index if not table["count"][name]]:
+        raise ValueError(f"no run with {by} {lacking[0]!r} to draw: run it or leave it out")
+    mean, count = table["mean"], table["count"]
+    half = table["sem"] * stats.t.ppf(0.975, count - 1)
+    values = {"estimate": mean, "low": mean - half, "high": mean + half, "runs": count}
+    return pd.DataFrame(values).rename_axis("name").reset_index()
 
 
 def samples(rows: Iterable[Mapping[str, Any]]) -> Drawing:
     """Draw images in a grid, each with its answer above and its question below.
 
     Args:
-        rows: each with ``image``, ``question`` and ``answer``, such as a ``datasets.Dataset``.
-
-    Raises:
-        ValueError: there is no row.
+        rows: at least one, each with ``image``, ``question`` and ``answer``, such as a ``datasets.Dataset``.
     """
     shown, columns = list(rows), 4
-    if not shown:
-        raise ValueError("there is nothing to show: give at least one row")
     chars = int(WIDTH / columns * 12.5)
     texts = [[textwrap.fill(str(row[name]), chars) for name in ("question", "answer")] for row in shown]
     lines = max(question.count("\n") + answer.count("\n") + 2 for question, answer in texts)
@@ -127,7 +119,6 @@ def size_accuracy(
         arms: distilled students.
         blind: accuracy in percent of the blind baseline (:mod:`masters.analysis.blind`), drawn as a line.
     """
-    need(table, "model", "parameters")
     figure, (axis,) = panels()
     size = table.set_index("model")["parameters"].astype(float)
     names = [model for model in RUNGS if model in size.index]
@@ -159,7 +150,6 @@ def training_curves(log: pd.DataFrame, y: str = "loss", hue: str = "arm") -> Dra
         y: the quantity; steps without it are left out.
         hue: column with the lines' names.
     """
-    need(log, "step", y, hue)
     figure, (axis,) = panels()
     lines = []
     for index, (name, rows) in enumerate(log.dropna(subset=[y]).groupby(hue, sort=False)):
@@ -183,7 +173,6 @@ def masked_accuracy(frame: pd.DataFrame) -> Drawing:
     Args:
         frame: ``model``, ``ratio``, ``task``, ``accuracy``, ``questions``.
     """
-    need(frame, "model", "ratio", "accuracy", "questions")
     figure, (axis,) = panels()
     correct = frame.assign(correct=frame["accuracy"] * frame["questions"])
     lines = []
@@ -204,13 +193,7 @@ def masked_accuracy(frame: pd.DataFrame) -> Drawing:
 
 
 def schedule(r_max: float, step: float, iterations: int) -> Drawing:
-    """Draw the mask ratio over training (Fig. 2a): a staircase from r_max down to 0 (Eq. 3).
-
-    Raises:
-        ValueError: no valid schedule, or fewer than one iteration.
-    """
-    if iterations < 1:
-        raise ValueError(f"a schedule needs at least one iteration, not {iterations}")
+    """Draw the mask ratio over training (Fig. 2a): a staircase from r_max down to 0 (Eq. 3)."""
     mask = MaskSchedule(r_max, step)
     ratios = [mask.ratio_at(iteration, iterations) for iteration in range(iterations)]
     figure, (axis,) = panels(height=3.0)
@@ -230,7 +213,6 @@ def effects(frame: pd.DataFrame, unit: str = "accuracy (%)") -> Drawing:
             where the paper has no such arm.
         unit: label of the horizontal axes.
     """
-    need(frame, "name", "estimate", "low", "high")
     both = "paper" in frame and bool(frame["paper"].notna().any())
     figure, axes = panels(1, 1 + both, 1.1 + 0.42 * len(frame), sharey=True)
     y = np.arange(len(frame), dtype=float)
@@ -260,12 +242,11 @@ def grid(runs: pd.DataFrame, x: str, paper: pd.DataFrame | None = None) -> Drawi
         paper: the same column and one column of accuracies in percent per curve.
     """
     figure, axes = panels(1, 1 if paper is None else 2)
-    points = summary(runs, by=x, order=sorted(runs[x].unique()) if x in runs else None)
+    points = summary(runs, by=x, order=sorted(runs[x].unique()))
     at = points["name"].to_numpy(dtype=float)
     _points(axes[0], at, points, COLORS[0], "-o", "here")
     lines = [ends("here", at, points["estimate"])]
     if paper is not None:
-        need(paper, x)
         rows = paper.sort_values(x)
         for index, name in enumerate(column for column in paper.columns if column != x):
             line = f"-{MARKERS[index % len(MARKERS)]}"
@@ -289,7 +270,6 @@ def reward_distribution(responses: pd.DataFrame) -> Drawing:
         responses: one row per response: ``correct`` (0 or 1), ``reward_distillation`` and ``source``, from
             :func:`masters.analysis.groups.rewarded_groups`.
     """
-    need(responses, "correct", "reward_distillation", "source")
     figure, (left, right) = panels(1, 2)
     names, bins = list(dict.fromkeys(responses["source"])), np.linspace(0, 1, 11).tolist()
     said = []
@@ -316,7 +296,6 @@ def latency(frame: pd.DataFrame) -> Drawing:
     Args:
         frame: ``arm``, ``seconds_per_question``, ``tokens``.
     """
-    need(frame, "arm", "seconds_per_question", "tokens")
     figure, (axis,) = panels(height=1.1 + 0.42 * len(frame))
     times = 1000 * frame["seconds_per_question"].to_numpy(dtype=float)
     bars = axis.barh(np.arange(len(frame)), times, color=COLORS[0], height=0.6)
@@ -333,7 +312,6 @@ def growth(table: pd.DataFrame) -> Drawing:
     Args:
         table: ``data/results/growth.csv``, written by ``make bench``; error bars span the measured times.
     """
-    need(table, "axis", "value", "way", "seconds", "smallest", "largest")
     names = list(dict.fromkeys(table["axis"]))
     figure, axes = panels(-(-len(names) // 2), 2, 2.9)
     powers = []
@@ -376,12 +354,6 @@ def _rows(axis: Axes, names: Iterable[object]) -> None:
 def _legend(axis: Axes) -> None:
     if len(axis.get_legend_handles_labels()[1]) > 1:
         axis.legend()
-
-
-def _half_width(values: np.ndarray) -> float:
-    if len(values) < 2:
-        return float("nan")
-    return float(stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
 
 
 def _values(points: pd.DataFrame) -> str:

@@ -6,8 +6,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter
 
 from masters.experiments.arms import title
-from masters.figures.style import COLORS, MARKERS, QUIET, Drawing, ends, line_style, need, panels
-from masters.study.effects import AXES, COLUMNS, EFFECTS, LINEAR
+from masters.figures.style import COLORS, MARKERS, QUIET, Drawing, ends, line_style, panels
+from masters.study.effects import AXES, EFFECTS, LINEAR
 from masters.study.sweep import swept
 
 SWEPT = {"accuracy": "accuracy (%)", "tokens": "tokens per answer", "kl": "KL to reference (nats per token)"}
@@ -22,9 +22,8 @@ def effect_map(table: pd.DataFrame, blind: float = 0.0) -> Drawing:
             is below it.
 
     Raises:
-        ValueError: the table has no row, or lacks a column.
+        ValueError: the table has no row.
     """
-    need(table, *COLUMNS)
     if table.empty:
         raise ValueError("there is no pair of arms to draw: run more of the study")
     axes_shown = [axis for axis in AXES if (table["axis"] == axis).any()]

@@ -8,7 +8,6 @@ from typing import Any
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
-import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -75,17 +74,6 @@ def ends(name: object, x: Iterable[float], y: Iterable[float]) -> str:
     points = [(at, value) for at, value in zip(x, y, strict=True) if np.isfinite(value)]
     shown = dict.fromkeys((points[0], points[-1]) if points else ())
     return f"{name}: {', '.join(f'{value:.3g} at {at:.3g}' for at, value in shown) or 'no value'}"
-
-
-def need(frame: pd.DataFrame, *columns: str) -> None:
-    """Check that a table has columns.
-
-    Raises:
-        ValueError: a column is missing.
-    """
-    if missing := [name for name in columns if name not in frame]:
-        there = ", ".join(map(str, frame))
-        raise ValueError(f"the table to draw lacks {', '.join(missing)}; it has: {there}")
 
 
 def write_svg(figure: Figure, path: Path) -> None:

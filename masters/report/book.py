@@ -79,7 +79,7 @@ def assemble(profile: str, book: Path, run: Path) -> None:
     pages = {
         "headline": headline(settings, own, extra / "claims.svg", list(found.values())),
         "studies": study_sentences(found, {name: study.runs for name, study in kept.items()}),
-        **{name: study_page(study, settings, own, extra / f"{name}.svg") for name, study in kept.items()},
+        **{name: study_page(study, own, extra / f"{name}.svg") for name, study in kept.items()},
         "why": why_page(profile, run, STUDY.parent / "mask_dose.csv", next(iter(kept.values()), None)),
         "departures": departures_page(book / "api.md", ROOT),
         "provenance": provenance_page(profile, entries),

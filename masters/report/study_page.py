@@ -27,7 +27,6 @@ from masters.report.first_page import (
 )
 from masters.report.rendering import fill
 from masters.report.study_tables import blind_accuracies, number
-from masters.settings import Profile
 from masters.study.plan import load_study
 from masters.study.study import Study
 
@@ -37,17 +36,13 @@ FILES = (
 )
 
 
-def study_page(study: Study, profile: Profile, own: Judged, image: Path) -> str:
+def study_page(study: Study, own: Judged, image: Path) -> str:
     """Return a study's claims beside those of the reader's run, its arms, tuning and machine.
 
-    Args:
-        study: with those of ``FILES`` that exist; only rows that count are shown.
-        profile: of the reader's run.
-        own: the claims of that run.
-        image: file of the figure, see :func:`masters.report.first_page.draw_claims`.
+    Only rows that count are shown. Figures are written beside ``image``.
 
     Raises:
-        ValueError: a file lacks a column.
+        ValueError: a file is damaged.
     """
     runs = study.runs
     missing = [file for file in FILES if not (study.folder / file).is_file()]

@@ -29,8 +29,12 @@ from masters.study.effects import MAP
 
 PARTS = ("generation", "judging", "scoring", "training")  # seconds
 _MEASURED = {
-    **{"accuracy": FRACTION, "sampled_accuracy": FRACTION, "tokens": POSITIVE, "kl": Number(optional=True)},
-    **{"seconds": POSITIVE, "evaluation_seconds": POSITIVE},
+    "accuracy": FRACTION,
+    "sampled_accuracy": FRACTION,
+    "tokens": POSITIVE,
+    "kl": Number(optional=True),
+    "seconds": POSITIVE,
+    "evaluation_seconds": POSITIVE,
 }
 _GROUP = {"replicate": COUNT, "arm": TEXT, "mode": Text(choices=("greedy", "sampled"))}
 _SHARES = {"correct": FRACTION, "tokens": POSITIVE, "share": FRACTION}

@@ -52,10 +52,8 @@ def test_what_is_shared_is_paid_for_once() -> None:
     assert 10 * OFFLINE.total(10) == (8 + 2 + 20) + 10 * 5
     assert ONLINE.total() == ONLINE.total(10) == 75
     assert cost_ratio(ONLINE, OFFLINE) == 75 / 35 and cost_ratio(ONLINE, OFFLINE, math.inf) == 15
-    assert OFFLINE.times(3).total(2) == pytest.approx(3 * OFFLINE.total(2))
-    for runs in (0, -1, math.nan):
-        with pytest.raises(ValueError, match="runs must be at least 1"):
-            OFFLINE.total(runs)
+    run = Measured(OFFLINE, steps=10, responses=40, tokens=200, scored=80, accuracy=0.5)
+    assert run.at(30).cost.total(2) == pytest.approx(3 * OFFLINE.total(2))
 
 
 def test_equal_rates_are_those_of_the_offline_run() -> None:

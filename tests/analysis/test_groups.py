@@ -85,9 +85,3 @@ def test_equal_texts_of_both_models_have_equal_rewards(lab: Lab) -> None:
     table = rewarded_groups(lab)
     same = table.groupby(["question", "text"]).agg({"source": "nunique", "reward_distillation": np.ptp})
     assert (same["reward_distillation"] < 1e-6).all()
-
-
-def test_an_arm_without_a_teacher_has_no_groups(lab: Lab) -> None:
-    for name in ("base", "sft", "naive", "online"):
-        with pytest.raises(ValueError, match="has no groups of responses with a teacher"):
-            rewarded_groups(lab, name)

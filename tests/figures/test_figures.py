@@ -71,8 +71,6 @@ def test_samples_show_pictures_questions_and_answers() -> None:
     assert " ".join(shown[0].get_xlabel().split()) == ("what is it ? " * 4).strip()
     assert int(np.asarray(shown[2].images[0].get_array()).max()) == 80
     readable(figure)
-    with pytest.raises(ValueError, match="nothing to show"):
-        plots.samples([])
 
 
 def test_ladder_and_size() -> None:
@@ -109,8 +107,6 @@ def test_training_curves_average_the_seeds() -> None:
     readable(figure)
     ladder_log = pd.DataFrame({"model": "student", "step": [0, 5], "loss": [2.0, 1.0]})
     assert xy(plots.training_curves(ladder_log, hue="model").axes[0])[1].tolist() == [2, 1]
-    with pytest.raises(ValueError, match="lacks divergence"):
-        plots.training_curves(log, y="divergence")
 
 
 def test_masked_accuracy_weighs_tasks_by_questions() -> None:
@@ -128,8 +124,6 @@ def test_schedule_is_the_staircase_that_trains() -> None:
     assert y[:-1].tolist() == [MaskSchedule(0.2, 0.05).ratio_at(i, 50) for i in range(50)]
     assert x[-1] == 50 and y[0] == 0.2 and y[-1] == 0.0
     readable(figure)
-    with pytest.raises(ValueError, match="at least one iteration"):
-        plots.schedule(0.2, 0.05, 0)
 
 
 def test_effects_put_the_paper_beside() -> None:
@@ -154,8 +148,6 @@ def test_grid_has_a_panel_for_the_paper() -> None:
     assert len(paper.lines) == 4 and xy(paper)[1].tolist() == table["Qwen2.5-VL-72B"].tolist()
     readable(figure)
     assert len(plots.grid(runs(), "r_max").axes) == 1
-    with pytest.raises(ValueError, match="lacks responses"):
-        plots.grid(runs(), "responses")
 
 
 def test_reward_distribution_has_both_rewards_by_source() -> None:
@@ -173,8 +165,6 @@ def test_reward_distribution_has_both_rewards_by_source() -> None:
     assert teacher[:, 1].max() == pytest.approx(50) and student[:, 1].max() == pytest.approx(100)
     assert student[student[:, 1] > 0, 0].max() == pytest.approx(0.1)
     readable(figure)
-    with pytest.raises(ValueError, match="lacks source"):
-        plots.reward_distribution(frame.drop(columns="source"))
 
 
 @pytest.mark.parametrize("narrow", [False, True])

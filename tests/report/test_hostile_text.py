@@ -98,9 +98,9 @@ def test_notebook_of_the_claims(profile: Profile, own: first_page.Judged) -> Non
     is_text(first_page.run_summary(own, profile), 2)
 
 
-def test_study_page(profile: Profile, own: first_page.Judged, tmp_path: Path) -> None:
+def test_study_page(own: first_page.Judged, tmp_path: Path) -> None:
     study: Any = Hostile(tmp_path)
-    is_text(study_page(study, profile, own, tmp_path / "study.svg"), 14)
+    is_text(study_page(study, own, tmp_path / "study.svg"), 14)
 
 
 def test_why_page(tmp_path: Path) -> None:

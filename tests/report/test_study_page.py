@@ -17,7 +17,6 @@ from masters.claims.comparisons import COLUMNS
 from masters.claims.table import read_claims
 from masters.report import study_page, study_tables
 from masters.report.first_page import Judged
-from masters.settings import load_profile
 from masters.study.effects import COLUMNS as MAP_COLUMNS
 from masters.study.plan import load_study
 
@@ -78,7 +77,7 @@ def study(tmp_path: Path) -> Path:
 def page(study: Path, own: Judged) -> str:
     """The page without the white space between tags."""
     kept: Any = Kept(study)
-    return re.sub(r">\s+<", "><", study_page.study_page(kept, load_profile("mini"), own, study / "study.svg"))
+    return re.sub(r">\s+<", "><", study_page.study_page(kept, own, study / "study.svg"))
 
 
 def test_the_page_says_what_the_files_say(study: Path, own: Judged) -> None:
@@ -169,7 +168,7 @@ def test_nothing_there(tmp_path: Path, own: Judged) -> None:
 
 def test_each_study_has_its_page_and_command(study: Path, own: Judged) -> None:
     plateau: Any = Kept(study, "plateau")
-    text = study_page.study_page(plateau, load_profile("mini"), own, study / "plateau.svg")
+    text = study_page.study_page(plateau, own, study / "plateau.svg")
     assert load_study("plateau")[0].about in text and "<code>make study STUDY=plateau</code>" in text
     assert 'href="plateau/claims.csv"' in text
     told = study_page.study_sentences({"plateau": study_page.judged(plateau)}, {"plateau": plateau.runs})

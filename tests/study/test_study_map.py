@@ -194,5 +194,3 @@ def test_nothing_to_draw_says_what_to_do() -> None:
     assert empty.empty and list(empty) == COLUMNS
     with pytest.raises(ValueError, match="run more of the study"):
         effect_map(empty)
-    with pytest.raises(ValueError, match="lacks smallest"):
-        effect_map(empty.drop(columns="smallest"))
