@@ -253,11 +253,22 @@ class Lab:
             texts = grouped(self.responses(read)["tokens"], read.n)
         return self.scores_of(self.source(wanted.scorer, wanted.ratio, wanted.choice), texts)
 
-    def scores_of(self, scorer: Source, texts: Sequence[Sequence[np.ndarray]]) -> Ragged | TopK:
-        """Return a model's log-probabilities at each token of some texts, one group per question."""
-        top_k = self.profile.distillation.top_k_logprobs
-        size = len(self.processor.tokenizer)
-        return distributions(scorer, self.questions("train"), self.pool, texts, top_k, size)
+    def scores_of(
+        self,
+        scorer: Source,
+        texts: Sequence[Sequence[np.ndarray]],
+        questions: Sequence[int] | None = None,
+        folder: Path | None = None,
+    ) -> Ragged | TopK:
+        """Return a model's log-probabilities at each token of some texts, one group per question.
+
+        Args:
+            questions: indices of the training questions; None: the pool.
+            folder: where they are stored; None: in the cache.
+        """
+        asked = self.pool if questions is None else questions
+        top_k, size = self.profile.distillation.top_k_logprobs, len(self.processor.tokenizer)
+        return distributions(scorer, self.questions("train"), asked, texts, top_k, size, folder)
 
     @property
     def writers(self) -> int:

@@ -28,7 +28,6 @@ from masters.experiments.arms import RunSpec
 from masters.experiments.curriculum import ResponseSet, Stage, all_stages, grouped, order, stages
 from masters.experiments.evaluation import answers
 from masters.experiments.lab import Lab
-from masters.responses.teacher_logprobs import distributions
 from masters.runtime import distributed
 from masters.runtime.files import write_atomic
 from masters.runtime.keys import hash_of
@@ -64,9 +63,14 @@ def refreshed(
         student: returns the student after the previous stage; called only if the responses are missing.
 
     Raises:
-        ValueError: several processes train, and each would write its own responses.
+        ValueError: several processes train, and each would write its own responses; or the stored ones are
+            damaged.
     """
-    check_alone()
+    if (size := distributed.world_size()) > 1:
+        raise ValueError(
+            f"refreshed responses need a single process, but {size} train: start without torchrun, or leave "
+            "out refreshed"
+        )
     number = all_stages(spec).index(stage)
     path = folder / FOLDER / f"{number}.parquet"
     places = questions_of(spec, seed, len(lab.pool), stage)
@@ -85,9 +89,13 @@ def refreshed(
             own_seed,
             what,
         )
-        write_atomic(path, frame.to_parquet())
+        write_atomic(path, frame.to_parquet(write_page_checksum=True))
     # Always read from disk, so that a resumed run gets the same values.
-    frame, n = pd.read_parquet(path), spec.student_responses
+    try:
+        frame, n = pd.read_parquet(path, page_checksum_verification=True), spec.student_responses
+    except (OSError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"{path} is damaged ({reason}): delete {folder}, and the run starts again") from None
     tokens, behaviour = (
         grouped(frame[name].map(partial(np.asarray, dtype=kind)), n)
         for name, kind in (("tokens", np.int32), ("logprobs", np.float32))
@@ -95,11 +103,7 @@ def refreshed(
     teacher = reference = None
     if lab.profile.distillation.cache_teacher:
         sources = lab.source(spec.teachers[stage[0]], stage[1], spec.choice()), lab.source(spec.student)
-        top_k, size = lab.profile.distillation.top_k_logprobs, len(lab.processor.tokenizer)
-        questions, kept = lab.questions("train"), folder / FOLDER
-        teacher, reference = (
-            distributions(source, questions, wanted, tokens, top_k, size, kept) for source in sources
-        )
+        teacher, reference = (lab.scores_of(source, tokens, wanted, folder / FOLDER) for source in sources)
     return ResponseSet(
         n,
         tokens,
@@ -109,12 +113,3 @@ def refreshed(
         reference,
         {place: row for row, place in enumerate(places)},
     )
-
-
-def check_alone() -> None:
-    """Raise ValueError if several processes train: refreshed responses need one."""
-    if (size := distributed.world_size()) > 1:
-        raise ValueError(
-            f"refreshed responses need a single process, but {size} train: start without torchrun, or leave "
-            "out refreshed"
-        )

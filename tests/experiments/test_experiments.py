@@ -346,9 +346,15 @@ def test_a_stopped_refreshed_run_ends_the_same(
     with pytest.raises(Diverged, match=f"^stopped at step {step}: the KL"):
         runs.distil(used, load(lab.folder("student"))[0], spec, 0, tmp_path / "run")
     assert [path.name for path in tmp_path.glob("run/checkpoint-*")] == ["checkpoint-2"]
-    if lost:
-        (tmp_path / "run" / "refreshed" / "1.parquet").unlink()
     model, _ = load(lab.folder("student"))
+    if lost:
+        kept = tmp_path / "run" / "refreshed" / "1.parquet"
+        kept.write_bytes(kept.read_bytes()[:-20])
+        with pytest.raises(
+            ValueError, match=r"1\.parquet is damaged \(.*\): delete .*run, and the run starts"
+        ):
+            runs.distil(lab, model, spec, 0, tmp_path / "run")
+        kept.unlink()
     log = runs.distil(lab, model, spec, 0, tmp_path / "run")
     assert list(log["step"]) == list(range(1, 7))
     assert small.weights_hash(model) == small.weights_hash(load(refreshed_run / "model")[0])
