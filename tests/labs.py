@@ -42,7 +42,3 @@ def here(self: Lab, jobs: Jobs, *rest: object) -> None:
     """What workers do, done in this process: starting one takes longer than all of this profile's work."""
     for job, arguments in jobs:
         job(self, *arguments)
-
-
-def nothing(self: Lab, jobs: Jobs, *rest: object) -> None:
-    assert not jobs, "work was done again"

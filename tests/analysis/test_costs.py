@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import torch
 from drawn import readable, xy
-from labs import here, nothing, profile
+from labs import profile
 
 from masters.analysis.costs import (
     Cost,
@@ -136,7 +136,6 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MASTERS_DATA", str(tmp_path_factory.mktemp("costs")))
-        patch.setattr(Lab, "parallel", here)
         yield Lab(profile())
     torch.set_num_threads(threads)
 
@@ -146,16 +145,13 @@ def results(lab: Lab) -> Results:
     return run_arms(lab, ["online+steps=2", "own_accuracy", "masters"])
 
 
-def test_an_online_run_stores_no_responses(
-    lab: Lab, results: Results, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_online_run_stores_no_responses(lab: Lab, results: Results) -> None:
     def stores() -> list[Path]:
         return sorted(
             path for kind in ("responses", "distributions") for path in (cache_dir() / kind).iterdir()
         )
 
     before = stores()
-    monkeypatch.setattr(Lab, "parallel", nothing)
     prepare(lab, ResponsePlan.of([arm("online", lab.profile), arm("base", lab.profile)]))
     run(lab, arm("online+steps=1", lab.profile), 0)
     assert stores() == before
@@ -185,10 +181,7 @@ def test_an_online_run_costs_what_its_log_says(lab: Lab, results: Results) -> No
 
 
 @pytest.mark.parametrize("name", ["own_accuracy", "masters"])
-def test_an_offline_run_costs_what_its_stores_say(
-    name: str, lab: Lab, results: Results, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(Lab, "parallel", nothing)
+def test_an_offline_run_costs_what_its_stores_say(name: str, lab: Lab, results: Results) -> None:
     run, spec = measured(lab, name, results), arm(name, lab.profile)
     generation, scoring, responses, tokens, scored, readings = 0.0, 0.0, 0, 0, set(), set()
     read = {wanted for stage in all_stages(spec) for wanted in wanted_responses(spec, stage)}

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import small
 import torch
-from labs import here, profile
+from labs import profile
 
 from masters.analysis.groups import rewarded_groups
 from masters.experiments.arms import arm
@@ -24,8 +24,7 @@ from masters.training.examples import Collator
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    with small.scratch(tmp_path_factory.mktemp("groups")) as patch:
-        patch.setattr(Lab, "parallel", here)
+    with small.scratch(tmp_path_factory.mktemp("groups")):
         made = Lab(profile())
         prepare(made, ResponsePlan.of([arm("masters", made.profile)]))
         yield made

@@ -38,8 +38,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
         lines.append({"image": f"{number}.png", "question": "is it odd ?", "answer": answer})
     lines.append({"question": "what is odd ?"})
     (folder / "train.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    with small.scratch(folder / "data") as patch:
-        patch.setattr(Lab, "parallel", labs.here)
+    with small.scratch(folder / "data"):
         tiny = labs.profile().model_dump()
         yield Lab(Profile.model_validate(tiny | {"tasks": ["charts", mine(folder).model_dump()]}))
 
