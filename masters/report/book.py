@@ -78,7 +78,7 @@ def assemble(profile: str, book: Path, run: Path) -> None:
     found = {name: of for name, study in kept.items() if (of := judged(study))}
     pages = {
         "headline": headline(settings, own, extra / "claims.svg", list(found.values())),
-        "studies": study_sentences(found, {name: study.runs for name, study in kept.items()}),
+        "studies": study_sentences(found, kept),
         **{name: study_page(study, own, extra / f"{name}.svg") for name, study in kept.items()},
         "why": why_page(profile, run, STUDY.parent / "mask_dose.csv", next(iter(kept.values()), None)),
         "departures": departures_page(book / "api.md", ROOT),

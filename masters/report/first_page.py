@@ -50,7 +50,7 @@ def headline(profile: Profile, own: Judged, image: Path, studies: Sequence[Judge
         profile: of the reader's run.
         own: the reader's run.
         image: file of the figure, see :func:`draw_claims`.
-        studies: longer runs; the first fills the figure and the effect column.
+        studies: the first fills the figure and the effect column.
     """
     lead, *others = [*studies, own]
     by_id = {row["id"]: row for row in lead.claims.to_dict("records")}
@@ -242,8 +242,3 @@ def commands(profile: str, row: Mapping[Any, Any], seeds: int) -> list[str]:
     arms = dict.fromkeys((row["treatment"], row["control"]))
     each = f"  # for each seed below {seeds}" if seeds > 1 else ""
     return [f"masters train {shlex.join([profile, name])} --seed 0{each}" for name in arms]
-
-
-def with_unit(value: str, unit: str) -> str:
-    """Return a number with its unit; empty if there is no number."""
-    return value and f"{value} {unit}"

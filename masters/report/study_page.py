@@ -23,11 +23,10 @@ from masters.report.first_page import (
     disagreements,
     draw_claims,
     in_short,
-    with_unit,
 )
 from masters.report.rendering import fill
 from masters.report.study_tables import blind_accuracies, number
-from masters.study.plan import load_study
+from masters.study.plan import StudyPlan
 from masters.study.study import Study
 
 FILES = (
@@ -93,24 +92,24 @@ def command(name: str) -> str:
     return "make study" if name == "study" else f"make study STUDY={name}"
 
 
-def study_sentences(found: Mapping[str, Judged], runs: Mapping[str, pd.DataFrame]) -> str:
+def study_sentences(found: Mapping[str, Judged], studies: Mapping[str, Study]) -> str:
     """Return what the studies found, for the first page; empty without studies.
 
     Args:
         found: from :func:`judged`, by the names of the plans.
-        runs: the runs that count.
+        studies: by the same names.
     """
-    studies = [
+    rows = [
         {
             "page": f"{name}.html",
-            "title": study.title,
-            "counts": counts(study.claims),
-            "seeds": _seeds(name, study.claims["seeds"].dropna()),
-            "sweep": tables.worst_rates(runs[name]),
+            "title": of.title,
+            "counts": counts(of.claims),
+            "seeds": _seeds(studies[name].plan, of.claims["seeds"].dropna()),
+            "sweep": tables.worst_rates(studies[name].runs),
         }
-        for name, study in found.items()
+        for name, of in found.items()
     ]
-    return fill("studies.md", studies=studies)
+    return fill("studies.md", studies=rows)
 
 
 def judged(study: Study) -> Judged | None:
@@ -133,14 +132,14 @@ def _claims(study: Study, runs: pd.DataFrame, own: Judged, image: Path) -> dict[
         links = [(f"#{tables.anchor(each)}", each) for each in shown]
         how = {"commands": [command(name)], "rows": links, "file": f"{name}/runs.csv"}
         p = "under 0.001" if row["p_holm"] < 0.001 else number(row["p_holm"], 3)
-        smallest = with_unit(number(row["smallest"], 1), row["unit"])
+        smallest = f"{row['smallest']:.1f} {row['unit']}" if row["seeds"] > 0 else ""
         cells = [p, smallest, seeds, verdicts.get(row["id"], "")]
         rows.append(claim_row(row, found, [row["id"], row["verdict"]], cells, how))
     gap = found.effects["gap"].dropna()
     return {
         "short": in_short(found),
         "answer": answer(found),
-        "seeds": _seeds(name, found.claims["seeds"]),
+        "seeds": _seeds(study.plan, found.claims["seeds"]),
         "gap": f"{gap.iloc[0]:.1f}" if len(gap) else "",
         "comparisons": judge_comparisons(found.effects).to_dict("records"),
         "claims": {
@@ -152,14 +151,13 @@ def _claims(study: Study, runs: pd.DataFrame, own: Judged, image: Path) -> dict[
     }
 
 
-def _seeds(name: str, seeds: pd.Series) -> str:
+def _seeds(plan: StudyPlan, seeds: pd.Series) -> str:
     """Return how many seeds the tested claims have, and whether that is all."""
     done = seeds[seeds > 0]
     if done.empty:
         return "No claim has a seed yet."
     fewest, most = int(done.min()), int(done.max())
     words = f"Seeds of each arm: {fewest}." if fewest == most else f"Seeds of an arm: {fewest} to {most}."
-    plan, _ = load_study(name)
     if fewest < plan.few_seeds or most < plan.seeds:
         words += (
             f" The study is not finished: {plan.seeds} are planned for the main arms, {plan.few_seeds} for "

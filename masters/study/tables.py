@@ -3,6 +3,7 @@
 Several processes with different caches may add rows, so the lock lies beside the tables.
 """
 
+import math
 from functools import cached_property
 from io import BytesIO
 from pathlib import Path
@@ -32,7 +33,7 @@ _MEASURED = {
     "accuracy": FRACTION,
     "sampled_accuracy": FRACTION,
     "tokens": POSITIVE,
-    "kl": Number(optional=True),
+    "kl": Number(high=math.inf, optional=True),
     "seconds": POSITIVE,
     "evaluation_seconds": POSITIVE,
 }
@@ -57,7 +58,8 @@ SCHEMAS = {
         ("replicate", "arm"),
     ),
     "ladder.csv": Schema(
-        {"replicate": COUNT, "model": TEXT, "parameters": COUNT, "seconds": POSITIVE, "weights": TEXT},
+        {"replicate": COUNT, "model": TEXT, "parameters": COUNT, "weights": TEXT}
+        | {"seconds": Number(low=0, optional=True)},  # none of a model that was not trained here
         ("replicate", "model"),
     ),
     "tasks.csv": Schema({**_GROUP, "task": TEXT, **_SHARES}, (*_GROUP, "task")),

@@ -90,7 +90,8 @@ class Hostile:
 def test_first_page(profile: Profile, own: first_page.Judged, tmp_path: Path) -> None:
     page = first_page.headline(profile, own, tmp_path / "claims.svg", [own])
     is_text(page, 14)
-    is_text(study_sentences({"study": own}, {"study": pd.DataFrame({"arm": [HOSTILE]})}))
+    study: Any = Hostile(tmp_path)
+    is_text(study_sentences({"study": own}, {"study": study}))
 
 
 def test_notebook_of_the_claims(profile: Profile, own: first_page.Judged) -> None:

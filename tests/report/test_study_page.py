@@ -2,7 +2,6 @@
 
 import json
 import re
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,6 @@ import pytest
 from claim_lines import claim_line, write_lines
 from study_files import Kept, write
 
-from masters.claims import verdicts
-from masters.claims.claims import CLAIMS
 from masters.claims.comparisons import COLUMNS
 from masters.claims.table import read_claims
 from masters.report import study_page, study_tables
@@ -145,14 +142,6 @@ def test_a_verdict_leads_to_its_rows_and_commands(study: Path, own: Judged) -> N
     assert "<code>make study</code>" in text
 
 
-def test_another_margin_is_another_verdict(study: Path, own: Judged, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "<strong>1 supported</strong>" in page(study, own)
-    claims = [replace(claim, margin=3.0 if claim.id == "C1" else claim.margin) for claim in CLAIMS]
-    for function in (verdicts.judge_claims, verdicts.judge_comparisons):
-        monkeypatch.setattr(function, "__defaults__", (claims,))
-    assert "<strong>0 supported</strong>, <strong>2 not supported</strong>" in page(study, own)
-
-
 def test_what_the_files_hold_is_text(study: Path, own: Judged) -> None:
     text = page(study, own)
     assert "&lt;x86&gt;" in text and "&lt;k&gt;" in text and "&lt;b&gt;charts" in text
@@ -171,7 +160,7 @@ def test_each_study_has_its_page_and_command(study: Path, own: Judged) -> None:
     text = study_page.study_page(plateau, own, study / "plateau.svg")
     assert load_study("plateau")[0].about in text and "<code>make study STUDY=plateau</code>" in text
     assert 'href="plateau/claims.csv"' in text
-    told = study_page.study_sentences({"plateau": study_page.judged(plateau)}, {"plateau": plateau.runs})
+    told = study_page.study_sentences({"plateau": study_page.judged(plateau)}, {"plateau": plateau})
     title = load_study("plateau")[0].title
     assert f'<li><a href="plateau.html">{title}</a> tested 4 of the paper\'s 15 claims: <strong>1' in told
     assert "study.html" not in told
@@ -184,15 +173,13 @@ def test_a_file_that_is_not_there_is_named(study: Path, own: Judged, name: str) 
     assert f"Not there yet: {name}. <code>make study</code> continues." in text
 
 
-def test_fewer_seeds_than_planned(study: Path, own: Judged, monkeypatch: pytest.MonkeyPatch) -> None:
-    plan, profile = load_study()
-    assert f"The study is not finished: {plan.seeds} are planned" in page(study, own)
+def test_fewer_seeds_than_planned(study: Path, own: Judged) -> None:
     kept: Any = Kept(study)
-    told = study_page.study_sentences({"study": study_page.judged(kept)}, {"study": kept.runs})
-    assert f"{plan.seeds} are planned" in told
-    enough = plan.model_copy(update={"seeds": 3, "few_seeds": 2})
-    monkeypatch.setattr(study_page, "load_study", lambda name: (enough, profile))
-    assert "not finished" not in page(study, own)
+    found, unfinished = study_page.judged(kept), f"not finished: {kept.plan.seeds} are planned"
+    assert found is not None and unfinished in page(study, own)
+    assert unfinished in study_page.study_sentences({"study": found}, {"study": kept})
+    kept.plan = kept.plan.model_copy(update={"seeds": 3, "few_seeds": 2})
+    assert "not finished" not in study_page.study_sentences({"study": found}, {"study": kept})
 
 
 def test_what_an_arm_is_above_base_is_taken_within_a_replicate() -> None:
@@ -264,7 +251,7 @@ def test_the_sweep_and_the_worst_of_each_form(study: Path, own: Judged) -> None:
         "before training 60.0 %."
     ) in text
     kept: Any = Kept(study)
-    told = study_page.study_sentences({"study": study_page.judged(kept)}, {"study": kept.runs})
+    told = study_page.study_sentences({"study": study_page.judged(kept)}, {"study": kept})
     assert f" {words}, <code>masked</code> 71.0 %, the student before training 60.0 %." in told
     runs = pd.read_csv(study / "runs.csv")
     lost = (runs["replicate"] > 0) & (runs["arm"] == "masked+learning_rate=1e-05")

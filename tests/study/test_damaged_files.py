@@ -144,6 +144,12 @@ def test_without_a_checksum_the_schema_names_line_and_cause(
         read(path)
 
 
+def test_what_no_run_measured_may_be_missing(tmp_path: Path) -> None:
+    row = {"replicate": 0, "model": "large", "parameters": 7, "seconds": None, "weights": "0123"}
+    Tables(tmp_path).write("ladder.csv", pd.DataFrame([row]))
+    assert read(tmp_path / "ladder.csv").isna().sum().to_dict() == dict.fromkeys(row, 0) | {"seconds": 1}
+
+
 def test_a_killed_write_leaves_old_or_new(tmp_path: Path) -> None:
     """Between the writes, the checksums of both states are on record."""
     tables, row = Tables(tmp_path), {"task": "x", "accuracy": 0.5, "questions": 2}
