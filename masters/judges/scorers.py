@@ -17,6 +17,7 @@ four answers are taken for alternatives, one of which is enough.
 
 import hashlib
 import importlib.util
+import os
 import re
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -78,7 +79,7 @@ def scorer_of(spec: str, base: Path) -> Judge:
         raise ValueError(
             f"there is no scorer {spec!r}; there are rule, {', '.join(SCORES)} and FILE.py:FUNCTION"
         )
-    path = base / Path(file).expanduser()
+    path = base / os.path.expanduser(file)
     name = f"{path.stem}-{function}-{_digest(path)}"
     return Scorer(name, _checked(spec, _function(path, function)), (spec, base))
 
@@ -203,8 +204,8 @@ SCORES: dict[str, Callable[[str, Sequence[str], str], float]] = {
 def _digest(path: Path) -> str:
     try:
         return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-    except OSError as error:
-        raise ValueError(f"cannot read the scorer {path}: {error.strerror}") from None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot read the scorer {path}: {getattr(error, 'strerror', error)}") from None
 
 
 def _function(path: Path, name: str) -> Callable[..., Any]:

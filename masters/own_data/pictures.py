@@ -6,6 +6,7 @@ A picture that cannot be used raises :class:`PictureError`; its text is the reas
 import base64
 import binascii
 import io
+import os
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,8 @@ def reference(value: Any, folder: Path) -> dict[str, Any]:
             return {"bytes": base64.b64decode(text, validate=True), "path": None}
         except binascii.Error:
             raise PictureError(f"picture {_short(text)} is neither a path nor base64") from None
-    return {"bytes": None, "path": str((folder / Path(text.removeprefix("file://")).expanduser()).absolute())}
+    path = folder / os.path.expanduser(text.removeprefix("file://"))  # pathlib's fails for ~nobody
+    return {"bytes": None, "path": str(path.absolute())}
 
 
 def open_picture(picture: dict[str, Any], max_pixels: int | None = None) -> Image.Image:

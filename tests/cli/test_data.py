@@ -108,6 +108,8 @@ def test_the_page_goes_where_it_is_told(folder: Path, masters: Masters) -> None:
             "data.evil: Extra inputs are not permitted (known: name, train",
         ),
         ("data: {train: gone.jsonl}", "data.train: there is no file or folder 'gone.jsonl'"),
+        ("data: {train: ~nobody-x/a.jsonl}", "there is no file or folder '~nobody-x/a.jsonl'"),
+        ('data: {train: "**/**/**/*.jsonl"}', "has more than two '**'"),
         ("data: {train: train.jsonl, on_bad_row: stop}", "train.jsonl row 31: picture"),
         ("data: {eval: a.jsonl}", "data.train: Field required"),
         (

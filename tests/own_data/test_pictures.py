@@ -142,7 +142,8 @@ def test_refused_references(value: Any, reason: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "reason"), [("gone.png", "gone.png does not exist"), (".", "cannot be read")]
+    ("name", "reason"),
+    [("gone.png", "gone.png does not exist"), ("~nobody-x/a.png", "does not exist"), (".", "cannot be read")],
 )
 def test_a_path_without_a_picture(name: str, reason: str, tmp_path: Path) -> None:
     with pytest.raises(PictureError, match=f"picture {tmp_path}.*{reason}"):
