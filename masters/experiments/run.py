@@ -98,9 +98,8 @@ def run(lab: Lab, spec: RunSpec, seed: int, split: str = "test") -> Path:
         if distributed.from_main(partial(is_whole, folder, "result.json")):
             return folder
         student = work / "student"
-        if spec.learn_from != "nothing" and not distributed.from_main(
-            partial(is_whole, student, "training.json")
-        ):
+        trained = partial(is_whole, student, "training.json")
+        if spec.learn_from != "nothing" and not distributed.from_main(trained):
             _train(lab, spec, seed, work, student)
         if alone:
             write_folder(folder, partial(_evaluate, lab, spec, seed, split, student))

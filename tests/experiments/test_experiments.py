@@ -249,16 +249,10 @@ def test_a_stopped_run_resumes_and_ends_the_same(results: Results, lab: Lab) -> 
 
 
 class Interrupting(RuleJudge):
-    """A judge that fails on the answers of a model, though it can use every label."""
-
-    def __init__(self) -> None:
-        self.labels = 0
+    """A judge that is interrupted."""
 
     def score_many(self, questions: Any, labels: Any, responses: Any) -> list[int]:
-        if list(labels) != list(responses):
-            raise KeyboardInterrupt
-        self.labels += 1
-        return super().score_many(questions, labels, responses)
+        raise KeyboardInterrupt
 
 
 def test_a_student_is_saved_before_its_evaluation_fails_and_is_not_trained_again(lab: Lab) -> None:
@@ -268,7 +262,7 @@ def test_a_student_is_saved_before_its_evaluation_fails_and_is_not_trained_again
         run(used, spec, 0)
     folder = run_folder(lab, spec, 0)
     work = Path(f"{folder}.run")
-    assert used.judge.labels == len(lab.questions("test")) and not folder.exists()
+    assert not folder.exists()
     saved = small.weights_hash(load(work / "student")[0])
     seconds = json.loads((work / "student" / "training.json").read_text())["seconds"]
     assert (work / "checkpoint-3").is_dir()
