@@ -14,6 +14,7 @@ import os
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -122,8 +123,8 @@ class Held:
     def __init__(self, lines: Iterable[Line]) -> None:
         self.lines = list(lines)
         content = _numbers(line.content or "" for line in self.lines)
-        first = np.array([one for line in self.lines for one in line.first], dtype=np.int64)
-        count = np.array([one for line in self.lines for one in line.count], dtype=np.int64)
+        first = np.fromiter(chain.from_iterable(line.first for line in self.lines), np.int64)
+        count = np.fromiter(chain.from_iterable(line.count for line in self.lines), np.int64)
         shard = np.repeat(np.arange(len(self.lines)), [len(line.first) for line in self.lines])
         before = np.cumsum([0, *(line.rows for line in self.lines)])
         row = count.cumsum() - count - before[shard]
@@ -159,9 +160,11 @@ class Held:
 
     def count(self, content: Iterable[str], n: int) -> int:
         """Count the stored responses with an index below ``n``; duplicate questions count once."""
-        left, right = self._spans(np.unique(_numbers(content)))
-        before = np.r_[0, np.clip(n - self._first, 0, self._count).cumsum()]
-        return int((before[right] - before[left]).sum())
+        wanted = np.sort(_numbers(content))
+        if not len(wanted):
+            return 0
+        nearest = wanted.take(np.searchsorted(wanted, self._content), mode="clip")
+        return int(np.clip(n - self._first, 0, self._count)[nearest == self._content].sum())
 
     def rows(self, content: Sequence[str]) -> dict[str, np.ndarray]:
         """Return the rows that hold the questions' responses, ascending, by shard file name."""

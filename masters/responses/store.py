@@ -254,7 +254,8 @@ class ResponseStore:
         lines = {line.shard: line for line in held.lines}
         frames = [SCHEMA.empty_table().to_pandas().assign(shard="")]
         for name, rows in held.rows(sorted(set(content))).items():
-            frame = self._table(self.folder / name, lines[name]).take(rows).to_pandas()
+            table = self._table(self.folder / name, lines[name])
+            frame = (table if len(rows) == len(table) else table.take(rows)).to_pandas()
             frames.append(frame[frame["index"] < below].assign(shard=name))
         return pd.concat(frames[1:] or frames, ignore_index=True)
 
@@ -265,11 +266,11 @@ class ResponseStore:
             rows: those of :meth:`read`; their columns asked and label may have changed since.
         """
         verdicts = pd.Series(np.nan, rows.index, dtype=np.float32)
-        for shard, of_shard in rows.groupby("shard"):
+        for shard, of_shard in rows[["shard", "key", "asked", "label", "text"]].groupby("shard"):
             name = re.sub(r"[^A-Za-z0-9.-]", "_", judge.name)
             path = self.folder / f"{Path(str(shard)).stem}.{name}.verdicts"
             known = _known_verdicts(path, judge.name)
-            places = list(zip(of_shard["key"], of_shard["label"], strict=True))
+            places = list(zip(of_shard["key"].tolist(), of_shard["label"].tolist(), strict=True))
             new = of_shard[[place not in known for place in places]]
             if len(new):
                 scores = score_labelled(judge, new["asked"], new["label"], new["text"])

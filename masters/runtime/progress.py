@@ -49,11 +49,9 @@ def lines(folder: Path) -> list[str]:
     """Return one line per working process, such as ``training large 1200/5000``."""
     found = []
     for path in sorted(folder.glob("*.json")):
-        try:
+        with suppress(OSError, ValueError, LookupError, TypeError):  # removed since the listing, or damaged
             entry = json.loads(path.read_text())
-        except (OSError, ValueError):  # removed or replaced since the listing
-            continue
-        found.append(f"{entry['what']} {entry['done']}/{entry['total']}")
+            found.append(f"{entry['what']} {entry['done']}/{entry['total']}")
     return found
 
 

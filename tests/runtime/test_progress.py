@@ -52,7 +52,8 @@ def test_lines_of_several_processes_skip_partial_files(folder: Path) -> None:
     folder.mkdir()
     for number in (1, 2):
         (folder / f"{number}.json").write_text(json.dumps({"what": "run", "done": number, "total": 9}))
-    (folder / "3.json").write_text('{"what": "ru')
+    for number, damaged in enumerate(('{"what": "ru', "[]", "{}", "7", "", "\udcff"), start=5):
+        (folder / f"{number}.json").write_text(damaged, errors="surrogateescape")
     (folder / "4.new").write_text(json.dumps({"what": "unfinished", "done": 1, "total": 2}))
     assert progress.lines(folder) == ["run 1/9", "run 2/9"]
 

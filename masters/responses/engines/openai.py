@@ -11,6 +11,7 @@ log-probabilities, ``logprobs`` is None, and the variants of the objective that 
 """
 
 import base64
+import io
 import json
 import math
 from collections.abc import Iterator, Sequence
@@ -18,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
+from PIL import Image
 from transformers import AutoConfig
 
 from masters.data.questions import Questions
@@ -245,9 +247,6 @@ def _logprobs(said: Any) -> list[Any] | None:
 
 
 def _image(picture: bytes) -> dict[str, Any]:
-    url = f"data:image/{_kind(picture)};base64,{base64.b64encode(picture).decode()}"
+    kind = Image.open(io.BytesIO(picture)).get_format_mimetype()
+    url = f"data:{kind};base64,{base64.b64encode(picture).decode()}"
     return {"type": "image_url", "image_url": {"url": url}}
-
-
-def _kind(picture: bytes) -> str:
-    return "jpeg" if picture.startswith(b"\xff\xd8") else "webp" if picture[8:12] == b"WEBP" else "png"
