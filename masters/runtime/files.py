@@ -2,12 +2,10 @@
 
 import errno
 import hashlib
-import json
 import os
 import shutil
 import tempfile
 import warnings
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -21,7 +19,6 @@ from masters.runtime.tables import SUMS, read_table, recorded_sums
 
 ROOT = Path(__file__).resolve().parents[2]
 STUDY = ROOT / "data" / "results" / "study"  # tables that the study writes and the book reads
-CHECKSUMS = "checksums.json"
 FULL = 1 << 20  # free bytes of a disk below which a failed write means that it is full
 
 
@@ -139,7 +136,7 @@ def _set_aside(folder: Path) -> None:
 def write_folder_once(folder: Path, save: Callable[[Path], object]) -> None:
     """Call :func:`write_folder` unless the folder is there; processes take turns.
 
-    The file written last, ``checksums.json``, holds the CRC-32 of each other file. A folder without it is
+    The file written last, ``SHA256SUMS``, holds the checksum of each other file. A folder without it is
     unfinished.
 
     Raises:
@@ -157,35 +154,24 @@ def write_folder_once(folder: Path, save: Callable[[Path], object]) -> None:
 def _save_with_checksums(save: Callable[[Path], object], folder: Path) -> None:
     save(folder)
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    checksums = {path.relative_to(folder).as_posix(): _checksum(path) for path in files}
-    write_atomic(folder / CHECKSUMS, json.dumps(checksums, indent=1))
+    lines = (f"{_checksum(path)}  {path.relative_to(folder).as_posix()}\n" for path in files)
+    write_atomic(folder / SUMS, "".join(lines))
 
 
 def _is_whole(folder: Path) -> bool:
-    path = folder / CHECKSUMS
-    if not path.is_file():
+    if not (folder / SUMS).is_file():
         return False
-    try:
-        checksums = json.loads(path.read_text())
-        damaged = [name for name, value in checksums.items() if _checksum(folder / name) != value]
-    except (ValueError, AttributeError):
-        damaged = [CHECKSUMS]
-    if damaged:
-        raise ValueError(
-            f"{damaged[0]} in {folder} is damaged; delete that folder and run again: it is made again"
-        )
+    for name, checksum in recorded_sums(folder):
+        if not (folder / name).is_file() or _checksum(folder / name) != checksum:
+            raise ValueError(
+                f"{name} in {folder} is damaged; delete that folder and run again: it is made again"
+            )
     return True
 
 
-def _checksum(path: Path) -> int | None:
-    """Return the CRC-32 of a file, which takes 1 s for about 1 GiB; None if there is no such file."""
-    if not path.is_file():
-        return None
-    value = 0
+def _checksum(path: Path) -> str:
     with open(path, "rb") as file:
-        while block := file.read(1 << 24):
-            value = zlib.crc32(block, value)
-    return value
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def paper_table(name: str) -> pd.DataFrame:

@@ -16,6 +16,7 @@ import psutil
 
 from masters.runtime.files import ROOT, write_atomic
 from masters.runtime.keys import hash_of
+from masters.runtime.tables import read_json
 
 
 def record_provenance(
@@ -35,7 +36,7 @@ def record_provenance(
         start: seconds since the epoch.
         data: content hash per question set.
     """
-    entries: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    entries: dict[str, Any] = read_json(path) if path.is_file() else {}
     parameters_hash = hash_of(parameters)
     previous = entries.get(notebook, {})
     longest = previous.get("minutes_longest", 0.0) if previous.get("parameters") == parameters_hash else 0.0
