@@ -10,6 +10,7 @@ import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from masters.experiments.memory import memory
 from masters.experiments.response_plan import ResponsePlan
 from masters.models.loading import parameter_count
 from masters.objective.topk import bytes_per_token
+from masters.responses.engines.local import row_bytes
 from masters.runtime import distributed
 from masters.training.memory import device_memory
 
@@ -100,8 +102,10 @@ def estimate_run(lab: Lab, spec: RunSpec, sample: Questions, evaluated: int, out
         step: int | None = memory(lab, spec, sample, range(len(sample))).total
     except (AttributeError, KeyError, TypeError, ValueError):  # a config that names its sizes otherwise
         step = None
-    largest = max(models, key=lambda name: weights[name])
-    stored = sum(p.numel() * p.element_size() for p in models[largest].parameters())
+    alone = [
+        _alone(models[name], spec.r_max if name in spec.teachers else 0, max(prompts), longest, n)
+        for name in models
+    ]
 
     generated = {w.model: 0 for w in plan.responses}
     for wanted in plan.responses:
@@ -133,12 +137,31 @@ def estimate_run(lab: Lab, spec: RunSpec, sample: Questions, evaluated: int, out
         questions=questions,
         prompt=max(prompts),
         responses=responses,
-        memory={"generating and scoring": stored, "training": step},
+        memory={
+            "generating one response": max((one for one, _ in alone if one), default=None),
+            "scoring one question": max((one for _, one in alone if one), default=None),
+            "training": step,
+        },
         available=device_memory(),
         disk=disk,
         free=shutil.disk_usage(_existing(output)).free,
         hours=hours,
     )
+
+
+def _alone(model: Any, ratio: float, prompt: int, limit: int, n: int) -> tuple[int | None, int | None]:
+    """Return the bytes to generate one response and to score the responses to one question.
+
+    A mask holds the removed values and a bit per weight. More is done at once where memory is free.
+    """
+    kept = sum(p.numel() * p.element_size() for p in model.parameters()) * (1 + ratio)
+    kept += parameter_count(model) / 8 if ratio else 0
+    try:
+        return int(kept + row_bytes(model, prompt, limit)), int(
+            kept + row_bytes(model, prompt + n * limit, 0)
+        )
+    except AttributeError:
+        return None, None
 
 
 def _size(count: int) -> str:

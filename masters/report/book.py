@@ -87,7 +87,8 @@ def assemble(profile: str, book: Path, run: Path) -> None:
     }
     for name, page in pages.items():
         write_atomic(generated / f"{name}.md", page)
-    write_atomic(generated / "run.yaml", (ROOT / "examples" / "run.yaml").read_bytes())
+    for shown in ("examples/run.yaml", "examples/profile.yaml", "data/results/on_device.csv"):
+        write_atomic(generated / Path(shown).name, (ROOT / shown).read_bytes())
     write_atomic(extra / "claims.csv", (run / "claims.csv").read_bytes())
     for name, study in kept.items():
         for source in sorted(study.folder.glob("*.csv")):

@@ -140,11 +140,20 @@ def _first_line(error: Exception) -> str:
 
 
 def fitting_rows(model: PreTrainedModel, prompt: float, limit: int) -> int:
-    """Return how many responses the free memory holds at once, from 1 to ``ROWS``.
+    """Return how many responses the free memory holds at once, from 1 to ``ROWS``; see :func:`row_bytes`."""
+    return max(1, min(ROWS, int(USED * free_bytes(model.device) / row_bytes(model, prompt, limit))))
+
+
+def row_bytes(model: PreTrainedModel, prompt: float, limit: int) -> float:
+    """Return the bytes that a response takes beside the weights: keys and values, activations and logits.
 
     Args:
+        model: may be on the meta device.
         prompt: tokens of the prompt per response.
         limit: tokens of a response.
+
+    Raises:
+        AttributeError: the configuration names its sizes otherwise.
     """
     text: Any = model.config.get_text_config()
     width, heads = text.hidden_size, text.num_attention_heads
@@ -155,7 +164,7 @@ def fitting_rows(model: PreTrainedModel, prompt: float, limit: int) -> int:
     cache = 2 * text.num_hidden_layers * size * (prompt + limit) * weight.element_size()
     activations = prompt * (8 * width + 3 * inner) * weight.element_size()
     logits = LOGITS * 4 * weight.shape[0]
-    return max(1, min(ROWS, int(USED * free_bytes(model.device) / (cache + activations + logits))))
+    return cache + activations + logits
 
 
 def misfit(asked: Request, order: Sequence[int]) -> str:
