@@ -15,6 +15,7 @@ from pathlib import Path
 import pandas as pd
 from filelock import FileLock
 
+from masters.runtime import checksums
 from masters.runtime.tables import SUMS, read_table, recorded_sums
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -153,25 +154,17 @@ def write_folder_once(folder: Path, save: Callable[[Path], object]) -> None:
 
 def _save_with_checksums(save: Callable[[Path], object], folder: Path) -> None:
     save(folder)
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    lines = (f"{_checksum(path)}  {path.relative_to(folder).as_posix()}\n" for path in files)
-    write_atomic(folder / SUMS, "".join(lines))
+    checksums.write_list(folder, pattern="**/*")
 
 
 def _is_whole(folder: Path) -> bool:
-    if not (folder / SUMS).is_file():
+    if not (folder / checksums.LIST).is_file():
         return False
-    for name, checksum in recorded_sums(folder):
-        if not (folder / name).is_file() or _checksum(folder / name) != checksum:
-            raise ValueError(
-                f"{name} in {folder} is damaged; delete that folder and run again: it is made again"
-            )
+    if names := checksums.damaged(folder):
+        raise ValueError(
+            f"{names[0]} in {folder} is damaged; delete that folder and run again: it is made again"
+        )
     return True
-
-
-def _checksum(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def paper_table(name: str) -> pd.DataFrame:
