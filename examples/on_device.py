@@ -25,6 +25,8 @@ import torch
 from masters.distillation.run_file import RunFile, load_run_file
 from masters.models.loading import load, parameter_count, skeleton, token_types
 from masters.own_data.question_set import encode_own, load_own_data
+from masters.runtime.checksums import SUMS
+from masters.runtime.files import write_atomic, write_intact
 from masters.runtime.provenance import machine
 
 QUESTIONS = 40
@@ -150,4 +152,6 @@ if __name__ == "__main__":
     measured["measured on"] = f"{machine()['processor']}, {date.today()}"
     print(measured.to_string(index=False))
     if len(sys.argv) == 3:
-        measured.to_csv(sys.argv[2], index=False)
+        target = Path(sys.argv[2])
+        write = write_intact if (target.parent / SUMS).is_file() else write_atomic
+        write(target, measured.to_csv(index=False))

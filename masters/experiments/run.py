@@ -43,7 +43,7 @@ from masters.models.loading import load, save_student, stored_dtype
 from masters.models.source import Source
 from masters.objective.diagnostics import NotFinite
 from masters.runtime import distributed
-from masters.runtime.checksums import LIST, is_whole, write_list
+from masters.runtime.checksums import SUMS, is_whole, write_list
 from masters.runtime.files import cache_dir, write_folder
 from masters.runtime.keys import key_of
 from masters.settings import MemorySavings, Profile
@@ -52,7 +52,7 @@ from masters.training.online import train_online
 from masters.training.train import Budget, train
 from masters.training.trainer import Evaluation, Objective
 
-ABOUT = ("training.json", "log.parquet", LIST)  # beside the trained student's files
+ABOUT = ("training.json", "log.parquet", SUMS)  # beside the trained student's files
 
 
 def run_folder(lab: Lab, spec: RunSpec, seed: int, split: str = "test") -> Path:

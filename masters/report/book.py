@@ -26,7 +26,7 @@ from masters.report.rendering import fill
 from masters.report.study_page import judged, study_page, study_sentences
 from masters.report.why_page import why_page
 from masters.runtime.files import ROOT, STUDY, write_atomic
-from masters.runtime.tables import read_json, read_table
+from masters.runtime.tables import read_intact, read_json, read_table
 from masters.settings import NOTEBOOKS, load_profile, profiles
 from masters.study.plan import studies
 from masters.study.study import Study
@@ -88,7 +88,7 @@ def assemble(profile: str, book: Path, run: Path) -> None:
     for name, page in pages.items():
         write_atomic(generated / f"{name}.md", page)
     for shown in ("examples/run.yaml", "examples/profile.yaml", "data/results/on_device.csv"):
-        write_atomic(generated / Path(shown).name, (ROOT / shown).read_bytes())
+        write_atomic(generated / Path(shown).name, read_intact(ROOT / shown))
     write_atomic(extra / "claims.csv", (run / "claims.csv").read_bytes())
     for name, study in kept.items():
         for source in sorted(study.folder.glob("*.csv")):

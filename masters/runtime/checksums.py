@@ -1,33 +1,47 @@
-"""Checksums of the files in a folder, in a list that ``sha256sum -c`` reads too."""
+"""Checksums of files, in a list beside them that ``sha256sum -c`` reads too.
+
+Two kinds of list: of all files of a folder that is written once (:func:`write_list`), and of single files
+that are written again and again (:func:`masters.runtime.files.write_intact`).
+"""
 
 import hashlib
+import re
 from pathlib import Path
 
-LIST = "SHA256SUMS"
+SUMS = "SHA256SUMS"
+REMEDY = "restore it with git, or delete it"
 
 
-def write_list(folder: Path, name: str = LIST, pattern: str = "*") -> None:
+def write_list(folder: Path, name: str = SUMS, pattern: str = "*") -> None:
     """List the files of a folder, which ``pattern`` may extend to subfolders, in the file ``name`` in it."""
     paths = sorted(path for path in folder.glob(pattern) if path.is_file() and path != folder / name)
     lines = [f"{_sha256(path)}  {path.relative_to(folder).as_posix()}\n" for path in paths]
     (folder / name).write_text("".join(lines), encoding="utf-8")
 
 
-def damaged(folder: Path, name: str = LIST) -> list[str]:
+def read_list(path: Path) -> list[tuple[str, str]]:
+    """Return name and checksum of each line; none where there is no list.
+
+    Raises:
+        ValueError: a line has another form.
+    """
+    lines = path.read_text("utf-8", "replace").splitlines() if path.is_file() else []
+    for number, line in enumerate(lines, start=1):
+        if not re.fullmatch(r"[0-9a-f]{64} [ *]\S.*", line):
+            raise ValueError(f"{path} line {number} is {line[:60]!r}, not a checksum and a name: {REMEDY}")
+    return [(line[66:], line[:64]) for line in lines]
+
+
+def damaged(folder: Path, name: str = SUMS) -> list[str]:
     """Return the listed files that are missing or differ; none where there is no list."""
     try:
-        lines = (folder / name).read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        return []
-    except UnicodeDecodeError:
-        return [name]
-    entries = [line.split("  ", 1) for line in lines]
-    if any(len(entry) != 2 for entry in entries):
+        entries = read_list(folder / name)
+    except ValueError:
         return [name]
     return [
         listed
-        for digest, listed in entries
-        if not (folder / listed).is_file() or _sha256(folder / listed) != digest
+        for listed, checksum in entries
+        if not (folder / listed).is_file() or _sha256(folder / listed) != checksum
     ]
 
 
@@ -40,6 +54,23 @@ def check(folder: Path, advice: str) -> None:
 def is_whole(folder: Path, last: str) -> bool:
     """Return whether a folder has its last file, and no listed file is missing or differs."""
     return (folder / last).is_file() and not damaged(folder)
+
+
+def read_listed(path: Path) -> tuple[bytes, bool]:
+    """Return the content of a file, and whether it has a checksum listed for its name, if there is one.
+
+    Raises:
+        ValueError: the list is damaged.
+        OSError: the file cannot be read.
+    """
+    content, intact = b"", False
+    for _ in range(2):  # another process may have written the file between reading it and its checksum
+        content = path.read_bytes()
+        sums = [checksum for name, checksum in read_list(path.with_name(SUMS)) if name == path.name]
+        intact = not sums or hashlib.sha256(content).hexdigest() in sums
+        if intact:
+            break
+    return content, intact
 
 
 def _sha256(path: Path) -> str:

@@ -15,8 +15,8 @@ from pathlib import Path
 import pandas as pd
 from filelock import FileLock
 
-from masters.runtime import checksums
-from masters.runtime.tables import SUMS, read_table, recorded_sums
+from masters.runtime.checksums import SUMS, check, read_list, write_list
+from masters.runtime.tables import read_table
 
 ROOT = Path(__file__).resolve().parents[2]
 STUDY = ROOT / "data" / "results" / "study"  # tables that the study writes and the book reads
@@ -88,7 +88,7 @@ def write_intact(path: Path, content: bytes | str) -> None:
         OSError: as :func:`write_atomic`.
     """
     data = content.encode() if isinstance(content, str) else content
-    new, before = (path.name, hashlib.sha256(data).hexdigest()), recorded_sums(path.parent)
+    new, before = (path.name, hashlib.sha256(data).hexdigest()), read_list(path.with_name(SUMS))
 
     def record(sums: list[tuple[str, str]]) -> None:
         lines = (f"{checksum}  {name}\n" for name, checksum in sorted(set(sums)))
@@ -154,16 +154,13 @@ def write_folder_once(folder: Path, save: Callable[[Path], object]) -> None:
 
 def _save_with_checksums(save: Callable[[Path], object], folder: Path) -> None:
     save(folder)
-    checksums.write_list(folder, pattern="**/*")
+    write_list(folder, pattern="**/*")
 
 
 def _is_whole(folder: Path) -> bool:
-    if not (folder / checksums.LIST).is_file():
+    if not (folder / SUMS).is_file():
         return False
-    if names := checksums.damaged(folder):
-        raise ValueError(
-            f"{names[0]} in {folder} is damaged; delete that folder and run again: it is made again"
-        )
+    check(folder, "delete this folder and run again: it is made again")
     return True
 
 

@@ -6,7 +6,6 @@ digit, a renamed arm, lines lost at the end.
 """
 
 import csv
-import hashlib
 import io
 import json
 import re
@@ -18,8 +17,9 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-SUMS = "SHA256SUMS"
-REMEDY = "restore it with git, or delete it"
+from masters.runtime import checksums
+from masters.runtime.checksums import REMEDY, SUMS
+
 _NUMBER = re.compile(r"[+-]?((\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|inf)", re.ASCII)
 _WHOLE = re.compile(r"[+-]?\d{1,18}", re.ASCII)
 
@@ -82,7 +82,7 @@ def read_table(path: Path, schema: Schema = Schema(), remedy: str = REMEDY) -> p
         ValueError: the file is damaged or does not fit the schema.
         OSError: the file cannot be read.
     """
-    content, intact = _read(path)
+    content, intact = checksums.read_listed(path)
     try:
         table = _table(content.decode(), schema)
         if not intact:
@@ -99,7 +99,7 @@ def read_intact(path: Path) -> bytes:
         ValueError: its checksum differs from that in ``SHA256SUMS``.
         OSError: the file cannot be read.
     """
-    content, intact = _read(path)
+    content, intact = checksums.read_listed(path)
     if not intact:
         raise ValueError(f"{path} has another checksum than in {SUMS}: {REMEDY}")
     return content
@@ -119,32 +119,6 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds {type(content).__name__}, not names and values: {REMEDY}")
     return content
-
-
-def recorded_sums(folder: Path) -> list[tuple[str, str]]:
-    """Return name and checksum of each line of ``SHA256SUMS``; of one name, any checksum is right.
-
-    Raises:
-        ValueError: a line has another form.
-    """
-    path = folder / SUMS
-    lines = path.read_text("utf-8", "replace").splitlines() if path.is_file() else []
-    for number, line in enumerate(lines, start=1):
-        if not re.fullmatch(r"[0-9a-f]{64} [ *]\S+", line):
-            raise ValueError(f"{path} line {number} is {line[:60]!r}, not a checksum and a name: {REMEDY}")
-    return [(line[66:], line[:64]) for line in lines]
-
-
-def _read(path: Path) -> tuple[bytes, bool]:
-    """Return the content of a file, and whether it has its recorded checksum."""
-    content, intact = b"", False
-    for _ in range(2):  # another process may have written the file between reading it and its checksum
-        content = path.read_bytes()
-        sums = [checksum for name, checksum in recorded_sums(path.parent) if name == path.name]
-        intact = not sums or hashlib.sha256(content).hexdigest() in sums
-        if intact:
-            break
-    return content, intact
 
 
 def _table(text: str, schema: Schema) -> pd.DataFrame:
