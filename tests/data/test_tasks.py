@@ -432,7 +432,7 @@ def test_the_error_for_a_damaged_set_names_the_folder_to_delete(tmp_path, monkey
     assert len(load_task("shapes", "test")) == 6000
     arrow: Path = next((folder / "test").glob("*.arrow"))
     arrow.write_bytes(arrow.read_bytes()[:100])
-    with pytest.raises(ValueError, match="damaged; delete that folder") as caught:
+    with pytest.raises(ValueError, match="damaged: delete this folder") as caught:
         load_task("shapes", "test")
     assert folder.name in str(caught.value)
 
