@@ -1,4 +1,4 @@
-"""Damage for the fuzz tests, and their rounds: few in the ordinary suite, many under `make fuzz`."""
+"""Damage for the fuzz tests; their rounds, few in the suite and many under `make fuzz`; their count."""
 
 import os
 import random
@@ -8,6 +8,16 @@ from pathlib import Path
 def rounds(default: int) -> int:
     """Return MASTERS_FUZZ_ROUNDS if it is set, else the rounds of the ordinary suite."""
     return int(os.environ.get("MASTERS_FUZZ_ROUNDS", default))
+
+
+def count(attack: str, named: bool) -> None:
+    """Record how an attack that the test passed ended: named in one line, or without any effect.
+
+    `make fuzz` turns the file MASTERS_FUZZ_LOG into a table of the book.
+    """
+    if log := os.environ.get("MASTERS_FUZZ_LOG"):
+        with open(log, "a") as file:  # one short write, so processes do not mix their lines
+            file.write(f"{attack}\t{'named' if named else 'harmless'}\n")
 
 
 def damage(path: Path, others: list[Path], rng: random.Random) -> str:

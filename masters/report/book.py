@@ -87,7 +87,12 @@ def assemble(profile: str, book: Path, run: Path) -> None:
     }
     for name, page in pages.items():
         write_atomic(generated / f"{name}.md", page)
-    for shown in ("examples/run.yaml", "examples/profile.yaml", "data/results/on_device.csv"):
+    for shown in (
+        "examples/run.yaml",
+        "examples/profile.yaml",
+        "data/results/on_device.csv",
+        "data/results/fuzz.csv",
+    ):
         write_atomic(generated / Path(shown).name, read_intact(ROOT / shown))
     write_atomic(extra / "claims.csv", (run / "claims.csv").read_bytes())
     for name, study in kept.items():

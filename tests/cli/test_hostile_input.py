@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from fuzzing import rounds
+from fuzzing import count, rounds
 
 from masters.cli.main import main
 from masters.distillation.run_file import load_run_file
@@ -143,8 +143,10 @@ def test_a_garbled_profile_is_read_or_refused_in_one_line(seed: int, tmp_path: P
     try:
         profile = Profile.checked(read(path) | {"name": "smoke"}, path)
         arm(rng.choice(["masters", "plateau", f"steps={HUGE}", f"responses={HUGE}", "beta=1e-999"]), profile)
+        count("profiles, wrong values", named=False)
     except Exception as error:
         assert in_one_line(error), repr(error)
+        count("profiles, wrong values", named=True)
 
 
 @pytest.mark.fuzz
@@ -155,8 +157,10 @@ def test_a_garbled_run_file_is_read_or_refused_in_one_line(seed: int, tmp_path: 
     try:
         run = load_run_file(path)
         run.spec(run.profile(questions=100, evaluated=10), labelled=True)
+        count("run files, wrong values", named=False)
     except Exception as error:
         assert in_one_line(error), repr(error)
+        count("run files, wrong values", named=True)
 
 
 @pytest.mark.fuzz
@@ -189,9 +193,11 @@ def test_a_wrong_command_line_is_one_line(seed: int, masters: Masters, tmp_path:
         )
     )
     if code == 0 or (code == 2 and "Usage:" in out):
+        count("command lines, wrong", named=code != 0)
         return
     assert code in (1, 2) and re.fullmatch(r"masters: .{1,2100}\n", err), (code, out, err)
     assert "MASTERS_DEBUG" not in err
+    count("command lines, wrong", named=True)
 
 
 @pytest.mark.parametrize("arguments", [[], ["responses"], ["data"]])

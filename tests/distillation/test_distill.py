@@ -1,6 +1,9 @@
 """``masters distill``: from model folders and a file of questions to one student."""
 
 import json
+import multiprocessing
+import random
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,7 @@ import small
 import torch
 import yaml
 from filelock import FileLock
+from fuzzing import count, rounds
 from peft import PeftModel
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -129,6 +133,29 @@ def test_the_student_differs_from_its_start_and_a_restart_ends_the_same(folder: 
     assert (folder / "again" / "eval" / "scores.json").read_text() == (
         folder / "out" / "eval" / "scores.json"
     ).read_text()
+
+
+@pytest.mark.fuzz
+def test_kills_at_any_moment_change_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    start = time.monotonic()
+    masters.distill(_file(folder), [].append)
+    seconds, rng = time.monotonic() - start, random.Random(0)
+    for number in range(rounds(1)):
+        monkeypatch.setenv("MASTERS_CACHE", str(folder / f"cache-{number}"))
+        file, ended = _file(folder, output_dir=f"again-{number}"), False
+        while not ended:
+            run = multiprocessing.get_context("fork").Process(target=masters.distill, args=(file, [].append))
+            run.start()
+            run.join(rng.uniform(0, 0.6 * seconds))
+            ended = run.exitcode is not None
+            run.kill()
+            run.join()
+            if not ended:
+                count("runs of own models, killed", named=False)
+        assert run.exitcode == 0
+        for same in ("model/model.safetensors", "eval/scores.json"):
+            again = (folder / f"again-{number}" / same).read_bytes()
+            assert again == (folder / "out" / same).read_bytes()
 
 
 def test_two_teachers_teach_in_order_and_no_answers_mean_no_accuracy_reward(folder: Path) -> None:

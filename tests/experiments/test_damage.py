@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import small
-from fuzzing import rounds
+from fuzzing import count, rounds
 from labs import profile
 
 from masters.experiments.arms import arm
@@ -97,9 +97,11 @@ def test_a_damaged_file_is_named_or_changes_nothing(place: Path, cache: Path, ki
                 again = outcome(split)
         except ValueError as error:
             assert damaged.name in str(error) and "\n" not in str(error), what
+            count("models, runs and checkpoints, damaged", named=True)
         else:
             assert again[0] == weights, what
             pd.testing.assert_frame_equal(again[1], predictions, obj=what)
+            count("models, runs and checkpoints, damaged", named=False)
 
 
 @pytest.mark.parametrize("lost", ["models/large-*/config.json", "runs/*/result.json"])

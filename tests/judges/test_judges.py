@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fuzzing import damage, rounds
+from fuzzing import count, damage, rounds
 from judge_server import Reply, Server, block, explains, honest, nonce_of, said, serving, verdict
 
 from masters.judges import llm
@@ -663,8 +663,10 @@ def test_damaged_verdicts_are_judged_again_or_named(server: Server, tmp_path: Pa
         how = damage(copied, [copied], random.Random(seed))
         try:
             assert judge_at(server, memory=folder).score_many(*asked) == expected, how
+            count("stored verdicts, damaged", named=False)
         except ValueError as error:
             assert str(copied) in str(error) and "delete the file" in str(error) and "\n" not in str(error)
+            count("stored verdicts, damaged", named=True)
 
 
 def test_a_verdict_whose_checksum_differs_is_named(server: Server, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from fuzzing import damage, rounds
+from fuzzing import count, damage, rounds
 
 from masters.responses.engines import Response
 from masters.responses.store import ResponseStore, StoreSpec, all_stores
@@ -91,6 +91,7 @@ def test_a_damaged_file_is_harmless_or_named(
         if isinstance(found, pd.DataFrame):
             pd.testing.assert_frame_equal(found, expected)
         named += path in [damaged.path for damaged in found if hasattr(damaged, "path")]
+    count("stored responses, damaged", named=bool(named))
     if path.suffix == ".parquet":
         assert named == 2 or path.read_bytes() == (root / store.key / path.name).read_bytes(), how
     if named:

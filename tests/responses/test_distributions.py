@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import small
 import torch
-from fuzzing import damage, rounds
+from fuzzing import count, damage, rounds
 
 from masters.data.questions import Questions, Ragged, load_questions
 from masters.data.tasks import vocabulary
@@ -136,9 +136,11 @@ def test_damaged_log_probabilities_are_named_or_computed_again(
             again = distributions(*asked)
             assert path.name == "SHA256SUMS", how  # an unlisted file is not checked
             assert all(same(again[row], first[row]) for row in range(len(first)))
+            count("teacher log-probabilities, damaged", named=False)
         except ValueError as error:
             assert path.name in str(error) or path.name == "SHA256SUMS"
             assert str(folder) in str(error) and "delete" in str(error) and "\n" not in str(error)
+            count("teacher log-probabilities, damaged", named=True)
         shutil.copy(kept / path.name, path)
     (folder / "SHA256SUMS").unlink()
     with pytest.warns(UserWarning, match="is incomplete: set aside"):

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from fuzzing import rounds
+from fuzzing import count, rounds
 
 from masters import settings
 from masters.claims.table import read_claims
@@ -67,6 +67,7 @@ def test_damage_to_results_is_named(path: Path, tmp_path: Path) -> None:
         for bad in damaged(content, draw):
             copy.write_bytes(bad)
             assert bad == content or outcome(copy, read, path.name) is None
+            count("tables of results, damaged", named=bad != content)
 
 
 @pytest.mark.fuzz
@@ -80,6 +81,7 @@ def test_damage_to_the_checksums_is_named_or_harmless(tmp_path: Path) -> None:
             (tmp_path / SUMS).write_bytes(bad)
             found = outcome(tmp_path / "comparisons.csv", read, SUMS)
             assert found is None or found.equals(intact)
+            count("lists of checksums, damaged", named=found is None)
 
 
 @pytest.mark.fuzz
