@@ -269,8 +269,10 @@ class Progress:
         """Print the time of a code cell that succeeded."""
         if self._running_since is not None and execute_reply["content"]["status"] == "ok":
             seconds = time.monotonic() - self._running_since
-            self._running_since = None
             again = f"{CLEAR}{self._line()}" if sys.stdout.isatty() else ""
+            if not again and self._reported > self._running_since:  # the line of this cell is above those
+                again = f"\n{self._line()}"
+            self._running_since = None
             print(f"{again}{_clock(seconds):>8}", flush=True)
 
     def _line(self) -> str:
@@ -287,7 +289,7 @@ class Progress:
         if sys.stdout.isatty():
             room = max(shutil.get_terminal_size().columns - 80, 0)
             print(f"{CLEAR}{self._line()}{_clock(now - since):>8}  {work[:room]}", end="", flush=True)
-        elif now - self._reported >= 60:
+        elif now - self._reported >= progress.SHOWN_EVERY:
             self._reported = now
             print(f"\n          {_clock(now - since)}  {work}", end="", flush=True)
 

@@ -20,7 +20,7 @@ import yaml
 from pydantic import BaseModel
 
 from masters.report import notebooks as reproduce
-from masters.runtime import provenance
+from masters.runtime import progress, provenance
 from masters.runtime.files import ROOT
 from masters.runtime.provenance import record_provenance
 from masters.settings import NOTEBOOKS, profiles
@@ -72,6 +72,21 @@ def test_output_is_whole_carries_the_parameters_and_dates_from_the_start(
     assert before - 1 <= output.stat().st_mtime < time.time() - 1
     shown = capsys.readouterr().out
     assert "Part 2" in shown and "done in" in shown
+
+
+def test_in_a_log_every_time_has_its_own_line(
+    tmp_path: Path, output: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress, "SHOWN_EVERY", 0.5)
+    work = (
+        "import time; from masters.runtime import progress; progress.report('work', 1, 2); time.sleep(4);"
+        "progress.report('work', 2, 2)"
+    )
+    reproduce.execute(_write(tmp_path / "toy.ipynb", work), output, {"width": 7})
+    lines = capsys.readouterr().out.splitlines()
+    assert any(re.fullmatch(r" +\d\.\d s  work 1/2", line) for line in lines)
+    assert all(len(re.findall(r"\d\.\d s", line)) <= 1 for line in lines)
+    assert re.fullmatch(r" +2/2  Part 1 +\d\.\d s", lines[-2])
 
 
 def test_a_cell_that_raises_is_named_and_the_old_output_stays(tmp_path: Path, output: Path) -> None:
