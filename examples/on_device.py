@@ -28,8 +28,10 @@ from masters.own_data.question_set import encode_own, load_own_data
 from masters.runtime.checksums import SUMS
 from masters.runtime.files import write_atomic, write_intact
 from masters.runtime.provenance import machine
+from masters.settings import place_of_model
 
 QUESTIONS = 40
+TYPES = ("token_type_ids", "mm_token_type_ids")  # one per token, as input_ids
 Next = Callable[[dict[str, torch.Tensor]], torch.Tensor]  # from the inputs to the logits of the next token
 
 
@@ -62,7 +64,7 @@ def export(model: Any, inputs: dict[str, torch.Tensor], path: Path) -> None:
         return op.Cast(op.ReduceMin(op.Cast(x, to=6), keepdims=0), to=9)
 
     length = torch.export.Dim("length", min=2, max=4096)
-    by_length = {name: {1: length} if value.ndim == 2 else None for name, value in inputs.items()}
+    by_length = {name: {1: length} if name in ("input_ids", *TYPES) else None for name in inputs}
     program = torch.onnx.export(
         LastLogits(model),
         kwargs={"inputs": inputs},
@@ -89,8 +91,9 @@ def opened(kind: str, folder: str, onnx: Path) -> tuple[Next, int]:
             arrays = {name: value.numpy() for name, value in inputs.items()}
             return torch.from_numpy(session.run(None, arrays)[0])
 
-        return forward, onnx.stat().st_size
-    model, _ = load(folder)
+        # Weights of more than 2 GB lie in a second file.
+        return forward, sum(path.stat().st_size for path in onnx.parent.glob(f"{onnx.name}*"))
+    model, _ = load(folder, dtype="float32", device_map="cpu")
     size = sum(p.numel() * p.element_size() for p in model.parameters())
     if kind == "int8":
         linear = [m for m in model.modules() if isinstance(m, torch.nn.Linear)]
@@ -124,14 +127,17 @@ def table(run_file: Path) -> pd.DataFrame:
     run = load_run_file(run_file)
     os.environ.setdefault("MASTERS_CACHE", str(run.output / "responses"))
     student, onnx = str(run.output / "model"), run.output / "student.onnx"
-    model, processor = load(student)
+    model, processor = load(student, dtype="float32", device_map="cpu")
     inputs = inputs_of(run, processor, model)
-    ladder = run.profile(1, 1).ladder
-    wanted = {f"teacher {rung}": (str(ladder[rung].path), "float32") for rung in run.rungs}
+    teachers = zip(run.rungs, run.teachers, strict=True)
+    wanted = {f"teacher {rung}": (place_of_model(of.path, run.folder), "float32") for rung, of in teachers}
     wanted |= {"student": (student, "float32"), "student, 8 bit": (student, "int8")}
     if find_spec("onnxscript") and find_spec("onnxruntime"):
-        export(model, inputs[0], onnx)
-        wanted["student, ONNX"] = (student, "onnx")
+        try:
+            export(model, inputs[0], onnx)
+            wanted["student, ONNX"] = (student, "onnx")
+        except Exception as error:  # the exporter fails in many ways; the other rows do not need it
+            print(f"no ONNX: {' '.join(str(error).split())[:300]}", file=sys.stderr)
     rows = {}
     for name, (folder, kind) in wanted.items():
         with multiprocessing.get_context("spawn").Pool(1) as pool:

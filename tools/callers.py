@@ -3,7 +3,7 @@
     python tools/callers.py   # exit 1 if there are some
 
 Callers are the package itself, benchmarks, examples, notebooks, pages and the names that ``masters`` exports.
-A name counts as used wherever it occurs, so the list may lack a name, but names none that is used.
+A name counts as used wherever it occurs, so the list may lack a name.
 """
 
 import ast

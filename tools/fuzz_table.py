@@ -12,6 +12,7 @@ from masters.runtime.files import ROOT, write_intact
 
 if __name__ == "__main__":
     attacks = pd.read_csv(Path(sys.argv[1]), sep="\t", names=["attack", "end"])
+    assert set(attacks["end"]) <= {"named", "harmless"}, "a line of the log is cut"
     ends = pd.crosstab(attacks["attack"], attacks["end"]).reindex(columns=["named", "harmless"], fill_value=0)
     ends.insert(0, "tried", ends.sum(axis=1))
     print(ends.to_string())

@@ -22,7 +22,7 @@ from masters.cli import responses as cli_responses
 from masters.cli.data import data
 from masters.cli.responses import ProfileName, new_table
 
-LONGEST_LINE = 2000  # letters of an error message
+LONGEST_LINE = 2000  # characters of an error message
 
 app = typer.Typer(
     add_completion=False,

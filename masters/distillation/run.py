@@ -261,7 +261,14 @@ def _same_settings(run: RunFile) -> None:
     path = run.output / "config.yaml"
     if not path.is_file():
         return
-    before = yaml.safe_load(path.read_text(encoding="utf-8"))
+    try:  # parameters that were added since the run began have their defaults
+        stored = RunFile.checked(yaml.safe_load(path.read_text(encoding="utf-8")) | {"file": run.file}, path)
+    except (TypeError, ValueError, yaml.YAMLError):
+        raise ValueError(
+            f"{path} is damaged, or of another version of masters: choose another output_dir, or delete "
+            f"{run.output} to start over"
+        ) from None
+    before = yaml.safe_load(resolved(stored))
     now = yaml.safe_load(resolved(run))
     for name in ("processes", "output_dir"):  # change nothing in the result
         before.pop(name, None)

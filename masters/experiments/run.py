@@ -190,10 +190,11 @@ def train_student(
     """
     base = lab.folder(spec.student)
     model, processor = load(base)
+    dtype = stored_dtype(base)
     log = distil(lab, model, spec, seed, checkpoints, evaluation)
 
     def save(target: Path) -> None:
-        save_student(model, processor, target, stored_dtype(base))
+        save_student(model, processor, target, dtype)
         describe(target, log)
 
     if distributed.rank() == 0:

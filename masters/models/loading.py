@@ -16,7 +16,6 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
-import httpx
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import (
@@ -42,7 +41,8 @@ transformers_logging.disable_progress_bar()
 
 # A chat template is tried on this before anything runs.
 PROBE = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what ?"}]}]
-TEMPLATE_SECONDS, TEMPLATE_LETTERS = 10, 100_000
+TEMPLATE_SECONDS, TEMPLATE_CHARACTERS = 10, 100_000
+UNREACHABLE = "the hub cannot be reached, and its cache on this machine does not have it"
 
 # As safetensors names them.
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -111,8 +111,12 @@ def local_folder(name_or_folder: str | Path, weights: bool = True) -> Path:
         problem = "there is no such folder, and it is no name of the hub"
     except RepositoryNotFoundError:
         problem = "the hub has no such model, or you are not allowed to read it (hf auth login)"
-    except (LocalEntryNotFoundError, HfHubHTTPError, ConnectionError, httpx.HTTPError):
-        problem = "the hub cannot be reached, and its cache on this machine does not have it"
+    except (LocalEntryNotFoundError, HfHubHTTPError, ConnectionError):
+        problem = UNREACHABLE
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # of the network; which library reads it depends on the hub's client
+        problem = f"{UNREACHABLE} ({type(error).__name__})"
     raise ValueError(
         f"cannot load a vision-language model from {name!r}: {problem}; "
         "give a hub name or a folder with config.json and *.safetensors"
@@ -181,7 +185,7 @@ def _try_template(processor: Any) -> None:
     def apply() -> None:
         try:
             outcome.append(processor.apply_chat_template(PROBE, add_generation_prompt=True))
-        except BaseException as error:  # a template is a program, and ends by SystemExit below
+        except BaseException as error:  # SystemExit, raised below in this thread, too
             outcome.append(error)
 
     thread = Thread(target=apply, daemon=True)
@@ -194,8 +198,8 @@ def _try_template(processor: Any) -> None:
         raise ValueError(f"its chat template does not end within {TEMPLATE_SECONDS} s")
     if isinstance(outcome[0], BaseException):
         raise ValueError(f"its chat template fails: {type(outcome[0]).__name__} {outcome[0]}")
-    if len(outcome[0]) > TEMPLATE_LETTERS:
-        raise ValueError(f"its chat template makes {len(outcome[0]):,} letters of a question of two words")
+    if len(outcome[0]) > TEMPLATE_CHARACTERS:
+        raise ValueError(f"its chat template turns a two-word question into {len(outcome[0]):,} characters")
 
 
 def device() -> torch.device:
@@ -212,7 +216,7 @@ def stored_dtype(folder: str | Path) -> torch.dtype:
         ValueError: the folder has no ``*.safetensors``, a damaged one, or lacks one that its index names.
     """
     index = Path(folder) / "model.safetensors.index.json"
-    if index.is_file():
+    if index.is_file() and not (Path(folder) / "model.safetensors").is_file():  # which is read first
         try:
             names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
         except (AttributeError, KeyError, TypeError, ValueError):
@@ -247,7 +251,8 @@ def skeleton(name_or_folder: str | Path) -> Any:
     with _one_line(name_or_folder):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         dtype = config.dtype or torch.float32
-        if any(folder.glob("*.safetensors")):
+        # A download that was stopped leaves some of the files; loading completes it.
+        if Path(name_or_folder).is_dir() and any(folder.glob("*.safetensors")):
             dtype = stored_dtype(folder)
         with torch.device("meta"):
             return AutoModelForImageTextToText.from_config(config, dtype=dtype)

@@ -24,6 +24,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+from filelock import FileLock
 from pydantic import Field
 
 from masters.judges import Judge, score_labelled
@@ -274,12 +275,14 @@ class ResponseStore:
             new = of_shard[[place not in known for place in places]]
             if len(new):
                 scores = score_labelled(judge, new["asked"], new["label"], new["text"])
-                known |= dict(zip(zip(new["key"], new["label"], strict=True), scores, strict=True))
-                table = [
-                    {"key": key, "verdict": verdict, "judge": judge.name, "label": label}
-                    for (key, label), verdict in known.items()
-                ]
-                write_atomic(path, _parquet(pa.Table.from_pylist(table, schema=VERDICTS)))
+                judged = dict(zip(zip(new["key"], new["label"], strict=True), scores, strict=True))
+                with FileLock(f"{path}.lock"):  # others may have judged more of this shard meanwhile
+                    known = _known_verdicts(path, judge.name) | judged
+                    table = [
+                        {"key": key, "verdict": verdict, "judge": judge.name, "label": label}
+                        for (key, label), verdict in known.items()
+                    ]
+                    write_atomic(path, _parquet(pa.Table.from_pylist(table, schema=VERDICTS)))
             verdicts[of_shard.index] = np.array([known[place] for place in places], dtype=np.float32)
         whole = (verdicts.isna() | (verdicts == verdicts.round())).all()
         found = pa.array(verdicts, from_pandas=True)
@@ -302,7 +305,8 @@ class ResponseStore:
         return damaged + [
             _damage(self.folder / name, "it is missing", line)
             for name, line in lines.items()
-            if name not in there and not held.covers(line)  # and not generated again since
+            if name not in there
+            and (line.content is None or not held.covers(line))  # and not generated again since
         ]
 
     def _bytes(self, path: Path, line: Line) -> bytes:

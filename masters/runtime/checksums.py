@@ -57,7 +57,7 @@ def is_whole(folder: Path, last: str) -> bool:
 
 
 def read_listed(path: Path) -> tuple[bytes, bool]:
-    """Return the content of a file, and whether it has a checksum listed for its name, if there is one.
+    """Return the content of a file, and whether it matches its listed checksum; True if none is listed.
 
     Raises:
         ValueError: the list is damaged.

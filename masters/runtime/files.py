@@ -8,7 +8,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import lru_cache, partial
 from itertools import count
 from pathlib import Path
 
@@ -160,8 +160,15 @@ def _save_with_checksums(save: Callable[[Path], object], folder: Path) -> None:
 def _is_whole(folder: Path) -> bool:
     if not (folder / SUMS).is_file():
         return False
-    check(folder, "delete this folder and run again: it is made again")
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    _check_once(folder, tuple((path, path.stat().st_size, path.stat().st_mtime_ns) for path in files))
     return True
+
+
+@lru_cache(maxsize=1024)
+def _check_once(folder: Path, files: tuple[tuple[Path, int, int], ...]) -> None:
+    """Compare a folder with its checksums, once per process and state of its files; reading takes long."""
+    check(folder, "delete this folder and run again: it is made again")
 
 
 def paper_table(name: str) -> pd.DataFrame:

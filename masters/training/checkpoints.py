@@ -32,3 +32,4 @@ class Completer(TrainerCallback):
         if distributed.rank() == 0:
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             checksums.write_list(folder, COMPLETE, "**/*")
+        distributed.wait()  # reading a large checkpoint takes longer than a collective of the next step may

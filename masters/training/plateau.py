@@ -124,7 +124,10 @@ class PlateauStages:
 
     def load(self, checkpoint: Path) -> None:
         """Repeat the measurements that a run with the same arguments stored, before any example is read."""
-        for step, divergence in json.loads((checkpoint / FILE).read_text()):
+        path = checkpoint / FILE
+        if not path.is_file():
+            raise ValueError(f"{path} is missing: delete {checkpoint.parent}, and the run starts again")
+        for step, divergence in json.loads(path.read_text()):
             self.update(step, divergence)
 
 

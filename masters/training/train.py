@@ -72,7 +72,7 @@ class Budget:
         """Return arguments of ``TrainingArguments`` or of a subclass.
 
         Args:
-                fixed: arguments that follow from other settings.
+            fixed: arguments that follow from other settings.
 
         Raises:
             ValueError: ``options.args`` has an unknown name, or sets what another setting decides.

@@ -75,7 +75,10 @@ LOOP = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% end
         (without("processor_config.json"), "image processor"),
         (put("chat_template.jinja", "{% for %}"), "its chat template fails: TemplateSyntaxError"),
         (put("chat_template.jinja", "{{ messages[9].content }}"), "its chat template fails: UndefinedError"),
-        (put("chat_template.jinja", "{{ 'a' * 10 ** 6 }}"), "its chat template makes 1,000,000 letters"),
+        (
+            put("chat_template.jinja", "{{ 'a' * 10 ** 6 }}"),
+            "its chat template turns a two-word question into 1,000,000 characters",
+        ),
         pytest.param(put("chat_template.jinja", LOOP), "does not end within", marks=pytest.mark.slow),
         (without("model-*"), "No such file"),
         (put("model.safetensors.index.json", "[]"), "model.safetensors.index.json is damaged"),
