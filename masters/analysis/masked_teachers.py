@@ -60,7 +60,14 @@ def masked_accuracy(
     wanted = [(model, way, float(ratio)) for model in models for way in ways for ratio in ratios]
     jobs: list[Job] = [(examine, one) for one in wanted if not _path(lab, *one).is_file()]
     lab.parallel(jobs, "masked teachers")
-    return pd.concat([pd.read_parquet(_path(lab, *one)) for one in wanted], ignore_index=True)
+    return pd.concat([_read(_path(lab, *one)) for one in wanted], ignore_index=True)
+
+
+def _read(path: Path) -> pd.DataFrame:
+    try:
+        return pd.read_parquet(path, page_checksum_verification=True)
+    except (OSError, ValueError):
+        raise ValueError(f"{path} is damaged: delete it, and it is measured again") from None
 
 
 def examine(lab: Lab, name: str, way: str, ratio: float) -> None:
@@ -74,7 +81,7 @@ def examine(lab: Lab, name: str, way: str, ratio: float) -> None:
     )
     columns = ["model", "way", "ratio", "task", "accuracy", "questions"]
     result = by_task.assign(model=name, way=way, ratio=ratio)[columns]
-    write_atomic(_path(lab, name, way, ratio), result.to_parquet())
+    write_atomic(_path(lab, name, way, ratio), result.to_parquet(write_page_checksum=True))
 
 
 def mask_dose(lab: Lab, models: Sequence[str], ratios: Sequence[float], questions: int = 200) -> pd.DataFrame:

@@ -7,6 +7,7 @@ in two splits. :mod:`masters.data.labels` turns answers into training labels.
 
 import hashlib
 import io
+import re
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -79,8 +80,8 @@ def task_hash(name: str, split: str, limit: int | None = None) -> str:
     """
     dataset = load_task(name, split, limit)
     kept = _folder(name) / f"{split}-{len(dataset)}.hash"
-    if kept.is_file():
-        return kept.read_text()
+    if kept.is_file() and re.fullmatch("[0-9a-f]{16}", stored := kept.read_text(errors="replace")):
+        return stored
     files = [image["bytes"] for image in dataset.cast_column("image", datasets.Image(decode=False))["image"]]
     pixels = {file: pixel_hash(Image.open(io.BytesIO(file))) for file in set(files)}
     texts = zip(

@@ -11,8 +11,9 @@ from safetensors.torch import save
 from masters.data.questions import Questions
 from masters.masking.criteria import input_norms
 from masters.models.loading import load
-from masters.runtime.files import cache_dir, write_atomic
+from masters.runtime.files import cache_dir, write_intact
 from masters.runtime.keys import key_of
+from masters.runtime.tables import read_intact
 
 CALIBRATION = 128  # questions at least, if the pool has them; papers on pruning use as many sequences
 
@@ -25,16 +26,22 @@ def calibrated(folder: Path, weights: str, questions: Questions, pool: Sequence[
         weights: hash of the weights, from :meth:`masters.models.source.Source.weights`.
         questions: encoded for the model.
         pool: indices of the questions to choose from, evenly spaced.
+
+    Raises:
+        ValueError: the file is damaged.
     """
     some = pool[:: max(1, len(pool) // CALIBRATION)]
     contents = questions.table["content"].iloc[list(some)].tolist()
     path = cache_dir() / "norms" / f"{key_of('norms', weights=weights, contents=contents)}.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{path}.lock"):
-        if not path.is_file():
+        if path.is_file():
+            read_intact(path)
+        else:
             model, _ = load(folder)
             norms = input_norms(model, _prompts(questions, some, model.device))
-            write_atomic(path, save({name: values.cpu() for name, values in norms.items()}))
+            with FileLock(path.parent / ".lock"):
+                write_intact(path, save({name: values.cpu() for name, values in norms.items()}))
     return path
 
 

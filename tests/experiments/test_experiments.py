@@ -579,6 +579,32 @@ def test_masked_teachers_are_examined_once_in_every_way(lab: Lab, folder: Path) 
         teachers.masked_accuracy(lab, ["large"], [0.0], ["magic"])
 
 
+def test_damaged_files_of_masked_teachers_are_named(folder: Path) -> None:
+    def again() -> pd.DataFrame:
+        return teachers.masked_accuracy(Lab(profile()), ["large"], [0.5], ["activation"])
+
+    def flip(pattern: str, place: int) -> list[Path]:
+        paths = sorted((folder / "cache").glob(pattern))
+        for path in paths:
+            content = bytearray(path.read_bytes())
+            content[place] ^= 1
+            path.write_bytes(content)
+        return paths
+
+    expected = again()
+    masked = flip("masked/*.parquet", 40)
+    with pytest.raises(ValueError, match=r"masked/\w+\.parquet is damaged: delete it"):
+        again()
+    norms = flip("norms/*.safetensors", -1)
+    for path in masked:
+        path.unlink()
+    with pytest.raises(ValueError, match=r"norms/\w+\.safetensors has another checksum"):
+        again()
+    for path in norms:
+        path.unlink()
+    pd.testing.assert_frame_equal(again(), expected)
+
+
 def test_the_dose_of_a_mask_is_measured_against_the_whole_teacher_and_the_student(lab: Lab) -> None:
     dose = teachers.mask_dose(lab, ["large"], [0.5], questions=3).set_index("ratio")
     assert list(dose.index) == [0.0, 0.5] and set(dose["model"]) == {"large"}
