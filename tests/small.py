@@ -36,6 +36,18 @@ WORDS = sorted([*COLOURS, *QUESTION_WORDS, *ANSWER_WORDS])
 BUDGET = Budget(steps=8, batch=2, learning_rate=1e-2, log_every=1, options=TrainerOptions(save_steps=3))
 
 
+def stored_questions(count: int) -> pd.DataFrame:
+    """Questions as a store of responses knows them."""
+    return pd.DataFrame(
+        {
+            "content": [f"{7919 * (i + 1):016x}" for i in range(count)],
+            "question": "How many?",
+            "answer": [str(i) for i in range(count)],
+        },
+        index=[f"q{i}" for i in range(count)],
+    )
+
+
 def weights_hash(model: PreTrainedModel) -> str:
     """16 hexadecimal digits of the SHA-256 over the names, shapes, types and bytes of all weights."""
     digest = hashlib.sha256()

@@ -29,7 +29,7 @@ def answers(
     """Return judged answers of a model in memory.
 
     Args:
-        model: in evaluation mode.
+        model: a model in evaluation mode.
         wanted: indices of the questions.
         n: answers per question.
         judge: scores each answer against the label; a question without one has no score.
@@ -71,7 +71,7 @@ def evaluate(
     """Return how a model answers all questions, one row per question and mode.
 
     Args:
-        model: in evaluation mode.
+        model: a model in evaluation mode.
         seed: seed of the sampled answers (temperature 1, full distribution); None skips them.
 
     Returns:

@@ -97,7 +97,7 @@ def study_sentences(found: Mapping[str, Judged], studies: Mapping[str, Study]) -
 
     Args:
         found: from :func:`judged`, by the names of the plans.
-        studies: by the same names.
+        studies: the study of each name.
     """
     rows = [
         {

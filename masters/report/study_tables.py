@@ -99,7 +99,7 @@ def effect_section(study: Study, beside: Path, blind: pd.Series) -> dict[str, An
     """Return where masking and rewards have an effect; None without a pair of arms.
 
     Args:
-        study: with a table of :func:`masters.study.effects.measure_map`.
+        study: its map must be measured, see :func:`masters.study.effects.measure_map`.
         beside: the figure is written beside this file.
         blind: accuracy of the blind baseline as a fraction, by task and for ``all`` questions; may be empty.
     """

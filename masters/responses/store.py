@@ -276,7 +276,7 @@ class ResponseStore:
             if len(new):
                 scores = score_labelled(judge, new["asked"], new["label"], new["text"])
                 judged = dict(zip(zip(new["key"], new["label"], strict=True), scores, strict=True))
-                with FileLock(f"{path}.lock"):  # others may have judged more of this shard meanwhile
+                with FileLock(f"{path}.lock"):  # another process may have judged more of this shard
                     known = _known_verdicts(path, judge.name) | judged
                     table = [
                         {"key": key, "verdict": verdict, "judge": judge.name, "label": label}

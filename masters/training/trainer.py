@@ -78,7 +78,7 @@ class Evaluation:
 
     Attributes:
         steps: steps between two measurements.
-        score: of the student, in evaluation mode.
+        score: returns the score of the student, which is in evaluation mode.
     """
 
     steps: int

@@ -3,7 +3,8 @@
 import copy
 import random
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -131,8 +132,16 @@ def written(path: Path, source: Path, rng: random.Random) -> None:
     path.write_text(changed, encoding="utf-8", errors="surrogateescape")
 
 
-def in_one_line(error: Exception) -> bool:
-    return type(error) is ValueError and "\n" not in str(error) and 0 < len(str(error)) < 20_000
+@contextmanager
+def refused_or_read(attack: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        text = str(error)
+        assert type(error) is ValueError and "\n" not in text and 0 < len(text) < 20_000, repr(error)
+        count(attack, named=True)
+    else:
+        count(attack, named=False)
 
 
 @pytest.mark.fuzz
@@ -140,13 +149,9 @@ def in_one_line(error: Exception) -> bool:
 def test_a_garbled_profile_is_read_or_refused_in_one_line(seed: int, tmp_path: Path) -> None:
     rng, path = random.Random(seed), tmp_path / "profile.yaml"
     written(path, PROFILE, rng)
-    try:
+    with refused_or_read("profiles, wrong values"):
         profile = Profile.checked(read(path) | {"name": "smoke"}, path)
         arm(rng.choice(["masters", "plateau", f"steps={HUGE}", f"responses={HUGE}", "beta=1e-999"]), profile)
-        count("profiles, wrong values", named=False)
-    except Exception as error:
-        assert in_one_line(error), repr(error)
-        count("profiles, wrong values", named=True)
 
 
 @pytest.mark.fuzz
@@ -154,13 +159,9 @@ def test_a_garbled_profile_is_read_or_refused_in_one_line(seed: int, tmp_path: P
 def test_a_garbled_run_file_is_read_or_refused_in_one_line(seed: int, tmp_path: Path) -> None:
     rng, path = random.Random(seed), tmp_path / "run.yaml"
     written(path, RUN_FILE, rng)
-    try:
+    with refused_or_read("run files, wrong values"):
         run = load_run_file(path)
         run.spec(run.profile(questions=100, evaluated=10), labelled=True)
-        count("run files, wrong values", named=False)
-    except Exception as error:
-        assert in_one_line(error), repr(error)
-        count("run files, wrong values", named=True)
 
 
 @pytest.mark.fuzz

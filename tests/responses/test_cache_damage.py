@@ -11,6 +11,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import small
 from fuzzing import count, damage, rounds
 
 from masters.responses.engines import Response
@@ -19,14 +20,7 @@ from masters.settings import Sampling
 
 COUNT = 12
 SPEC = StoreSpec(weights="w", ratio=0.2, processor="p", sampling=Sampling(), seed=3)
-QUESTIONS = pd.DataFrame(
-    {
-        "content": [f"{7919 * (i + 1):016x}" for i in range(COUNT)],
-        "question": "How many?",
-        "answer": [str(i) for i in range(COUNT)],
-    },
-    index=[f"q{i}" for i in range(COUNT)],
-)
+QUESTIONS = small.stored_questions(COUNT)
 CONTENT = QUESTIONS["content"].tolist()
 
 

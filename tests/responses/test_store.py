@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+import small
 
 from masters.judges import Judge
 from masters.judges.rule import RuleJudge
@@ -18,14 +19,7 @@ from masters.responses.store import ResponseStore, StoreSpec, all_stores, mark
 from masters.settings import Sampling
 
 COUNT = 40
-QUESTIONS = pd.DataFrame(
-    {
-        "content": [f"{7919 * (i + 1):016x}" for i in range(COUNT)],
-        "question": "How many?",
-        "answer": [str(i) for i in range(COUNT)],
-    },
-    index=[f"q{i}" for i in range(COUNT)],
-)
+QUESTIONS = small.stored_questions(COUNT)
 CONTENT = QUESTIONS["content"].tolist()
 
 
