@@ -35,7 +35,8 @@ ALLOWED: dict[str, set[str]] = {
     "analysis": {"experiments", "own_data", "training", "responses", "models", *GROUND},
     "study": {"analysis", "experiments", "own_data", "training", "responses", "models", "claims", *GROUND},
 }
-ALLOWED["figures"] = {"study", *ALLOWED["study"]}
+ALLOWED["imitation"] = {"study", *ALLOWED["study"]}
+ALLOWED["figures"] = {"imitation", *ALLOWED["imitation"]}
 ALLOWED["report"] = {"figures", *ALLOWED["figures"]}
 ALLOWED["distillation"] = {"claims", "experiments", *ALLOWED["experiments"]}
 ALLOWED["cli"] = {"distillation", "report", *ALLOWED["report"]}

@@ -9,7 +9,7 @@ teacher too; several teachers get equal shares of the steps.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -287,8 +287,19 @@ class Lab:
         own_engine = self.profile.generation.engine == "transformers"
         # A launched rank, or one that vLLM has used, is no place for the next model.
         if processes > 1 or not own_engine or distributed.world_size() > 1:
-            workers.run(Lab, self.profile, jobs, processes, what)
+            in_lab = [(_in_lab, (self.profile, job, arguments)) for job, arguments in jobs]
+            workers.run(in_lab, processes, what)
             return
         for number, (job, arguments) in enumerate(jobs, start=1):
             job(self, *arguments)
             report(what, number, len(jobs))
+
+
+_labs: dict[str, Lab] = {}  # one per profile and process
+
+
+def _in_lab(profile: Profile, job: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    key = profile.model_dump_json()
+    if key not in _labs:
+        _labs[key] = Lab(profile)
+    job(_labs[key], *arguments)

@@ -15,14 +15,13 @@ import torch
 from masters.runtime import distributed
 from masters.runtime.progress import report
 
-Job = tuple[Callable[..., Any], tuple[Any, ...]]  # a function of a lab, and its other arguments
+Job = tuple[Callable[..., Any], tuple[Any, ...]]  # a function and its arguments
 
 
-def run(lab: Callable[[Any], Any], profile: Any, jobs: Sequence[Job], processes: int, what: str) -> None:
+def run(jobs: Sequence[Job], processes: int, what: str) -> None:
     """Run all jobs; the first failure or Ctrl-C stops the others at once and is raised.
 
     Args:
-        lab: builds a lab from the profile, once per process.
         jobs: what to run, in starting order.
         processes: maximum number of parallel processes.
         what: name of the jobs for progress, in the plural.
@@ -31,7 +30,7 @@ def run(lab: Callable[[Any], Any], profile: Any, jobs: Sequence[Job], processes:
         return
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     with ProcessPoolExecutor(min(processes, len(jobs)), get_context("spawn"), _begin) as pool:
-        waiting = [pool.submit(_do, lab, profile, job, arguments) for job, arguments in jobs]
+        waiting = [pool.submit(job, *arguments) for job, arguments in jobs]
         try:
             report(what, 0, len(waiting))  # the first job may take minutes
             for number, done in enumerate(as_completed(waiting), start=1):
@@ -42,9 +41,6 @@ def run(lab: Callable[[Any], Any], profile: Any, jobs: Sequence[Job], processes:
             for child in active_children():
                 child.terminate()
             raise
-
-
-_labs: dict[str, Any] = {}
 
 
 def _begin() -> None:
@@ -62,10 +58,3 @@ def _end_with_parent() -> None:
     if parent is not None:
         parent.join()
         os._exit(1)
-
-
-def _do(lab: Callable[[Any], Any], profile: Any, job: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
-    key = profile.model_dump_json()
-    if key not in _labs:
-        _labs[key] = lab(profile)
-    job(_labs[key], *arguments)

@@ -6,16 +6,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 
 from masters.runtime import progress, workers
-from masters.settings import load_profile
 
 
-def job(lab: Any, path: Path) -> None:
+def job(path: Path) -> None:
     path.write_text(str(os.getpid()))
     time.sleep(600)
 
@@ -36,7 +34,7 @@ def test_jobs_end_when_their_parent_is_killed(tmp_path: Path) -> None:
     child.wait(30)
 
 
-def look(lab: Any, folder: Path, report: Path) -> None:
+def look(folder: Path, report: Path) -> None:
     report.write_text(" ".join(progress.lines(folder)))
 
 
@@ -44,10 +42,10 @@ def test_jobs_are_reported_before_the_first_is_done(tmp_path: Path, monkeypatch:
     monkeypatch.setenv("MASTERS_PROGRESS", str(tmp_path / "progress"))
     monkeypatch.setattr(progress, "_last", float("-inf"))
     job = look, (tmp_path / "progress", tmp_path / "report")
-    workers.run(str, load_profile("smoke"), [job], 1, "jobs")
+    workers.run([job], 1, "jobs")
     assert (tmp_path / "report").read_text() == "jobs 0/1"
     assert progress.lines(tmp_path / "progress") == []
 
 
 if __name__ == "__main__":
-    workers.run(str, load_profile("smoke"), [(job, (Path(sys.argv[1]),))], 1, "jobs")
+    workers.run([(job, (Path(sys.argv[1]),))], 1, "jobs")
