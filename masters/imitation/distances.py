@@ -114,9 +114,10 @@ def student_states(layers: int, draw: int) -> None:
     sequences = training_sequences(tokenizer, max(plan.HEALED) // plan.LENGTH, draw)
     optimizer, read = optimizer_of(student, plan.HEALING_RATE), 0
     for healed in sorted(plan.HEALED):
-        some = sequences[read // plan.LENGTH : healed // plan.LENGTH]
-        heal(student, some, optimizer, steps_of(read))
-        read = healed
+        if healed:
+            some = sequences[read // plan.LENGTH : healed // plan.LENGTH]
+            heal(student, some, optimizer, steps_of(read))
+            read = healed
         if healed or draw == 0:
             _write(Student(layers, healed, draw), hidden_states(student, test))
 

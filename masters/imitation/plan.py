@@ -7,9 +7,9 @@ on the next token of other texts ("healed"). Embedding and output head stay the 
 Distance: the divergence of a student from the whole teacher (JSD, nats per token) on held-out texts and on
 held-out questions with rationales. Dose: the JSD of a changed teacher from the whole one, on the same tokens.
 
-A prototype with other texts and another way of pruning suggested that a mask brings the teacher nearer to a far
-student and not to a near one, and that softening does more. No result of this plan was seen before it was
-fixed.
+A prototype with other texts and another way of pruning suggested that a mask brings the teacher nearer to a
+far student and not to a near one, and that softening does more. No result of this plan was seen before it
+was fixed.
 """
 
 from dataclasses import dataclass
