@@ -20,6 +20,7 @@ from rich.markup import escape
 from masters.cli import distill as cli_distill
 from masters.cli import responses as cli_responses
 from masters.cli.data import data
+from masters.cli.imitation import imitation
 from masters.cli.responses import ProfileName, new_table
 
 LONGEST_LINE = 2000  # characters of an error message
@@ -122,7 +123,9 @@ def claims(profile: ProfileName) -> None:
 
 @app.command()
 def study(
-    name: Annotated[str, typer.Argument(help="Plan of the study: notebooks/params/NAME.yaml.")] = "study",
+    name: Annotated[
+        str, typer.Argument(help="Plan of the study, notebooks/params/NAME.yaml, or imitation.")
+    ] = "study",
     replicates: Annotated[str, typer.Option(help="Number or range, such as 3 or 0-4. Default: all.")] = "",
     processes: Annotated[
         int | None, typer.Option(min=1, max=10_000, help="Runs in parallel. Default: as in the profile.")
@@ -135,6 +138,11 @@ def study(
     from masters.study.study import Study
 
     asked = _numbers(replicates)
+    if name == "imitation":
+        if asked is not None:
+            raise ValueError("the study imitation has no replicates to choose: leave out --replicates")
+        imitation(processes or 2, dry_run)
+        return
     plan = Study(name, STUDY.parent / name, processes)
     if asked and max(asked) >= plan.plan.seeds:
         raise ValueError(f"no replicate {max(asked)}: the plan has replicates 0 to {plan.plan.seeds - 1}")

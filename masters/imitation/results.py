@@ -1,106 +1,139 @@
-"""The tables of the imitation study: run what is missing, and judge by the criteria of the plan.
+"""Run what is missing of the imitation study.
 
-``data/results/imitation`` holds the tables, which git tracks; hidden states are in the cache. Any number of
-sessions continue the work.
+Any number of sessions continue the work: hidden states, targets and checkpoints are in the cache, results in
+the tables (:mod:`masters.imitation.tables`). First all models are compared, then learning rates are tried,
+then students learn, the far start first.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
-from filelock import FileLock
-from scipy import stats
 
 from masters.analysis.masked_teachers import mask_dose
-from masters.claims.statistics import Interval, mean_interval
 from masters.imitation import plan
-from masters.imitation.distances import DIVERGENCES, TEACHER_WAYS, WHOLE, measure, missing_jobs
+from masters.imitation.changes import changes, controls, doses
+from masters.imitation.distances import measure, missing_jobs
+from masters.imitation.learning import Run, forget, learn
 from masters.imitation.models import teacher_folder
+from masters.imitation.tables import FOLDER, SCHEMAS, add, add_learning, read, read_learning, write
 from masters.runtime import workers
-from masters.runtime.files import STUDY, write_intact
-from masters.runtime.tables import COUNT, FRACTION, NUMBER, POSITIVE, TEXT, Number, Schema, Text, read_table
 from masters.study.study import Study
 
-FOLDER = STUDY.with_name("imitation")
-KINDS = ("all", "text", "question")
-_TEACHER = {"way": Text(choices=TEACHER_WAYS), "value": POSITIVE}
-_STUDENT = {"layers": COUNT, "healed": COUNT}
-_KIND = {"kind": Text(choices=KINDS)}
-_EFFECT = {"change": NUMBER, "low": NUMBER, "high": NUMBER}
-SCHEMAS = {
-    "teachers.csv": Schema(
-        _TEACHER
-        | _KIND
-        | {"dose": FRACTION, "entropy": POSITIVE, "argmax_changed": FRACTION, "loss": POSITIVE},
-        ("way", "value", "kind"),
-    ),
-    "changes.csv": Schema(
-        _STUDENT
-        | _KIND
-        | {"divergence": Text(choices=DIVERGENCES)}
-        | _TEACHER
-        | {"distance": POSITIVE, "draws": COUNT}
-        | _EFFECT,
-        ("layers", "healed", "kind", "divergence", "way", "value"),
-    ),
-    "controls.csv": Schema(
-        _STUDENT
-        | _KIND
-        | {"control": Text(choices=("temperature", "random", "activation")), "ratio": FRACTION}
-        | {"matched": Number(low=0), **_EFFECT},
-        ("layers", "healed", "kind", "control", "ratio"),
-    ),
-    "mini.csv": Schema(
-        {"replicate": COUNT, "model": TEXT, "ratio": FRACTION, "from_whole": FRACTION}
-        | {"argmax_changed": FRACTION, "entropy": POSITIVE, "to_student": FRACTION},
-        ("replicate", "model", "ratio"),
-    ),
-}
+COMPARED = ("teachers.csv", "changes.csv", "controls.csv")
 MINI_REPLICATES = 3
+TUNED = ("whole", "progressive", "constant", "temperature")  # "step length" has the rate of "progressive"
 
 
-def read(name: str, folder: Path = FOLDER) -> pd.DataFrame:
-    """Read a table, empty if it has not been measured.
-
-    Raises:
-        ValueError: it is damaged.
-    """
-    path = folder / name
-    if not path.is_file():
-        return pd.DataFrame(columns=list(SCHEMAS[name].columns))
-    return read_table(path, SCHEMAS[name])
+def trials() -> list[Run]:
+    """Return the trial runs."""
+    return [
+        Run(start, arm, 0, rate, trial=True)
+        for start in plan.STARTS
+        for arm in TUNED
+        for rate in plan.TRIED_RATES
+    ]
 
 
-def missing(folder: Path = FOLDER) -> list[str]:
-    """Return the tables that are not there."""
-    return [name for name in SCHEMAS if not (folder / name).is_file()]
+def untried(folder: Path = FOLDER) -> list[Run]:
+    """Return the trials without a result."""
+    there = set(read("trials.csv", folder)["key"])
+    return [run for run in trials() if run.key not in there]
+
+
+def rates(folder: Path = FOLDER) -> dict[tuple[str, str], float]:
+    """Return the learning rate with the lowest JSD per start and arm whose trials are all finished."""
+    there = read("trials.csv", folder)
+    there = there[there["key"].isin([run.key for run in trials()])]
+    found: dict[tuple[str, str], float] = {}
+    for (start, arm), rows in there.groupby(["start", "arm"]):
+        if len(rows) == len(plan.TRIED_RATES):
+            found[str(start), str(arm)] = float(rows.sort_values("jsd")["rate"].iloc[0])
+    for start in plan.STARTS:
+        if (start, "progressive") in found:
+            found[start, "step length"] = found[start, "progressive"]
+    return found
+
+
+def runs(folder: Path = FOLDER) -> list[Run]:
+    """Return the runs whose learning rates are known, in the order in which they run."""
+    known = rates(folder)
+    return [
+        Run(start, arm, seed, known[start, arm])
+        for start in plan.STARTS
+        for seed in range(plan.SEEDS)
+        for arm in plan.ARMS  # "progressive" before "step length"
+        if (start, arm) in known
+    ]
+
+
+def learned(folder: Path = FOLDER) -> pd.DataFrame:
+    """Return the rows of :func:`masters.imitation.tables.read_learning` that count, those of current runs."""
+    table = read_learning(folder)
+    return table[table["key"].isin([run.key for run in runs(folder)])]
+
+
+def unlearned(folder: Path = FOLDER) -> list[Run]:
+    """Return the runs without a result whose learning rates are known."""
+    there = set(learned(folder)["key"])
+    return [run for run in runs(folder) if run.key not in there]
+
+
+def missing(folder: Path = FOLDER) -> dict[str, tuple[int, int]]:
+    """Return what is finished and what is missing, by part."""
+    absent = [name for name in (*COMPARED, "mini.csv") if not (folder / name).is_file()]
+    total = len(plan.STARTS) * len(plan.ARMS) * plan.SEEDS
+    done = learned(folder)["key"].nunique()
+    return {
+        "tables of divergences": (len(COMPARED) + 1 - len(absent), len(absent)),
+        "trials of learning rates": (len(trials()) - len(untried(folder)), len(untried(folder))),
+        "runs of learning": (done, total - done),
+    }
 
 
 def run(processes: int, folder: Path = FOLDER) -> None:
-    """Compute and write the missing tables.
+    """Compute and write what is missing.
 
     Raises:
         ValueError: the teacher's package is not installed, or a file is damaged.
         OSError: the disk is full; finished work is kept.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    if set(missing(folder)) - {"mini.csv"}:
+    if not all((folder / name).is_file() for name in COMPARED):
         teacher_folder()  # converted before the workers need it
         workers.run(missing_jobs(), processes, "models of the imitation study")
         of_teachers, distances = measure()
-        for name, table in (
-            ("teachers.csv", doses(of_teachers)),
-            ("changes.csv", changes(distances)),
-            ("controls.csv", controls(of_teachers, distances)),
-        ):
-            _write(folder, name, table)
-    if "mini.csv" in missing(folder):
-        _write(folder, "mini.csv", mini())
+        write("teachers.csv", doses(of_teachers), folder)
+        write("changes.csv", changes(distances), folder)
+        write("controls.csv", controls(of_teachers, distances), folder)
+    if not (folder / "mini.csv").is_file():
+        write("mini.csv", mini(), folder)
+    for start in plan.STARTS:
+        _learn([run for run in untried(folder) if run.start == start], processes, folder)
+        todo = [run for run in unlearned(folder) if run.start == start]
+        _learn([run for run in todo if run.arm != "step length"], processes, folder)
+        _learn([run for run in todo if run.arm == "step length"], processes, folder)
 
 
-def _write(folder: Path, name: str, table: pd.DataFrame) -> None:
-    with FileLock(folder / ".lock"):
-        write_intact(folder / name, table.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
+def _learn(todo: Iterable[Run], processes: int, folder: Path) -> None:
+    teacher_folder()
+    workers.run([(learn_one, (run, folder)) for run in todo], processes, "runs of the imitation study")
+
+
+def learn_one(run: Run, folder: Path) -> None:
+    """Train one student and store its result."""
+    rows = learn(run, read("teachers.csv", folder))
+    if run.trial:
+        row = {
+            "start": run.start,
+            "arm": run.arm,
+            "rate": run.rate,
+            "key": run.key,
+            "jsd": rows["jsd"].mean(),
+        }
+        add("trials.csv", pd.DataFrame([row]), folder)
+    else:
+        add_learning(rows.assign(start=run.start, arm=run.arm, seed=run.seed, key=run.key), folder)
+    forget(run)
 
 
 def mini() -> pd.DataFrame:
@@ -111,154 +144,3 @@ def mini() -> pd.DataFrame:
         models = [name for name in lab.profile.ladder if name in ("mid", "large")]
         tables.append(mask_dose(lab, models, plan.RATIOS).assign(replicate=replicate))
     return pd.concat(tables, ignore_index=True)[list(SCHEMAS["mini.csv"].columns)]
-
-
-# --- statistics -----------------------------------------------------------------------------------------
-
-
-def _of_kinds(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
-    return [(kind, table if kind == "all" else table[table["kind"] == kind]) for kind in KINDS]
-
-
-def doses(of_teachers: pd.DataFrame) -> pd.DataFrame:
-    """Return the means over sequences of each teacher's facts, per kind of held-out text."""
-    facts = ["dose", "entropy", "argmax_changed", "loss"]
-    tables = [
-        rows.groupby(["way", "value"], sort=False)[facts].mean().reset_index().assign(kind=kind)
-        for kind, rows in _of_kinds(of_teachers)
-    ]
-    return pd.concat(tables, ignore_index=True)[list(SCHEMAS["teachers.csv"].columns)]
-
-
-def _scores(rows: pd.DataFrame, divergence: str) -> np.ndarray:
-    """Return the divergences of one student and teacher, ``(draws, sequences)``."""
-    return rows.pivot(index="draw", columns="sequence", values=divergence).to_numpy()
-
-
-def _percent(differences: np.ndarray, distance: float, kinds: np.ndarray) -> Interval:
-    """Return the mean difference in percent of the distance, which counts as known."""
-    return mean_interval(differences, kinds).scaled(100 / distance)
-
-
-def changes(distances: pd.DataFrame) -> pd.DataFrame:
-    """Return how each changed teacher's divergence to each student differs from the whole teacher's.
-
-    In percent of the divergence to the whole teacher, with the interval over draws and held-out sequences.
-    """
-    found = []
-    for kind, of_kind in _of_kinds(distances):
-        for (layers, healed), of_student in of_kind.groupby(["layers", "healed"]):
-            by_teacher = dict(list(of_student.groupby(["way", "value"], sort=False)))
-            for divergence in DIVERGENCES:
-                before = _scores(by_teacher[tuple(WHOLE)], divergence)
-                kinds = of_student.drop_duplicates("sequence").sort_values("sequence")["kind"].to_numpy()
-                for (way, value), rows in by_teacher.items():
-                    if way == "whole":
-                        continue
-                    distance = float(before.mean())
-                    effect = _percent(_scores(rows, divergence) - before, distance, kinds)
-                    found.append(
-                        {
-                            "layers": layers,
-                            "healed": healed,
-                            "kind": kind,
-                            "divergence": divergence,
-                            "way": way,
-                            "value": value,
-                            "distance": distance,
-                            "draws": len(before),
-                            "change": effect.estimate,
-                            "low": effect.low,
-                            "high": effect.high,
-                        }
-                    )
-    return pd.DataFrame(found)[list(SCHEMAS["changes.csv"].columns)]
-
-
-def controls(of_teachers: pd.DataFrame, distances: pd.DataFrame) -> pd.DataFrame:
-    """Return the change in JSD under the magnitude mask minus that under each control, in percent.
-
-    Temperature and random mask are taken at the dose of the magnitude mask: between the two measured values
-    around it, the JSD of each sequence is interpolated linearly in the dose. Wanda is taken at the same
-    ratio.
-    """
-    dose = of_teachers.groupby(["way", "value"])["dose"].mean()
-    found = []
-    for kind, of_kind in _of_kinds(distances):
-        for (layers, healed), of_student in of_kind.groupby(["layers", "healed"]):
-            jsd = {key: _scores(rows, "jsd") for key, rows in of_student.groupby(["way", "value"])}
-            kinds = of_student.drop_duplicates("sequence").sort_values("sequence")["kind"].to_numpy()
-            for ratio in plan.RATIOS:
-                masked, distance = jsd["magnitude", ratio], float(jsd[tuple(WHOLE)].mean())
-                for control in ("temperature", "random", "activation"):
-                    if control == "activation":
-                        matched, there = ratio, jsd[control, ratio]
-                    else:
-                        values = [WHOLE.value, *dose[control].sort_values().index]
-                        curve = [0.0, *dose[control].sort_values()]
-                        at = float(
-                            np.interp(dose["magnitude", ratio], curve, np.arange(len(curve)), right=np.nan)
-                        )
-                        if np.isnan(at):
-                            continue  # no measured value has so large a dose
-                        low, share = min(int(at), len(curve) - 2), at - min(int(at), len(curve) - 2)
-                        ends = [
-                            jsd[tuple(WHOLE)] if place == 0 else jsd[control, values[place]]
-                            for place in (low, low + 1)
-                        ]
-                        there = (1 - share) * ends[0] + share * ends[1]
-                        first = 1.0 if control == "temperature" else 0.0
-                        points = [first if place == 0 else values[place] for place in (low, low + 1)]
-                        matched = (1 - share) * points[0] + share * points[1]
-                    effect = _percent(masked - there, distance, kinds)
-                    found.append(
-                        {
-                            "layers": layers,
-                            "healed": healed,
-                            "kind": kind,
-                            "control": control,
-                            "ratio": ratio,
-                            "matched": matched,
-                            "change": effect.estimate,
-                            "low": effect.low,
-                            "high": effect.high,
-                        }
-                    )
-    return pd.DataFrame(found)[list(SCHEMAS["controls.csv"].columns)]
-
-
-def direction(change: float, low: float, high: float) -> str:
-    """Return the verdict on a change in percent, by the criterion "fall" of the plan."""
-    if high < 0 and change < -plan.MARGIN:
-        return "nearer"
-    if low > 0 and change > plan.MARGIN:
-        return "farther"
-    if low >= -plan.MARGIN and high <= plan.MARGIN:
-        return "no change"
-    return "undecided"
-
-
-def verdicts(folder: Path = FOLDER) -> pd.DataFrame:
-    """Return one row per student: distance, change at the paper's mask ratio with interval, and verdicts.
-
-    Raises:
-        ValueError: a table is damaged.
-    """
-    table, compared = read("changes.csv", folder), read("controls.csv", folder)
-    at = (table["way"] == "magnitude") & ((table["value"] - plan.R_MAX).abs() < 1e-9)
-    rows = table[at & (table["divergence"] == "jsd") & (table["kind"] == "all")]
-    effects = rows[["change", "low", "high"]].itertuples(index=False, name=None)
-    rows = rows.assign(verdict=[direction(*effect) for effect in effects])
-    for control in ("temperature", "random", "activation"):
-        of = compared[(compared["control"] == control) & (compared["kind"] == "all")]
-        of = of[(of["ratio"] - plan.R_MAX).abs() < 1e-9].set_index(["layers", "healed"])
-        rows = rows.join(
-            of[["matched", "change", "low", "high"]].add_prefix(f"{control}_"), on=["layers", "healed"]
-        )
-    return rows.sort_values("distance").reset_index(drop=True)
-
-
-def trend(students: pd.DataFrame) -> tuple[float, float]:
-    """Return the Spearman correlation of distance and change over the students, and its p-value."""
-    result = stats.spearmanr(students["distance"], students["change"])
-    return float(result.statistic), float(result.pvalue)

@@ -1,0 +1,24 @@
+"""``masters study imitation``: what is missing of the imitation study, and running it."""
+
+from rich.console import Console
+
+from masters.cli.responses import new_table
+
+
+def imitation(processes: int, dry_run: bool) -> None:
+    """Show what is missing of the imitation study and run it."""
+    from masters.imitation.results import missing, run
+    from masters.runtime import progress
+
+    table = new_table("study imitation", [""], ["finished", "missing"])
+    for part, (finished, lacking) in missing().items():
+        table.add_row(part, str(finished), str(lacking))
+    console = Console()
+    console.print(table)
+    console.print(
+        "On two cores the divergences take about an hour; per process, a trial takes 5 to 10 minutes and a run "
+        "20 to 45. Stop at any time: the same command continues with what is missing."
+    )
+    if not dry_run:
+        with progress.shown():
+            run(processes)
