@@ -16,7 +16,7 @@ def imitation(processes: int, dry_run: bool) -> None:
     console = Console()
     console.print(table)
     console.print(
-        "On two cores the divergences take about an hour; per process, a trial takes 5 to 10 minutes and a run "
+        "On two cores the divergences take an hour; per process, a trial takes 5 to 10 minutes and a run "
         "20 to 45. Stop at any time: the same command continues with what is missing."
     )
     if not dry_run:
