@@ -30,7 +30,7 @@ from masters.imitation.texts import HeldOut, held_out, training_sequences
 from masters.masking.criteria import Activation, Criterion, Magnitude, Random, input_norms
 from masters.masking.teacher_mask import TeacherMask
 from masters.runtime.files import cache_dir, write_atomic
-from masters.runtime.keys import hash_of
+from masters.runtime.keys import key_of
 from masters.runtime.workers import Job
 
 AT_ONCE = 8  # places whose distributions are in memory
@@ -80,7 +80,7 @@ def students() -> list[Student]:
 def states_path(model: Teacher | Student) -> Path:
     """Return the file of a model's hidden states; its folder is named by all that determines them."""
     names = ("TEACHER", "LENGTH", "BATCH", "HEALING_RATE", "QUESTION_SHARE", "TEXTS", "QUESTIONS", "PLACES")
-    key = hash_of({name: getattr(plan, name) for name in (*names, "CALIBRATION")})
+    key = key_of("imitation", **{name: getattr(plan, name) for name in (*names, "CALIBRATION")})
     name = "-".join([type(model).__name__.lower(), *map(str, model)])
     return cache_dir() / "imitation" / f"states-{key}" / f"{name}.safetensors"
 

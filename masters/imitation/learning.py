@@ -29,7 +29,7 @@ from masters.imitation.texts import HeldOut, training_sequences, validation
 from masters.masking.teacher_mask import TeacherMask
 from masters.objective.divergence import jsd
 from masters.runtime.files import cache_dir, write_atomic
-from masters.runtime.keys import hash_of
+from masters.runtime.keys import key_of
 from masters.runtime.progress import report
 
 SAVED_EVERY = 50  # steps
@@ -62,7 +62,8 @@ class Run(NamedTuple):
         names = "LENGTH BATCH HEALING_RATE QUESTION_SHARE STAGES R_MAX PLACES TEXTS QUESTIONS VALIDATION"
         values = {name: getattr(plan, name) for name in names.split()}
         start = plan.STARTS[self.start]
-        return hash_of([*self, self.steps, self.looks, start.layers, start.healed, values])
+        of_run = [*self, self.steps, *self.looks, start.layers, start.healed]
+        return key_of("imitation", run=of_run, **values)
 
 
 def ratio_of(arm: str, stage: int) -> float:
@@ -205,7 +206,9 @@ def _sequences(run: Run) -> Tensor:
 def _target(run: Run, stage: int, sequences: Tensor) -> Tensor:
     """Return the teacher's last hidden states for a stage, ``(sequences, LENGTH, width)``, stored once."""
     ratio = ratio_of(run.arm, stage)
-    key = hash_of([plan.LENGTH, plan.BATCH, plan.QUESTION_SHARE, plan.STAGES, run.seed, run.steps, run.trial])
+    names = ("LENGTH", "BATCH", "QUESTION_SHARE", "STAGES")
+    values = {name: getattr(plan, name) for name in names}
+    key = key_of("imitation", target=[run.seed, run.steps, run.trial], **values)
     path = folder() / f"target-{key}-{stage}-{ratio:g}.safetensors"
     if not path.is_file():
         model, _ = whole_teacher()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
-from masters.imitation.plan import BATCH, HEALING_RATE, LENGTH
+from masters.imitation import plan
 from masters.imitation.texts import HeldOut
 from masters.runtime.files import cache_dir, write_folder_once
 
@@ -91,9 +91,9 @@ def heal(student: Any, sequences: Tensor, optimizer: torch.optim.Optimizer, begu
         begun: steps taken before; the first ones have a smaller rate.
     """
     student.train()
-    for step, batch in enumerate(sequences.split(BATCH), start=begun + 1):
+    for step, batch in enumerate(sequences.split(plan.BATCH), start=begun + 1):
         for group in optimizer.param_groups:
-            group["lr"] = HEALING_RATE * min(1.0, step / WARM_UP)
+            group["lr"] = plan.HEALING_RATE * min(1.0, step / WARM_UP)
         student(input_ids=batch, labels=batch).loss.backward()
         nn.utils.clip_grad_norm_(student.parameters(), 1.0)
         optimizer.step()
@@ -114,4 +114,4 @@ def hidden_states(model: Any, held_out: HeldOut) -> Tensor:
 
 def steps_of(tokens: int) -> int:
     """Return how many training steps read a number of tokens."""
-    return tokens // (BATCH * LENGTH)
+    return tokens // (plan.BATCH * plan.LENGTH)

@@ -15,14 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from masters.imitation.plan import (
-    LENGTH,
-    PLACES,
-    QUESTION_SHARE,
-    QUESTIONS,
-    TEXTS,
-    VALIDATION,
-)
+from masters.imitation import plan
 
 TRAINING, HELD_OUT, CHOOSING = ("pandas", "scipy"), ("numpy",), ("matplotlib",)
 FIRST_PLACE = 16  # of a text; earlier tokens have too little context
@@ -77,12 +70,12 @@ def docstrings(packages: tuple[str, ...]) -> Iterator[str]:
 def training_sequences(tokenizer: Any, count: int, seed: int) -> Tensor:
     """Return ``(count, LENGTH)`` token ids: docstrings and some questions, shuffled."""
     generator = torch.Generator().manual_seed(seed)
-    of_questions = round(count * QUESTION_SHARE)
+    of_questions = round(count * plan.QUESTION_SHARE)
     texts = _stream(tokenizer, docstrings(TRAINING))
     chosen = torch.randperm(len(texts), generator=generator)[: count - of_questions]
     if len(chosen) < count - of_questions:
         raise ValueError(f"the training texts have {len(texts)} sequences, fewer than {count - of_questions}")
-    needed = of_questions * LENGTH // 40 + 100  # a question has more than 40 tokens
+    needed = of_questions * plan.LENGTH // 40 + 100  # a question has more than 40 tokens
     made = (" ".join(question(random.Random(f"training {seed} {number}"))) for number in range(needed))
     mixed = torch.cat([texts[chosen], _stream(tokenizer, made)[:of_questions]])
     return mixed[torch.randperm(count, generator=generator)]
@@ -90,28 +83,30 @@ def training_sequences(tokenizer: Any, count: int, seed: int) -> Tensor:
 
 def held_out(tokenizer: Any) -> HeldOut:
     """Return the test set: texts, then questions."""
-    texts = _evenly(_beginnings(tokenizer, docstrings(HELD_OUT)), TEXTS)
-    rows, places = list(texts), [_spread(FIRST_PLACE, LENGTH - 2)] * TEXTS
-    for number in range(QUESTIONS):
+    texts = _evenly(_beginnings(tokenizer, docstrings(HELD_OUT)), plan.TEXTS)
+    rows, places = list(texts), [_spread(FIRST_PLACE, plan.LENGTH - 2)] * plan.TEXTS
+    for number in range(plan.QUESTIONS):
         prompt, rationale = question(random.Random(f"held out {number}"))
         asked, whole = tokenizer(prompt)["input_ids"], tokenizer(f"{prompt} {rationale}")["input_ids"]
         rows.append(torch.tensor(whole))
         places.append(_spread(len(asked) - 1, len(whole) - 2))
-    return HeldOut(_filled(rows), torch.stack(places), ("text",) * TEXTS + ("question",) * QUESTIONS)
+    return HeldOut(
+        _filled(rows), torch.stack(places), ("text",) * plan.TEXTS + ("question",) * plan.QUESTIONS
+    )
 
 
 def validation(tokenizer: Any) -> HeldOut:
     """Return the texts on which learning rates are chosen."""
-    texts = _evenly(_beginnings(tokenizer, docstrings(CHOOSING)), VALIDATION)
-    places = torch.stack([_spread(FIRST_PLACE, LENGTH - 2)] * VALIDATION)
-    return HeldOut(_filled(texts), places, ("text",) * VALIDATION)
+    texts = _evenly(_beginnings(tokenizer, docstrings(CHOOSING)), plan.VALIDATION)
+    places = torch.stack([_spread(FIRST_PLACE, plan.LENGTH - 2)] * plan.VALIDATION)
+    return HeldOut(_filled(texts), places, ("text",) * plan.VALIDATION)
 
 
 def question(rng: random.Random) -> tuple[str, str]:
     """Return a question in words and its rationale, which ends with the answer."""
     one, other = rng.sample(NAMES, 2)
     thing = rng.choice(THINGS)
-    a, b, c = rng.randint(11, 60), rng.randint(3, 25), rng.randint(2, 9)
+    a, b, c = rng.randint(30, 60), rng.randint(3, 25), rng.randint(2, 9)
     kind = rng.randrange(3)
     if kind == 0:
         asked = f"{one} has {a} {thing}. {other} gives {one} {b} more, and {one} loses {c}."
@@ -140,13 +135,18 @@ def _stream(tokenizer: Any, texts: Iterator[str]) -> Tensor:
     """Return all texts as one stream, cut into ``(sequences, LENGTH)``; an end token follows each text."""
     ids = tokenizer([text for text in texts if text], add_special_tokens=False)["input_ids"]
     stream = torch.tensor([token for text in ids for token in (*text, tokenizer.eos_token_id)])
-    return stream[: len(stream) // LENGTH * LENGTH].view(-1, LENGTH)
+    return stream[: len(stream) // plan.LENGTH * plan.LENGTH].view(-1, plan.LENGTH)
 
 
 def _beginnings(tokenizer: Any, texts: Iterator[str]) -> list[Tensor]:
     """Return the first LENGTH tokens of each text that is long enough, each beginning once."""
-    ids = tokenizer([text for text in texts if len(text) > LENGTH], add_special_tokens=False)["input_ids"]
-    return [torch.tensor(text) for text in dict.fromkeys(tuple(t[:LENGTH]) for t in ids if len(t) >= LENGTH)]
+    ids = tokenizer([text for text in texts if len(text) > plan.LENGTH], add_special_tokens=False)[
+        "input_ids"
+    ]
+    return [
+        torch.tensor(text)
+        for text in dict.fromkeys(tuple(t[: plan.LENGTH]) for t in ids if len(t) >= plan.LENGTH)
+    ]
 
 
 def _evenly(sequences: list[Tensor], count: int) -> list[Tensor]:
@@ -156,7 +156,7 @@ def _evenly(sequences: list[Tensor], count: int) -> list[Tensor]:
 
 def _spread(first: int, last: int) -> Tensor:
     """Return PLACES positions from ``first`` to ``last``, evenly spaced."""
-    return torch.linspace(first, last, PLACES).round().long()
+    return torch.linspace(first, last, plan.PLACES).round().long()
 
 
 def _filled(rows: list[Tensor]) -> Tensor:

@@ -18,6 +18,7 @@ VERSIONS = {
     "logprobs": 2,
     "run": 2,
     "masked": 2,  # accuracy of a masked teacher
+    "imitation": 1,  # hidden states and runs of the imitation study
 }
 
 
