@@ -8,17 +8,17 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from masters.cli import main
-from masters.imitation import learning, plan, results
+from masters.imitation import learning, plan, results, texts
 from masters.imitation.changes import changes, controls, direction, doses, effects, trend, verdicts
 from masters.imitation.distances import DIVERGENCES, WHOLE, divergences, measure, missing_jobs, whole_teacher
 from masters.imitation.learning import Run, learn, ratio_of, temperature_of
 from masters.imitation.models import load_teacher, pruned
 from masters.imitation.tables import add_learning, read, read_learning, write
-from masters.imitation.texts import HELD_OUT, docstrings, held_out, question, training_sequences
+from masters.imitation.texts import docstrings, held_out, question, training_sequences
 from masters.objective.divergence import divergence
 from masters.report.imitation_page import imitation_page
 from masters.runtime.files import write_folder_once
@@ -50,12 +50,12 @@ def tiny_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     cache = tmp_path_factory.mktemp("imitation")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
     end = "<|endoftext|>"
     trainer = trainers.BpeTrainer(
         vocab_size=400, special_tokens=[end], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
     )
-    texts = [text for text, _ in zip(docstrings(HELD_OUT), range(200), strict=False)]
-    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.train_from_iterator(docstrings(("click",)), trainer)
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=400,
@@ -80,6 +80,8 @@ def tiny_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def small(tiny_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The plan with small numbers and the tiny teacher; return a folder for tables."""
     monkeypatch.setenv("MASTERS_CACHE", str(tiny_teacher))
+    for name, package in {"TRAINING": "rich", "HELD_OUT": "click", "CHOOSING": "typer"}.items():
+        monkeypatch.setattr(texts, name, (package,))
     for name, value in SMALL.items():
         monkeypatch.setattr(plan, name, value)
     whole_teacher.cache_clear()
