@@ -3,8 +3,7 @@
 A packed row needs a model that takes a mask per row and has no other path from one response to the next, such
 as a sliding window or a recurrent state. This is measured, not looked up in a list of names: the logits of
 two responses in one packed row must equal those of the model's own forward pass on each response alone, up to
-the rounding of the weights' type. Otherwise the run continues with one row per response. On a GPU
-FlexAttention is tried first (:mod:`masters.models.attention`).
+the rounding of the weights' type. Otherwise the run continues with one row per response.
 
 How many image tokens an image needs is measured too, once for each kind of image. With too few or too many in
 its prompt, a question would get its image shifted, or the image of another question.
@@ -12,7 +11,7 @@ its prompt, a question would get its image shifted, or the image of another ques
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,9 +21,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from masters.data.questions import Questions
-from masters.models.attention import FLEX, attending, may_flex
 from masters.models.loading import token_types
-from masters.models.packing import PackedBatch, pack, response_logits
+from masters.models.packing import pack, response_logits
 
 # Largest difference of a token's logits, relative to their norm; a wrong mask or position gives more.
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
@@ -38,7 +36,6 @@ class Compatibility:
 
     Attributes:
         together: whether they read all responses to a question in one row.
-        flex: whether they read such rows with FlexAttention.
         image_token: its id.
         image_tokens: per question, how many of them its prompt needs; None if the models do not tell.
         positions: tokens that the model with the shortest context can read.
@@ -46,7 +43,6 @@ class Compatibility:
     """
 
     together: bool
-    flex: bool
     image_token: int
     image_tokens: np.ndarray | None
     positions: float
@@ -100,11 +96,9 @@ def measure(models: Sequence[PreTrainedModel], questions: Questions) -> Compatib
                 f"image tokens of its image and another {counts[first]}; choose models of one family"
             )
         known = counts if known is None else known
-    flex = all([reads_packed_with_flex(model, questions) for model in models])
     text = models[0].config.get_text_config()
     return Compatibility(
-        together=flex or all([reads_packed(model, questions) for model in models]),
-        flex=flex,
+        together=all([reads_packed(model, questions) for model in models]),
         image_token=models[0].config.image_token_id,
         image_tokens=known,
         positions=min(_context(model) for model in models),
@@ -150,19 +144,6 @@ def reads_packed(model: PreTrainedModel, questions: Questions) -> bool:
     return not reason
 
 
-def reads_packed_with_flex(model: PreTrainedModel, questions: Questions) -> bool:
-    """Return whether the same holds with FlexAttention.
-
-    Warns:
-        UserWarning: once per class of models that supports FlexAttention and differs.
-    """
-    if _hindrance(model) or not may_flex(model):
-        return False
-    reason = _difference(model, questions, together=True, logits=_with_flex)
-    _warn(model, "packed rows with FlexAttention", reason, "SDPA reads them")
-    return not reason
-
-
 def _warn(model: PreTrainedModel, what: str, reason: str, instead: str) -> None:
     line = f"{type(model).__name__} cannot read {what}"
     if reason and line not in _warned:
@@ -174,10 +155,8 @@ def _hindrance(model: PreTrainedModel) -> str:
     """Return why a model cannot read packed rows, without trying; empty if it may."""
     text = model.config.get_text_config()
     attention = text._attn_implementation
-    if attention not in ("sdpa", FLEX):
-        return (
-            f"its attention is {attention!r} and only 'sdpa' or {FLEX!r} take the mask (attn_implementation)"
-        )
+    if attention != "sdpa":
+        return f"its attention is {attention!r} and only 'sdpa' takes the mask (attn_implementation)"
     window = getattr(text, "sliding_window", None)
     kinds = getattr(text, "layer_types", None) or ["sliding_attention"]
     if window and "sliding_attention" in kinds:
@@ -190,7 +169,6 @@ def _difference(
     model: PreTrainedModel,
     questions: Questions,
     together: bool,
-    logits: Callable[[PreTrainedModel, PackedBatch], Tensor] = response_logits,
 ) -> str:
     """Return how the logits of a packed batch differ from the model's own; empty if they do not."""
     prompt, images = questions.prompt(0), questions.image_features([0])
@@ -202,7 +180,7 @@ def _difference(
     try:
         expected = torch.cat([_own_logits(model, prompt, response, images) for response in responses])
         try:
-            found = logits(model, batch)[batch.mask].float()
+            found = response_logits(model, batch)[batch.mask].float()
         except Exception as error:  # a model of another family may fail on such a mask in any way
             return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
     finally:
@@ -226,28 +204,6 @@ def _own_logits(
     pixels = {name: tensor.to(model.device) for name, tensor in images.items()}
     found: Tensor = model(input_ids=row, use_cache=False, **kinds, **pixels).logits
     return found[0, len(prompt) - 1 :].float()
-
-
-@torch.enable_grad()
-def _with_flex(model: PreTrainedModel, packed: PackedBatch) -> Tensor:
-    """Return logits by FlexAttention, after trying its backward pass, which is another kernel.
-
-    The backward pass is tried in the last layer only: what all layers keep for it may not fit into memory
-    before training begins to save some.
-    """
-    decoder: Any = model.get_decoder()
-    layer, trained = decoder.layers[-1], [p for p in model.parameters() if p.requires_grad]
-    model.requires_grad_(False)
-    layer.requires_grad_()
-    try:
-        with attending([model], FLEX):
-            logits = response_logits(model, packed)
-            torch.autograd.grad(logits.sum(), [p for p in layer.parameters() if p.ndim == 1])
-    finally:
-        layer.requires_grad_(False)
-        for parameter in trained:
-            parameter.requires_grad_()
-    return logits.detach()
 
 
 def _context(model: PreTrainedModel) -> float:

@@ -1,6 +1,7 @@
 """One question and its responses in one row, so that image and prompt are computed once for all of them.
 
-A row is [prompt, response 1, ..., response n]. Each response attends to the prompt and to itself, and its
+A row is [prompt, response 1, ..., response n]. Each response attends to the prompt and to itself (SDPA takes
+the mask as a matrix, and computes the pairs that it forbids too), and its
 positions start where the prompt ends, so its logits equal those of a row of its own (Eq. 4 and 5 need the
 distributions of several responses to the same question).
 
@@ -20,12 +21,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.attention.flex_attention import BlockMask
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from masters.data.questions import concatenate
-from masters.models import attention
 from masters.models.loading import image_positions, token_types
 from masters.objective.logits import Logits, Projection, dense
 from masters.runtime.distributed import in_pieces
@@ -65,19 +64,20 @@ class PackedBatch:
 
     @cached_property
     def matrix(self) -> Tensor:
-        """``(rows, 1, length, length)`` bool, True where a token sees another."""
-        return attention.matrix(self.segment)
+        """``(rows, 1, length, length)`` bool, True where a token (third axis) sees another (fourth).
 
-    @cached_property
-    def blocks(self) -> BlockMask:
-        """The same for FlexAttention."""
-        return attention.blocks(self.segment)
+        A token at place q sees one at place k where ``k <= q`` and k lies in the prompt or in q's own
+        response. Padding sees the prompt and itself: a softmax over no token would be NaN.
+        """
+        segment = self.segment
+        causal = torch.ones(segment.shape[1:] * 2, dtype=torch.bool, device=segment.device).tril()
+        own, other = segment[:, :, None], segment[:, None]
+        return (causal & ((other == 0) | (other == own)))[:, None]
 
-    def mask_for(self, model: PreTrainedModel) -> Tensor | BlockMask:
-        """Return the attention mask; with one row per response, ``(rows, length)``, True at tokens."""
-        if not self.together:
-            return self.segment >= 0
-        return self.blocks if attention.is_flex(model) else self.matrix
+    @property
+    def attention_mask(self) -> Tensor:
+        """The matrix; with one row per response ``(rows, length)``, True at tokens."""
+        return self.matrix if self.together else self.segment >= 0
 
 
 def pack(
@@ -152,7 +152,7 @@ def response_hidden(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
     """
     hidden: Tensor = model.model(
         input_ids=batch.input_ids,
-        attention_mask=batch.mask_for(model),
+        attention_mask=batch.attention_mask,
         use_cache=False,
         **_positions(model, batch),
         **batch.images,

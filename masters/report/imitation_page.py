@@ -42,7 +42,7 @@ def imitation_page(picture: Path, folder: Path = FOLDER) -> str:
         "imitation.md",
         found=_found(students),
         alt=figure.alt,
-        image=f"extra/{picture.name}",
+        image=picture.name,
         students=_students(students),
         doses=_doses(of_all, students),
         kinds=_kinds(changes),

@@ -11,7 +11,7 @@ The order of the questions, teachers and mask ratios is fixed before training be
 import copy
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,6 @@ from transformers.training_args import OptimizerNames
 
 from masters.data.questions import Questions
 from masters.models import compatibility
-from masters.models.attention import FLEX, attending
 from masters.runtime import distributed
 from masters.runtime.files import full_disk_error
 from masters.runtime.memory import is_full
@@ -216,9 +215,7 @@ def train(
     if checkpoint is not None and plateau is not None:
         plateau.load(Path(checkpoint))
     try:
-        models = [adapters.whole(trained), *objective.beside]
-        flex = attending(models, FLEX) if readable.flex else nullcontext()
-        with quiet("transformers.trainer"), full_disk_error(folder), flex:
+        with quiet("transformers.trainer"), full_disk_error(folder):
             trainer.train(resume_from_checkpoint=checkpoint)
     except RuntimeError as error:
         if not is_full(error):

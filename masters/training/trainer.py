@@ -7,7 +7,6 @@ teacher at its mask ratio from the cache or from the teacher in memory. Every te
 import math
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +18,6 @@ from transformers import PreTrainedModel, Trainer
 
 from masters.masking.choice import PAPERS, MaskChoice
 from masters.masking.teacher_mask import TeacherMask
-from masters.models.attention import attending, is_flex
 from masters.models.packing import PackedBatch, hidden_in_parts, project, response_projection
 from masters.objective.diagnostics import Diverged, NotFinite, reason_to_stop
 from masters.objective.logits import Logits, dense
@@ -246,15 +244,14 @@ class MastersTrainer(Trainer):
         return sum(weight * value for weight, value in counted) / sum(weight for weight, _ in counted)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Return and log the student's score; rank 0 measures it, in the attention that can generate."""
+        """Return and log the student's score, which rank 0 measures."""
         assert self.evaluation is not None
         score, model = (
             self.evaluation.score,
             adapters.whole(self.accelerator.unwrap_model(self.model_wrapped)),
         )
         model.eval()  # the next step begins with train()
-        with attending([model], "sdpa") if is_flex(model) else nullcontext():
-            logged = {"eval_score": distributed.from_main(lambda: score(model))}
+        logged = {"eval_score": distributed.from_main(lambda: score(model))}
         self.log(logged)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, logged)
         return logged

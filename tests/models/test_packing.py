@@ -131,3 +131,37 @@ def test_numbers_of_responses_that_differ_are_refused(
 def test_an_empty_response_is_refused() -> None:
     with pytest.raises(ValueError, match="needs at least its end token"):
         pack([np.array([1, 2])], [[np.array([], dtype=np.int64)]], {})
+
+
+def long() -> tuple[PackedBatch, list[int]]:
+    """Groups that fill several blocks of places, and the lengths of their prompts."""
+    rng = np.random.default_rng(0)
+    sizes = [(70, [260, 250, 60]), (150, [1, 30, 5]), (3, [2, 140, 128])]
+    prompts = [rng.integers(1, 9, prompt) for prompt, _ in sizes]
+    groups = [[rng.integers(1, 9, size) for size in responses] for _, responses in sizes]
+    return pack(prompts, groups, [{}] * 3), [len(prompt) for prompt in prompts]
+
+
+def one_by_one(batch: PackedBatch, prompts: list[int]) -> Tensor:
+    """Who sees whom, from where the tokens were put."""
+    rows, length = batch.input_ids.shape
+    seen = torch.eye(length, dtype=torch.bool).repeat(rows, 1, 1)
+    for question, size in enumerate(prompts):
+        row, last = divmod(int(batch.predictors[question, 0, 0]), length)
+        prompt = list(range(last - size + 1, last + 1))
+        parts = [prompt]
+        for response, tokens in zip(batch.predictors[question], batch.mask[question], strict=True):
+            own = [int(place) % length for place in response[1 : int(tokens.sum())]]
+            seen[row][np.ix_(own, prompt)] = True
+            parts.append(own)
+        for part in parts:
+            seen[row][np.ix_(part, part)] = torch.ones(len(part), len(part), dtype=torch.bool).tril()
+    return seen[:, None]
+
+
+def test_the_matrix_holds_the_pairs_that_one_by_one_gives() -> None:
+    batch, prompts = long()
+    assert batch.input_ids.shape == (3, 637)
+    tokens = (batch.segment >= 0)[:, None, :, None]
+    assert torch.equal(batch.matrix & tokens, one_by_one(batch, prompts) & tokens)
+    assert batch.matrix.any(-1).all(), "a softmax over no token would be NaN"

@@ -12,7 +12,6 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from masters.models.attention import attending
 from masters.responses.engines import Response, shared_prompt
 from masters.responses.engines.local import generate
 from masters.settings import Sampling
@@ -89,8 +88,11 @@ def test_log_probabilities_are_those_of_the_model_on_each_response_alone(
 def test_copies_of_a_prompt_give_the_same_responses(tmp_path: Path) -> None:
     here = families.setting("llava")
     once = write(here, tmp_path / "once")
-    with attending([here.model], "eager"):
+    here.model.set_attn_implementation({"text_config": "eager"})
+    try:
         copied = write(here, tmp_path / "copied")
+    finally:
+        here.model.set_attn_implementation({"text_config": "sdpa"})
     alike(once, copied)
 
 

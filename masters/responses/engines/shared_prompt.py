@@ -18,8 +18,6 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, DynamicCache, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer
 
-from masters.models.attention import attending
-
 BLOCK = 32  # positions that a response's cache grows by; small products use a slow kernel
 NAME = "masters_shared_prompt"
 
@@ -140,13 +138,24 @@ def held_once(model: PreTrainedModel, prompts: DynamicCache, seen: Tensor, n: in
     cache = SharedPrompt(prompts, seen, n)
     token = _read.set(cache)
     try:
-        with attending([model], NAME):
+        with _attending(model):
             yield cache
     finally:
         _read.reset(token)
 
 
 _read: ContextVar[SharedPrompt] = ContextVar("_read")
+
+
+@contextmanager
+def _attending(model: PreTrainedModel) -> Iterator[None]:
+    """Let the text model attend by :data:`NAME`; restore its own attention on exit."""
+    own = model.config.get_text_config()._attn_implementation
+    try:
+        model.set_attn_implementation({"text_config": NAME})
+        yield
+    finally:
+        model.set_attn_implementation({"text_config": own})
 
 
 def _attend(
