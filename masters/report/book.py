@@ -20,6 +20,7 @@ from masters.claims.comparisons import COLUMNS, EFFECTS
 from masters.claims.table import read_claims
 from masters.claims.verdicts import write_claims
 from masters.experiments.arms import settings_of
+from masters.imitation.tables import FOLDER
 from masters.report.departures import departures_page
 from masters.report.first_page import Judged, headline
 from masters.report.imitation_page import imitation_page
@@ -81,7 +82,7 @@ def assemble(profile: str, book: Path, run: Path) -> None:
         "headline": headline(settings, own, extra / "claims.svg", list(found.values())),
         "studies": study_sentences(found, kept),
         **{name: study_page(study, own, extra / f"{name}.svg") for name, study in kept.items()},
-        "why": why_page(profile, run, STUDY.parent / "mask_dose.csv", next(iter(kept.values()), None)),
+        "why": why_page(profile, run, FOLDER, next(iter(kept.values()), None)),
         "imitation": imitation_page(extra / "imitation.svg"),
         "departures": departures_page(book / "api.md", ROOT),
         "provenance": provenance_page(profile, entries),

@@ -57,7 +57,7 @@ def _found(students: pd.DataFrame) -> dict[str, Any]:
     correlation, p = trend(students)
     nearest, farthest = students.iloc[0], students.iloc[-1]
     falls = students[students["verdict"] == "nearer"]
-    depends = correlation < 0 and p < 0.05 and farthest["verdict"] == "nearer" != nearest["verdict"]
+    correlated = correlation < 0 and p < 0.05
     return {
         "count": len(students),
         "verdicts": [(name, int((students["verdict"] == name).sum())) for name in DIRECTIONS],
@@ -65,8 +65,10 @@ def _found(students: pd.DataFrame) -> dict[str, Any]:
         "farthest": farthest.to_dict(),
         "correlation": correlation,
         "p": p,
-        "depends": depends,
+        "correlated": correlated,
+        "depends": correlated and farthest["verdict"] == "nearer" and nearest["verdict"] != "nearer",
         "falls": len(falls),
+        "temperature": float(students["temperature_matched"].mean()),
         "softer": int((falls["temperature_high"] >= 0).sum()),
         "better_softer": int((falls["temperature_low"] > 0).sum()),
     }

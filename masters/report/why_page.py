@@ -5,6 +5,8 @@ from typing import Any
 
 import pandas as pd
 
+from masters.imitation.plan import TEACHER
+from masters.imitation.tables import read
 from masters.report.rendering import fill
 from masters.report.study_page import settings_of_study
 from masters.report.study_tables import Table, blind_accuracies
@@ -33,7 +35,7 @@ def why_page(profile: str, run: Path, pretrained: Path, study: Study | None) -> 
     Args:
         profile: name of the reader's profile.
         run: folder of the reader's run, with ``dose.csv`` and ``rewards.csv`` of its notebooks.
-        pretrained: tracked file of the same doses for a pretrained language model.
+        pretrained: folder of the imitation study's tables, with the same doses for a pretrained model.
         study: the study that the first page shows.
     """
     runs = study is not None and len(study.runs) > 0
@@ -55,10 +57,12 @@ def _dose(own: Path, pretrained: Path) -> dict[str, Any]:
         near = frame[(frame["ratio"] - 0.2).abs() < 1e-9]
         found["own"] = near.assign(before=near["model"].map(whole)).to_dict("records")
         found["table"] = _doses(frame.drop(columns="loss", errors="ignore"))
-    if pretrained.is_file():
-        frame = read_table(pretrained, DOSES)
+    teachers = read("teachers.csv", pretrained)
+    frame = teachers[teachers["way"].isin(["whole", "magnitude"]) & (teachers["kind"] == "all")]
+    if len(frame):
+        frame = frame.rename(columns={"value": "ratio", "dose": "from_whole"}).assign(model=TEACHER)
         found["pretrained"] = frame.set_index("ratio").to_dict()
-        found["pretrained_table"] = _doses(frame.drop(columns="to_student"))
+        found["pretrained_table"] = _doses(frame)
     return found
 
 

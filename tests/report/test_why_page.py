@@ -15,24 +15,24 @@ def test_each_reason_stands_with_its_numbers(tmp_path: Path) -> None:
     own = pd.DataFrame({"model": "large", "ratio": [0.0, 0.2], **dose, "to_student": [0.0101, 0.0103]})
     own.to_csv(tmp_path / "dose.csv", index=False)
     ratios = [0.0, 0.15, 0.2, 0.5]
-    big = pd.DataFrame({"model": "<big>", "ratio": ratios, "from_whole": 0.0873, "argmax_changed": 0.367})
-    big = big.assign(entropy=[3.04, 3.4, 3.3, 3.8], to_student=None, loss=[3.66, 3.64, 3.76, 6.99])
+    big = pd.DataFrame({"way": "magnitude", "value": ratios, "kind": "all", "dose": 0.0873})
+    big = big.assign(argmax_changed=0.367, entropy=[3.04, 3.4, 3.3, 3.8], loss=[3.66, 3.64, 3.76, 6.99])
     facts = {"correlation_correct": 0.01, "correlation_length": -0.23, "flat_accuracy": 0.4}
     facts |= {"advantage_large": 0.22, "advantage_student": -0.22}
     pd.Series(facts, name="value").rename_axis("what").to_csv(tmp_path / "rewards.csv")
     write(tmp_path / "blind.csv", pd.DataFrame({"task": ["all"], "accuracy": [0.37]}))
     rows = [("base", 0, 0.44), ("masters+learning_rate=1e-04", 0, 0.375), ("masters", 0, 0.46)]
     write(tmp_path / "runs.csv", pd.DataFrame(rows, columns=["arm", "replicate", "accuracy"]))
-    big.to_csv(tmp_path / "pretrained.csv", index=False)
+    big.to_csv(tmp_path / "teachers.csv", index=False)
     kept: Any = Kept(tmp_path)
-    text = why_page("mini", tmp_path, tmp_path / "pretrained.csv", kept)
+    text = why_page("mini", tmp_path, tmp_path, kept)
     text = re.sub(r">\s+<", "><", text)
     for words in (
         "moves by 0.0012 nats per token, and 3.1 % of its most likely tokens change",
         "goes from 0.0101 to 0.0103",
         "it moves by 0.087 nats per token, and 37 % of its most likely",
         "(loss 6.99)",
-        "<td>&lt;big&gt;</td><td>0.20</td><td>0.0873</td><td>36.7</td><td>3.300</td><td>3.760</td>",
+        "<td>SmolLM2-135M-Instruct</td><td>0.20</td><td>0.0873</td><td>36.7</td><td>3.300</td><td>3.760</td>",
         "weight 0.03, beta 0.003, lr 0.001 linear, 3 mask stages from r 0.2",
         "the student before training 44.0 %): 1e-04: 37.5 %",
         "scores 37.0 %; the student before training scores 44.0 %, 7.0 points more",
@@ -44,5 +44,5 @@ def test_each_reason_stands_with_its_numbers(tmp_path: Path) -> None:
 
 
 def test_what_no_file_holds_is_left_out(tmp_path: Path) -> None:
-    text = why_page("mini", tmp_path, tmp_path / "none.csv", None)
+    text = why_page("mini", tmp_path, tmp_path, None)
     assert text.strip() == "## The mask hardly changes these teachers"
