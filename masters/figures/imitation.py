@@ -1,6 +1,7 @@
 """The figure of the imitation study: change in divergence over the student's distance, and over the dose."""
 
 import pandas as pd
+from matplotlib.ticker import FuncFormatter
 
 from masters.figures.style import COLORS, MARKERS, QUIET, Drawing, ends, line_style, panels
 from masters.imitation import plan
@@ -46,10 +47,12 @@ def imitation_figure(students: pd.DataFrame, changes: pd.DataFrame, mini: pd.Dat
             second.plot(one["dose"], one["change"], line_style(line), color=COLORS[place], label=words, ms=5)
             said.append(ends(words, one["dose"], one["change"]))
     second.set_xscale("log")
+    second.set_yscale("symlog", linthresh=10)
+    for axis in (second.xaxis, second.yaxis):
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     for panel in axes:
         panel.axhline(0, color=QUIET, lw=1)
         panel.set_ylabel("change in JSD to\nthe student (%)")
-        panel.set_yscale("symlog", linthresh=10)
         panel.legend(frameon=False, fontsize=8, ncols=2)
     figure.alt = f"Change in percent by distance and by dose, in nats per token. {'; '.join(said)}."
     return figure

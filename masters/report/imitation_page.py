@@ -70,6 +70,7 @@ def _found(students: pd.DataFrame) -> dict[str, Any]:
         "falls": len(falls),
         "temperature": float(students["temperature_matched"].mean()),
         "softer": int((falls["temperature_high"] >= 0).sum()),
+        "random": int((falls["random_high"] >= 0).sum()),
         "better_softer": int((falls["temperature_low"] > 0).sum()),
     }
 
