@@ -324,7 +324,7 @@ def test_a_trial_and_a_run_are_stored_and_not_repeated(compared: Path) -> None:
 def test_the_page_shows_students_and_what_is_missing(compared: Path, tmp_path: Path) -> None:
     page = imitation_page(tmp_path / "imitation.svg", compared)
     assert (tmp_path / "imitation.svg").is_file()
-    assert f"of {len(verdicts(compared))})" in page
+    assert f"of {len(verdicts(compared))} students" in page
     assert "No verdict: 0 of 20 runs are finished" in page
     for words in plan.CRITERIA.values():
         assert words.split(".")[0] in page
