@@ -1,6 +1,7 @@
 """``masters distill``: from model folders and a file of questions to one student."""
 
 import json
+import math
 import multiprocessing
 import random
 import time
@@ -23,6 +24,7 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import masters
+from masters.distillation.check import Speed
 from masters.distillation.run import check
 from masters.distillation.run_file import keys_of_the_file, load_run_file
 from masters.experiments.lab import Lab
@@ -140,6 +142,29 @@ def test_a_check_generates_nothing(folder: Path) -> None:
         assert f"memory, {phase}: about" in text
     assert not (folder / "out" / "model").exists()
     assert not list((folder / "out").rglob("part-*.parquet"))
+
+
+def test_the_hours_of_a_check_count_the_pictures_of_every_phase(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An hour per question's pictures, everything else in no time."""
+    monkeypatch.setattr(Speed, "measured", lambda sample: Speed(rate=math.inf, call=0, picture=3600))
+    said: list[str] = []
+    check(own_models.file(folder), said.append)
+    (line,) = [line for line in said if line.startswith("hours")]
+    # 8 questions: answered by the teacher at 3 mask ratios and by the student, read 6 times by the teacher
+    # and 4 times by the student, trained on once. 4 others: answered by the student twice and the teacher.
+    for phase in ("generating 32 to 32", "reading 80 to 80", "training 8 to 8", "evaluating 12 to 12"):
+        assert phase in line
+    assert line.startswith("hours, rough: 132 to 132 (")
+
+
+def test_the_hours_of_a_check_grow_with_the_responses(folder: Path) -> None:
+    speed = Speed(rate=1e9, call=1e-5, picture=1e-3)
+    model, _ = small.build()
+    short, long = (speed.generate(model, 4, 2000, 20, length) for length in (8, 32))
+    assert short < long < 4 * short
+    assert speed.read(model, 100, 20, 10) > speed.read(model, 100, 20, 5) > 100 * speed.picture
 
 
 def test_other_settings_in_the_same_folder_are_refused(folder: Path) -> None:
