@@ -84,9 +84,9 @@ class Estimate:
         each = ", ".join(f"{phase} {_range(*ends)}" for phase, ends in self.hours.items())
         lows, highs = zip(*self.hours.values(), strict=True)
         total = _range(sum(lows), sum(highs))
-        short, long = (f"{100 * share:g}" for share in LENGTHS)
+        shares = " to ".join(f"{100 * share:g}" for share in LENGTHS)
         found.append(
-            f"hours, rough: {total} ({each}), for responses of {short} to {long} % of max_new_tokens"
+            f"hours, rough: {total} ({each}), for responses of {shares} % of max_new_tokens"
         )
         return found
 
