@@ -85,9 +85,7 @@ class Estimate:
         lows, highs = zip(*self.hours.values(), strict=True)
         total = _range(sum(lows), sum(highs))
         shares = " to ".join(f"{100 * share:g}" for share in LENGTHS)
-        found.append(
-            f"hours, rough: {total} ({each}), for responses of {shares} % of max_new_tokens"
-        )
+        found.append(f"hours, rough: {total} ({each}), for responses of {shares} % of max_new_tokens")
         return found
 
 
