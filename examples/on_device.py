@@ -66,7 +66,7 @@ def export(model: Any, inputs: dict[str, torch.Tensor], path: Path) -> None:
     length = torch.export.Dim("length", min=2, max=4096)
     by_length = {name: {1: length} if name in ("input_ids", *TYPES) else None for name in inputs}
     program = torch.onnx.export(
-        LastLogits(model),
+        LastLogits(model).eval(),
         kwargs={"inputs": inputs},
         dynamo=True,
         dynamic_shapes={"inputs": by_length},

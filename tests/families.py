@@ -8,6 +8,7 @@ import inspect
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,7 @@ from transformers import (
     Qwen3VLProcessor,
     SmolVLMConfig,
     SmolVLMImageProcessorPil,
+    SmolVLMProcessor,
 )
 
 from masters.data.questions import Questions, Ragged
@@ -54,6 +56,15 @@ QWEN_SPECIAL = [
     "<|video_pad|>",
 ]
 INTERN_SPECIAL = ["<pad>", "<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>", "<video>"]
+SMOL_SPECIAL = [
+    "<pad>",
+    "<|im_start|>",
+    "<end_of_utterance>",
+    "<image>",
+    "<fake_token_around_image>",
+    "<global-img>",
+]
+SMOL_SPECIAL += [f"<row_{row}_col_{column}>" for row in range(1, 4) for column in range(1, 4)]
 TEMPLATE = (
     "{% for message in messages %}<|im_start|> {{ message['role'] }} "
     "{% for part in message['content'] %}"
@@ -351,6 +362,22 @@ class InternOfImages(InternVLProcessor):
         super().__init__(image_processor, tokenizer, None, image_seq_length, chat_template=chat_template)
 
 
+class SmolOfImages(SmolVLMProcessor):
+    """The processor of SmolVLM without videos, whose numbers its chat template still reads."""
+
+    video_processor = SimpleNamespace(num_frames=1, fps=1)
+
+    def __init__(
+        self,
+        image_processor: Any = None,
+        tokenizer: Any = None,
+        image_seq_len: int = 4,
+        chat_template: str | None = None,
+    ) -> None:
+        super().__init__(image_processor, tokenizer, None, image_seq_len, chat_template=chat_template)
+
+
+AutoProcessor.register(SmolVLMConfig, SmolOfImages, exist_ok=True)
 AutoProcessor.register(Qwen3VLConfig, QwenOfImages, exist_ok=True)
 AutoProcessor.register(InternVLConfig, InternOfImages, exist_ok=True)
 
@@ -404,6 +431,18 @@ def internvl(folder: Path, words: list[str]) -> tuple[PreTrainedModel, Any]:
     image, stop = ours.convert_tokens_to_ids(["<IMG_CONTEXT>", "<|im_end|>"])
     config = internvl_config(len(ours) + EXTRA_ROWS, image, stop)
     return _saved(folder, config, InternOfImages(internvl_images(), ours, chat_template=template))
+
+
+def smolvlm(folder: Path, words: list[str]) -> tuple[PreTrainedModel, Any]:
+    """A SmolVLM and its processor, saved as hub models are; the processor needs num2words."""
+    ours = tokenizer(SMOL_SPECIAL, words)
+    image, stop = ours.convert_tokens_to_ids(["<image>", "<end_of_utterance>"])
+    config, images = configuration("smolvlm")
+    config.image_token_id, config.text_config.eos_token_id = image, stop
+    config.text_config.vocab_size = len(ours) + EXTRA_ROWS
+    tokens = (32 // 8 // config.scale_factor) ** 2  # of a tile
+    template = TEMPLATE.replace("PICTURE", "<image>").replace("<|im_end|>", "<end_of_utterance>")
+    return _saved(folder, config, SmolOfImages(images, ours, tokens, template))
 
 
 def _saved(folder: Path, config: Any, processor: Any) -> tuple[PreTrainedModel, Any]:

@@ -1,13 +1,17 @@
 """What a run needs, found out in seconds without loading weights: tokens, memory, disk, hours.
 
 Operations are counted as in :mod:`masters.analysis.costs`: 2 per weight and token that a model reads or
-generates, 6 per weight and token that it learns from. Hours divide them by the matrix products that this
-device does per second, times the share that such work usually reaches. They are rough: expect a factor of
-three.
+generates, 6 per weight and token that it learns from. Their hours follow from the matrix products that this
+device does per second, times the share that such work usually reaches. Two costs do not depend on the number
+of weights and are measured, too: processing a question's pictures, which every phase does again, and calling
+the modules of a model. How long responses get is unknown, so hours have a range: from responses of a quarter
+of ``max_new_tokens`` to all of it. With the models of ``examples/trial.py`` on one core, whose responses have
+a quarter of that length, the phases took 0.9 to 1.7 times the lower end. Nothing was compared on a GPU.
 """
 
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,15 +27,19 @@ from masters.experiments.memory import memory
 from masters.experiments.response_plan import ResponsePlan
 from masters.models.loading import parameter_count
 from masters.objective.topk import bytes_per_token
-from masters.responses.engines.local import row_bytes
+from masters.responses.engines.local import ROWS, row_bytes
+from masters.responses.teacher_logprobs import BATCH
 from masters.runtime import distributed
 from masters.training.memory import device_memory
 
 GIB = 2**30
 # Share of the measured matrix products per second: reading or learning, and generating token by token.
-READING, GENERATING = 0.3, 0.03
+READING, GENERATING = 0.3, 0.05
+LENGTHS = (0.25, 1.0)  # of max_new_tokens: responses at the lower and the upper end of the hours
+CALLS = 4  # time of a module of a model beside its products, in calls of a linear layer of 8 weights per side
 RESPONSE_BYTES = 24  # of a stored token: its id, two log-probabilities and its text
 SAMPLE = 64  # questions encoded for the estimate
+FEW = 8  # of them whose pictures are timed
 
 
 @dataclass(frozen=True)
@@ -46,7 +54,7 @@ class Estimate:
         available: bytes of memory of a device.
         disk: bytes on disk, by kind.
         free: bytes free on the disk of ``output_dir``.
-        hours: hours by phase, rough.
+        hours: hours by phase: with short and with the longest responses.
     """
 
     questions: int
@@ -56,7 +64,7 @@ class Estimate:
     available: int
     disk: dict[str, int]
     free: int
-    hours: dict[str, float]
+    hours: dict[str, tuple[float, float]]
 
     def lines(self) -> list[str]:
         """Return the estimate for the terminal."""
@@ -73,8 +81,11 @@ class Estimate:
         kinds = ", ".join(f"{kind} {_size(size)}" for kind, size in self.disk.items())
         warning = f", more than the {_size(self.free)} free" if disk > self.free else ""
         found.append(f"disk: up to {_size(disk)} ({kinds}){warning}")
-        each = ", ".join(f"{phase} {hours:.2g}" for phase, hours in self.hours.items())
-        found.append(f"hours, rough: {sum(self.hours.values()):.2g} ({each})")
+        each = ", ".join(f"{phase} {_range(*ends)}" for phase, ends in self.hours.items())
+        lows, highs = zip(*self.hours.values(), strict=True)
+        total = _range(sum(lows), sum(highs))
+        shares = " to ".join(f"{100 * share:g}" for share in LENGTHS)
+        found.append(f"hours, rough: {total} ({each}), for responses of {shares} % of max_new_tokens")
         return found
 
 
@@ -90,14 +101,11 @@ def estimate_run(lab: Lab, spec: RunSpec, sample: Questions, evaluated: int, out
     """
     settings, vocabulary = lab.profile.distillation, len(lab.processor.tokenizer)
     models = {name: lab.skeleton(name) for name in dict.fromkeys(spec.models)}
-    weights = {name: parameter_count(model) for name, model in models.items()}
     stages, longest = all_stages(spec), lab.profile.sampling.max_new_tokens
     plan = ResponsePlan.of([spec], settings.cache_teacher)
     n = max((sum(w.n for w in wanted_responses(spec, stage)) for stage in stages), default=1)
     prompts = [len(sample.prompt(index)) for index in range(len(sample))]
     questions, mean = settings.questions, float(np.mean(prompts))
-
-    world = distributed.world_size()
     try:
         step: int | None = memory(lab, spec, sample, range(len(sample))).total
     except (AttributeError, KeyError, TypeError, ValueError):  # a config that names its sizes otherwise
@@ -107,14 +115,11 @@ def estimate_run(lab: Lab, spec: RunSpec, sample: Questions, evaluated: int, out
         for name in models
     ]
 
-    generated = {w.model: 0 for w in plan.responses}
-    for wanted in plan.responses:
-        generated[wanted.model] += wanted.n * questions
-    responses = sum(generated.values())
+    responses = sum(wanted.n for wanted in plan.responses) * questions
     top_k = settings.top_k_logprobs
     per_token = 2 * vocabulary if top_k is None else bytes_per_token(vocabulary, top_k)
     scored = sum(w.responses.n for w in plan.scores) * questions * longest
-    trained = 4 * weights[spec.student]
+    trained = 4 * parameter_count(models[spec.student])
     disk = {
         "responses": responses * longest * RESPONSE_BYTES,
         "teacher log-probabilities": scored * per_token,
@@ -122,17 +127,8 @@ def estimate_run(lab: Lab, spec: RunSpec, sample: Questions, evaluated: int, out
         "model": trained,
     }
 
-    rate = _products_per_second()
-    generation = sum(2 * weights[name] * count * longest for name, count in generated.items())
-    generation += sum(2 * count * evaluated * longest for count in [weights[spec.student], *weights.values()])
-    reading = sum(2 * weights[w.scorer] * questions * (mean + w.responses.n * longest) for w in plan.scores)
-    reading += sum(2 * weights[name] * questions * mean * len(stages) for name in generated)
-    learning = 6 * weights[spec.student] * spec.steps * spec.batch * (mean + n * longest)
-    hours = {
-        "generating and evaluating": generation / (GENERATING * rate * lab.writers) / 3600,
-        "reading": reading / (READING * rate * lab.profile.processes) / 3600,
-        "training": learning / (READING * rate * world) / 3600,
-    }
+    speed = Speed.measured(sample)
+    low, high = (_hours(lab, spec, plan, models, speed, mean, evaluated, share) for share in LENGTHS)
     return Estimate(
         questions=questions,
         prompt=max(prompts),
@@ -145,8 +141,115 @@ def estimate_run(lab: Lab, spec: RunSpec, sample: Questions, evaluated: int, out
         available=device_memory(),
         disk=disk,
         free=shutil.disk_usage(_existing(output)).free,
-        hours=hours,
+        hours={phase: (low[phase], high[phase]) for phase in low},
     )
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What this device does per second.
+
+    Attributes:
+        rate: operations per second of a matrix product.
+        call: seconds per call of a small linear layer.
+        picture: seconds to open and process the pictures of a question.
+    """
+
+    rate: float
+    call: float
+    picture: float
+
+    @classmethod
+    def measured(cls, sample: Questions) -> "Speed":
+        """Measure this device.
+
+        Args:
+            sample: questions with the pictures to process.
+        """
+        layer, row = torch.nn.Linear(8, 8), torch.ones(1, 8)
+        with torch.inference_mode():
+            call = _seconds(lambda: layer(row), 500)
+        few = range(min(FEW, len(sample)))
+        picture = _seconds(lambda: [sample.image_features([index]) for index in few], 1) / len(few)
+        return cls(_products_per_second(), call, picture)
+
+    def arithmetic(self, model: Any, tokens: float, share: float = READING) -> float:
+        """Return the seconds of the matrix products for some tokens."""
+        return 2 * parameter_count(model) * tokens / (share * self.rate)
+
+    def calls(self, model: Any) -> float:
+        """Return the seconds of a forward pass beside its matrix products."""
+        return CALLS * self.call * sum(not list(module.children()) for module in model.modules())
+
+    def read(self, model: Any, questions: int, tokens: float, passes: float) -> float:
+        """Return the seconds to read questions with some tokens each, in a number of forward passes."""
+        return (
+            self.arithmetic(model, questions * tokens) + passes * self.calls(model) + questions * self.picture
+        )
+
+    def generate(self, model: Any, n: int, questions: int, prompt: float, length: float) -> float:
+        """Return the seconds to generate n responses to each question, as many at once as there may be."""
+        batches = -(-n * questions // ROWS)
+        prompts = self.read(model, questions, prompt, batches)
+        writing = self.arithmetic(model, n * questions * length, GENERATING)
+        return prompts + writing + batches * length * self.calls(model)
+
+
+def _hours(
+    lab: Lab,
+    spec: RunSpec,
+    plan: ResponsePlan,
+    models: dict[str, Any],
+    speed: Speed,
+    prompt: float,
+    evaluated: int,
+    share: float,
+) -> dict[str, float]:
+    """Return the hours by phase.
+
+    Args:
+        models: student and teachers, without weights.
+        prompt: mean length of a prompt, tokens.
+        evaluated: questions that student and teachers answer for the evaluation.
+        share: length of a response as a share of ``max_new_tokens``.
+    """
+    settings, length = lab.profile.distillation, share * lab.profile.sampling.max_new_tokens
+    questions, student = settings.questions, models[spec.student]
+    generating = sum(speed.generate(models[w.model], w.n, questions, prompt, length) for w in plan.responses)
+    reading = sum(
+        speed.read(models[w.scorer], questions, prompt + w.responses.n * length, questions / BATCH)
+        for w in plan.scores
+    )
+    learned = spec.steps * spec.batch  # questions
+    n = max((sum(w.n for w in wanted_responses(spec, stage)) for stage in all_stages(spec)), default=1)
+    passes = 4 if settings.memory_savings.gradient_checkpointing else 3  # a backward pass takes two
+    calls = spec.steps * settings.memory_savings.accumulate
+    training = passes * (
+        speed.arithmetic(student, learned * (prompt + n * length)) + calls * speed.calls(student)
+    )
+    training += learned * speed.picture
+    if spec.teachers and not settings.cache_teacher:  # one teacher and the reference read along
+        largest = max((models[name] for name in spec.teachers), key=parameter_count)
+        for model in (student, largest):
+            training += speed.arithmetic(model, learned * (prompt + n * length))
+    asked = [student, *models.values()]  # the student answers before and after
+    evaluating = sum(speed.generate(model, 1, evaluated, prompt, length) for model in asked)
+    seconds = {
+        "generating": generating / lab.writers,
+        "reading": reading / lab.profile.processes,
+        "training": training / distributed.world_size(),
+        "evaluating": evaluating,
+    }
+    return {phase: spent / 3600 for phase, spent in seconds.items()}
+
+
+def _seconds(work: Callable[[], Any], times: int) -> float:
+    """Return the seconds per call of some work, without the first call."""
+    work()
+    start = time.perf_counter()
+    for _ in range(times):
+        work()
+    return (time.perf_counter() - start) / times
 
 
 def _alone(model: Any, ratio: float, prompt: int, limit: int, n: int) -> tuple[int | None, int | None]:
@@ -164,6 +267,10 @@ def _alone(model: Any, ratio: float, prompt: int, limit: int, n: int) -> tuple[i
         return None, None
 
 
+def _range(low: float, high: float) -> str:
+    return " to ".join(f"{end:,.0f}" if end >= 10 else f"{end:.2g}" for end in (low, high))
+
+
 def _size(count: int) -> str:
     return f"{count / GIB:.1f} GiB" if count >= GIB / 10 else f"{count / 2**20:.1f} MiB"
 
@@ -173,12 +280,7 @@ def _products_per_second(size: int = 1024) -> float:
     gpu = torch.cuda.is_available()
     dtype = torch.bfloat16 if gpu else torch.float32
     a = torch.ones(size, size, device="cuda" if gpu else "cpu", dtype=dtype)
-    float((a @ a)[0, 0])  # warm up
-    start, count = time.perf_counter(), 8
-    for _ in range(count):
-        product = a @ a
-    float(product[0, 0])  # waits for the device
-    return 2 * size**3 * count / (time.perf_counter() - start)
+    return 2 * size**3 / _seconds(lambda: float((a @ a)[0, 0]), 8)  # a number waits for the device
 
 
 def _existing(path: Path) -> Path:

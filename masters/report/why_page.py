@@ -18,6 +18,9 @@ DOSES = Schema(
     | {"to_student": Number(optional=True)},
     ("model", "ratio"),
 )
+# A correlation has no value where all responses are equal, for example all wrong.
+REWARDS = Schema({"what": TEXT, "value": Number(optional=True)}, ("what",))
+CORRELATED = {"correct": "correctness", "length": "the length of the response"}
 # Column of a table of doses: its heading and decimals.
 DOSE = {
     "ratio": ("Mask ratio", 2),
@@ -101,9 +104,11 @@ def _base(study: Study) -> float:
 def _rewards(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
-    facts = read_table(path).set_index("what")["value"]
+    facts = read_table(path, REWARDS).set_index("what")["value"]
     advantages = facts[facts.index.str.startswith("advantage_")]
+    correlations = {words: facts[f"correlation_{name}"] for name, words in CORRELATED.items()}
     return {
         **facts,
+        "correlations": [(words, value) for words, value in correlations.items() if pd.notna(value)],
         "advantages": [(str(name).removeprefix("advantage_"), value) for name, value in advantages.items()],
     }

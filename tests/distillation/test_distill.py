@@ -1,6 +1,7 @@
 """``masters distill``: from model folders and a file of questions to one student."""
 
 import json
+import math
 import multiprocessing
 import random
 import time
@@ -10,6 +11,7 @@ from typing import Any
 
 import families
 import labs
+import own_models
 import pandas as pd
 import pytest
 import small
@@ -22,6 +24,7 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import masters
+from masters.distillation.check import Speed
 from masters.distillation.run import check
 from masters.distillation.run_file import keys_of_the_file, load_run_file
 from masters.experiments.lab import Lab
@@ -37,55 +40,16 @@ def _scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
-def _models(folder: Path) -> None:
-    for seed, (name, width) in enumerate({"student": 16, "teacher": 24, "second": 32}.items()):
-        model, processor = small.build(seed, width)
-        model.save_pretrained(folder / name)
-        processor.save_pretrained(folder / name)
-
-
-def _rows(folder: Path, answers: bool = True, count: int = 12) -> None:
-    """Questions about squares; each picture has pixels of its own."""
-    rows = []
-    for index in range(count):
-        name = list(small.COLOURS)[index % 4]
-        image = small.picture(name)
-        image.putpixel((0, 0), (index, 0, 0))
-        image.save(folder / f"{index}.png")
-        row = {"image": f"{index}.png", "question": "what colour is this square ?", "answer": name}
-        rows.append(row if answers else {k: v for k, v in row.items() if k != "answer"})
-    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
-def _file(place: Path, **changes: Any) -> Path:
-    content: dict[str, Any] = {
-        "student": "student",
-        "teachers": "teacher",
-        "output_dir": "out",
-        "data": {
-            "train": "train.jsonl",
-            "eval": {"split_from_train": 4},
-            "columns": {"images": "image"},
-        },
-        "mask": {"r_max": 0.2, "step": 0.1},
-        "responses": {"teacher": 2, "student": 2, "max_new_tokens": 6},
-        "training": {"learning_rate": 1e-3, "batch": 2},
-    }
-    path = place / "run.yaml"
-    path.write_text(yaml.safe_dump(content | changes))
-    return path
-
-
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    _models(tmp_path)
-    _rows(tmp_path)
+    own_models.models(tmp_path)
+    own_models.rows(tmp_path)
     return tmp_path
 
 
 def test_a_run_ends_in_a_student_with_a_card_answers_and_scores(folder: Path) -> None:
     said: list[str] = []
-    model = masters.distill(_file(folder), said.append)
+    model = masters.distill(own_models.file(folder), said.append)
     output = folder / "out"
     assert model == output / "model"
     AutoModelForImageTextToText.from_pretrained(model)
@@ -112,10 +76,10 @@ def test_a_run_ends_in_a_student_with_a_card_answers_and_scores(folder: Path) ->
 
 def test_the_student_differs_from_its_start_and_a_restart_ends_the_same(folder: Path) -> None:
     quiet = [].append
-    masters.distill(_file(folder), quiet)
+    masters.distill(own_models.file(folder), quiet)
     undisturbed = (folder / "out" / "model" / "model.safetensors").read_bytes()
     assert undisturbed != (folder / "student" / "model.safetensors").read_bytes()
-    _file(folder, output_dir="again")
+    own_models.file(folder, output_dir="again")
 
     class Killed(BaseException):
         pass
@@ -138,11 +102,11 @@ def test_the_student_differs_from_its_start_and_a_restart_ends_the_same(folder: 
 @pytest.mark.fuzz
 def test_kills_at_any_moment_change_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     start = time.monotonic()
-    masters.distill(_file(folder), [].append)
+    masters.distill(own_models.file(folder), [].append)
     seconds, rng = time.monotonic() - start, random.Random(0)
     for number in range(rounds(1)):
         monkeypatch.setenv("MASTERS_CACHE", str(folder / f"cache-{number}"))
-        file, ended = _file(folder, output_dir=f"again-{number}"), False
+        file, ended = own_models.file(folder, output_dir=f"again-{number}"), False
         while not ended:
             run = multiprocessing.get_context("fork").Process(target=masters.distill, args=(file, [].append))
             run.start()
@@ -159,9 +123,9 @@ def test_kills_at_any_moment_change_nothing(folder: Path, monkeypatch: pytest.Mo
 
 
 def test_two_teachers_teach_in_order_and_no_answers_mean_no_accuracy_reward(folder: Path) -> None:
-    _rows(folder, answers=False)
+    own_models.rows(folder, answers=False)
     said: list[str] = []
-    masters.distill(_file(folder, teachers=["teacher", "second"]), said.append)
+    masters.distill(own_models.file(folder, teachers=["teacher", "second"]), said.append)
     assert sum("of train have no answer" in line for line in said) == 1
     log = pd.read_parquet(folder / "out" / "log.parquet")
     assert "distillation_reward" in log or len(log)
@@ -171,7 +135,7 @@ def test_two_teachers_teach_in_order_and_no_answers_mean_no_accuracy_reward(fold
 
 def test_a_check_generates_nothing(folder: Path) -> None:
     said: list[str] = []
-    check(_file(folder), said.append)
+    check(own_models.file(folder), said.append)
     text = "\n".join(said)
     assert "train 8, eval 4" in text and "hours, rough" in text
     for phase in ("generating one response", "scoring one question", "training"):
@@ -180,21 +144,44 @@ def test_a_check_generates_nothing(folder: Path) -> None:
     assert not list((folder / "out").rglob("part-*.parquet"))
 
 
+def test_the_hours_of_a_check_count_the_pictures_of_every_phase(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An hour per question's pictures, everything else in no time."""
+    monkeypatch.setattr(Speed, "measured", lambda sample: Speed(rate=math.inf, call=0, picture=3600))
+    said: list[str] = []
+    check(own_models.file(folder), said.append)
+    (line,) = [line for line in said if line.startswith("hours")]
+    # 8 questions: answered by the teacher at 3 mask ratios and by the student, read 6 times by the teacher
+    # and 4 times by the student, trained on once. 4 others: answered by the student twice and the teacher.
+    for phase in ("generating 32 to 32", "reading 80 to 80", "training 8 to 8", "evaluating 12 to 12"):
+        assert phase in line
+    assert line.startswith("hours, rough: 132 to 132 (")
+
+
+def test_the_hours_of_a_check_grow_with_the_responses(folder: Path) -> None:
+    speed = Speed(rate=1e9, call=1e-5, picture=1e-3)
+    model, _ = small.build()
+    short, long = (speed.generate(model, 4, 2000, 20, length) for length in (8, 32))
+    assert short < long < 4 * short
+    assert speed.read(model, 100, 20, 10) > speed.read(model, 100, 20, 5) > 100 * speed.picture
+
+
 def test_other_settings_in_the_same_folder_are_refused(folder: Path) -> None:
-    masters.distill(_file(folder), [].append)
+    masters.distill(own_models.file(folder), [].append)
     with pytest.raises(ValueError, match=r"other settings \(training differ"):
-        masters.distill(_file(folder, training={"learning_rate": 2e-3, "batch": 2}), [].append)
+        masters.distill(own_models.file(folder, training={"learning_rate": 2e-3, "batch": 2}), [].append)
 
 
 def test_two_at_once_in_one_folder_are_refused(folder: Path) -> None:
     (folder / "out").mkdir()
     with FileLock(folder / "out" / ".lock"), pytest.raises(ValueError, match="another process is using"):
-        masters.distill(_file(folder), [].append)
+        masters.distill(own_models.file(folder), [].append)
 
 
 def test_labels_alone_and_keywords(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
-    options = yaml.safe_load(_file(folder, method="sft", teachers=[]).read_text())
+    options = yaml.safe_load(own_models.file(folder, method="sft", teachers=[]).read_text())
     model = masters.distill(say=[].append, **options)
     assert (model / "config.json").is_file()
     with pytest.raises(ValueError, match="not both"):
@@ -223,7 +210,7 @@ def test_labels_alone_and_keywords(folder: Path, monkeypatch: pytest.MonkeyPatch
 )
 def test_a_wrong_parameter_is_one_line(folder: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message) as caught:
-        masters.distill(_file(folder, **changes), [].append)
+        masters.distill(own_models.file(folder, **changes), [].append)
     assert "\n" not in str(caught.value)
     assert not (folder / "out" / "model").exists()
 
@@ -262,11 +249,16 @@ def test_the_example_files_run_with_tiny_models(folder: Path, name: str) -> None
     assert (masters.distill(folder / "run.yaml", [].append) / "config.json").is_file()
 
 
-def test_a_bfloat16_student_of_another_family_with_several_pictures_or_none(tmp_path: Path) -> None:
-    """Qwen3-VL from a bfloat16 folder: trained in float32, saved as bfloat16, and no longer what it was."""
+@pytest.mark.parametrize("family", ["qwen3_vl", "smolvlm"])
+def test_a_bfloat16_student_of_another_family_with_several_pictures_or_none(
+    tmp_path: Path, family: str
+) -> None:
+    """From a bfloat16 folder: trained in float32, saved as bfloat16, and no longer what it was."""
+    if family == "smolvlm":
+        pytest.importorskip("num2words", reason="SmolVLM's processor needs it: make test-extras")
     words = sorted({*small.WORDS, "which", "is", "brighter", "first", "second", "none"})
     for seed, name in enumerate(("student", "teacher")):
-        model, _ = families.qwen3_vl(tmp_path / name, words)
+        model, _ = getattr(families, family)(tmp_path / name, words)
         families.build(model.config, seed).to(torch.bfloat16).save_pretrained(tmp_path / name)
     rows = []
     for index in range(8):
@@ -280,7 +272,7 @@ def test_a_bfloat16_student_of_another_family_with_several_pictures_or_none(tmp_
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     data = {"train": "train.jsonl", "eval": {"split_from_train": 2}}
     said: list[str] = []
-    saved = masters.distill(_file(tmp_path, data=data), said.append)
+    saved = masters.distill(own_models.file(tmp_path, data=data), said.append)
     student = AutoModelForImageTextToText.from_pretrained(saved)
     assert student.dtype == torch.bfloat16
     before = AutoModelForImageTextToText.from_pretrained(tmp_path / "student")
@@ -336,9 +328,9 @@ def test_a_file_with_every_parameter_is_run_as_it_says(folder: Path) -> None:
 
 def test_evaluations_during_training_are_logged_and_change_nothing(folder: Path) -> None:
     training = {"learning_rate": 1e-3, "batch": 2}
-    plain = masters.distill(_file(folder, training=training), [].append)
+    plain = masters.distill(own_models.file(folder, training=training), [].append)
     logged = masters.distill(
-        _file(folder, training=training | {"eval_steps": 2}, output_dir="logged"), [].append
+        own_models.file(folder, training=training | {"eval_steps": 2}, output_dir="logged"), [].append
     )
     weights = (path / "model.safetensors" for path in (plain, logged))
     assert next(weights).read_bytes() == next(weights).read_bytes()
@@ -352,7 +344,7 @@ def test_five_teachers_teach_in_order_each_loaded_as_asked(folder: Path) -> None
     teachers: list[Any] = ["teacher", "second"] * 2
     teachers.append({"path": "teacher", "device_map": "cpu", "dtype": "bfloat16"})
     training = {"learning_rate": 1e-3, "batch": 2, "epochs": 3}
-    run = load_run_file(_file(folder, teachers=teachers, training=training))
+    run = load_run_file(own_models.file(folder, teachers=teachers, training=training))
     assert run.spec(run.profile(8, 4), True).teachers == tuple(f"teacher{number}" for number in range(1, 6))
     lab = Lab(run.profile(8, 4))
     assert lab.source("teacher5").load().dtype == torch.bfloat16
@@ -365,7 +357,7 @@ def test_five_teachers_teach_in_order_each_loaded_as_asked(folder: Path) -> None
 def test_lora_leaves_its_adapter_beside_the_merged_student(folder: Path) -> None:
     training = {"learning_rate": 1e-2, "batch": 2, "lora": {"rank": 2}}
     merged = AutoModelForImageTextToText.from_pretrained(
-        masters.distill(_file(folder, training=training), [].append)
+        masters.distill(own_models.file(folder, training=training), [].append)
     )
     start = AutoModelForImageTextToText.from_pretrained(folder / "student")
     adapted = PeftModel.from_pretrained(start, folder / "out" / "adapter").merge_and_unload()

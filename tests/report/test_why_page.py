@@ -46,3 +46,12 @@ def test_each_reason_stands_with_its_numbers(tmp_path: Path) -> None:
 def test_what_no_file_holds_is_left_out(tmp_path: Path) -> None:
     text = why_page("mini", tmp_path, tmp_path, None)
     assert text.strip() == "## The mask hardly changes these teachers"
+
+
+def test_a_correlation_without_a_value_is_left_out(tmp_path: Path) -> None:
+    """If all responses are wrong, none is more correct than another."""
+    facts = {"correlation_correct": None, "correlation_length": -0.23, "flat_accuracy": 1.0}
+    pd.Series(facts, name="value").rename_axis("what").to_csv(tmp_path / "rewards.csv")
+    text = why_page("mini", tmp_path, tmp_path / "none.csv", None)
+    assert "a rank correlation of -0.23 with the length of the response. It favors" in text
+    assert "in 100 % of the groups" in text
