@@ -24,6 +24,7 @@ from masters.report.departures import departures_page
 from masters.report.first_page import Judged, headline
 from masters.report.paper_page import paper_page
 from masters.report.rendering import fill
+from masters.report.settings_table import settings_table
 from masters.report.study_page import judged, study_page, study_sentences
 from masters.report.why_page import why_page
 from masters.runtime.files import ROOT, STUDY, write_atomic
@@ -83,6 +84,7 @@ def assemble(profile: str, book: Path, run: Path) -> None:
         **{name: study_page(study, own, extra / f"{name}.svg") for name, study in kept.items()},
         "why": why_page(profile, run, STUDY.parent / "mask_dose.csv", next(iter(kept.values()), None)),
         "paper": paper_page(kept),
+        "settings": settings_table("mini", kept),
         "departures": departures_page(book / "api.md", ROOT),
         "provenance": provenance_page(profile, entries),
         "profiles": profiles_table(),

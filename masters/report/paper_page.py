@@ -275,10 +275,11 @@ def _beside(of: Beside, ours: Mapping[str, pd.DataFrame]) -> Table:
     for name, values in shown.iterrows():
         key, arm = str(name), of.arms[str(name)]
         before = over.get(key)
-        cells = []
-        for column, value in values.items():
-            level = f"{value:g}" if days else f"{value:.1f}"
-            cells.append(_with_effect(level, value, shown.at[before, column] if before else None, days))
+        earlier = dict(shown.loc[before]) if before else {}
+        cells = [
+            _with_effect(f"{value:g}" if days else f"{value:.1f}", value, earlier.get(column), days)
+            for column, value in values.items()
+        ]
         found = [_ours(wide, arm, of.arms.get(before or "", ""), days) for wide in ours.values()]
         names = key.split(" ") if len(of.keys) > 1 else [key]
         rows.append([*map(_label, names), *cells, arm, *found])
