@@ -21,7 +21,7 @@ from masters.claims.table import read_claims
 from masters.claims.verdicts import write_claims
 from masters.experiments.arms import settings_of
 from masters.report.departures import departures_page
-from masters.report.first_page import Judged, headline
+from masters.report.first_page import Judged, claims_section, edition, headline
 from masters.report.paper_page import paper_page
 from masters.report.rendering import fill
 from masters.report.settings_table import settings_table
@@ -79,8 +79,10 @@ def assemble(profile: str, book: Path, run: Path) -> None:
     kept = {name: Study(name, STUDY.with_name(name)) for name in pages_of_studies}
     found = {name: of for name, study in kept.items() if (of := judged(study))}
     pages = {
-        "headline": headline(settings, own, extra / "claims.svg", list(found.values())),
+        "headline": headline(next(iter(found.values()), own), extra / "claims.svg"),
+        "claims": claims_section(settings, own, list(found.values())),
         "studies": study_sentences(found, kept),
+        "citation": fill("citation.md", edition=edition()),
         **{name: study_page(study, own, extra / f"{name}.svg") for name, study in kept.items()},
         "why": why_page(profile, run, STUDY.parent / "mask_dose.csv", next(iter(kept.values()), None)),
         "paper": paper_page(kept),
