@@ -97,7 +97,7 @@ def overview(frame: pd.DataFrame, narrow: bool = False) -> Drawing:
     step = 2.0 if narrow else 1.0  # lines per claim
     figure, (axis,) = panels(1, 1, 0.9 + 0.215 * step * len(rows))
     figure.set_figwidth(NARROW if narrow else FLAT)
-    figure.set_layout_engine("constrained", rect=(0, 0, 1, 1) if narrow else (0.44, 0, 0.47, 1))
+    figure.set_layout_engine("constrained", rect=(0, 0, 1, 1) if narrow else (0.46, 0, 0.45, 1))
     reach, top = _reach(rows), -0.6 if not narrow else -1.5
     end = step * (len(rows) - 1) + 0.6
     axis.set(xlim=(-reach, reach), ylim=(end, top), yticks=[])

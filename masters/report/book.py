@@ -22,6 +22,7 @@ from masters.claims.verdicts import write_claims
 from masters.experiments.arms import settings_of
 from masters.report.departures import departures_page
 from masters.report.first_page import Judged, claims_section, edition, headline
+from masters.report.mind import mind_page
 from masters.report.paper_page import paper_page
 from masters.report.rendering import fill
 from masters.report.settings_table import settings_table
@@ -84,6 +85,7 @@ def assemble(profile: str, book: Path, run: Path) -> None:
         "studies": study_sentences(found, kept),
         "citation": fill("citation.md", edition=edition()),
         **{name: study_page(study, own, extra / f"{name}.svg") for name, study in kept.items()},
+        "mind": mind_page(next(iter(found.values()), None), next(iter(kept.values()), None)),
         "why": why_page(profile, run, STUDY.parent / "mask_dose.csv", next(iter(kept.values()), None)),
         "paper": paper_page(kept),
         "settings": settings_table("mini", kept),
