@@ -21,6 +21,7 @@ from masters.claims.table import read_claims
 from masters.claims.verdicts import write_claims
 from masters.experiments.arms import settings_of
 from masters.report.departures import departures_page
+from masters.report.finish import BETWEEN, finish
 from masters.report.first_page import Judged, claims_section, edition, headline
 from masters.report.mind import mind_page
 from masters.report.paper_page import paper_page
@@ -125,6 +126,7 @@ def render(book: Path) -> Path:
     if done.returncode or not first.is_file():
         print(done.stdout[-4000:] + done.stderr[-8000:], file=sys.stderr)
         raise ValueError("the book did not build clean: see the warnings above")
+    finish(first.parent)
     return first
 
 
@@ -187,8 +189,8 @@ def notebook_page(source: Path) -> str:
         if of_cell:
             cell.metadata["tags"] = sorted(of_cell)
         images = [output.get("metadata", {}).get("image/png", {}) for output in cell.get("outputs", [])]
-        # MyST-NB takes one text per cell.
-        if alt := " ".join(image["alt"] for image in images if "alt" in image):
+        # MyST-NB takes one text per cell; `finish` gives each image its own.
+        if alt := BETWEEN.join(image["alt"] for image in images if "alt" in image):
             cell.metadata["mystnb"] = {"image": {"alt": alt}}
     return str(nbformat.writes(notebook)) + "\n"
 

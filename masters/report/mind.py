@@ -14,6 +14,7 @@ from masters.report.first_page import Judged
 from masters.report.rendering import fill
 from masters.study.study import Study
 
+ARMS = ("treatment", "control")
 # What an interval would have to show, by verdict, for claims that something improves accuracy.
 OTHERWISE = {
     "supported": "an interval that reaches zero, or an effect below the margin",
@@ -93,12 +94,11 @@ def _edge(name: str, study: Study, tried: pd.DataFrame) -> str:
 
 
 def _confounds(row: Mapping[Any, Any], judged: Judged) -> list[str]:
-    trained = [judged.settings.get(row[side], "") for side in ("treatment", "control")]
+    trained = [judged.settings.get(row[side], "") for side in ARMS]
     found = []
     if trained[0] != trained[1] and not {"", "not trained"} & set(trained):
-        found.append(
-            f"The arms were trained apart: {row['treatment']} with {trained[0]}; {row['control']} with {trained[1]}."
-        )
+        pair = "; ".join(f"{row[side]} with {how}" for side, how in zip(ARMS, trained, strict=True))
+        found.append(f"The arms were trained apart: {pair}.")
     if row["disagree"]:
         found.append(f"Greedy and sampled answers disagree: {row['disagree']}.")
     return [*found, row["limits"]]

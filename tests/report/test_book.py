@@ -21,6 +21,7 @@ from masters.claims.comparisons import COLUMNS
 from masters.claims.verdicts import judge_claims, write_claims
 from masters.report import book
 from masters.report.departures import departures_page, paragraphs
+from masters.report.finish import BETWEEN
 from masters.report.first_page import (
     RESULTS,
     Judged,
@@ -45,6 +46,7 @@ class _Page(HTMLParser):
         super().__init__()
         self.links: list[str] = []
         self.loads: list[str] = []
+        self.texts: list[str] = []  # alternative texts of images
         self.anchors: set[str] = set()
         self.feed(path.read_text(encoding="utf-8"))
 
@@ -55,6 +57,8 @@ class _Page(HTMLParser):
             self.links.append(str(values["href"]))
         elif tag != "a":
             self.loads += [str(values[key]) for key in LOADING if values.get(key)]
+        if tag == "img":
+            self.texts.append(values.get("alt") or "")
 
 
 def _pages(folder: Path) -> Iterator[tuple[Path, _Page]]:
@@ -100,6 +104,23 @@ def test_nothing_is_loaded_from_another_host(built_book: Path) -> None:
         assert not re.search(r"(url\(|@import)\s*[\"']?(https?:)?//", style.read_text(encoding="utf-8")), (
             style.name
         )
+
+
+@pytest.mark.slow
+def test_pictures_have_words_and_pages_are_light(built_book: Path) -> None:
+    seen = 0
+    for path, page in _pages(built_book):
+        text = path.read_text(encoding="utf-8")
+        for words in page.texts:
+            seen += 1
+            assert len(words) > 20 and re.search(r"\d", words), f"{path.name}: {words!r} says no number"
+            assert not re.search(r"\.(png|svg|jpe?g)\b|^\S*/\S*$", words), f"{path.name}: {words!r} is a path"
+            assert BETWEEN not in words, path.name
+        assert ("mathjax.js" in text) == bool(re.search(r'class="[^"]*\bmath\b', text)), path.name
+        if path.name not in ("search.html", "genindex.html"):
+            assert '<meta name="description" content="' in text, path.name
+    assert seen > 20
+    assert not list(built_book.rglob("*.map"))
 
 
 @pytest.mark.slow
