@@ -20,6 +20,7 @@ from masters.claims.comparisons import COLUMNS, EFFECTS
 from masters.claims.table import read_claims
 from masters.claims.verdicts import write_claims
 from masters.experiments.arms import settings_of
+from masters.report.api_pages import api_pages
 from masters.report.departures import departures_page
 from masters.report.finish import BETWEEN, finish
 from masters.report.first_page import Judged, claims_section, edition, headline
@@ -91,6 +92,7 @@ def assemble(profile: str, book: Path, run: Path) -> None:
         "paper": paper_page(kept),
         "settings": settings_table("mini", kept),
         "departures": departures_page(book / "api.md", ROOT),
+        **{f"api/{name}": page for name, page in api_pages((book / "api.md").read_text()).items()},
         "provenance": provenance_page(profile, entries),
         "profiles": profiles_table(),
     }
