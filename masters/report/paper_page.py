@@ -242,10 +242,8 @@ def paper_page(studies: Mapping[str, Study]) -> str:
     Raises:
         ValueError: a row of the paper has no entry in :data:`TABLES`, or a file is damaged.
     """
-    accuracies = {
-        study.plan.title: _wide(study.runs, "replicate", "accuracy", 100) for study in studies.values()
-    }
-    seconds = {study.plan.title: _wide(study.costs, "seed", "total_equal", 1) for study in studies.values()}
+    accuracies = {name: _wide(study.runs, "replicate", "accuracy", 100) for name, study in studies.items()}
+    seconds = {name: _wide(study.costs, "seed", "total_equal", 1) for name, study in studies.items()}
     sections = [
         {
             "title": of.title,

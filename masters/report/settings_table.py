@@ -34,7 +34,7 @@ ABOUT = (
     "base",
     "replicate",
 )  # not of the method
-NO_VALUE = ""
+NO_VALUE = "none"
 
 
 def settings_table(profile: str, studies: Mapping[str, Study]) -> str:
@@ -46,8 +46,7 @@ def settings_table(profile: str, studies: Mapping[str, Study]) -> str:
     """
     base = load_profile(profile)
     columns = {profile: _values(base)} | {name: _of_study(study) for name, study in studies.items()}
-    profiles = [base, *(study.profile for study in studies.values())]
-    said = {name: words for each in profiles for name, _, words in _fields(each)}
+    said = {name: words for name, _, words in _fields(base)}
     given = _paths(read(PARAMS / profile / "profile.yaml"))
     rows = []
     for name in dict.fromkeys(name for values in columns.values() for name in values):

@@ -180,7 +180,7 @@ def test_first_page_says_what_the_file_says(example_claims: Path) -> None:
     page = re.sub(r">\s+<", "><", claims_section(smoke, own))
     assert '<tr id="c1"><th scope="row">C1. a &lt;b&gt;bold' in page
     assert (
-        '<td data-label="Paper">+1.3 points</td><td data-label="Ours">+0.4 points<br>-0.2 to +1.0</td>'
+        '<td data-label="Paper">+1.3 points</td><td data-label="Ours">+0.4 points <br>(-0.2 to +1.0)</td>'
         in page
     )
     assert '<span class="verdict not-supported">not supported</span>' in page
