@@ -249,6 +249,8 @@ def paper_page(studies: Mapping[str, Study]) -> str:
             "title": of.title,
             "note": of.note,
             "claims": of.claims(),
+            "named": len(of.keys),
+            "ours": len(studies) + 1,
             "table": _beside(of, seconds if of.name == DAYS else accuracies),
             "cells": None if of.name == DAYS else _cells(of.name),
         }
@@ -265,10 +267,7 @@ def _beside(of: Beside, ours: Mapping[str, pd.DataFrame]) -> Table:
     if not of.across and len(paper.columns) > 1:
         shown = shown.assign(**{f"mean of {len(paper.columns)}": paper.mean(axis=1)})
     header = [_label(name) for name in of.keys]
-    header += [f"Paper:\n{_label(str(name))}" for name in shown] + [
-        "Our arm",
-        *(f"Ours:\n{each}" for each in ours),
-    ]
+    header += [*map(_label, map(str, shown)), "arm", *ours]
     rows = []
     for name, values in shown.iterrows():
         key, arm = str(name), of.arms[str(name)]
