@@ -73,8 +73,8 @@ def claims_section(profile: Profile, own: Judged, studies: Sequence[Judged] = ()
     page = f"{lead.page or 'notebooks/7_claims'}.html"
     claims, rows = [], []
     for row in own.claims.to_dict("records"):
-        name, how = row["id"], {"commands": commands(profile.name, row, profile.seeds)}
-        how |= {"folder": "notebooks/", "results": RESULTS}
+        name, runs = row["id"], commands(profile.name, row, profile.seeds)
+        how = {"commands": runs, "folder": "notebooks/", "results": RESULTS}
         claims.append({**by_id.get(name, row), "address": f"{page}#{name.lower()}"})
         rows.append({"of": row, "how": how, "verdicts": [each.get(name, "") for each in verdicts]})
     return fill(
