@@ -28,6 +28,7 @@ class Claim:
     Attributes:
         id: C1 to C15.
         statement: the claim, as far as it is tested here.
+        name: the same in a few words, for figures.
         comparisons: :attr:`Comparison.role` says which decide and which are only shown.
         where: the notebook that shows the runs.
         limits: what this scale or this design cannot show.
@@ -37,6 +38,7 @@ class Claim:
 
     id: str
     statement: str
+    name: str
     comparisons: tuple[Comparison, ...]
     where: str
     limits: str
@@ -66,6 +68,7 @@ CLAIMS: tuple[Claim, ...] = (
     Claim(
         "C1",
         "Distilling from the large teacher on one label per question improves the base student.",
+        "One label from the large teacher",
         (Comparison("naive", "base", variants("+large_teacher", "base")),),
         "5_offline_rl",
         f"{_SMALL} In a profile's own run the base student is one checkpoint, so only the distilled runs "
@@ -74,6 +77,7 @@ CLAIMS: tuple[Claim, ...] = (
     Claim(
         "C2",
         "Masking the teacher progressively beats the unmasked teacher.",
+        "Mask",
         (
             Comparison(
                 "masked",
@@ -92,6 +96,7 @@ CLAIMS: tuple[Claim, ...] = (
     Claim(
         "C3",
         "Reward feedback adds to progressive masking.",
+        "Rewards on top of the mask",
         (Comparison("masters", "masked", variants("+reward_feedback", "+mask_progressive")),),
         "5_offline_rl",
         "The accuracy reward comes from a rule, not from a language model as judge; answers have one to four "
@@ -100,6 +105,7 @@ CLAIMS: tuple[Claim, ...] = (
     Claim(
         "C4",
         "A mid-size teacher before the large one beats the large one alone.",
+        "Mid teacher first",
         (
             Comparison(
                 "mid_then_large",
@@ -130,6 +136,7 @@ CLAIMS: tuple[Claim, ...] = (
     Claim(
         "C5",
         "A moderate first mask ratio beats an unmasked teacher when both rewards are on.",
+        "Mask under rewards",
         (
             Comparison(
                 "masters",
@@ -148,6 +155,7 @@ CLAIMS: tuple[Claim, ...] = (
     Claim(
         "C6",
         "Both rewards together beat either alone.",
+        "Both rewards, not one",
         (
             Comparison("masters", "accuracy_only", rewards("acc+distill", "acc")),
             Comparison("masters", "distillation_only", rewards("acc+distill", "distill")),
@@ -159,6 +167,7 @@ CLAIMS: tuple[Claim, ...] = (
     Claim(
         "C7",
         "Normalizing the distillation reward within a question's responses matters.",
+        "Normalized reward",
         (Comparison("masters", "unnormalised", rewards("acc+distill", "acc+distill_unnormalised")),),
         "4_reward_design",
         "Advantages are standardized within the group in both arms, so this step can change little.",
@@ -166,6 +175,7 @@ CLAIMS: tuple[Claim, ...] = (
     Claim(
         "C8",
         "A language model as judge gives a better accuracy reward than a rule.",
+        "Language model as judge",
         (Comparison("accuracy_only+judge=llm", "accuracy_only", rewards("acc", "acc_rule_based")),),
         "4_reward_design",
         "Needs a server with a language model as judge. The rule that rewards one of the arms also scores "
@@ -175,6 +185,7 @@ CLAIMS: tuple[Claim, ...] = (
     Claim(
         "C9",
         "An equal mix of student and teacher responses beats those of one model alone.",
+        "Equal mix of responses",
         (
             Comparison("masters", "source=0:8", source(0, 8)),
             Comparison("masters", "source=8:0", source(8, 0)),
@@ -185,6 +196,7 @@ CLAIMS: tuple[Claim, ...] = (
     Claim(
         "C10",
         "Eight responses per question beat two.",
+        "Eight responses, not two",
         (Comparison("masters", "responses=2", note="equal steps, not equal computation"),),
         "3_response_caching",
         f"The paper plots this and gives no numbers. {_STEPS} Saturation beyond eight is not tested.",
@@ -192,6 +204,7 @@ CLAIMS: tuple[Claim, ...] = (
     Claim(
         "C11",
         "Several responses per question beat one label.",
+        "Responses, not one label",
         (
             Comparison(
                 "naive_multi",
@@ -209,6 +222,7 @@ CLAIMS: tuple[Claim, ...] = (
     Claim(
         "C12",
         "Masters improves other distillation objectives that it is plugged into.",
+        "Other objectives",
         (
             Comparison(
                 "masters=skewed_kl",
@@ -230,6 +244,7 @@ CLAIMS: tuple[Claim, ...] = (
     Claim(
         "C13",
         "The distilled student matches or beats a larger model.",
+        "Matches a larger model",
         (
             Comparison(
                 "masters",
@@ -253,6 +268,7 @@ CLAIMS: tuple[Claim, ...] = (
     Claim(
         "C14",
         "Offline training costs a small part, at most a third, of what online reinforcement learning costs.",
+        "Offline costs a third at most",
         (
             Comparison(
                 "online",
@@ -289,6 +305,7 @@ CLAIMS: tuple[Claim, ...] = (
     Claim(
         "C15",
         "Answers do not get longer, so inference takes as long as for the base student.",
+        "Answers stay short",
         (Comparison("masters", "base", metric="tokens"),),
         "6_benchmark_evaluation",
         "Measured as response length; the times of notebook 6 depend on the machine.",

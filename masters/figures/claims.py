@@ -1,7 +1,8 @@
-"""The figure of all claims: each verdict with the effect that it follows from.
+"""The figures of all claims: each verdict with the effect that it follows from.
 
 Each claim is shown in words and numbers, also if it was not tested. There is one layout for wide and one for
-narrow screens.
+narrow screens. :func:`overview` is the short figure with a line per claim, :func:`claims_figure` has their
+statements.
 """
 
 import textwrap
@@ -15,9 +16,11 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.transforms import Transform, blended_transform_factory
 
+from masters.claims.claims import CLAIMS
 from masters.figures.style import BAND, COLORS, INK, QUIET, WIDTH, Drawing, panels
 
-NARROW = 4.8
+NARROW, FLAT = 4.8, 8.5  # inches
+UNIT_MARKS = {"points": "pt", "percent": "%", "times": "x"}
 VERDICT_COLORS = {
     "supported": COLORS[2],
     "not supported": COLORS[3],
@@ -79,6 +82,69 @@ def claims_figure(frame: pd.DataFrame, narrow: bool = False) -> Drawing:
     return figure
 
 
+def overview(frame: pd.DataFrame, narrow: bool = False) -> Drawing:
+    """Draw one line per claim: its name, verdict, effect and interval, and the paper's effect.
+
+    Effects of all units share one axis, in multiples of the claim's margin: 1 is the smallest effect that
+    counts, and 0 is no effect. Effects beyond the axis are arrows at its edge.
+
+    Args:
+        frame: claims, from :func:`masters.claims.verdicts.judge_claims`.
+        narrow: layout for phones: text above the effect, not left of it.
+    """
+    names = {claim.id: claim.name for claim in CLAIMS}
+    rows = [_in_margins(row) for row in frame.to_dict("records")]
+    step = 2.0 if narrow else 1.0  # lines per claim
+    figure, (axis,) = panels(1, 1, 0.9 + 0.215 * step * len(rows))
+    figure.set_figwidth(NARROW if narrow else FLAT)
+    figure.set_layout_engine("constrained", rect=(0, 0, 1, 1) if narrow else (0.46, 0, 0.45, 1))
+    reach, top = _reach(rows), -0.6 if not narrow else -1.5
+    end = step * (len(rows) - 1) + 0.6
+    axis.set(xlim=(-reach, reach), ylim=(end, top), yticks=[])
+    axis.set_xlabel("effect in multiples of the smallest that counts")
+    axis.grid(False)
+    axis.spines[["left", "right", "top"]].set_visible(False)
+    axis.fill_between([-1, 1], top, end, color=BAND, lw=0)
+    axis.axvline(0, color=QUIET, lw=1)
+    across = blended_transform_factory(figure.transFigure, axis.transData)
+    for place, row in enumerate(rows):
+        y = step * place
+        words = names.get(row["id"], "")
+        here = f"{row['ours']} {UNIT_MARKS.get(row['unit'], '')}".strip() if row["ours"] else ""
+        style: dict[str, Any] = {"transform": across, "va": "center", "fontsize": 10, "parse_math": False}
+        at = y - 0.95 if narrow else y
+        said = [
+            axis.text(0.01, at, row["id"], weight="bold", **style),
+            axis.text(0.1 if narrow else 0.05, at, words, **style),
+            axis.text(0.6 if narrow else 0.325, at, row["verdict"], weight="bold", **style),
+            axis.text(0.99, at, here, ha="right", **style),
+        ]
+        for text in said:
+            text.set_in_layout(False)
+        _mark(axis, row, y, -reach, reach)
+    marks: list[Any] = [
+        Line2D([], [], color=INK, marker="o", label="here, 95 % interval"),
+        Line2D([], [], color=INK, marker="D", mfc="none", ls="", label="paper, single runs"),
+        Line2D([], [], color=INK, marker=">", ls="", label="beyond the axis"),
+        Patch(color=BAND, label="too small to count"),
+    ]
+    figure.legend(
+        handles=marks, loc="outside upper center", ncols=2 if narrow else 4, frameon=False, columnspacing=1.2
+    )
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    figure.alt = " ".join(["Effect of each claim, here and in the paper.", *map(_sentence, rows)])
+    return figure
+
+
+def _in_margins(row: Mapping[Any, Any]) -> dict[Any, Any]:
+    """Return a claim with its effects in multiples of the margin; of a ratio, 1 is no effect."""
+    nothing = 1.0 if row["unit"] == "times" else 0.0
+    names = ("effect", "effect_low", "effect_high", "paper_effect")
+    scaled = {name: (float(row[name]) - nothing) / (float(row["margin"]) - nothing) for name in names}
+    return {**row, **scaled, "margin": 1.0}
+
+
 def _sentence(row: Mapping[Any, Any]) -> str:
     """Return verdict and numbers of a claim, for the alternative text."""
     unit = row["unit"]
@@ -107,11 +173,17 @@ def _claim_words(
 
 def _claim_effect(axis: Axes, row: Mapping[Any, Any], y: float, left: float, right: float) -> bool:
     """Draw effect, interval, margin and the paper's effect; return whether any lies beyond the axis."""
-    color, margin = VERDICT_COLORS[row["verdict"]], row["margin"]
-    effect, low, high, paper = _effects(row)
+    margin = row["margin"]
     axis.fill_between([max(left, -margin), margin], y - 0.6, y + 0.6, color=BAND, lw=0)
     nothing = 1 if row["unit"] == "times" else 0
     axis.plot([nothing, nothing], [y - 0.6, y + 0.6], color=QUIET, lw=1)
+    return _mark(axis, row, y, left, right)
+
+
+def _mark(axis: Axes, row: Mapping[Any, Any], y: float, left: float, right: float) -> bool:
+    """Draw effect, interval and the paper's effect; return whether any lies beyond the axis."""
+    color = VERDICT_COLORS[row["verdict"]]
+    effect, low, high, paper = _effects(row)
     axis.plot([low, high], [y, y], "-", color=color, lw=2.5)
     axis.plot([effect], [y], "o", color=color)
     axis.plot([paper], [y], "D", mfc="none", mec=INK)

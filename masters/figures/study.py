@@ -84,7 +84,7 @@ def sweep(runs: pd.DataFrame) -> Drawing:
         for place, (form, rows) in enumerate(table.groupby("form", sort=False)):
             color, marker = COLORS[place], MARKERS[place]
             means = rows.groupby("rate")[quantity].mean()
-            panel.plot(rows["rate"], rows[quantity], marker, color=color, alpha=0.35, ms=5)
+            panel.plot(rows["rate"], rows[quantity], marker, mfc="none", mec=color, mew=0.8, ms=4)
             panel.plot(means.index, means, line_style(place), color=color, label=title(str(form)))
             lines.append(ends(f"{label}, {title(str(form))}", means.index, means))
         panel.set(xscale="log", ylabel=label)

@@ -21,10 +21,15 @@ from masters.claims.table import read_claims
 from masters.claims.verdicts import write_claims
 from masters.experiments.arms import settings_of
 from masters.imitation.tables import FOLDER
+from masters.report.api_pages import api_pages
 from masters.report.departures import departures_page
-from masters.report.first_page import Judged, headline
+from masters.report.finish import BETWEEN, finish
+from masters.report.first_page import Judged, claims_section, edition, headline
 from masters.report.imitation_page import imitation_page
+from masters.report.mind import mind_page
+from masters.report.paper_page import paper_page
 from masters.report.rendering import fill
+from masters.report.settings_table import settings_table
 from masters.report.study_page import judged, study_page, study_sentences
 from masters.report.why_page import why_page
 from masters.runtime.files import ROOT, STUDY, write_atomic
@@ -79,12 +84,18 @@ def assemble(profile: str, book: Path, run: Path) -> None:
     kept = {name: Study(name, STUDY.with_name(name)) for name in pages_of_studies}
     found = {name: of for name, study in kept.items() if (of := judged(study))}
     pages = {
-        "headline": headline(settings, own, extra / "claims.svg", list(found.values())),
+        "headline": headline(next(iter(found.values()), own), extra / "claims.svg"),
+        "claims": claims_section(settings, own, list(found.values())),
         "studies": study_sentences(found, kept),
+        "citation": fill("citation.md", edition=edition()),
         **{name: study_page(study, own, extra / f"{name}.svg") for name, study in kept.items()},
         "why": why_page(profile, run, FOLDER, next(iter(kept.values()), None)),
         "imitation": imitation_page(extra / "imitation.svg"),
+        "mind": mind_page(next(iter(found.values()), None), next(iter(kept.values()), None)),
+        "paper": paper_page(kept),
+        "settings": settings_table("mini", kept),
         "departures": departures_page(book / "api.md", ROOT),
+        **{f"api/{name}": page for name, page in api_pages((book / "api.md").read_text()).items()},
         "provenance": provenance_page(profile, entries),
         "profiles": profiles_table(),
     }
@@ -120,6 +131,7 @@ def render(book: Path) -> Path:
     if done.returncode or not first.is_file():
         print(done.stdout[-4000:] + done.stderr[-8000:], file=sys.stderr)
         raise ValueError("the book did not build clean: see the warnings above")
+    finish(first.parent)
     return first
 
 
@@ -182,8 +194,8 @@ def notebook_page(source: Path) -> str:
         if of_cell:
             cell.metadata["tags"] = sorted(of_cell)
         images = [output.get("metadata", {}).get("image/png", {}) for output in cell.get("outputs", [])]
-        # MyST-NB takes one text per cell.
-        if alt := " ".join(image["alt"] for image in images if "alt" in image):
+        # MyST-NB takes one text per cell; `finish` gives each image its own.
+        if alt := BETWEEN.join(image["alt"] for image in images if "alt" in image):
             cell.metadata["mystnb"] = {"image": {"alt": alt}}
     return str(nbformat.writes(notebook)) + "\n"
 

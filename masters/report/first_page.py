@@ -1,26 +1,29 @@
-"""The book's first page: whether the method helps, how many claims came out how, and how to check each.
+"""The book's first page: what was found in three sentences, a figure and a table.
 
-Every claim is shown with its verdict, also if it was not tested, with the settings of the arms compared and
-the commands of their runs.
+Every claim is shown with its verdict, also if it was not tested. The verdicts of other runs, with the
+commands of the reader's, are in a fold; the pages of the studies have settings and limits.
 """
 
 import shlex
-import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import yaml
 
 from masters.claims.claims import HELPS
 from masters.claims.table import VERDICTS, signed
 from masters.claims.verdicts import disagree, judge_comparisons
-from masters.figures.claims import claims_figure
-from masters.figures.style import write_svg
+from masters.experiments.arms import title
+from masters.figures.claims import claims_figure, overview
+from masters.figures.style import Drawing, write_svg
 from masters.report.rendering import fill
 from masters.report.study_tables import number
+from masters.runtime.files import ROOT
+from masters.runtime.provenance import commit_and_date
 from masters.settings import Profile
 
 RESULTS = "our-numbers-beside-the-paper-s"  # heading of each notebook's results
@@ -35,47 +38,114 @@ class Judged:
         claims: from :func:`masters.claims.verdicts.judge_claims`.
         effects: from :func:`masters.claims.comparisons.measure`.
         settings: what each arm was trained with (:func:`masters.experiments.arms.settings_of`).
+        page: page of the study; empty for the reader's run.
     """
 
     title: str
     claims: pd.DataFrame
     effects: pd.DataFrame
     settings: Mapping[str, str]
+    page: str = ""
 
 
-def headline(profile: Profile, own: Judged, image: Path, studies: Sequence[Judged] = ()) -> str:
-    """Return the first page's results: of the first study if there is one, beside the reader's run.
+def headline(lead: Judged, image: Path) -> str:
+    """Return what stands above everything else: edition, three sentences, and the figure of the claims.
+
+    Args:
+        lead: the first study, or the reader's run without one.
+        image: file of the figure, see :func:`draw_claims`.
+    """
+    drawn = draw_claims(lead.claims, image, overview)
+    return fill("headline.md", edition=edition(), abstract=abstract(lead), **drawn)
+
+
+def claims_section(profile: Profile, own: Judged, studies: Sequence[Judged] = ()) -> str:
+    """Return the claims as a table: of the first study if there is one; other verdicts are in a fold.
 
     Args:
         profile: of the reader's run.
         own: the reader's run.
-        image: file of the figure, see :func:`draw_claims`.
-        studies: the first fills the figure and the effect column.
+        studies: the first fills the table.
     """
     lead, *others = [*studies, own]
     by_id = {row["id"]: row for row in lead.claims.to_dict("records")}
-    verdicts = [brief(each.claims) for each in others]
-    rows = []
+    verdicts = [brief(each.claims) for each in (lead, *others)]
+    page = f"{lead.page or 'notebooks/7_claims'}.html"
+    claims, rows = [], []
     for row in own.claims.to_dict("records"):
-        shown = by_id.get(row["id"], row)
-        before = [row["id"], shown["verdict"], *(verdict.get(row["id"], "") for verdict in verdicts)]
-        how = {"of": row, "commands": commands(profile.name, row, profile.seeds)}
-        rows.append(claim_row(shown, lead, before, (), how))
-    titles = ["\n".join(textwrap.wrap(each.title, 14)) for each in (lead, *others)]
+        name, runs = row["id"], commands(profile.name, row, profile.seeds)
+        how = {"commands": runs, "folder": "notebooks/", "results": RESULTS}
+        claims.append({**by_id.get(name, row), "address": f"{page}#{name.lower()}"})
+        rows.append({"of": row, "how": how, "verdicts": [each.get(name, "") for each in verdicts]})
     return fill(
-        "first_page.md",
-        short=in_short(lead),
-        answers=_answers(lead, *others),
+        "claims.md",
         lead=lead.title,
         counts=counts(lead.claims),
+        claims=claims,
+        titles=["", *(each.title for each in (lead, *others))],
+        rows=rows,
+        answers=_answers(lead, *others),
         own_counts=counts(own.claims),
         above=above_base(own),
         disagreements=disagreements(lead.claims),
-        titles=["", *titles],
-        rows=rows,
         profile=profile,
-        **draw_claims(lead.claims, image),
     )
+
+
+def abstract(judged: Judged) -> list[tuple[str, str]]:
+    """Return three questions, each with its answer in one sentence: does it help, what helps, what hurts."""
+    masters, _, between = _helps(judged)
+    whether = "It was not tested whether training with Masters helps."
+    if masters is not None and between is not None:
+        numbers = f"{_effect(masters)} over the student before training, {_effect(between)} over distillation"
+        whether = f"{in_short(judged).removesuffix('.')}: {numbers} on as many responses."
+    rows = [row for row in judged.claims.to_dict("records") if row["kind"] == "gain"]
+    helps = [f"{row['statement']} ({_of_claim(row)})" for row in rows if row["verdict"] == "supported"]
+    hurts = [
+        f"{_arm_title(row['treatment'])} scores below {_arm_title(row['control'])} ({_of_claim(row)})"
+        for row in rows
+        if row["effect_high"] < 0
+    ]
+    tested = sum(row["verdict"] != "not tested" for row in rows)
+    rest = f"{len(helps)} of {tested} tested claims that something improves accuracy are supported."
+    return [
+        ("Does it help?", whether),
+        ("What helps?", " ".join([*(each.replace(". (", " (") + "." for each in helps), rest])),
+        ("What hurts?", "; ".join(hurts) + "." if hurts else "No tested change has an interval below zero."),
+    ]
+
+
+def _effect(row: Mapping[Any, Any]) -> str:
+    return f"{signed(row['effect'])} points ({_range(row, 'effect')})"
+
+
+def _of_claim(row: Mapping[Any, Any]) -> str:
+    return f"{row['id']}: {row['ours']} {row['unit']}, {row['low']} to {row['high']}"
+
+
+def _arm_title(name: str) -> str:
+    try:
+        return title(name)
+    except ValueError:
+        return name  # an arm of another version
+
+
+def edition() -> dict[str, str]:
+    """Return version, commit and date of this copy, the license, and how to cite paper and repository."""
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    paper = cited["preferred-citation"]
+    authors = ", ".join(f"{each['given-names']} {each['family-names']}" for each in paper["authors"])
+    number = paper["identifiers"][0]["value"]
+    commit, date = commit_and_date()
+    return {
+        "version": str(cited["version"]),
+        "commit": commit[:10],
+        "date": date,
+        "license": cited["license"],
+        "paper": f"{authors}: {paper['title']}. {paper['collection-title']}, {paper['year']}. {number}.",
+        "paper_address": f"https://arxiv.org/abs/{number.removeprefix('arXiv:')}",
+        "this": f"{cited['authors'][0]['name']}: {cited['title']}. Version {cited['version']}.",
+    }
 
 
 def run_claims(own: Judged, profile: Profile) -> str:
@@ -221,19 +291,22 @@ def counts(frame: pd.DataFrame) -> dict[str, Any]:
     return {"all": len(frame), "tested": tested, "verdicts": list(found.items())}
 
 
-def draw_claims(frame: pd.DataFrame, path: Path) -> dict[str, str]:
+def draw_claims(
+    frame: pd.DataFrame, path: Path, draw: Callable[..., Drawing] = claims_figure
+) -> dict[str, str]:
     """Draw the claims for wide and for narrow screens.
 
     Args:
         frame: the claims.
         path: SVG file of the wide figure; the narrow one is beside it.
+        draw: the figure.
 
     Returns:
         ``image`` and ``narrow``, the names of the files, and ``alt``, the alternative text.
     """
-    narrow, figure = path.with_stem(f"{path.stem}-narrow"), claims_figure(frame)
+    narrow, figure = path.with_stem(f"{path.stem}-narrow"), draw(frame)
     write_svg(figure, path)
-    write_svg(claims_figure(frame, narrow=True), narrow)
+    write_svg(draw(frame, narrow=True), narrow)
     return {"image": path.name, "narrow": narrow.name, "alt": figure.alt}
 
 

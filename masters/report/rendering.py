@@ -4,6 +4,7 @@ All text is escaped and put on one line. So text from profiles, models and data 
 the block of HTML around it, behind which it would be read as MyST.
 """
 
+import re
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -27,7 +28,13 @@ ENVIRONMENT = Environment(
 )
 
 
+def _breakable(text: str) -> Markup:
+    """Let a long name break into lines behind its signs; copied, it stays the same."""
+    return Markup(re.sub(r"(?<=\w)([=,+_-])(?=\w)", r"\1<wbr>", str(escape(text))))
+
+
 ENVIRONMENT.filters["signed"] = signed
+ENVIRONMENT.filters["breakable"] = _breakable
 
 
 def fill(template: str, **values: Any) -> str:

@@ -117,7 +117,7 @@ def judged(study: Study) -> Judged | None:
     if not (study.folder / "comparisons.csv").is_file():
         return None
     effects = study.tables.read("comparisons.csv")
-    return Judged(study.plan.title, judge_claims(effects), effects, settings_of_study(study))
+    return Judged(study.plan.title, judge_claims(effects), effects, settings_of_study(study), study.name)
 
 
 def _claims(study: Study, runs: pd.DataFrame, own: Judged, image: Path) -> dict[str, Any]:

@@ -63,19 +63,24 @@ def machine() -> dict[str, Any]:
     }
 
 
+def commit_and_date() -> tuple[str, str]:
+    """Return the commit and its date, such as ``2026-01-31``; ``unknown`` outside a git clone."""
+    return _git("rev-parse", "HEAD") or "unknown", _git("log", "-1", "--format=%cs") or "unknown"
+
+
 def _commit() -> dict[str, Any]:
     """Return the commit and whether files other than results differ from it; None outside a git clone."""
-
-    def git(*words: str) -> str | None:
-        try:
-            done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True)
-        except (OSError, subprocess.CalledProcessError):
-            return None
-        return done.stdout.strip()
-
     # The study and the benchmarks change tracked results while they run.
-    status = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)data/results")
-    return {"commit": git("rev-parse", "HEAD"), "dirty": None if status is None else bool(status)}
+    status = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)data/results")
+    return {"commit": _git("rev-parse", "HEAD"), "dirty": None if status is None else bool(status)}
+
+
+def _git(*words: str) -> str | None:
+    try:
+        done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
 
 
 def _processor() -> str:

@@ -12,16 +12,17 @@ import pandas as pd
 import pytest
 from drawn import readable, xy
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from scipy import stats
 
-from masters.claims.claims import all_pairs
+from masters.claims.claims import CLAIMS, all_pairs
 from masters.claims.comparisons import COLUMNS, measure
 from masters.claims.verdicts import judge_claims
 from masters.figures import claims, plots
-from masters.figures.style import WIDTH
+from masters.figures.style import BAND, COLORS, INK, QUIET, WIDTH
 from masters.masking.schedule import MaskSchedule
 from masters.runtime.files import paper_table
 
@@ -207,6 +208,27 @@ def test_claims_have_ours_and_the_papers(narrow: bool) -> None:
     apart(figure)
 
 
+@pytest.mark.parametrize("narrow", [False, True])
+def test_overview_has_a_line_per_claim_in_multiples_of_its_margin(narrow: bool) -> None:
+    effects = [
+        ["C3", "masters", "masked", "accuracy", -0.5, -1.0, 0.0, 9.0, 10, -0.1, -0.2, 0.0, 30.0],
+        ["C14", "online", "own_accuracy", "cost", 2.0, 1.5, 2.5, 4.0, 5, *[np.nan] * 4],
+    ]
+    frame = judge_claims(pd.DataFrame(effects, columns=COLUMNS))
+    figure = claims.overview(frame, narrow)
+    (axis,) = figure.axes
+    words = [text.get_text() for text in axis.texts]
+    for row, claim in zip(frame.to_dict("records"), CLAIMS, strict=True):
+        at = words.index(row["id"])
+        assert words[at : at + 3] == [row["id"], claim.name, row["verdict"]]
+    assert words[words.index("C3") + 3] == "-0.5 pt" and words[words.index("C14") + 3] == "2.0 x"
+    assert marked(axis, "o", -0.5 / frame.loc[2, "margin"])
+    assert marked(axis, "o", 0.5), "half way from no effect, a ratio of 1, to the margin of 3"
+    assert "C14 not supported: 2.0 times" in figure.alt
+    readable(figure, claims.NARROW if narrow else claims.FLAT)
+    apart(figure)
+
+
 def test_a_large_effect_is_an_arrow_and_the_others_stay_apart() -> None:
     frame = judge_claims(pd.DataFrame(columns=COLUMNS)).head(12)
     small = {
@@ -290,3 +312,15 @@ def test_dollar_signs_of_questions_are_text() -> None:
     figure = plots.samples([row])
     figure.draw_without_rendering()
     assert r"$\frac{ $5 or $6." in figure.alt
+
+
+def test_marks_stand_out_from_white_and_from_the_band() -> None:
+    def luminance(color: str) -> float:
+        values = np.array(to_rgb(color))
+        linear = np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
+        return float(linear @ [0.2126, 0.7152, 0.0722])
+
+    for color in (*COLORS, *claims.VERDICT_COLORS.values(), INK, QUIET):
+        for background in ("#ffffff", BAND):
+            contrast = (luminance(background) + 0.05) / (luminance(color) + 0.05)
+            assert contrast >= 3, f"{color} on {background}"

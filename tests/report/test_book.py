@@ -21,7 +21,17 @@ from masters.claims.comparisons import COLUMNS
 from masters.claims.verdicts import judge_claims, write_claims
 from masters.report import book
 from masters.report.departures import departures_page, paragraphs
-from masters.report.first_page import RESULTS, Judged, answer, draw_claims, headline, in_short
+from masters.report.finish import BETWEEN
+from masters.report.first_page import (
+    RESULTS,
+    Judged,
+    abstract,
+    answer,
+    claims_section,
+    draw_claims,
+    headline,
+    in_short,
+)
 from masters.runtime.files import ROOT
 from masters.runtime.provenance import record_provenance
 from masters.settings import NOTEBOOKS, load_profile
@@ -36,6 +46,7 @@ class _Page(HTMLParser):
         super().__init__()
         self.links: list[str] = []
         self.loads: list[str] = []
+        self.texts: list[str] = []  # alternative texts of images
         self.anchors: set[str] = set()
         self.feed(path.read_text(encoding="utf-8"))
 
@@ -46,6 +57,8 @@ class _Page(HTMLParser):
             self.links.append(str(values["href"]))
         elif tag != "a":
             self.loads += [str(values[key]) for key in LOADING if values.get(key)]
+        if tag == "img":
+            self.texts.append(values.get("alt") or "")
 
 
 def _pages(folder: Path) -> Iterator[tuple[Path, _Page]]:
@@ -91,6 +104,23 @@ def test_nothing_is_loaded_from_another_host(built_book: Path) -> None:
         assert not re.search(r"(url\(|@import)\s*[\"']?(https?:)?//", style.read_text(encoding="utf-8")), (
             style.name
         )
+
+
+@pytest.mark.slow
+def test_pictures_have_words_and_pages_are_light(built_book: Path) -> None:
+    seen = 0
+    for path, page in _pages(built_book):
+        text = path.read_text(encoding="utf-8")
+        for words in page.texts:
+            seen += 1
+            assert len(words) > 20 and re.search(r"\d|^Images with", words), f"{path.name}: {words!r}"
+            assert not re.search(r"\.(png|svg|jpe?g)\b|^\S*/\S*$", words), f"{path.name}: {words!r} is a path"
+            assert BETWEEN not in words, path.name
+        assert ("mathjax.js" in text) == bool(re.search(r'class="[^"]*\bmath\b', text)), path.name
+        if path.name not in ("search.html", "genindex.html"):
+            assert '<meta name="description" content="' in text, path.name
+    assert seen > 20
+    assert not list(built_book.rglob("*.map"))
 
 
 @pytest.mark.slow
@@ -143,31 +173,72 @@ def test_frame_is_what_was_judged(tmp_path: Path) -> None:
     pd.testing.assert_frame_equal(read[list(judged)], judged, check_dtype=False)
 
 
-def test_first_page_says_what_the_file_says(example_claims: Path, tmp_path: Path) -> None:
+def test_first_page_says_what_the_file_says(example_claims: Path) -> None:
     frame = claim_rows.read_claims(example_claims)
     smoke, effects = load_profile("smoke"), pd.DataFrame(columns=COLUMNS)
     own = Judged("Your run (smoke)", frame, effects, {"masters": "beta <0.1>"})
-    page = re.sub(r">\s+<", "><", headline(smoke, own, tmp_path / "claims.svg"))
-    assert "<td>+0.4 points<br>-0.2 to +1.0</td><td>+0.3 points<br>+0.1 to +0.5<br><strong>differs" in page
-    assert "<td>+2 %</td><td>+1.3 points<br>a &lt;b&gt;" in page and "</td><td>yes</td>" in page
-    assert "<code>masters</code> against <code>r_max=0.4</code><br><small>beta &lt;0.1&gt;</small>" in page
+    page = re.sub(r">\s+<", "><", claims_section(smoke, own))
+    assert '<tr id="c1"><th scope="row">C1. a &lt;b&gt;bold' in page
+    assert (
+        '<td data-label="Paper">+1.3 points</td><td data-label="Ours">+0.4 points <br>(-0.2 to +1.0)</td>'
+        in page
+    )
+    assert '<span class="verdict not-supported">not supported</span>' in page
+    assert '<a href="notebooks/7_claims.html#c1">C1 in full</a>' in page
     assert "<li>C1: a &lt;b&gt;bold" in page, "claims on which sampled answers disagree"
-    assert "C5 not tested: paper +1.3 points." in page, "the figure's alternative text"
     assert "<code>masters train smoke r_max=0.4 --seed 0</code>" in page
     assert f'href="notebooks/5_offline_rl.html#{RESULTS}"' in page
-    assert "<th>Your run<br>(smoke)</th><th>The paper says</th>" in page
-    # A longer run is drawn, its verdicts first and these beside; a claim that it does not have stays empty.
+    assert '<th scope="col">Your run (smoke)</th>' in page
+    # A longer run fills the table, and its verdicts stand first in the fold; what it lacks is ours.
     other = frame[frame["id"] != "C1"].assign(verdict="reversed", ours="-9.5", paper="+7.7")
-    study = Judged("A <longer> other run", other, effects, {})
-    page = re.sub(r">\s+<", "><", headline(smoke, own, tmp_path / "other.svg", [study]))
-    assert "Figure and effect column show <em>A &lt;longer&gt; other run</em>." in page
-    assert "<th>A &lt;longer&gt;<br>other run</th><th>Your run<br>(smoke)</th><th>The paper says</th>" in page
-    assert page.count("<td>reversed</td>") == len(frame) - 1
-    assert "C1 supported" not in page and "C3 reversed: -9.5" in page, "the figure's alternative text"
-    assert "<td>C1</td><td>supported</td><td>supported<br>" in page
-    assert page.count("<td>-9.5 points") == page.count("<td>+7.7 points") > 0
-    assert (tmp_path / "other.svg").read_bytes() != (tmp_path / "claims.svg").read_bytes()
+    study = Judged("A <longer> other run", other, effects, {}, "study")
+    page = re.sub(r">\s+<", "><", claims_section(smoke, own, [study]))
+    assert "<caption>The paper's claims and what <em>A &lt;longer&gt; other run</em> found.</caption>" in page
+    assert 'A &lt;longer&gt; other run</th><th scope="col">Your run (smoke)</th>' in page
+    assert page.count('<span class="verdict reversed">reversed</span>') == len(frame) - 1
+    assert page.count("<td>reversed<br>-9.5</td>") == len(frame) - 1
+    assert page.count('"Ours">-9.5 points') == page.count('"Paper">+7.7 points') == len(frame) - 1
+    assert '<a href="study.html#c2">C2 in full</a>' in page
     assert "<code>masters train smoke r_max=0.4 --seed 0</code>" in page
+
+
+def test_first_page_opens_with_the_figure_and_its_edition(example_claims: Path, tmp_path: Path) -> None:
+    frame = claim_rows.read_claims(example_claims)
+    effects = pd.DataFrame(columns=COLUMNS)
+    page = headline(Judged("x", frame, effects, {}), tmp_path / "claims.svg")
+    assert "C5 not tested: paper +1.3 points." in page, "the figure's alternative text"
+    assert f"Version {masters.__version__}, commit <code>" in page and "license Apache-2.0" in page
+    assert "C1: +0.4 points, -0.2 to +1.0" in page and "It was not tested" in page
+    assert (tmp_path / "claims.svg").is_file() and (tmp_path / "claims-narrow.svg").is_file()
+    assert "<b>bold" not in page
+
+
+def test_three_sentences_say_what_helps_and_what_hurts() -> None:
+    pairs = [("masters", "base", 1.6), ("naive_multi", "base", 2.1), ("masters", "naive_multi", -0.4)]
+    rows = [
+        ["helps", *pair, "accuracy", effect, effect - 0.2, effect + 0.2, 9.0, 10] for *pair, effect in pairs
+    ]
+    rows += [
+        ["C10", "masters", "responses=2", "accuracy", 1.1, 0.7, 1.4, 9.0, 10],
+        ["C12", "masters=skewed_kl", "alone=skewed_kl", "accuracy", -0.5, -1.0, -0.02, 9.0, 5],
+        ["C13", "masters", "large", "accuracy", -32.0, -36.0, -28.0, 9.0, 10],
+        ["C13", "masters", "mid", "accuracy", -22.0, -26.0, -18.0, 9.0, 10],
+    ]
+    effects = pd.DataFrame([[*row, *[None] * 4] for row in rows], columns=COLUMNS).astype({"sampled": float})
+    effects = effects.astype(dict.fromkeys(("sampled_low", "sampled_high", "gap"), float))
+    whether, helps, hurts = (words for _, words in abstract(Judged("x", judge_claims(effects), effects, {})))
+    assert whether == (
+        "Training with Masters helps the student, and mask and rewards take away from distillation without "
+        "them: +1.6 points (+1.4 to +1.8) over the student before training, -0.4 points (-0.6 to -0.2) over "
+        "distillation on as many responses."
+    )
+    assert helps == (
+        "Eight responses per question beat two (C10: +1.1 points, +0.7 to +1.4). 1 of 2 tested claims that "
+        "something improves accuracy are supported."
+    )
+    assert hurts == (
+        "Masters with skewed KL scores below skewed KL alone (C12: -0.5 points, -1.0 to -0.02)."
+    ), "a larger model is no change of the method"
 
 
 def test_first_page_answers_whether_the_method_helps(tmp_path: Path) -> None:

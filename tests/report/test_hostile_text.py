@@ -88,8 +88,8 @@ class Hostile:
 
 
 def test_first_page(profile: Profile, own: first_page.Judged, tmp_path: Path) -> None:
-    page = first_page.headline(profile, own, tmp_path / "claims.svg", [own])
-    is_text(page, 14)
+    is_text(first_page.headline(own, tmp_path / "claims.svg"), 3)
+    is_text(first_page.claims_section(profile, own, [own]), 14)
     study: Any = Hostile(tmp_path)
     is_text(study_sentences({"study": own}, {"study": study}))
 
@@ -124,7 +124,7 @@ def test_tables_of_the_run(monkeypatch: pytest.MonkeyPatch, profile: Profile) ->
 
 def test_markup_in_a_cell_is_text() -> None:
     page = fill("table.md", header=["<b>", "a\nb"], rows=[["{{ x }}", HOSTILE]])
-    assert "<th>&lt;b&gt;</th><th>a<br>b</th>" in page and "<td>{{ x }}</td>" in page
+    assert '<th scope="col">&lt;b&gt;</th><th scope="col">a<br>b</th>' in page and "<td>{{ x }}</td>" in page
     is_text(page)
 
 

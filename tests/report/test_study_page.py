@@ -95,7 +95,8 @@ def test_the_page_says_what_the_files_say(study: Path, own: Judged) -> None:
         "3",
         "reversed<br>-2.5",
     ]
-    assert "".join(f"<td>{cell}</td>" for cell in cells) in text and "<th>Your run (mini)</th>" in text
+    assert "".join(f"<td>{cell}</td>" for cell in cells) in text
+    assert '<th scope="col">Your run (mini)</th>' in text
     assert "minus (naive, responses)</td><td>no</td><td>0.2" in text, "a p-value as a number"
     assert "<li>C2: masked against naive_multi: greedy +0.4 (-0.2 to +1.0), sampled +3.0" in text
     assert "<small>weight 0.03, beta 0.003, lr 0.001 linear, 3 mask stages from r 0.2" in text

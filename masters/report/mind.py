@@ -1,0 +1,114 @@
+"""What would change our mind about each claim: what its comparison could detect, and what may confound it.
+
+Everything follows from the first study's tables, and from the limits that each claim states.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+from masters.claims.table import signed
+from masters.report.first_page import Judged
+from masters.report.rendering import fill
+from masters.study.study import Study
+
+ARMS = ("treatment", "control")
+# What an interval would have to show, by verdict, for claims that something improves accuracy.
+OTHERWISE = {
+    "supported": "an interval that reaches zero, or an effect below the margin",
+    "not supported": "an interval that reaches the margin",
+    "reversed": "an interval that reaches zero",
+    "undecided": "a narrower interval: above zero with an effect of the margin or more, or below the margin",
+    "not tested": "a run of its arms",
+}
+
+
+def mind_page(judged: Judged | None, study: Study | None) -> str:
+    """Return a fold per claim.
+
+    Args:
+        judged: the claims of the first study; None if it has measured none.
+        study: that study.
+    """
+    if judged is None or study is None:
+        return fill("mind.md", claims=[])
+    tried = study.tried
+    claims = [
+        {
+            "row": row,
+            "detects": _detects(row),
+            "seeds": _seeds(row, study),
+            "grid": [
+                words for name in (row["treatment"], row["control"]) if (words := _edge(name, study, tried))
+            ],
+            "confounds": _confounds(row, judged),
+            "otherwise": _otherwise(row),
+        }
+        for row in judged.claims.to_dict("records")
+    ]
+    return fill("mind.md", claims=claims)
+
+
+def _detects(row: Mapping[Any, Any]) -> str:
+    if not row["seeds"] > 0:
+        return "Nothing yet: the arms were not run."
+    paper = (
+        "gives none"
+        if math.isnan(row["paper_effect"])
+        else f"has {signed(row['paper_effect'])} {row['unit']}"
+    )
+    if row["unit"] == "times":
+        paper = f"has {row['paper_effect']:.1f} times"
+    return (
+        f"{row['smallest']:.1f} {row['unit']}, four times out of five. The margin is {row['margin']:.2f} "
+        f"{row['unit']}; the paper {paper}."
+    )
+
+
+def _seeds(row: Mapping[Any, Any], study: Study) -> str:
+    if not row["seeds"] > 0:
+        return "none"
+    words = f"{int(row['seeds'])} of the {study.plan.seeds} that the main arms have"
+    if row["kind"] == "gain" and row["smallest"] > row["margin"]:
+        # The smallest detectable effect falls with the square root of the number of seeds.
+        needed = math.ceil(row["seeds"] * (row["smallest"] / row["margin"]) ** 2)
+        words += (
+            f"; about {needed} would detect an effect as small as the margin, if their spread stays the same"
+        )
+    return words
+
+
+def _edge(name: str, study: Study, tried: pd.DataFrame) -> str:
+    """Return where the learning rate of an arm lies in the grid that it was chosen from; empty if untuned."""
+    head = next((head for head, rest in study.plan.tuned.items() if name in (head, *rest)), name)
+    rates = tried.loc[tried["arm"] == head, "learning_rate"]
+    chosen = tried.loc[(tried["arm"] == head) & tried["chosen"].astype(bool), "learning_rate"]
+    if chosen.empty or rates.nunique() < 2:
+        return ""
+    rate = chosen.iloc[0]
+    where = {rates.min(): "the smallest tried", rates.max(): "the largest tried"}.get(rate, "inside the grid")
+    of = "" if head == name else f", chosen for {head}"
+    return f"{name}: learning rate {rate:g}{of}, {where}"
+
+
+def _confounds(row: Mapping[Any, Any], judged: Judged) -> list[str]:
+    trained = [judged.settings.get(row[side], "") for side in ARMS]
+    found = []
+    if trained[0] != trained[1] and not {"", "not trained"} & set(trained):
+        pair = "; ".join(f"{row[side]} with {how}" for side, how in zip(ARMS, trained, strict=True))
+        found.append(f"The arms were trained apart: {pair}.")
+    if row["disagree"]:
+        found.append(f"Greedy and sampled answers disagree: {row['disagree']}.")
+    return [*found, row["limits"]]
+
+
+def _otherwise(row: Mapping[Any, Any]) -> str:
+    if row["kind"] == "gain" or row["verdict"] == "not tested":
+        return OTHERWISE[row["verdict"]]
+    below, above = {"no worse": ("below minus", "above minus"), "at most": ("above", "below")}.get(
+        row["kind"], ("below", "above")
+    )
+    reach = f"that reaches {below}" if row["verdict"] == "supported" else above
+    return f"an interval {reach} the margin of {row['margin']:.2f} {row['unit']}"

@@ -1,0 +1,73 @@
+"""What would change our mind: from the tables of the study, one fold per claim."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from study_files import Kept, write
+
+from masters.claims.claims import CLAIMS
+from masters.claims.comparisons import COLUMNS
+from masters.claims.verdicts import judge_claims
+from masters.report.first_page import Judged
+from masters.report.mind import mind_page
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Any:
+    trials = [("masters", rate, rate == 1e-3) for rate in (1e-4, 3e-4, 1e-3)]
+    trials += [("masked", rate, rate == 1e-3) for rate in (1e-4, 1e-3, 2e-3)]
+    rows = pd.DataFrame(trials, columns=["arm", "learning_rate", "chosen"])
+    write(tmp_path / "trials.csv", rows.assign(setting=[f"setting {at}" for at in rows.index]))
+    return Kept(tmp_path)
+
+
+@pytest.fixture
+def folds(study: Any) -> dict[str, str]:
+    compared = [
+        ("C3", "masters", "masked", "accuracy", -0.5, -1.0, 0.0, 9.0, 10, -0.1, -0.2, 0.0, 30.0),
+        ("C10", "masters", "responses=2", "accuracy", 1.1, 0.7, 1.5, 4.0, 5, 1.0, 0.9, 1.1, 30.0),
+        ("C15", "masters", "base", "tokens", -2.1, -3.4, -0.8, 9.0, 10, None, None, None, None),
+    ]
+    effects = pd.DataFrame(compared, columns=COLUMNS)
+    settings = {"masters": "weight <0.03>", "masked": "no weight", "base": "not trained"}
+    text = mind_page(Judged("x", judge_claims(effects), effects, settings), study)
+    found = re.findall(r'<details id="mind-(c\d+)">(.*?)</details>', text, re.DOTALL)
+    return {name: " ".join(re.sub("<[^>]+>", "", words).split()) for name, words in found}
+
+
+def test_every_claim_has_a_fold(folds: dict[str, str]) -> None:
+    assert list(folds) == [claim.id.lower() for claim in CLAIMS]
+    assert "needs a run of its arms" in folds["c8"] and "the arms were not run" in folds["c8"]
+
+
+def test_a_fold_says_what_was_detectable_and_where_tuning_ended(folds: dict[str, str]) -> None:
+    words = folds["c3"]
+    assert "needs an interval that reaches the margin. Now: -0.5 points (-1.0 to 0.0)." in words
+    assert (
+        "0.7 points, four times out of five. The margin is 1.00 points; the paper has +2.0 points." in words
+    )
+    assert "Seeds: 10 of the 10 that the main arms have." in words, "the margin can be detected"
+    assert "masters: learning rate 0.001, the largest tried; masked: learning rate 0.001, inside the" in words
+    assert "trained apart: masters with weight &lt;0.03&gt;; masked with no weight." in words
+    assert CLAIMS[2].limits in words
+
+
+def test_a_fold_says_how_many_seeds_the_margin_needs(folds: dict[str, str]) -> None:
+    words = folds["c10"]
+    seeds = int(re.findall(r"5 of the 10 that the main arms have; about (\d+) would detect", words)[0])
+    detects = float(re.findall(r"effect. (\d\.\d) points", words)[0])
+    assert seeds == pytest.approx(5 * (detects / 0.25) ** 2, rel=0.3)
+    assert "responses=2: learning rate 0.001, chosen for masters, the largest tried" in words
+    assert "the paper gives none" in words
+
+
+def test_other_kinds_of_claims_have_their_own_rule(folds: dict[str, str]) -> None:
+    assert "needs an interval that reaches above the margin of 10.00 percent" in folds["c15"]
+    assert "trained apart" not in folds["c15"], "base was not trained"
+
+
+def test_without_a_study() -> None:
+    assert "no results of a study" in mind_page(None, None)
