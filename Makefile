@@ -28,7 +28,7 @@ NOTEBOOKS := 1_tasks_and_models 2_masking_ablations 3_response_caching 4_reward_
 EXECUTED := $(NOTEBOOKS:%=$(OUT)/%.ipynb)
 PACKAGE := $(shell find masters -name '*.py')
 PAGES := $(shell find book -name '*.md' -not -path 'book/_build/*' -not -path 'book/generated/*') \
-	$(wildcard book/*.yml book/_static/* data/results/*/* masters/report/templates/*) \
+	$(wildcard book/*.yml book/_static/* data/results/*/* masters/pages/templates/*) \
 	$(wildcard notebooks/params/*.yaml)
 
 .DEFAULT_GOAL := help

@@ -14,9 +14,9 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 from claim_lines import claim_line, write_lines
 
 from masters.claims.table import VERDICTS
+from masters.pages.parameters import NOTEBOOKS
 from masters.report import book
 from masters.runtime.files import ROOT
-from masters.settings import NOTEBOOKS
 
 
 @pytest.fixture

@@ -37,7 +37,8 @@ ALLOWED: dict[str, set[str]] = {
 }
 ALLOWED["imitation"] = {"study", *ALLOWED["study"]}
 ALLOWED["figures"] = {"imitation", *ALLOWED["imitation"]}
-ALLOWED["report"] = {"figures", *ALLOWED["figures"]}
+ALLOWED["pages"] = {"figures", *ALLOWED["figures"]}
+ALLOWED["report"] = {"pages", *ALLOWED["pages"]}
 ALLOWED["distillation"] = {"claims", "experiments", *ALLOWED["experiments"]}
 ALLOWED["cli"] = {"distillation", "report", *ALLOWED["report"]}
 

@@ -43,7 +43,8 @@ app.add_typer(data, name="data")
 @app.command()
 def plan(profile: ProfileName) -> None:
     """Check every parameter of a profile; show what it runs, for how long, and what it can show."""
-    from masters.settings import NOTEBOOKS, load_profile, notebook_parameters
+    from masters.pages.parameters import NOTEBOOKS, notebook_parameters
+    from masters.settings import load_profile
 
     settings = load_profile(profile)
     for notebook in NOTEBOOKS:

@@ -21,20 +21,21 @@ from masters.claims.table import read_claims
 from masters.claims.verdicts import write_claims
 from masters.experiments.arms import settings_of
 from masters.imitation.tables import FOLDER
-from masters.report.api_pages import api_pages
-from masters.report.departures import departures_page
+from masters.pages.api import api_pages
+from masters.pages.departures import departures_page
+from masters.pages.first import Judged, claims_section, edition, headline
+from masters.pages.imitation import imitation_page
+from masters.pages.mind import mind_page
+from masters.pages.paper import paper_page
+from masters.pages.parameters import NOTEBOOKS
+from masters.pages.rendering import fill
+from masters.pages.settings import settings_table
+from masters.pages.study import judged, study_page, study_sentences
+from masters.pages.why import why_page
 from masters.report.finish import BETWEEN, finish
-from masters.report.first_page import Judged, claims_section, edition, headline
-from masters.report.imitation_page import imitation_page
-from masters.report.mind import mind_page
-from masters.report.paper_page import paper_page
-from masters.report.rendering import fill
-from masters.report.settings_table import settings_table
-from masters.report.study_page import judged, study_page, study_sentences
-from masters.report.why_page import why_page
 from masters.runtime.files import ROOT, STUDY, write_atomic
 from masters.runtime.tables import read_intact, read_json, read_table
-from masters.settings import NOTEBOOKS, load_profile, profiles
+from masters.settings import load_profile, profiles
 from masters.study.plan import studies
 from masters.study.study import Study
 

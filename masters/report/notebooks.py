@@ -23,10 +23,11 @@ from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
 
 from masters.own_data.tasks import content_of
+from masters.pages.parameters import NOTEBOOKS, notebook_parameters
 from masters.runtime import progress
 from masters.runtime.files import ROOT, write_atomic
 from masters.runtime.provenance import record_provenance
-from masters.settings import NOTEBOOKS, load_profile, notebook_parameters
+from masters.settings import load_profile
 
 # The same order of sets of strings in every run, and no warnings about forked tokenizers.
 KERNEL_ENVIRONMENT = {"PYTHONHASHSEED": "0", "TOKENIZERS_PARALLELISM": "false"}
@@ -65,7 +66,7 @@ def checked_parameters(source: Path, profile: str, notebook: str) -> dict[str, A
     Args:
         source: notebook file, with one cell tagged ``parameters``.
         profile: folder of ``notebooks/params``.
-        notebook: name in ``masters.settings.NOTEBOOKS``.
+        notebook: name in ``masters.pages.parameters.NOTEBOOKS``.
 
     Raises:
         ValueError: a parameter is unknown to the settings or to the notebook, or has a wrong type or value.

@@ -18,9 +18,9 @@ from masters.claims.evidence import Evidence
 from masters.claims.statistics import Interval, minimum_detectable_effect, p_value
 from masters.claims.verdicts import SEVERITY, excludes_paper, judge_comparisons, verdict, write_claims
 from masters.experiments.arms import title
+from masters.pages.parameters import NOTEBOOKS
 from masters.runtime.files import paper_table
 from masters.runtime.tables import read_table
-from masters.settings import NOTEBOOKS
 
 C = {claim.id: claim for claim in CLAIMS}
 

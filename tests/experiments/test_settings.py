@@ -6,7 +6,8 @@ import pytest
 import yaml
 
 from masters import settings
-from masters.settings import NOTEBOOKS, PARAMS, load_profile, notebook_parameters, profiles
+from masters.pages.parameters import NOTEBOOKS, notebook_parameters
+from masters.settings import PARAMS, load_profile, profiles
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from masters.imitation.models import load_teacher, pruned
 from masters.imitation.tables import add_learning, read, read_learning, write
 from masters.imitation.texts import docstrings, held_out, question, training_sequences
 from masters.objective.divergence import divergence
-from masters.report.imitation_page import imitation_page
+from masters.pages.imitation import imitation_page
 from masters.runtime.files import write_folder_once
 
 SMALL = {

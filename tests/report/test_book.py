@@ -19,10 +19,8 @@ import masters
 from masters.claims import table as claim_rows
 from masters.claims.comparisons import COLUMNS
 from masters.claims.verdicts import judge_claims, write_claims
-from masters.report import book
-from masters.report.departures import departures_page, paragraphs
-from masters.report.finish import BETWEEN
-from masters.report.first_page import (
+from masters.pages.departures import departures_page, paragraphs
+from masters.pages.first import (
     RESULTS,
     Judged,
     abstract,
@@ -32,9 +30,12 @@ from masters.report.first_page import (
     headline,
     in_short,
 )
+from masters.pages.parameters import NOTEBOOKS
+from masters.report import book
+from masters.report.finish import BETWEEN
 from masters.runtime.files import ROOT
 from masters.runtime.provenance import record_provenance
-from masters.settings import NOTEBOOKS, load_profile
+from masters.settings import load_profile
 
 LOADING = ("src", "srcset", "href", "data", "poster")  # no srcset here has more than one address
 

@@ -17,10 +17,11 @@ from masters import settings
 from masters.claims.table import read_claims
 from masters.cli.main import app
 from masters.experiments.lab import Lab
+from masters.pages.parameters import NOTEBOOKS
 from masters.report import book
 from masters.report.notebooks import checked_parameters, source_of
 from masters.runtime import files
-from masters.settings import NOTEBOOKS, PARAMS
+from masters.settings import PARAMS
 
 ROOT = files.ROOT
 

@@ -19,11 +19,12 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
+from masters.pages.parameters import NOTEBOOKS
 from masters.report import notebooks as reproduce
 from masters.runtime import progress, provenance
 from masters.runtime.files import ROOT
 from masters.runtime.provenance import record_provenance
-from masters.settings import NOTEBOOKS, profiles
+from masters.settings import profiles
 
 
 def _write(path: Path, *cells: str) -> Path:

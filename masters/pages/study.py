@@ -13,8 +13,8 @@ import pandas as pd
 from masters.claims.verdicts import judge_claims, judge_comparisons
 from masters.experiments.arms import arm, settings_of
 from masters.experiments.curriculum import learning_rate_shares
-from masters.report import study_tables as tables
-from masters.report.first_page import (
+from masters.pages import study_tables as tables
+from masters.pages.first import (
     Judged,
     answer,
     brief,
@@ -24,8 +24,8 @@ from masters.report.first_page import (
     draw_claims,
     in_short,
 )
-from masters.report.rendering import fill
-from masters.report.study_tables import blind_accuracies, number
+from masters.pages.rendering import fill
+from masters.pages.study_tables import blind_accuracies, number
 from masters.study.plan import StudyPlan
 from masters.study.study import Study
 

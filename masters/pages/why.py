@@ -7,9 +7,9 @@ import pandas as pd
 
 from masters.imitation.plan import TEACHER
 from masters.imitation.tables import read
-from masters.report.rendering import fill
-from masters.report.study_page import settings_of_study
-from masters.report.study_tables import Table, blind_accuracies
+from masters.pages.rendering import fill
+from masters.pages.study import settings_of_study
+from masters.pages.study_tables import Table, blind_accuracies
 from masters.runtime.tables import FRACTION, NUMBER, TEXT, Number, Schema, read_table
 from masters.study.study import Study
 

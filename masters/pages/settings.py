@@ -13,8 +13,9 @@ from pydantic import BaseModel
 
 from masters.experiments.arms import arm
 from masters.objective.options import LossOptions
-from masters.report.rendering import fill
-from masters.settings import NOTEBOOKS, PARAMS, ModelSpec, Profile, load_profile, notebook_parameters, read
+from masters.pages.parameters import NOTEBOOKS, notebook_parameters
+from masters.pages.rendering import fill
+from masters.settings import PARAMS, ModelSpec, Profile, load_profile, read
 from masters.study.study import Study
 
 # From what decides most about a result to what decides least; names begin with one of these.

@@ -20,8 +20,8 @@ from masters.claims.verdicts import disagree, judge_comparisons
 from masters.experiments.arms import title
 from masters.figures.claims import claims_figure, overview
 from masters.figures.style import Drawing, write_svg
-from masters.report.rendering import fill
-from masters.report.study_tables import number
+from masters.pages.rendering import fill
+from masters.pages.study_tables import number
 from masters.runtime.files import ROOT
 from masters.runtime.provenance import commit_and_date
 from masters.settings import Profile

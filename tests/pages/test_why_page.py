@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 from study_files import Kept, write
 
-from masters.report.why_page import why_page
+from masters.pages.why import why_page
 
 
 def test_each_reason_stands_with_its_numbers(tmp_path: Path) -> None:

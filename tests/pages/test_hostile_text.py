@@ -14,10 +14,11 @@ from study_files import write
 
 from masters.claims.comparisons import COLUMNS
 from masters.claims.table import read_claims
-from masters.report import book, first_page
-from masters.report.rendering import fill
-from masters.report.study_page import study_page, study_sentences
-from masters.report.why_page import why_page
+from masters.pages import first as first_page
+from masters.pages.rendering import fill
+from masters.pages.study import study_page, study_sentences
+from masters.pages.why import why_page
+from masters.report import book
 from masters.runtime.files import ROOT
 from masters.settings import Profile, load_profile
 from masters.study.effects import COLUMNS as MAP
@@ -130,4 +131,4 @@ def test_markup_in_a_cell_is_text() -> None:
 
 def test_templates_are_shipped() -> None:
     data = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
-    assert "report/templates/*" in data["masters"]
+    assert "pages/templates/*" in data["masters"]

@@ -12,8 +12,9 @@ from study_files import Kept, write
 
 from masters.claims.comparisons import COLUMNS
 from masters.claims.table import read_claims
-from masters.report import study_page, study_tables
-from masters.report.first_page import Judged
+from masters.pages import study as study_page
+from masters.pages import study_tables
+from masters.pages.first import Judged
 from masters.study.effects import COLUMNS as MAP_COLUMNS
 from masters.study.plan import load_study
 

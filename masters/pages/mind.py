@@ -10,8 +10,8 @@ from typing import Any
 import pandas as pd
 
 from masters.claims.table import signed
-from masters.report.first_page import Judged
-from masters.report.rendering import fill
+from masters.pages.first import Judged
+from masters.pages.rendering import fill
 from masters.study.study import Study
 
 ARMS = ("treatment", "control")

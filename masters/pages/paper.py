@@ -13,8 +13,8 @@ import pandas as pd
 
 from masters.claims.claims import CLAIMS
 from masters.claims.table import signed
-from masters.report.rendering import fill
-from masters.report.study_tables import Table
+from masters.pages.rendering import fill
+from masters.pages.study_tables import Table
 from masters.runtime.files import paper_table
 from masters.study.study import Study
 
@@ -59,7 +59,7 @@ class Beside:
         table = paper_table(self.name)
         names = table[[*self.keys]].map(_word).agg(" ".join, axis=1)
         if lacking := sorted(set(names) - set(self.arms)):
-            raise ValueError(f"masters/report/paper_page.py says nothing of {self.name}: {lacking[0]}")
+            raise ValueError(f"masters/pages/paper.py says nothing of {self.name}: {lacking[0]}")
         scores = table.drop(columns=[*self.keys, *filter(None, [self.across])])
         if self.across:
             mean = scores["avg"] if "avg" in scores else scores.mean(axis=1)

@@ -11,8 +11,8 @@ from study_files import Kept, write
 from masters.claims.claims import CLAIMS
 from masters.claims.comparisons import COLUMNS
 from masters.claims.verdicts import judge_claims
-from masters.report.first_page import Judged
-from masters.report.mind import mind_page
+from masters.pages.first import Judged
+from masters.pages.mind import mind_page
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ def _on_one_line(value: Any) -> Markup:
 
 
 ENVIRONMENT = Environment(
-    loader=PackageLoader("masters.report"),
+    loader=PackageLoader("masters.pages"),
     autoescape=True,
     finalize=_on_one_line,
     undefined=StrictUndefined,
@@ -38,7 +38,7 @@ ENVIRONMENT.filters["breakable"] = _breakable
 
 
 def fill(template: str, **values: Any) -> str:
-    """Fill a template of ``masters/report/templates``; line breaks in a table's cell become ``<br>``."""
+    """Fill a template of ``masters/pages/templates``; line breaks in a table's cell become ``<br>``."""
     return ENVIRONMENT.get_template(template).render(values)
 
 

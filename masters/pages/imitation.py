@@ -11,8 +11,8 @@ from masters.imitation import plan
 from masters.imitation.changes import direction, effects, trend, verdicts
 from masters.imitation.results import learned, missing
 from masters.imitation.tables import FOLDER, read
-from masters.report.rendering import fill
-from masters.report.study_tables import Table
+from masters.pages.rendering import fill
+from masters.pages.study_tables import Table
 
 DIRECTIONS = ("nearer", "farther", "no change", "undecided")
 

@@ -2,7 +2,7 @@
 
 import re
 
-from masters.report.api_pages import api_pages
+from masters.pages.api import api_pages
 from masters.runtime.files import ROOT
 
 

@@ -7,7 +7,7 @@ import pytest
 import yaml
 from study_files import Kept
 
-from masters.report.settings_table import settings_table
+from masters.pages.settings import settings_table
 from masters.settings import PARAMS
 
 
