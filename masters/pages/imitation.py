@@ -14,7 +14,13 @@ from masters.imitation.tables import FOLDER, read
 from masters.pages.rendering import fill
 from masters.pages.study_tables import Table
 
-DIRECTIONS = ("nearer", "farther", "no change", "undecided")
+# Verdicts, and how they read in a sentence.
+DIRECTIONS = {
+    "nearer": "nearer to {}",
+    "farther": "farther from {}",
+    "no change": "as far as before from {}",
+    "undecided": "undecided for {}",
+}
 
 
 def imitation_page(picture: Path, folder: Path = FOLDER) -> str:
@@ -57,10 +63,11 @@ def _found(students: pd.DataFrame) -> dict[str, Any]:
     correlation, p = trend(students)
     nearest, farthest = students.iloc[0], students.iloc[-1]
     falls = students[students["verdict"] == "nearer"]
+    found = students["verdict"].value_counts()
+    counts = [words.format(found[name]) for name, words in DIRECTIONS.items() if name in found]
     correlated = correlation < 0 and p < 0.05
     return {
-        "count": len(students),
-        "verdicts": [(name, int((students["verdict"] == name).sum())) for name in DIRECTIONS],
+        "verdicts": f"{', '.join(counts)} of {len(students)} students",
         "nearest": nearest.to_dict(),
         "farthest": farthest.to_dict(),
         "correlation": correlation,

@@ -309,10 +309,10 @@ def test_an_effect_needs_all_runs_of_its_comparison(small: Path) -> None:
 
 
 def test_a_trial_and_a_run_are_stored_and_not_repeated(compared: Path) -> None:
-    assert len(results.untried(compared)) == len(results.trials()) == 24
-    for run in results.untried(compared)[:3]:
+    assert len(results.untried(compared)) == len(results.trials()) == 32
+    for run in results.untried(compared)[:4]:
         results.learn_one(run, compared)
-    assert len(results.untried(compared)) == 21
+    assert len(results.untried(compared)) == 28
     assert set(results.rates(compared)) == {("far", "whole")}
     todo = results.unlearned(compared)
     assert [(run.arm, run.seed) for run in todo] == [("whole", 0), ("whole", 1)]
