@@ -100,16 +100,13 @@ def learn(run: Run, doses: pd.DataFrame) -> pd.DataFrame:
     Returns:
         One row per look and held-out sequence: step, kind, sequence, ``jsd`` (to the whole teacher) and
         ``loss`` (of the next token), in nats per token. The run's checkpoint stays until :func:`forget`.
-
-    Raises:
-        ValueError: the run ``step length`` comes before its progressive one.
     """
     student, optimizer = _start(run)
     trained = [weight for weight in student.parameters() if weight.requires_grad]
     lengths, measured = _restore(run, trained, optimizer)
     if 0 in run.looks and not measured:
         measured.append(_measure(student, run.trial))
-    goal = _lengths_of(run._replace(arm="progressive")) if run.arm == "step length" else None
+    goal = _lengths_of(run._replace(arm="progressive"), doses) if run.arm == "step length" else None
     for batch, target in _batches(run, doses, len(lengths)):
         step = len(lengths) + 1
         for group in optimizer.param_groups:
@@ -259,13 +256,12 @@ def _lengths_path(run: Run) -> Path:
     return folder() / f"lengths-{run.key}.safetensors"
 
 
-def _lengths_of(run: Run) -> list[float]:
-    path = _lengths_path(run)
-    if not path.is_file():
-        raise ValueError(
-            f"the update lengths of {run.start} {run.arm} {run.seed} are missing: run that first"
-        )
-    return [float(length) for length in _read(path)["lengths"]]
+def _lengths_of(run: Run, doses: pd.DataFrame) -> list[float]:
+    """Return the lengths of a run's updates; repeat the run if the cache has lost them."""
+    if not _lengths_path(run).is_file():
+        learn(run, doses)
+        forget(run)
+    return [float(length) for length in _read(_lengths_path(run))["lengths"]]
 
 
 def _read(path: Path) -> dict[str, Tensor]:
