@@ -34,7 +34,7 @@ PAGES := $(shell find book -name '*.md' -not -path 'book/_build/*' -not -path 'b
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help reproduce study test test-vllm test-extras fuzz book notebooks bench lint lock clean
+.PHONY: help reproduce study test test-slow test-vllm test-extras fuzz book notebooks bench lint lock clean
 
 help: ## list the targets
 	@echo "make TARGET [PROFILE=mini]"
@@ -52,10 +52,13 @@ reproduce: $(INSTALLED) ## train, generate, distil, evaluate, build the book (PR
 study: $(INSTALLED) ## all claims at many replicates, as far as you let it (STUDY=plateau REPLICATES=0-4 PROCESSES=2); hours in all
 	@$(BIN)/masters study $(STUDY) $(if $(REPLICATES),--replicates $(REPLICATES)) $(if $(PROCESSES),--processes $(PROCESSES))
 
-test: $(INSTALLED) ## unit tests, notebooks against their committed outputs, book, links, browser
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(AT_ONCE)
+test: $(INSTALLED) ## unit tests, notebooks against their committed outputs
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(AT_ONCE) -m "not slow"
 	$(BIN)/python -m pytest --nbval --nbval-sanitize-with notebooks/nbval_sanitize.cfg \
 		--nbval-kernel-name python3 $(NOTEBOOKS:%=notebooks/%.ipynb)
+
+test-slow: $(INSTALLED) ## the slow tests: built book, links, browser, several processes, kills
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(AT_ONCE) -m slow
 
 test-vllm: $(VLLM)/.installed ## the vLLM engine, in an environment of its own (.venv-vllm, 4 GB)
 	$(VLLM)/bin/python -m pytest --noconftest -q tests/responses/test_engine_vllm.py

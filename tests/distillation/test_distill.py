@@ -99,6 +99,7 @@ def test_the_student_differs_from_its_start_and_a_restart_ends_the_same(folder: 
     ).read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.fuzz
 def test_kills_at_any_moment_change_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     start = time.monotonic()

@@ -50,6 +50,7 @@ def _distill(folder: Path, address: str, *words: str, teacher: str = "owner/teac
     return done.returncode, (done.stderr.strip().splitlines() or [""])[-1]
 
 
+@pytest.mark.slow
 def test_only_what_is_read_is_downloaded(folder: Path) -> None:
     with hub_server.serving(folder / "hub") as (address, downloaded):
         assert _distill(folder, address, "--check") == (0, "")

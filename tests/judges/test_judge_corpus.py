@@ -141,6 +141,7 @@ def test_the_embedding_judge_recognizes_synonyms() -> None:
     assert judge.score_many([], [], []) == []
 
 
+@pytest.mark.slow
 def test_the_calibrated_threshold_agrees_best() -> None:
     open_, _ = corpus.cases()
     judge = EmbeddingJudge.calibrated(open_)

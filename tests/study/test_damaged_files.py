@@ -13,6 +13,7 @@ from fuzzing import count, rounds
 
 from masters import settings
 from masters.claims.table import read_claims
+from masters.pages import parameters
 from masters.runtime.files import ROOT, STUDY
 from masters.runtime.tables import SUMS, read_json, read_table
 from masters.study import plan
@@ -99,7 +100,7 @@ def test_damage_to_parameters_is_named_or_gives_parameters(
             return plan.load_study(path.stem)
         if path.stem == "profile":
             return settings.load_profile(path.parent.name)
-        return settings.notebook_parameters(path.parent.name, path.stem)
+        return parameters.notebook_parameters(path.parent.name, path.stem)
 
     for _ in range(rounds(2)):
         for bad in damaged(content, draw):

@@ -65,6 +65,7 @@ def distance(found: dict[str, Any], expected: dict[str, Any]) -> float:
     return apart(found["weights"], expected["weights"]) / apart(expected["weights"], start)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("averaging", ["ddp", "tokens"])
 def test_two_processes_take_the_steps_of_one(made: Made, averaging: str) -> None:
     alone, *two = (one[averaging] for one in made)
@@ -321,6 +322,7 @@ def test_a_launch_that_accelerate_changes_silently_is_refused(
             distributed.check_launched(*made)
 
 
+@pytest.mark.slow
 def test_fsdp_on_a_cpu_is_refused_instead_of_becoming_ddp(tmp_path: Path) -> None:
     told = run(
         *TORCHRUN, ranks.__file__, str(tmp_path), "ddp", code=1, ACCELERATE_USE_FSDP="true", FSDP_VERSION="2"
