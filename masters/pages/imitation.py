@@ -47,6 +47,7 @@ def imitation_page(picture: Path, folder: Path = FOLDER) -> str:
     return fill(
         "imitation.md",
         found=_found(students),
+        ratio=f"{plan.R_MAX:g}",
         alt=figure.alt,
         image=picture.name,
         students=_students(students),
@@ -88,7 +89,13 @@ def _effect(row: Any, prefix: str = "") -> str:
 
 
 def _students(students: pd.DataFrame) -> Table:
-    header = ["Layers", "Healed,\ntokens", "Distance,\nnats", "Change at\nmask ratio 0.2", "Verdict"]
+    header = [
+        "Layers",
+        "Healed,\ntokens",
+        "Distance,\nnats",
+        f"Change at\nmask ratio {plan.R_MAX:g}",
+        "Verdict",
+    ]
     header += [f"Mask minus\n{words}" for words in ("temperature", "random", "Wanda")]
     rows = [
         [f"{row['layers']}", f"{row['healed']:,}", f"{row['distance']:.3f}", _effect(row), row["verdict"]]
