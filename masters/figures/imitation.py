@@ -30,7 +30,13 @@ def imitation_figure(students: pd.DataFrame, changes: pd.DataFrame, mini: pd.Dat
         rows = students[students["layers"] == layers].sort_values("distance")
         reach = [rows["change"] - rows["low"], rows["high"] - rows["change"]]
         style = {"fmt": MARKERS[place], "color": COLORS[place], "elinewidth": 1.2}
-        first.errorbar(rows["distance"], rows["change"], reach, label=f"{layers} of 30 layers", **style)
+        first.errorbar(
+            rows["distance"],
+            rows["change"],
+            reach,
+            label=f"{layers} of {plan.TEACHER_LAYERS} layers",
+            **style,
+        )
         said.append(ends(f"{layers} layers", rows["distance"], rows["change"]))
     if len(mini):
         first.plot(
@@ -38,9 +44,11 @@ def imitation_figure(students: pd.DataFrame, changes: pd.DataFrame, mini: pd.Dat
         )
     first.set(xlabel="student's distance: JSD to the whole teacher (nats per token)")
     second.set(xlabel="dose: JSD of the changed teacher to the whole one (nats per token)")
+    second.set_title(f"students after {max(plan.HEALED):,} training tokens", fontsize=10)
     far, near = (changes[changes["layers"] == layers] for layers in (min(plan.LAYERS), max(plan.LAYERS)))
-    for line, (name, rows) in enumerate((("far", far), ("near", near))):
+    for line, rows in enumerate((far, near)):
         rows = rows[rows["healed"] == max(plan.HEALED)]
+        name = f"{rows['layers'].iloc[0]} layers"
         for place, (way, label) in enumerate(WAYS.items()):
             one = rows[(rows["way"] == way) & (rows["dose"] <= FARTHEST)].sort_values("dose")
             words = f"{label}, {name}"

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from masters.imitation import plan
 from masters.imitation.models import heal, hidden_states, load_teacher, optimizer_of, pruned, steps_of
-from masters.imitation.texts import HeldOut, held_out, training_sequences
+from masters.imitation.texts import HeldOut, held_out, sources, training_sequences
 from masters.masking.criteria import Activation, Criterion, Magnitude, Random, input_norms
 from masters.masking.teacher_mask import TeacherMask
 from masters.runtime.files import cache_dir, write_atomic
@@ -80,7 +80,8 @@ def students() -> list[Student]:
 def states_path(model: Teacher | Student) -> Path:
     """Return the file of a model's hidden states; its folder is named by all that determines them."""
     names = ("TEACHER", "LENGTH", "BATCH", "HEALING_RATE", "QUESTION_SHARE", "TEXTS", "QUESTIONS", "PLACES")
-    key = key_of("imitation", **{name: getattr(plan, name) for name in (*names, "CALIBRATION")})
+    values = {name: getattr(plan, name) for name in (*names, "CALIBRATION")}
+    key = key_of("imitation", longest=max(plan.HEALED), texts=sources(), **values)
     name = "-".join([type(model).__name__.lower(), *map(str, model)])
     return cache_dir() / "imitation" / f"states-{key}" / f"{name}.safetensors"
 
@@ -151,10 +152,12 @@ def read_states(model: Teacher | Student) -> Tensor:
 
     Raises:
         ValueError: the file is damaged.
+        OSError: it is not there.
     """
     path = states_path(model)
+    content = path.read_bytes()
     try:
-        return from_bytes(path.read_bytes())["states"]
+        return from_bytes(content)["states"]
     except Exception:  # safetensors raises its own error
         raise ValueError(f"{path} is damaged: delete it, and it is computed again") from None
 

@@ -23,9 +23,9 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from masters.imitation import plan
-from masters.imitation.distances import WHOLE, divergences, read_states, whole_teacher
+from masters.imitation.distances import divergences, whole_teacher
 from masters.imitation.models import WARM_UP, heal, hidden_states, load_teacher, optimizer_of, pruned
-from masters.imitation.texts import HeldOut, training_sequences, validation
+from masters.imitation.texts import HeldOut, sources, training_sequences, validation
 from masters.masking.teacher_mask import TeacherMask
 from masters.objective.divergence import jsd
 from masters.runtime.files import cache_dir, write_atomic
@@ -33,7 +33,7 @@ from masters.runtime.keys import key_of
 from masters.runtime.progress import report
 
 SAVED_EVERY = 50  # steps
-# Seeds of the texts: those of healing, of learning and of the trials are apart.
+# First seeds of the training texts; those of healing begin at 0.
 LEARNING_TEXTS, TRIAL_TEXTS = 1_000, 2_000
 
 
@@ -59,11 +59,15 @@ class Run(NamedTuple):
     @property
     def key(self) -> str:
         """Return a hash of all that determines the run."""
-        names = "LENGTH BATCH HEALING_RATE QUESTION_SHARE STAGES R_MAX PLACES TEXTS QUESTIONS VALIDATION"
+        names = (
+            "TEACHER LENGTH BATCH HEALING_RATE QUESTION_SHARE STAGES R_MAX PLACES TEXTS QUESTIONS VALIDATION"
+        )
         values = {name: getattr(plan, name) for name in names.split()}
         start = plan.STARTS[self.start]
         of_run = [*self, self.steps, *self.looks, start.layers, start.healed]
-        return key_of("imitation", run=of_run, **values)
+        softer = plan.TEMPERATURES if self.arm == "temperature" else None
+        healed = max(plan.HEALED)
+        return key_of("imitation", run=of_run, longest=healed, texts=sources(), softer=softer, **values)
 
 
 def ratio_of(arm: str, stage: int) -> float:
@@ -170,7 +174,7 @@ def _update(
     return length
 
 
-# --- what the teacher says -------------------------------------------------------------------------------
+# --- targets --------------------------------------------------------------------------------------------
 
 
 def _batches(run: Run, doses: pd.DataFrame, done: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -203,9 +207,9 @@ def _sequences(run: Run) -> Tensor:
 def _target(run: Run, stage: int, sequences: Tensor) -> Tensor:
     """Return the teacher's last hidden states for a stage, ``(sequences, LENGTH, width)``, stored once."""
     ratio = ratio_of(run.arm, stage)
-    names = ("LENGTH", "BATCH", "QUESTION_SHARE", "STAGES")
+    names = ("TEACHER", "LENGTH", "BATCH", "QUESTION_SHARE", "STAGES")
     values = {name: getattr(plan, name) for name in names}
-    key = key_of("imitation", target=[run.seed, run.steps, run.trial], **values)
+    key = key_of("imitation", target=[run.seed, run.steps, run.trial], texts=sources(), **values)
     path = folder() / f"target-{key}-{stage}-{ratio:g}.safetensors"
     if not path.is_file():
         model, _ = whole_teacher()
@@ -215,7 +219,7 @@ def _target(run: Run, stage: int, sequences: Tensor) -> Tensor:
     return _read(path)["states"]
 
 
-# --- what the student has learned ------------------------------------------------------------------------
+# --- evaluation -----------------------------------------------------------------------------------------
 
 
 @lru_cache(maxsize=2)
@@ -226,7 +230,7 @@ def _test_set(trial: bool) -> HeldOut:
 
 @lru_cache(maxsize=2)
 def _whole_states(trial: bool) -> Tensor:
-    return hidden_states(whole_teacher()[0], _test_set(True)) if trial else read_states(WHOLE)
+    return hidden_states(whole_teacher()[0], _test_set(trial))
 
 
 @torch.no_grad()
@@ -244,7 +248,7 @@ def _measure(student: Any, trial: bool) -> Tensor:
     return torch.stack(found, 1)
 
 
-# --- files -----------------------------------------------------------------------------------------------
+# --- files ----------------------------------------------------------------------------------------------
 
 
 def folder() -> Path:

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 
 # --- models ---------------------------------------------------------------------------------------------
 
-TEACHER = "SmolLM2-135M-Instruct"
-LAYERS = (8, 14, 20, 26)  # of the teacher's 30; the first and the last half of them are kept
+TEACHER, TEACHER_LAYERS = "SmolLM2-135M-Instruct", 30
+LAYERS = (8, 14, 20, 26)  # of the teacher's; the first and the last half of them are kept
 HEALED = (0, 4_096, 16_384)  # training tokens after pruning
 DRAWS = 3  # orders of the training texts, each a student of its own
 LENGTH = 64  # tokens per sequence

@@ -5,13 +5,15 @@ the tables (:mod:`masters.imitation.tables`). First all models are compared, the
 then students learn, the far start first.
 """
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
+from filelock import FileLock
 
 from masters.analysis.masked_teachers import mask_dose
-from masters.imitation import plan
+from masters.imitation import learning, plan
 from masters.imitation.changes import changes, controls, doses
 from masters.imitation.distances import measure, missing_jobs
 from masters.imitation.learning import Run, forget, learn
@@ -120,20 +122,29 @@ def _learn(todo: Iterable[Run], processes: int, folder: Path) -> None:
 
 
 def learn_one(run: Run, folder: Path) -> None:
-    """Train one student and store its result."""
-    rows = learn(run, read("teachers.csv", folder))
+    """Train one student and store its result, unless another process has; a trial that diverges is the worst.
+
+    Raises:
+        ValueError: a run that is no trial diverged.
+    """
+    learning.folder().mkdir(parents=True, exist_ok=True)
+    with FileLock(learning.folder() / f"{run.key}.lock"):
+        stored = read("trials.csv", folder) if run.trial else read_learning(folder)
+        if run.key not in set(stored["key"]):
+            _store(run, learn(run, read("teachers.csv", folder)), folder)
+        forget(run)
+
+
+def _store(run: Run, rows: pd.DataFrame, folder: Path) -> None:
+    score = float(rows["jsd"].mean())
     if run.trial:
-        row = {
-            "start": run.start,
-            "arm": run.arm,
-            "rate": run.rate,
-            "key": run.key,
-            "jsd": rows["jsd"].mean(),
-        }
-        add("trials.csv", pd.DataFrame([row]), folder)
-    else:
-        add_learning(rows.assign(start=run.start, arm=run.arm, seed=run.seed, key=run.key), folder)
-    forget(run)
+        worst = math.log(2)  # of the JSD
+        row = {"start": run.start, "arm": run.arm, "rate": run.rate, "key": run.key}
+        add("trials.csv", pd.DataFrame([row | {"jsd": score if math.isfinite(score) else worst}]), folder)
+        return
+    if not math.isfinite(score):
+        raise ValueError(f"{run.start} {run.arm}, seed {run.seed}, diverged at learning rate {run.rate:g}")
+    add_learning(rows.assign(start=run.start, arm=run.arm, seed=run.seed, key=run.key), folder)
 
 
 def mini() -> pd.DataFrame:

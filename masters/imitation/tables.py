@@ -8,6 +8,7 @@ from filelock import FileLock
 
 from masters.imitation import plan
 from masters.imitation.distances import DIVERGENCES, TEACHER_WAYS
+from masters.runtime.checksums import SUMS, read_list
 from masters.runtime.files import STUDY, write_intact
 from masters.runtime.tables import (
     COUNT,
@@ -66,10 +67,9 @@ def read(name: str, folder: Path = FOLDER) -> pd.DataFrame:
     Raises:
         ValueError: it is damaged.
     """
-    path = folder / name
-    if not path.is_file():
+    if not _is_there(folder / name):
         return pd.DataFrame(columns=list(SCHEMAS[name].columns))
-    return read_table(path, SCHEMAS[name])
+    return read_table(folder / name, SCHEMAS[name])
 
 
 def write(name: str, table: pd.DataFrame, folder: Path = FOLDER) -> None:
@@ -99,7 +99,7 @@ def read_learning(folder: Path = FOLDER) -> pd.DataFrame:
         ValueError: the file is damaged.
     """
     path = folder / LEARNING
-    if not path.is_file():
+    if not _is_there(path):
         return pd.DataFrame(columns=list(LEARNED))
     content = read_intact(path)
     try:
@@ -121,6 +121,14 @@ def add_learning(rows: pd.DataFrame, folder: Path = FOLDER) -> None:
         rows = rows.astype(dict.fromkeys(("start", "arm", "key", "kind"), "str"))
         rows = rows.astype(dict.fromkeys(("jsd", "loss"), "float32"))
         write_intact(folder / LEARNING, rows.to_parquet(index=False, compression="zstd"))
+
+
+def _is_there(path: Path) -> bool:
+    if path.is_file():
+        return True
+    if path.name in dict(read_list(path.with_name(SUMS))):
+        raise ValueError(f"{path} is missing, and {SUMS} lists it: restore it with git")
+    return False
 
 
 def _lock(folder: Path) -> FileLock:

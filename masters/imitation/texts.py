@@ -9,7 +9,7 @@ import ast
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.metadata import files
+from importlib.metadata import files, version
 from typing import Any
 
 import torch
@@ -65,6 +65,11 @@ def docstrings(packages: tuple[str, ...]) -> Iterator[str]:
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
                 if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
                     yield ast.get_docstring(node) or ""
+
+
+def sources() -> dict[str, str]:
+    """Return the versions of the packages whose docstrings are read, for the keys of results."""
+    return {package: version(package) for package in (*TRAINING, *HELD_OUT, *CHOOSING)}
 
 
 def training_sequences(tokenizer: Any, count: int, seed: int) -> Tensor:

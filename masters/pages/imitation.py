@@ -3,13 +3,14 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from masters.figures.imitation import WAYS, imitation_figure
 from masters.figures.style import write_svg
 from masters.imitation import plan
 from masters.imitation.changes import direction, effects, trend, verdicts
-from masters.imitation.results import learned, missing
+from masters.imitation.results import COMPARED, learned, missing
 from masters.imitation.tables import FOLDER, read
 from masters.pages.rendering import fill
 from masters.pages.study_tables import Table
@@ -34,7 +35,7 @@ def imitation_page(picture: Path, folder: Path = FOLDER) -> str:
         ValueError: a table is damaged.
     """
     changes = read("changes.csv", folder)
-    if changes.empty:
+    if any(read(name, folder).empty for name in COMPARED):
         return fill("imitation.md", found=None, criteria=plan.CRITERIA)
     students, doses = verdicts(folder), read("teachers.csv", folder)
     jsd = changes[(changes["divergence"] == "jsd") & (changes["kind"] == "all")]
@@ -46,13 +47,15 @@ def imitation_page(picture: Path, folder: Path = FOLDER) -> str:
     done, lacking = missing(folder)["runs of learning"]
     return fill(
         "imitation.md",
-        found=_found(students),
+        found=_found(students) | _beside(students, jsd, of_all),
+        layers=plan.TEACHER_LAYERS,
         ratio=f"{plan.R_MAX:g}",
         alt=figure.alt,
         image=picture.name,
         students=_students(students),
         doses=_doses(of_all, students),
         kinds=_kinds(changes),
+        agree=_kinds_agree(students, changes),
         mini=_mini_table(mini),
         learning={"done": done, "all": done + lacking, "effects": _learning(effects(learned(folder)))},
         criteria=plan.CRITERIA,
@@ -81,6 +84,41 @@ def _found(students: pd.DataFrame) -> dict[str, Any]:
         "random": int((falls["random_high"] >= 0).sum()),
         "better_softer": int((falls["temperature_low"] > 0).sum()),
     }
+
+
+def _beside(students: pd.DataFrame, jsd: pd.DataFrame, doses: pd.DataFrame) -> dict[str, Any]:
+    """Return what was not planned: the temperature with the mask's entropy, by interpolation."""
+    entropy = doses.set_index(["way", "value"])["entropy"].sort_index()
+    masked = entropy["magnitude", plan.R_MAX]
+    curve = pd.concat([pd.Series({1.0: entropy["whole", 0.0]}), entropy["temperature"]])
+    at = float(np.interp(masked, curve, curve.index))
+    softer = {
+        (row["layers"], row["healed"], row["value"]): row["change"]
+        for row in jsd[jsd["way"] == "temperature"].to_dict("records")
+    }
+    falls = students[students["verdict"] == "nearer"].to_dict("records")
+    nearer = 0
+    for row in falls:
+        there = [0.0, *(softer[row["layers"], row["healed"], value] for value in curve.index[1:])]
+        nearer += int(np.interp(at, curve.index, there) < row["change"])
+    softened = np.interp(students["temperature_matched"].mean(), curve.index, curve)
+    return {
+        "entropies": (entropy["whole", 0.0], masked, softened),
+        "equal": at,
+        "equal_nearer": nearer,
+    }
+
+
+def _kinds_agree(students: pd.DataFrame, changes: pd.DataFrame) -> int:
+    """Return how many students have the same verdict on texts, on questions, and on both together."""
+    at = changes[(changes["way"] == "magnitude") & (changes["value"] == plan.R_MAX)]
+    at = at[at["divergence"] == "jsd"].set_index(["layers", "healed", "kind"])
+    pooled = students.set_index(["layers", "healed"])["verdict"]
+    return sum(
+        {direction(*at.loc[(*student, kind), ["change", "low", "high"]]) for kind in ("text", "question")}
+        == {verdict}
+        for student, verdict in pooled.items()
+    )
 
 
 def _effect(row: Any, prefix: str = "") -> str:
@@ -187,7 +225,7 @@ def _learning(found: pd.DataFrame) -> Table | None:
             f"{row['step']}",
             f"{row['before']:.3f} to {row['after']:.3f}",
             _effect(row),
-            direction(row["change"], row["low"], row["high"]),
+            direction(row["change"], row["low"], row["high"]) if row["step"] == plan.STEPS else "",
         ]
         for row in found.to_dict("records")
     ]

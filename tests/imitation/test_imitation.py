@@ -2,6 +2,7 @@
 
 import random
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -282,6 +283,41 @@ def test_updates_of_the_whole_teacher_get_the_length_of_the_masked_ones(compared
     assert (folder / f"lengths-{masked.key}.safetensors").read_bytes() == (
         folder / f"lengths-{scaled.key}.safetensors"
     ).read_bytes()
+
+
+def test_learning_needs_the_tables_only(compared: Path, tiny_teacher: Path) -> None:
+    for folder in (tiny_teacher / "imitation").glob("states-*"):
+        shutil.rmtree(folder)
+    learn(Run("near", "whole", 0, 1e-3), read("teachers.csv", compared))
+
+
+def test_a_diverged_trial_is_the_worst_and_a_diverged_run_is_named(
+    compared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost = pd.DataFrame(
+        {"step": [1], "kind": ["text"], "sequence": [0], "jsd": [float("nan")], "loss": [1.0]}
+    )
+    monkeypatch.setattr(results, "learn", lambda run, doses: lost)
+    results.learn_one(Run("far", "whole", 0, 3e-3, trial=True), compared)
+    assert read("trials.csv", compared)["jsd"].item() == pytest.approx(np.log(2), abs=1e-5)
+    with pytest.raises(ValueError, match=r"far whole, seed 0, diverged at learning rate 0\.003"):
+        results.learn_one(Run("far", "whole", 0, 3e-3), compared)
+    assert read_learning(compared).empty
+
+
+def test_a_run_that_another_process_has_stored_is_not_repeated(
+    compared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run("far", "whole", 0, 1e-3, trial=True)
+    results.learn_one(run, compared)
+    monkeypatch.setattr(results, "learn", None)
+    results.learn_one(run, compared)
+
+
+def test_a_lost_table_is_named(compared: Path) -> None:
+    (compared / "controls.csv").unlink()
+    with pytest.raises(ValueError, match="controls.csv is missing, and SHA256SUMS lists it"):
+        read("controls.csv", compared)
 
 
 def _learned(folder: Path, arm: str, share: float) -> None:
