@@ -112,12 +112,15 @@ def _beside(students: pd.DataFrame, jsd: pd.DataFrame, doses: pd.DataFrame) -> d
 def _kinds_agree(students: pd.DataFrame, changes: pd.DataFrame) -> int:
     """Return how many students have the same verdict on texts, on questions, and on both together."""
     at = changes[(changes["way"] == "magnitude") & (changes["value"] == plan.R_MAX)]
-    at = at[at["divergence"] == "jsd"].set_index(["layers", "healed", "kind"])
-    pooled = students.set_index(["layers", "healed"])["verdict"]
+    at = at[at["divergence"] == "jsd"]
+    found = {
+        (row["layers"], row["healed"], row["kind"]): direction(row["change"], row["low"], row["high"])
+        for row in at.to_dict("records")
+    }
+    pooled = students[["layers", "healed", "verdict"]].itertuples(index=False, name=None)
     return sum(
-        {direction(*at.loc[(*student, kind), ["change", "low", "high"]]) for kind in ("text", "question")}
-        == {verdict}
-        for student, verdict in pooled.items()
+        found[layers, healed, "text"] == found[layers, healed, "question"] == verdict
+        for layers, healed, verdict in pooled
     )
 
 

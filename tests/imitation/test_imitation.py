@@ -316,7 +316,7 @@ def test_a_run_that_another_process_has_stored_is_not_repeated(
 
 def test_a_lost_table_is_named(compared: Path) -> None:
     (compared / "controls.csv").unlink()
-    with pytest.raises(ValueError, match="controls.csv is missing, and SHA256SUMS lists it"):
+    with pytest.raises(ValueError, match=r"controls\.csv is missing, and SHA256SUMS lists it"):
         read("controls.csv", compared)
 
 
