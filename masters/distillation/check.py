@@ -5,8 +5,8 @@ generates, 6 per weight and token that it learns from. Their hours follow from t
 device does per second, times the share that such work usually reaches. Two costs do not depend on the number
 of weights and are measured, too: processing a question's pictures, which every phase does again, and calling
 the modules of a model. How long responses get is unknown, so hours have a range: from responses of a quarter
-of ``max_new_tokens`` to all of it. With the models of ``examples/trial.py`` on one core, whose responses have
-a quarter of that length, the phases took 0.9 to 1.7 times the lower end. Nothing was compared on a GPU.
+of ``max_new_tokens`` to all of it. The shares were set with
+the models of ``examples/trial.py`` on one core; nothing was compared on a GPU.
 """
 
 import shutil

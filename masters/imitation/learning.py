@@ -24,7 +24,15 @@ from torch import Tensor
 
 from masters.imitation import plan
 from masters.imitation.distances import divergences, whole_teacher
-from masters.imitation.models import WARM_UP, heal, hidden_states, load_teacher, optimizer_of, pruned
+from masters.imitation.models import (
+    WARM_UP,
+    heal,
+    hidden_states,
+    load_teacher,
+    load_tokenizer,
+    optimizer_of,
+    pruned,
+)
 from masters.imitation.texts import HeldOut, sources, training_sequences, validation
 from masters.masking.teacher_mask import TeacherMask
 from masters.objective.divergence import jsd
@@ -83,7 +91,7 @@ def temperature_of(stage: int, doses: pd.DataFrame) -> float:
     """Return the temperature at which the whole teacher has the dose of the progressive mask in a stage.
 
     Args:
-        stage: from 0.
+        stage: number of the stage; the first is 0.
         doses: the table ``teachers.csv``.
     """
     means = doses[doses["kind"] == "all"].set_index(["way", "value"])["dose"]
@@ -195,9 +203,8 @@ def _batches(run: Run, doses: pd.DataFrame, done: int) -> Iterator[tuple[Tensor,
 
 @lru_cache(maxsize=1)
 def _texts(seed: int, steps: int, trial: bool) -> Tensor:
-    _, tokenizer = load_teacher()
     apart = TRIAL_TEXTS if trial else LEARNING_TEXTS
-    return training_sequences(tokenizer, steps * plan.BATCH, apart + seed)
+    return training_sequences(load_tokenizer(), steps * plan.BATCH, apart + seed)
 
 
 def _sequences(run: Run) -> Tensor:
@@ -225,7 +232,7 @@ def _target(run: Run, stage: int, sequences: Tensor) -> Tensor:
 @lru_cache(maxsize=2)
 def _test_set(trial: bool) -> HeldOut:
     _, test = whole_teacher()
-    return validation(load_teacher()[1]) if trial else test
+    return validation(load_tokenizer()) if trial else test
 
 
 @lru_cache(maxsize=2)

@@ -51,9 +51,13 @@ def _convert(folder: Path) -> None:
 
 def load_teacher() -> tuple[Any, Any]:
     """Return the teacher in evaluation mode and its tokenizer."""
-    folder = teacher_folder()
-    model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
-    return model.eval(), AutoTokenizer.from_pretrained(folder)
+    model = LlamaForCausalLM.from_pretrained(teacher_folder(), dtype=torch.float32, use_safetensors=True)
+    return model.eval(), load_tokenizer()
+
+
+def load_tokenizer() -> Any:
+    """Return the teacher's tokenizer, without loading weights."""
+    return AutoTokenizer.from_pretrained(teacher_folder())
 
 
 def pruned(model: Any, layers: int) -> Any:
@@ -87,7 +91,7 @@ def heal(student: Any, sequences: Tensor, optimizer: torch.optim.Optimizer, begu
     Args:
         student: changed in place.
         sequences: ``(steps * BATCH, LENGTH)``.
-        optimizer: from :func:`optimizer_of`.
+        optimizer: result of :func:`optimizer_of`.
         begun: steps taken before; the first ones have a smaller rate.
     """
     student.train()

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 TEACHER, TEACHER_LAYERS = "SmolLM2-135M-Instruct", 30
 LAYERS = (8, 14, 20, 26)  # of the teacher's; the first and the last half of them are kept
 HEALED = (0, 4_096, 16_384)  # training tokens after pruning
-DRAWS = 3  # orders of the training texts, each a student of its own
+DRAWS = 3  # orders of the training texts, one student each
 LENGTH = 64  # tokens per sequence
 BATCH = 8  # sequences per step
 HEALING_RATE = 3e-4

@@ -35,7 +35,7 @@ class Beside:
     Attributes:
         name: file in ``data/paper``, without ending.
         title: heading of its section.
-        arms: for each row, by the words of its first columns joined by a space: an arm, or why there is none.
+        arms: the arm of each row, or why there is none; rows are named by their first columns and spaces.
         keys: columns that name a row.
         across: column whose values become columns, each with the mean of its scores.
         over: the row that each row's effect is taken from; None: the first of the table for all others.
@@ -237,7 +237,7 @@ def paper_page(studies: Mapping[str, Study]) -> str:
     """Return the page's body.
 
     Args:
-        studies: by the name of their page.
+        studies: each study under the name of its page.
 
     Raises:
         ValueError: a row of the paper has no entry in :data:`TABLES`, or a file is damaged.

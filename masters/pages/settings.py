@@ -43,7 +43,7 @@ def settings_table(profile: str, studies: Mapping[str, Study]) -> str:
 
     Args:
         profile: name of the profile to show.
-        studies: by the name of their page.
+        studies: each study under the name of its page.
     """
     base = load_profile(profile)
     columns = {profile: _values(base)} | {name: _of_study(study) for name, study in studies.items()}
