@@ -15,7 +15,7 @@ from scipy import stats
 from masters.claims.statistics import mean_interval
 from masters.imitation import plan
 from masters.imitation.distances import DIVERGENCES, WHOLE
-from masters.imitation.tables import CONTROLS, FOLDER, KINDS, SCHEMAS, read
+from masters.imitation.tables import CONTROLS, FOLDER, KINDS, SCHEMAS, tables
 
 COMPARISONS = (*((arm, "whole") for arm in plan.ARMS if arm != "whole"), ("progressive", "step length"))
 
@@ -175,7 +175,7 @@ def verdicts(folder: Path = FOLDER) -> pd.DataFrame:
     Raises:
         ValueError: a table is damaged.
     """
-    table, compared = read("changes.csv", folder), read("controls.csv", folder)
+    table, compared = tables(folder).read("changes.csv"), tables(folder).read("controls.csv")
     at = (table["way"] == "magnitude") & ((table["value"] - plan.R_MAX).abs() < 1e-9)
     rows = table[at & (table["divergence"] == "jsd") & (table["kind"] == "all")]
     effects = rows[["change", "low", "high"]].itertuples(index=False, name=None)

@@ -18,7 +18,7 @@ from masters.imitation.changes import changes, controls, doses
 from masters.imitation.distances import measure, missing_jobs
 from masters.imitation.learning import Run, forget, learn
 from masters.imitation.models import teacher_folder
-from masters.imitation.tables import FOLDER, SCHEMAS, add, add_learning, read, read_learning, write
+from masters.imitation.tables import FOLDER, SCHEMAS, add_learning, read_learning, tables
 from masters.runtime import workers
 from masters.study.study import Study
 
@@ -39,13 +39,13 @@ def trials() -> list[Run]:
 
 def untried(folder: Path = FOLDER) -> list[Run]:
     """Return the trials without a result."""
-    there = set(read("trials.csv", folder)["key"])
+    there = set(tables(folder).read("trials.csv")["key"])
     return [run for run in trials() if run.key not in there]
 
 
 def rates(folder: Path = FOLDER) -> dict[tuple[str, str], float]:
     """Return the learning rate with the lowest JSD per start and arm whose trials are all finished."""
-    there = read("trials.csv", folder)
+    there = tables(folder).read("trials.csv")
     there = there[there["key"].isin([run.key for run in trials()])]
     found: dict[tuple[str, str], float] = {}
     for (start, arm), rows in there.groupby(["start", "arm"]):
@@ -104,11 +104,11 @@ def run(processes: int, folder: Path = FOLDER) -> None:
         teacher_folder()  # converted before the workers need it
         workers.run(missing_jobs(), processes, "models of the imitation study")
         of_teachers, distances = measure()
-        write("teachers.csv", doses(of_teachers), folder)
-        write("changes.csv", changes(distances), folder)
-        write("controls.csv", controls(of_teachers, distances), folder)
+        tables(folder).write("teachers.csv", doses(of_teachers))
+        tables(folder).write("changes.csv", changes(distances))
+        tables(folder).write("controls.csv", controls(of_teachers, distances))
     if not (folder / "mini.csv").is_file():
-        write("mini.csv", mini(), folder)
+        tables(folder).write("mini.csv", mini())
     for start in plan.STARTS:
         _learn([run for run in untried(folder) if run.start == start], processes, folder)
         todo = [run for run in unlearned(folder) if run.start == start]
@@ -129,18 +129,19 @@ def learn_one(run: Run, folder: Path) -> None:
     """
     learning.folder().mkdir(parents=True, exist_ok=True)
     with FileLock(learning.folder() / f"{run.key}.lock"):
-        stored = read("trials.csv", folder) if run.trial else read_learning(folder)
+        stored = tables(folder).read("trials.csv") if run.trial else read_learning(folder)
         if run.key not in set(stored["key"]):
-            _store(run, learn(run, read("teachers.csv", folder)), folder)
+            _store(run, learn(run, tables(folder).read("teachers.csv")), folder)
         forget(run)
 
 
 def _store(run: Run, rows: pd.DataFrame, folder: Path) -> None:
     score = float(rows["jsd"].mean())
     if run.trial:
-        worst = math.log(2)  # of the JSD
-        row = {"start": run.start, "arm": run.arm, "rate": run.rate, "key": run.key}
-        add("trials.csv", pd.DataFrame([row | {"jsd": score if math.isfinite(score) else worst}]), folder)
+        if not math.isfinite(score):
+            score = math.log(2)  # the worst of the JSD
+        row = {"start": run.start, "arm": run.arm, "rate": run.rate, "key": run.key, "jsd": score}
+        tables(folder).add("trials.csv", pd.DataFrame([row]))
         return
     if not math.isfinite(score):
         raise ValueError(f"{run.start} {run.arm}, seed {run.seed}, diverged at learning rate {run.rate:g}")

@@ -1,27 +1,14 @@
 """The tables of the imitation study in ``data/results/imitation``, which git tracks."""
 
-from io import BytesIO
 from pathlib import Path
 
 import pandas as pd
-from filelock import FileLock
 
 from masters.imitation import plan
 from masters.imitation.distances import DIVERGENCES, TEACHER_WAYS
-from masters.runtime.checksums import SUMS, read_list
-from masters.runtime.files import STUDY, write_intact
-from masters.runtime.tables import (
-    COUNT,
-    FRACTION,
-    NUMBER,
-    POSITIVE,
-    REMEDY,
-    TEXT,
-    Schema,
-    Text,
-    read_intact,
-    read_table,
-)
+from masters.runtime.files import STUDY
+from masters.runtime.tables import COUNT, FRACTION, NUMBER, POSITIVE, TEXT, Schema, Text
+from masters.study.tables import Tables
 
 FOLDER = STUDY.with_name("imitation")
 KINDS = ("all", "text", "question")
@@ -61,57 +48,25 @@ LEARNING = "learning.parquet"
 LEARNED = ("start", "arm", "seed", "key", "step", "kind", "sequence", "jsd", "loss")
 
 
-def read(name: str, folder: Path = FOLDER) -> pd.DataFrame:
-    """Read a table, empty if it has not been measured.
-
-    Raises:
-        ValueError: it is damaged.
-    """
-    if not _is_there(folder / name):
-        return pd.DataFrame(columns=list(SCHEMAS[name].columns))
-    return read_table(folder / name, SCHEMAS[name])
-
-
-def write(name: str, table: pd.DataFrame, folder: Path = FOLDER) -> None:
-    """Write a table as a whole."""
-    with _lock(folder):
-        _write(name, table, folder)
-
-
-def add(name: str, rows: pd.DataFrame, folder: Path = FOLDER) -> None:
-    """Add rows to a table and sort it by its key; a row with the same key is replaced."""
-    key = [*SCHEMAS[name].key]
-    with _lock(folder):
-        old = [read(name, folder)] if (folder / name).is_file() else []
-        table = pd.concat([*old, rows], ignore_index=True).drop_duplicates(key, keep="last")
-        _write(name, table.sort_values(key), folder)
-
-
-def _write(name: str, table: pd.DataFrame, folder: Path) -> None:
-    content = table[list(SCHEMAS[name].columns)].to_csv(index=False, float_format="%.6g", lineterminator="\n")
-    write_intact(folder / name, content)
+def tables(folder: Path = FOLDER) -> Tables:
+    """Return the tables in a folder."""
+    return Tables(folder, SCHEMAS)
 
 
 def read_learning(folder: Path = FOLDER) -> pd.DataFrame:
-    """Read the students' divergence and loss per run, look and held-out sequence.
+    """Read the students' divergence and loss per run, look and held-out sequence; empty if there are none.
 
     Raises:
         ValueError: the file is damaged.
     """
-    path = folder / LEARNING
-    if not _is_there(path):
-        return pd.DataFrame(columns=list(LEARNED))
-    content = read_intact(path)
-    try:
-        return pd.read_parquet(BytesIO(content), columns=list(LEARNED))
-    except (ValueError, OSError) as error:
-        raise ValueError(f"{path} holds no table ({' '.join(str(error).split())}): {REMEDY}") from None
+    there = tables(folder)
+    return there.read_parquet(LEARNING, LEARNED) if there.has(LEARNING) else pd.DataFrame(columns=[*LEARNED])
 
 
 def add_learning(rows: pd.DataFrame, folder: Path = FOLDER) -> None:
     """Add the rows of a run, replacing older ones of the same start, arm and seed."""
-    run = ["start", "arm", "seed"]
-    with _lock(folder):
+    run, there = ["start", "arm", "seed"], tables(folder)
+    with there.lock:
         old = read_learning(folder)
         (of_run,) = rows[run].drop_duplicates().itertuples(index=False, name=None)
         if len(old):
@@ -119,18 +74,4 @@ def add_learning(rows: pd.DataFrame, folder: Path = FOLDER) -> None:
             rows = pd.concat([old[~same], rows], ignore_index=True)
         rows = rows.sort_values([*run, "step", "sequence"])[list(LEARNED)]
         rows = rows.astype(dict.fromkeys(("start", "arm", "key", "kind"), "str"))
-        rows = rows.astype(dict.fromkeys(("jsd", "loss"), "float32"))
-        write_intact(folder / LEARNING, rows.to_parquet(index=False, compression="zstd"))
-
-
-def _is_there(path: Path) -> bool:
-    if path.is_file():
-        return True
-    if path.name in dict(read_list(path.with_name(SUMS))):
-        raise ValueError(f"{path} is missing, and {SUMS} lists it: restore it with git")
-    return False
-
-
-def _lock(folder: Path) -> FileLock:
-    folder.mkdir(parents=True, exist_ok=True)
-    return FileLock(folder / ".lock")
+        there.write_parquet(LEARNING, rows.astype(dict.fromkeys(("jsd", "loss"), "float32")))

@@ -11,7 +11,7 @@ from masters.figures.style import write_svg
 from masters.imitation import plan
 from masters.imitation.changes import direction, effects, trend, verdicts
 from masters.imitation.results import COMPARED, learned, missing
-from masters.imitation.tables import FOLDER, read
+from masters.imitation.tables import FOLDER, tables
 from masters.pages.rendering import fill
 from masters.pages.study_tables import Table
 
@@ -34,14 +34,14 @@ def imitation_page(picture: Path, folder: Path = FOLDER) -> str:
     Raises:
         ValueError: a table is damaged.
     """
-    changes = read("changes.csv", folder)
-    if any(read(name, folder).empty for name in COMPARED):
+    changes = tables(folder).read("changes.csv")
+    if any(tables(folder).read(name).empty for name in COMPARED):
         return fill("imitation.md", found=None, criteria=plan.CRITERIA)
-    students, doses = verdicts(folder), read("teachers.csv", folder)
+    students, doses = verdicts(folder), tables(folder).read("teachers.csv")
     jsd = changes[(changes["divergence"] == "jsd") & (changes["kind"] == "all")]
     of_all = doses[doses["kind"] == "all"]
     jsd = jsd.merge(of_all[["way", "value", "dose"]], on=["way", "value"])
-    mini = _mini(read("mini.csv", folder))
+    mini = _mini(tables(folder).read("mini.csv"))
     figure = imitation_figure(students, jsd, mini[mini["ratio"] == plan.R_MAX])
     write_svg(figure, picture)
     done, lacking = missing(folder)["runs of learning"]

@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 
 from masters.imitation.plan import TEACHER
-from masters.imitation.tables import read
+from masters.imitation.tables import tables
 from masters.pages.rendering import fill
 from masters.pages.study import settings_of_study
 from masters.pages.study_tables import Table, blind_accuracies
@@ -60,7 +60,7 @@ def _dose(own: Path, pretrained: Path) -> dict[str, Any]:
         near = frame[(frame["ratio"] - 0.2).abs() < 1e-9]
         found["own"] = near.assign(before=near["model"].map(whole)).to_dict("records")
         found["table"] = _doses(frame.drop(columns="loss", errors="ignore"))
-    teachers = read("teachers.csv", pretrained)
+    teachers = tables(pretrained).read("teachers.csv")
     frame = teachers[teachers["way"].isin(["whole", "magnitude"]) & (teachers["kind"] == "all")]
     if len(frame):
         frame = frame.rename(columns={"value": "ratio", "dose": "from_whole"}).assign(model=TEACHER)

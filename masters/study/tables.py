@@ -4,6 +4,7 @@ Several processes with different caches may add rows, so the lock lies beside th
 """
 
 import math
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from io import BytesIO
 from pathlib import Path
@@ -12,6 +13,7 @@ import pandas as pd
 from filelock import FileLock
 
 from masters.claims.comparisons import EFFECTS
+from masters.runtime.checksums import SUMS, read_list
 from masters.runtime.files import write_intact
 from masters.runtime.tables import (
     COUNT,
@@ -74,8 +76,8 @@ ANSWERS = ("arm", "task", "question", "correct", "tokens")
 class Tables:
     """The tables in a folder, which is created with the first row. A missing table is empty."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, schemas: Mapping[str, Schema] = SCHEMAS) -> None:
+        self.folder, self.schemas = folder, schemas
 
     @cached_property
     def lock(self) -> FileLock:
@@ -83,26 +85,37 @@ class Tables:
         self.folder.mkdir(parents=True, exist_ok=True)
         return FileLock(self.folder / ".lock")
 
+    def has(self, name: str) -> bool:
+        """Return whether a file is there.
+
+        Raises:
+            ValueError: it is not, although ``SHA256SUMS`` lists it.
+        """
+        if (self.folder / name).is_file():
+            return True
+        if name in dict(read_list(self.folder / SUMS)):
+            raise ValueError(f"{self.folder / name} is missing, and {SUMS} lists it: restore it with git")
+        return False
+
     def read(self, name: str) -> pd.DataFrame:
         """Read a table.
 
         Raises:
-            ValueError: it is damaged or does not fit its schema in :data:`SCHEMAS`.
+            ValueError: it is damaged, lost, or does not fit its schema.
         """
-        path = self.folder / name
-        if not path.is_file():
-            return pd.DataFrame(columns=list(SCHEMAS[name].columns))
-        return read_table(path, SCHEMAS[name])
+        if not self.has(name):
+            return pd.DataFrame(columns=list(self.schemas[name].columns))
+        return read_table(self.folder / name, self.schemas[name])
 
     def add(self, name: str, rows: pd.DataFrame) -> None:
         """Add rows and sort the table by its key; a row with the same key is replaced."""
         with self.lock:
-            self.write(name, self.with_rows(name, rows).sort_values([*SCHEMAS[name].key]))
+            self.write(name, self.with_rows(name, rows).sort_values([*self.schemas[name].key]))
 
     def with_rows(self, name: str, rows: pd.DataFrame) -> pd.DataFrame:
         """Return a table with added rows; a row with the same key is replaced."""
-        old = [self.read(name)] if (self.folder / name).is_file() else []
-        return pd.concat([*old, rows], ignore_index=True).drop_duplicates([*SCHEMAS[name].key], keep="last")
+        old, key = [self.read(name)] if self.has(name) else [], [*self.schemas[name].key]
+        return pd.concat([*old, rows], ignore_index=True).drop_duplicates(key, keep="last")
 
     def write(self, name: str, table: pd.DataFrame) -> None:
         """Write a table atomically."""
@@ -110,31 +123,46 @@ class Tables:
             content = table.to_csv(index=False, float_format="%.6g", lineterminator="\n")
             write_intact(self.folder / name, content)
 
+    def read_parquet(self, name: str, columns: Sequence[str]) -> pd.DataFrame:
+        """Read a Parquet file.
+
+        Raises:
+            ValueError: it is damaged.
+            OSError: it cannot be read.
+        """
+        content = read_intact(self.folder / name)
+        try:
+            return pd.read_parquet(BytesIO(content), columns=list(columns))
+        except (ValueError, OSError) as error:
+            cause = " ".join(str(error).split())
+            raise ValueError(f"{self.folder / name} holds no table ({cause}): {REMEDY}") from None
+
+    def write_parquet(self, name: str, table: pd.DataFrame) -> None:
+        """Write a Parquet file atomically."""
+        with self.lock:
+            content = table.to_parquet(index=False, compression="zstd", compression_level=19)
+            write_intact(self.folder / name, content)
+
     def answers(self, replicate: int) -> pd.DataFrame:
         """Read the greedy answers of a replicate's runs to the test questions.
 
         Raises:
             ValueError: the file is damaged.
+            OSError: the file cannot be read.
         """
-        path = self._answers(replicate)
-        content = read_intact(path)
-        try:
-            return pd.read_parquet(BytesIO(content), columns=list(ANSWERS))
-        except (ValueError, OSError) as error:
-            cause = " ".join(str(error).split())
-            raise ValueError(f"{path} holds no answers ({cause}): {REMEDY}") from None
+        return self.read_parquet(_answers(replicate), ANSWERS)
 
     def add_answers(self, rows: pd.DataFrame, replicate: int) -> None:
         """Add answers, replacing older ones of the same arms."""
         rows = rows[list(ANSWERS)]
         with self.lock:
-            if self._answers(replicate).is_file():
+            if self.has(_answers(replicate)):
                 old = self.answers(replicate)
                 rows = pd.concat([old[~old["arm"].isin(set(rows["arm"]))], rows])
             text = dict.fromkeys(("arm", "task", "question"), "category")
             rows = rows.astype(dict.fromkeys(text, str)).astype(text | {"tokens": "uint16"})
-            content = rows.to_parquet(index=False, compression="zstd", compression_level=19)
-            write_intact(self._answers(replicate), content)
+            self.write_parquet(_answers(replicate), rows)
 
-    def _answers(self, replicate: int) -> Path:
-        return self.folder / f"answers-{replicate}.parquet"
+
+def _answers(replicate: int) -> str:
+    return f"answers-{replicate}.parquet"

@@ -18,7 +18,7 @@ from masters.imitation.changes import changes, controls, direction, doses, effec
 from masters.imitation.distances import DIVERGENCES, WHOLE, divergences, measure, missing_jobs, whole_teacher
 from masters.imitation.learning import Run, learn, ratio_of, temperature_of
 from masters.imitation.models import load_teacher, pruned
-from masters.imitation.tables import add_learning, read, read_learning, write
+from masters.imitation.tables import add_learning, read_learning, tables
 from masters.imitation.texts import docstrings, held_out, question, training_sequences
 from masters.objective.divergence import divergence
 from masters.pages.imitation import imitation_page
@@ -96,9 +96,9 @@ def compared(small: Path) -> Path:
         job(*arguments)
     assert missing_jobs() == []
     of_teachers, distances = measure()
-    write("teachers.csv", doses(of_teachers), small)
-    write("changes.csv", changes(distances), small)
-    write("controls.csv", controls(of_teachers, distances), small)
+    tables(small).write("teachers.csv", doses(of_teachers))
+    tables(small).write("changes.csv", changes(distances))
+    tables(small).write("controls.csv", controls(of_teachers, distances))
     return small
 
 
@@ -162,7 +162,7 @@ def test_a_student_is_the_teacher_without_a_middle_block(small: Path) -> None:
 
 
 def test_the_whole_teacher_has_no_dose_and_a_mask_has(compared: Path) -> None:
-    table = read("teachers.csv", compared)
+    table = tables(compared).read("teachers.csv")
     of_all = table[table["kind"] == "all"].set_index(["way", "value"])
     assert of_all.at[WHOLE, "dose"] == pytest.approx(0, abs=1e-6)
     assert of_all.at[WHOLE, "argmax_changed"] == 0
@@ -254,7 +254,7 @@ def test_a_stopped_run_ends_like_an_undisturbed_one(
     compared: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_teacher: Path
 ) -> None:
     monkeypatch.setattr(learning, "SAVED_EVERY", 4)
-    table = read("teachers.csv", compared)
+    table = tables(compared).read("teachers.csv")
     table = pd.concat([table, table[table["value"] == 0.1].assign(value=0.15)], ignore_index=True)
     table = pd.concat([table, table[table["value"] == 0.1].assign(value=0.05)], ignore_index=True)
     run = Run("far", "progressive", 0, 1e-3)
@@ -276,7 +276,7 @@ def test_a_stopped_run_ends_like_an_undisturbed_one(
 
 
 def test_updates_of_the_whole_teacher_get_the_length_of_the_masked_ones(compared: Path) -> None:
-    doses_ = read("teachers.csv", compared)
+    doses_ = tables(compared).read("teachers.csv")
     masked, scaled = Run("far", "progressive", 1, 1e-3), Run("far", "step length", 1, 1e-3)
     learn(scaled, doses_)  # makes the masked run first
     folder = learning.folder()
@@ -288,7 +288,7 @@ def test_updates_of_the_whole_teacher_get_the_length_of_the_masked_ones(compared
 def test_learning_needs_the_tables_only(compared: Path, tiny_teacher: Path) -> None:
     for folder in (tiny_teacher / "imitation").glob("states-*"):
         shutil.rmtree(folder)
-    learn(Run("near", "whole", 0, 1e-3), read("teachers.csv", compared))
+    learn(Run("near", "whole", 0, 1e-3), tables(compared).read("teachers.csv"))
 
 
 def test_a_diverged_trial_is_the_worst_and_a_diverged_run_is_named(
@@ -299,7 +299,7 @@ def test_a_diverged_trial_is_the_worst_and_a_diverged_run_is_named(
     )
     monkeypatch.setattr(results, "learn", lambda run, doses: lost)
     results.learn_one(Run("far", "whole", 0, 3e-3, trial=True), compared)
-    assert read("trials.csv", compared)["jsd"].item() == pytest.approx(np.log(2), abs=1e-5)
+    assert tables(compared).read("trials.csv")["jsd"].item() == pytest.approx(np.log(2), abs=1e-5)
     with pytest.raises(ValueError, match=r"far whole, seed 0, diverged at learning rate 0\.003"):
         results.learn_one(Run("far", "whole", 0, 3e-3), compared)
     assert read_learning(compared).empty
@@ -317,7 +317,7 @@ def test_a_run_that_another_process_has_stored_is_not_repeated(
 def test_a_lost_table_is_named(compared: Path) -> None:
     (compared / "controls.csv").unlink()
     with pytest.raises(ValueError, match=r"controls\.csv is missing, and SHA256SUMS lists it"):
-        read("controls.csv", compared)
+        tables(compared).read("controls.csv")
 
 
 def _learned(folder: Path, arm: str, share: float) -> None:
