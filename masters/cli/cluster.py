@@ -91,5 +91,5 @@ def _share(
     torch.set_num_threads(1)
     lab, questions = Lab(profile), shard(pool, int(row["share"]), shares)
     for what in wanted:
-        lab.responses(what, questions)
+        lab.make_responses(what, questions)
     return {**row, "questions": len(questions)}

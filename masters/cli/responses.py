@@ -89,11 +89,13 @@ def judge(
         f"judged by {chosen.name}", ["model"], ["mask ratio", "responses", "correct", "no verdict"]
     )
     for what in wanted:
-        verdicts = lab.responses(replace(what, judge=judge_name), pool)["correct"]
-        correct = f"{100 * verdicts.astype(float).mean():.1f} %"
-        table.add_row(
-            what.model, f"{what.ratio:g}", str(len(verdicts)), correct, str(int(verdicts.isna().sum()))
-        )
+        responses, judged, right = 0, 0, 0.0
+        for frame in lab.judged(replace(what, judge=judge_name), pool):
+            verdicts = frame["correct"].astype(float)
+            responses, judged = responses + len(verdicts), judged + int(verdicts.count())
+            right += float(verdicts.sum())
+        correct = f"{100 * right / judged:.1f} %" if judged else ""
+        table.add_row(what.model, f"{what.ratio:g}", str(responses), correct, str(responses - judged))
     Console().print(table)
     if isinstance(chosen, LLMJudge):
         print(chosen.usage())

@@ -11,7 +11,9 @@ import io
 import math
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -44,7 +46,7 @@ class Ragged:
         self.folder = folder
         # A plain array over the map, because slicing a memmap is several times slower.
         self.values = np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r"))
-        self.offsets = np.load(folder / f"{name}.offsets.npy")
+        self.offsets = np.asarray(np.load(folder / f"{name}.offsets.npy", mmap_mode="r"))
         shapes = folder / f"{name}.shapes.npy"
         self._shapes = np.load(shapes) if shapes.is_file() else None
 
@@ -71,20 +73,23 @@ class Ragged:
         np.save(folder / f"{name}.offsets.npy", np.cumsum([0, *(len(array) for array in arrays)]))
 
     @staticmethod
-    def write_each(folder: Path, name: str, arrays: Iterator[np.ndarray], kind: np.dtype) -> None:
-        """Write arrays of one dimension and the same type, holding one of them in memory at a time."""
-        offsets = [0]
-        values, target = folder / f"{name}.values", folder / f"{name}.npy"
+    @contextmanager
+    def writing(folder: Path, name: str, kind: np.dtype) -> Iterator[Callable[[np.ndarray], None]]:
+        """Yield a function that adds an array of one dimension; none of them stays in memory."""
+        offsets, values, target = array("q", [0]), folder / f"{name}.values", folder / f"{name}.npy"
         with open(values, "wb") as file:
-            for array in arrays:
-                file.write(array.astype(kind).tobytes())
-                offsets.append(offsets[-1] + len(array))
+
+            def add(one: np.ndarray) -> None:
+                file.write(one.astype(kind).tobytes())
+                offsets.append(offsets[-1] + len(one))
+
+            yield add
         about = {"descr": np.lib.format.dtype_to_descr(kind), "fortran_order": False, "shape": (offsets[-1],)}
         with open(target, "wb") as file, open(values, "rb") as written:
             np.lib.format.write_array_header_1_0(file, about)
             shutil.copyfileobj(written, file)
         os.remove(values)
-        np.save(folder / f"{name}.offsets.npy", np.array(offsets))
+        np.save(folder / f"{name}.offsets.npy", np.frombuffer(offsets, np.int64))
 
 
 def concatenate(images: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
@@ -205,8 +210,10 @@ def joined(parts: Sequence[Questions]) -> Questions:
             tables.append(part.table.assign(picture=part.table["picture"] + start))
             start += int(part.table["picture"].max()) + 1
         pd.concat(tables, ignore_index=True).to_parquet(target / "table.parquet")
-        prompts = (part.prompt(index) for part in parts for index in range(len(part)))
-        Ragged.write_each(target, "prompts", prompts, np.dtype(np.int32))
+        with Ragged.writing(target, "prompts", np.dtype(np.int32)) as add:
+            for part in parts:
+                for index in range(len(part)):
+                    add(part.prompt(index))
 
     write_folder_once(folder, save)
     return Questions(folder, _Joined(parts))

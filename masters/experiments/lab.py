@@ -9,7 +9,7 @@ teacher too; several teachers get equal shares of the steps.
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +21,7 @@ import pandas as pd
 from masters.data.labels import REGISTERS
 from masters.data.questions import Questions, Ragged
 from masters.experiments.arms import LABELS
-from masters.experiments.curriculum import WantedResponses, WantedScores, grouped
+from masters.experiments.curriculum import WantedResponses, WantedScores
 from masters.judges import Judge, corpus
 from masters.judges.embedding import EmbeddingJudge
 from masters.judges.llm import LLMJudge
@@ -33,7 +33,8 @@ from masters.models.loading import check_same_tokens, load_processor, local_fold
 from masters.models.small import build_processor
 from masters.models.source import Source
 from masters.own_data.tasks import labels_of, questions_of, words_of
-from masters.responses.cached import engine_of, open_store, responses
+from masters.responses.arrays import ResponseArrays, response_arrays
+from masters.responses.cached import engine_of, generate, judged, open_store
 from masters.responses.store import ResponseStore
 from masters.responses.teacher_logprobs import TopK, distributions
 from masters.runtime import distributed, workers
@@ -198,24 +199,50 @@ class Lab:
 
     # --- responses ------------------------------------------------------------------------------
 
-    def responses(self, wanted: WantedResponses, questions: Sequence[int] | None = None) -> pd.DataFrame:
-        """Return stored responses, generated and judged where they are missing.
+    def judged(
+        self, wanted: WantedResponses, questions: Sequence[int] | None = None
+    ) -> Iterator[pd.DataFrame]:
+        """Generate and judge the responses that are missing; yield all, some questions at a time.
 
         Args:
             wanted: whose, and how many; neither labels nor refreshed ones.
             questions: indices of the training questions; None: the pool.
         """
-        return responses(
+        asked = self.pool if questions is None else questions
+        store = self._generate(wanted, asked)
+        yield from judged(store, self.questions("train"), asked, wanted.n, self.judge_of(wanted.judge))
+
+    def _generate(self, wanted: WantedResponses, questions: Sequence[int]) -> ResponseStore:
+        return generate(
             self.source(wanted.model, wanted.ratio, wanted.choice),
             self.processor,
             self.questions("train"),
-            self.pool if questions is None else questions,
+            questions,
             wanted.n,
             self.profile.sampling,
             self.profile.replicate,
-            self.judge_of(wanted.judge),
             engine=self.engine,
         )
+
+    def make_responses(self, wanted: WantedResponses, questions: Sequence[int] | None = None) -> None:
+        """Generate and judge the responses that are missing, as in :meth:`judged`."""
+        for _ in self.judged(wanted, questions):
+            pass
+
+    def responses(self, wanted: WantedResponses) -> pd.DataFrame:
+        """Return the pool's responses, generated and judged where they are missing."""
+        return pd.concat(self.judged(wanted), ignore_index=True)
+
+    def response_arrays(self, wanted: WantedResponses, noise: float = 0.0) -> ResponseArrays:
+        """Return the pool's responses as training reads them, generated and judged where they are missing.
+
+        Args:
+            wanted: whose, and how many; neither labels nor refreshed ones.
+            noise: share of questions whose responses are judged by a wrong label, see :meth:`labels_with`.
+        """
+        labels = list(self.labels_with(noise)[0]["core"].iloc[self.pool]) if noise else None
+        store, judge = self._generate(wanted, self.pool), self.judge_of(wanted.judge)
+        return response_arrays(store, self.questions("train"), self.pool, wanted.n, judge, labels)
 
     def judge_of(self, name: str) -> Judge:
         """Return a judge by name: ``rule`` (the profile's reward), ``embedding`` or ``llm`` (its model).
@@ -247,10 +274,11 @@ class Lab:
     def scores(self, wanted: WantedScores) -> Ragged | TopK:
         """Return a model's log-probabilities at each token of the pool's responses or labels."""
         read = wanted.responses
+        texts: Sequence[Sequence[np.ndarray]]
         if read.model in LABELS:
             texts = self.labels_of_pool(read.ratio, read.model)
         else:
-            texts = grouped(self.responses(read)["tokens"], read.n)
+            texts = self.response_arrays(read).tokens
         return self.scores_of(self.source(wanted.scorer, wanted.ratio, wanted.choice), texts)
 
     def scores_of(

@@ -71,7 +71,9 @@ def prepare(lab: Lab, plan: ResponsePlan) -> None:
     """Generate, judge and score what is missing of a plan, for all questions of the pool, side by side."""
     for name in plan.models():
         lab.folder(name)
-    lab.parallel([(Lab.responses, (wanted,)) for wanted in plan.responses], "sets of responses", lab.writers)
+    lab.parallel(
+        [(Lab.make_responses, (wanted,)) for wanted in plan.responses], "sets of responses", lab.writers
+    )
     lab.parallel([(Lab.scores, (wanted,)) for wanted in plan.scores], "sets of responses scored")
 
 
@@ -101,7 +103,7 @@ def make_all(lab: Lab, wanted: Sequence[WantedResponses], pool: Sequence[int]) -
     for one in wanted:
         lab.folder(one.model)
     shards = min(lab.writers, len(pool))
-    jobs = [(Lab.responses, (one, shard(pool, i, shards))) for one in wanted for i in range(shards)]
+    jobs = [(Lab.make_responses, (one, shard(pool, i, shards))) for one in wanted for i in range(shards)]
     lab.parallel(jobs, "shards of the responses", lab.writers)
 
 

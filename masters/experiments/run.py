@@ -20,7 +20,6 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from filelock import FileLock
 
@@ -32,7 +31,6 @@ from masters.experiments.curriculum import (
     WantedResponses,
     all_stages,
     curriculum,
-    grouped,
     order,
     wanted_responses,
 )
@@ -305,36 +303,8 @@ def response_set(
     if wanted.model in LABELS:
         found = ResponseSet(1, lab.labels_of_pool(wanted.ratio, wanted.model))
     else:
-        frame, n = lab.responses(wanted), wanted.n
-        found = ResponseSet(
-            n,
-            tokens=grouped(frame["tokens"], n),
-            behavior=None if frame["logprobs"].isna().any() else grouped(frame["logprobs"], n),
-            accuracy=accuracy_reward(lab, frame, wanted.judge, label_noise).reshape(-1, n),
-        )
+        found = ResponseSet(wanted.n, *lab.response_arrays(wanted, label_noise))
     if teacher is None or not lab.profile.distillation.cache_teacher:
         return found
     reference = lab.scores_of(lab.source(student), found.tokens)
     return replace(found, teacher=lab.scores_of(teacher, found.tokens), reference=reference)
-
-
-def accuracy_reward(lab: Lab, frame: pd.DataFrame, judge: str, noise: float) -> np.ndarray:
-    """Return the accuracy reward of responses, Eq. 6, where some questions have a wrong label.
-
-    Args:
-        frame: responses to every question of the pool, judged by the correct labels.
-        judge: the judge for responses to questions with a wrong label.
-        noise: share of questions with a wrong label, see :meth:`masters.experiments.lab.Lab.labels_with`.
-
-    Returns:
-        ``(rows of frame,)`` float32: the verdict, 1 where a response is right, 0 without a verdict.
-    """
-    right = frame["correct"].astype(float).fillna(0).to_numpy(np.float32)
-    if noise:
-        cores = lab.labels_with(noise)[0]["core"].iloc[lab.pool]
-        labels = np.repeat(cores.to_numpy(), len(frame) // len(lab.pool))
-        wrong = labels != frame["label"].to_numpy()
-        asked, text = frame["asked"][wrong], frame["text"][wrong]
-        verdicts = lab.judge_of(judge).score_many(list(asked), list(labels[wrong]), list(text))
-        right[wrong] = [verdict or 0 for verdict in verdicts]
-    return right

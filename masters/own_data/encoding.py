@@ -7,7 +7,7 @@ several pictures or none.
 import hashlib
 import json
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -131,7 +131,7 @@ def _encode(name: str, rows: datasets.Dataset, max_pixels: int | None, processor
     kinds, pictures, contents = [], [], []
     refused: list[tuple[int, str]] = []
 
-    def prompts() -> Iterator[np.ndarray]:
+    with Ragged.writing(folder, "prompts", np.dtype(np.int32)) as add:
         for place, row in enumerate(rows):
             report(f"encoding rows of {name}", place + 1, len(rows))
             try:
@@ -143,9 +143,7 @@ def _encode(name: str, rows: datasets.Dataset, max_pixels: int | None, processor
             pictures.append(sets.setdefault(tuple(row["pixels"]), len(sets)))
             seen = json.dumps([row["pixels"], max_pixels]).encode()
             contents.append(hashlib.sha256(prompt.tobytes() + seen).hexdigest()[:16])
-            yield prompt
-
-    Ragged.write_each(folder, "prompts", prompts(), np.dtype(np.int32))
+            add(prompt)
     np.save(folder / "kinds.npy", np.array(kinds, dtype=np.int64))
     left_out = pd.DataFrame(refused, columns=["place", "reason"]).astype({"place": "int64"})
     left_out.to_parquet(folder / "refused.parquet")

@@ -6,10 +6,9 @@ all of them. Stored responses are never generated again.
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from filelock import FileLock
 
@@ -19,12 +18,14 @@ from masters.judges.rule import RuleJudge
 from masters.models.source import Source
 from masters.responses.engines import Engine, Response, Writer
 from masters.responses.engines.local import TransformersEngine
+from masters.responses.manifest import Held
 from masters.responses.store import SCHEMA, SHARED, ResponseStore, StoreSpec
 from masters.runtime.keys import hash_of
 from masters.runtime.progress import report
 from masters.settings import Generation, Sampling
 
 SHARD = 1024  # responses
+AT_ONCE = 1 << 13  # questions
 COLUMNS = [*(name for name in SCHEMA.names if name not in SHARED), "correct"]
 
 
@@ -77,8 +78,6 @@ def responses(
 ) -> pd.DataFrame:
     """Return the first ``n`` responses of a source to each wanted question, generating the missing ones.
 
-    Processes that want the same questions take turns, so nothing is generated twice.
-
     Args:
         questions: encoded by ``processor``.
         wanted: indices of the questions.
@@ -94,62 +93,111 @@ def responses(
     Raises:
         ValueError: a shard is damaged; the message names it and says what to do.
     """
-    judge, engine = judge or RuleJudge(), engine or TransformersEngine()
+    store = generate(source, processor, questions, wanted, n, sampling, seed, counts, engine)
+    return pd.concat(judged(store, questions, wanted, n, judge or RuleJudge()), ignore_index=True)
+
+
+def generate(
+    source: Source,
+    processor: Any,
+    questions: Questions,
+    wanted: Sequence[int],
+    n: int,
+    sampling: Sampling,
+    seed: int,
+    counts: dict[str, int] | None = None,
+    engine: Engine | None = None,
+) -> ResponseStore:
+    """Generate what is missing of :func:`responses`; return the store that has all of them.
+
+    Processes that want the same questions take turns, so nothing is generated twice.
+    """
+    engine = engine or TransformersEngine()
     store = open_store(source, processor, sampling, seed, engine)
-    table = questions.table.iloc[list(wanted)].reset_index(drop=True)
-    is_first = ~table["content"].duplicated()  # questions with the same text and images share responses
-    first, contents = np.asarray(wanted)[is_first].tolist(), table.loc[is_first, "content"].tolist()
+    first: dict[str, int] = {}  # questions with the same text and images share responses
+    for content, question in zip(questions.table["content"].iloc[list(wanted)], wanted, strict=True):
+        first.setdefault(content, question)
+    contents = sorted(first)
     store.folder.mkdir(parents=True, exist_ok=True)
     # Processes with other questions write to the same store at the same time.
-    with FileLock(store.folder / f".{hash_of(sorted(contents))}.lock"):
-        missing = [
-            tuple(index for index in range(n) if index not in there)
-            for there in store.held().indices(contents)
-        ]
-        total = sum(map(len, missing))
+    with FileLock(store.folder / f".{hash_of(contents)}.lock"):
+        held = store.held()
+        total = n * len(contents) - held.count(contents, n)
         if counts is not None:
             counts["generated"] = counts.get("generated", 0) + total
             counts["reused"] = counts.get("reused", 0) + n * len(contents) - total
         if total:
             with engine.writer(source, processor, questions, sampling, seed) as write:
                 what = f"responses of {source.title} at mask {source.ratio:g}"
-                _write_missing(store, write, questions.table.set_index("id"), first, missing, what)
-        result = store.read(contents, n)
+                _write_missing(store, write, questions, list(first.items()), n, held, what, total)
+    return store
+
+
+def judged(
+    store: ResponseStore,
+    questions: Questions,
+    wanted: Sequence[int],
+    n: int,
+    judge: Judge,
+    labels: Sequence[str] | None = None,
+) -> Iterator[pd.DataFrame]:
+    """Yield stored responses, ``AT_ONCE`` questions at a time, as :func:`responses` returns them.
+
+    Args:
+        labels: the label of each wanted question; None: its own.
+    """
+    held, table = store.held(), questions.table
+    for start in range(0, max(1, len(wanted)), AT_ONCE):  # without questions, one empty table
+        some = slice(start, start + AT_ONCE)
+        asked = table.iloc[list(wanted[some])]
         # Each question's own id and label, in the order of the questions; a label may have changed since.
         own = pd.DataFrame(
             {
-                "question": table["id"],
-                "content": table["content"],
-                "asked": table["question"],
-                "label": table["answer"],
-                "place": range(len(table)),
+                "question": asked["id"].to_numpy(),
+                "content": asked["content"].to_numpy(),
+                "asked": asked["question"].to_numpy(),
+                "label": asked["answer"].to_numpy() if labels is None else list(labels[some]),
+                "place": range(len(asked)),
             }
         )
-        result = own.merge(result.drop(columns=["question", "asked", "label"]), on="content")
-        result = result.sort_values(["place", "index"], ignore_index=True)
-        result["correct"] = store.verdicts(result, judge)
-    return result[COLUMNS]
+        read = store.read(own["content"], n, held)
+        frame = own.merge(read.drop(columns=["question", "asked", "label"]), on="content")
+        frame = frame.sort_values(["place", "index"], ignore_index=True)
+        frame["correct"] = store.verdicts(frame, judge)
+        yield frame[COLUMNS]
 
 
 def _write_missing(
     store: ResponseStore,
     write: Writer,
-    table: pd.DataFrame,
-    wanted: Sequence[int],
-    missing: list[tuple[int, ...]],
+    questions: Questions,
+    wanted: Sequence[tuple[str, int]],
+    n: int,
+    held: Held,
     what: str,
+    total: int,
 ) -> None:
-    total, written, start = sum(map(len, missing)), 0, time.perf_counter()
-    for indices in sorted(set(missing) - {()}):  # batch questions that lack the same responses
-        todo = [question for question, lacks in zip(wanted, missing, strict=True) if lacks == indices]
-        waiting: list[Response] = []
-        for done in write(todo, indices):
-            waiting.extend(done)
-            written += len(done)
-            report(what, written, total)
-            if len(waiting) >= SHARD:
-                store.append(waiting, table, time.perf_counter() - start)
-                waiting, start = [], time.perf_counter()
-        if waiting:
-            store.append(waiting, table, time.perf_counter() - start)
-            start = time.perf_counter()
+    """Generate and store what ``held`` lacks of ``n`` responses to each question (content and index)."""
+    table, written, start = questions.table.set_index("id"), 0, time.perf_counter()
+    waiting: list[Response] = []
+
+    def store_waiting() -> None:
+        nonlocal waiting, start
+        store.append(waiting, table, time.perf_counter() - start)
+        waiting, start = [], time.perf_counter()
+
+    for begin in range(0, len(wanted), AT_ONCE):
+        some = wanted[begin : begin + AT_ONCE]
+        missing: dict[tuple[int, ...], list[int]] = {}  # batch questions that lack the same responses
+        for (_, question), there in zip(some, held.indices([content for content, _ in some]), strict=True):
+            if lacking := tuple(index for index in range(n) if index not in there):
+                missing.setdefault(lacking, []).append(question)
+        for indices, lacked_by in sorted(missing.items()):
+            for done in write(lacked_by, indices):
+                waiting.extend(done)
+                written += len(done)
+                report(what, written, total)
+                if len(waiting) >= SHARD:
+                    store_waiting()
+            if waiting:
+                store_waiting()
