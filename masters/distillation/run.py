@@ -18,12 +18,12 @@ from typing import Any
 import pandas as pd
 import yaml
 from filelock import FileLock, Timeout
-from huggingface_hub import HfApi
 from transformers import PreTrainedModel
 
 from masters.distillation.check import SAMPLE, estimate_run
 from masters.distillation.outputs import card, mean_score, resolved, scores, shown, write_scores
 from masters.distillation.run_file import RunFile, from_options, keys_of_the_file, load_run_file
+from masters.distillation.upload import check_upload, upload
 from masters.experiments.arms import RunSpec
 from masters.experiments.evaluation import answers, check_labels
 from masters.experiments.lab import Lab
@@ -120,6 +120,8 @@ def _distill(run: RunFile, say: Say) -> Path:
 
 def _prepare(run: RunFile, say: Say) -> Prepared:
     """Read the data and check models, labels and settings against each other."""
+    if run.training.push_to_hub and distributed.rank() == 0:
+        check_upload(run.training.push_to_hub)
     own = load_own_data(run.data, run.folder)
     train = own.splits["train"]
     counts = ", ".join(f"{split} {len(rows):,}" for split, rows in own.splits.items())
@@ -228,15 +230,15 @@ def _finish(prepared: Prepared, say: Say) -> None:
     write_atomic(model / "README.md", card(run, len(prepared.own.splits["train"]), found, evaluated))
     for name, interval in found.items():
         say(shown(name, interval, evaluated))
-    if run.training.push_to_hub:
-        HfApi().create_repo(run.training.push_to_hub, exist_ok=True)
-        HfApi().upload_folder(repo_id=run.training.push_to_hub, folder_path=model)
-        say(f"uploaded: https://huggingface.co/{run.training.push_to_hub}")
     say(f"the student: {model}")
     say(f"chat:    masters chat {model}")
     say(f"serve:   vllm serve {model}")
     say(f"measure: lmms-eval --model vllm --model_args model={model} --tasks mmstar")
-    say(f"push:    huggingface-cli upload YOUR/NAME {model}")
+    if run.training.push_to_hub:
+        upload(run.training.push_to_hub, model)
+        say(f"pushed:  https://huggingface.co/{run.training.push_to_hub}")
+    else:
+        say(f"push:    hf upload YOUR/NAME {model}")
 
 
 @contextmanager

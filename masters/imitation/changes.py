@@ -169,6 +169,32 @@ def direction(change: float, low: float, high: float) -> str:
     return "undecided"
 
 
+def helps(found: pd.DataFrame) -> list[str]:
+    """Return the verdict of each row of :func:`effects`, by the criterion "help" of the plan.
+
+    A row against the arm ``whole`` says whether the arm helps, a row against ``step length`` what a help
+    comes from. Rows before the last step, and causes of what did not help, have no verdict.
+    """
+    words = {"nearer": "helps", "farther": "harms", "no change": "no help", "undecided": "undecided"}
+    rows: list[dict[Any, Any]] = found.to_dict("records")
+    towards = [direction(row["change"], row["low"], row["high"]) for row in rows]
+    judged = [word if row["step"] == plan.STEPS else "" for row, word in zip(rows, towards, strict=True)]
+    helped = {
+        (row["start"], row["arm"])
+        for row, word in zip(rows, judged, strict=True)
+        if row["control"] == "whole" and word == "nearer"
+    }
+    said = []
+    for row, word in zip(rows, judged, strict=True):
+        if row["control"] == "whole":
+            said.append(words.get(word, ""))
+        elif word and (row["start"], row["arm"]) in helped:
+            said.append("by its target" if word == "nearer" else "not shown to be by its target")
+        else:
+            said.append("")
+    return said
+
+
 def verdicts(folder: Path = FOLDER) -> pd.DataFrame:
     """Return one row per student: distance, change at the paper's mask ratio with interval, and verdicts.
 

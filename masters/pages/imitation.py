@@ -9,7 +9,7 @@ import pandas as pd
 from masters.figures.imitation import WAYS, imitation_figure
 from masters.figures.style import write_svg
 from masters.imitation import plan
-from masters.imitation.changes import direction, effects, trend, verdicts
+from masters.imitation.changes import direction, effects, helps, trend, verdicts
 from masters.imitation.results import COMPARED, learned, missing
 from masters.imitation.tables import FOLDER, tables
 from masters.pages.rendering import fill
@@ -228,8 +228,8 @@ def _learning(found: pd.DataFrame) -> Table | None:
             f"{row['step']}",
             f"{row['before']:.3f} to {row['after']:.3f}",
             _effect(row),
-            direction(row["change"], row["low"], row["high"]) if row["step"] == plan.STEPS else "",
+            said,
         ]
-        for row in found.to_dict("records")
+        for row, said in zip(found.to_dict("records"), helps(found), strict=True)
     ]
     return header, rows

@@ -107,6 +107,7 @@ def assemble(profile: str, book: Path, run: Path) -> None:
         "examples/profile.yaml",
         "data/results/on_device.csv",
         "data/results/fuzz.csv",
+        "data/results/scale.csv",
     ):
         write_atomic(generated / Path(shown).name, read_intact(ROOT / shown))
     write_atomic(extra / "claims.csv", (run / "claims.csv").read_bytes())

@@ -14,7 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from masters.cli import main
 from masters.imitation import learning, plan, results, texts
-from masters.imitation.changes import changes, controls, direction, doses, effects, trend, verdicts
+from masters.imitation.changes import changes, controls, direction, doses, effects, helps, trend, verdicts
 from masters.imitation.distances import DIVERGENCES, WHOLE, divergences, measure, missing_jobs, whole_teacher
 from masters.imitation.learning import Run, learn, ratio_of, temperature_of
 from masters.imitation.models import load_teacher, pruned
@@ -339,6 +339,28 @@ def test_an_effect_needs_all_runs_of_its_comparison(small: Path) -> None:
     assert list(table["arm"]) == ["constant", "constant"]
     np.testing.assert_allclose(table["change"], -10, rtol=1e-4)
     assert effects(read_learning(small)[lambda rows: rows["key"] != "whole 1"]).empty
+
+
+@pytest.mark.parametrize(
+    ("against_whole", "against_length", "said"),
+    [
+        ((-3, -4, -2), (-3, -4, -2), ["helps", "by its target"]),
+        ((-3, -4, -2), (-1, -3, 1), ["helps", "not shown to be by its target"]),
+        ((0, -0.5, 0.5), (-3, -4, -2), ["no help", ""]),
+        ((3, 2, 4), (3, 2, 4), ["harms", ""]),
+        ((-3, -7, 1), (-3, -4, -2), ["undecided", ""]),
+    ],
+)
+def test_help_comes_from_the_target_only_if_it_beats_the_same_step_length(
+    against_whole: tuple[float, ...], against_length: tuple[float, ...], said: list[str]
+) -> None:
+    about = {"start": "far", "arm": "progressive"}
+    rows = [
+        about | {"control": control, "step": step} | dict(zip(("change", "low", "high"), effect, strict=True))
+        for control, effect in (("whole", against_whole), ("step length", against_length))
+        for step in (100, plan.STEPS)
+    ]
+    assert helps(pd.DataFrame(rows)) == ["", said[0], "", said[1]]
 
 
 def test_a_trial_and_a_run_are_stored_and_not_repeated(compared: Path) -> None:
