@@ -1,5 +1,9 @@
-"""A server that imitates the model hub, for the folders below one folder: ``owner/name`` and their files."""
+"""A server that imitates the model hub, for the folders below one folder: ``owner/name`` and their files.
 
+Whoever has a token is ``owner``, who may write.
+"""
+
+import base64
 import hashlib
 import json
 from collections.abc import Iterator
@@ -12,7 +16,7 @@ COMMIT = "0" * 40
 
 
 @contextmanager
-def serving(root: Path) -> Iterator[tuple[str, set[str]]]:
+def serving(root: Path, writable: bool = True) -> Iterator[tuple[str, set[str]]]:
     """Serve the models of a folder; yield the address and the paths of the files that were downloaded."""
     downloaded: set[str] = set()
 
@@ -22,11 +26,41 @@ def serving(root: Path) -> Iterator[tuple[str, set[str]]]:
             for name, value in ({"Content-Length": str(len(body))} | headers).items():
                 self.send_header(name.replace("_", "-"), value)
             self.end_headers()
-            if self.command == "GET":
+            if self.command != "HEAD":
                 self.wfile.write(body)
+
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"] or 0))
+            parts = self.path.partition("?")[0].strip("/").split("/")
+            if not writable:
+                self._answer(b'{"error": "storage is full"}', 403)
+                return
+            if parts == ["api", "repos", "create"]:
+                about: object = {"url": f"http://{self.headers['Host']}/owner/{json.loads(body)['name']}"}
+            elif parts == ["api", "validate-yaml"]:
+                about = {"errors": [], "warnings": []}
+            elif parts[4] == "preupload":
+                asked = json.loads(body)["files"]
+                mode = {"uploadMode": "regular", "shouldIgnore": False, "oid": None}
+                about = {"files": [{"path": file["path"], **mode} for file in asked]}
+            else:  # commit
+                for line in map(json.loads, body.splitlines()):
+                    if line["key"] == "file":
+                        path = root.joinpath(*parts[2:4], line["value"]["path"])
+                        path.parent.mkdir(parents=True, exist_ok=True)
+                        path.write_bytes(base64.b64decode(line["value"]["content"]))
+                about = {
+                    "commitUrl": f"http://{self.headers['Host']}/{'/'.join(parts[2:4])}/commit/{COMMIT}",
+                    "commitOid": COMMIT,
+                }
+            self._answer(json.dumps(about).encode())
 
         def do_GET(self) -> None:
             parts = self.path.partition("?")[0].strip("/").split("/")
+            if parts == ["api", "whoami-v2"]:
+                allowed = "Authorization" in self.headers
+                self._answer(b'{"name": "owner", "orgs": []}' if allowed else b"{}", 200 if allowed else 401)
+                return
             if parts[:2] == ["api", "models"]:
                 folder = root.joinpath(*parts[2:4])
                 if not folder.is_dir():

@@ -18,7 +18,7 @@ teachers: [{teacher}]
 output_dir: out
 data: {{train: train.jsonl, eval: {{split_from_train: 2}}}}
 responses: {{max_new_tokens: 6}}
-training: {{batch: 2}}
+training: {{batch: 2, push_to_hub: {push}}}
 """
 
 
@@ -40,11 +40,20 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def _distill(folder: Path, address: str, *words: str, teacher: str = "owner/teacher") -> tuple[int, str]:
+def _distill(
+    folder: Path,
+    address: str,
+    *words: str,
+    teacher: str = "owner/teacher",
+    push: str = "null",
+    token: str = "",
+) -> tuple[int, str]:
     """Run the command against a hub; return its exit code and the last line of its messages."""
-    (folder / "run.yaml").write_text(RUN.format(teacher=teacher))
+    (folder / "run.yaml").write_text(RUN.format(teacher=teacher, push=push))
     variables = {"HF_ENDPOINT": address, "HF_HOME": str(folder / "home"), "HF_HUB_OFFLINE": "0"}
-    variables |= {"TRANSFORMERS_OFFLINE": "0", "PYTHONPATH": str(ROOT)}
+    variables |= {"TRANSFORMERS_OFFLINE": "0", "PYTHONPATH": str(ROOT)} | (
+        {"HF_TOKEN": token} if token else {}
+    )
     command = [sys.executable, "-m", "masters.cli.main", "distill", "run.yaml", *words]
     done = subprocess.run(command, cwd=folder, env=os.environ | variables, capture_output=True, text=True)
     return done.returncode, (done.stderr.strip().splitlines() or [""])[-1]
@@ -70,3 +79,33 @@ def test_a_name_that_the_hub_lacks_is_one_line(folder: Path) -> None:
 def test_a_hub_that_cannot_be_reached_is_one_line(folder: Path) -> None:
     code, line = _distill(folder, "http://127.0.0.1:9", "--check")
     assert code == 1 and "'owner/student': the hub cannot be reached" in line
+
+
+@pytest.mark.slow
+def test_the_student_is_uploaded_and_is_kept_where_the_upload_fails(folder: Path) -> None:
+    push = {"push": "owner/new", "token": "secret"}
+    with hub_server.serving(folder / "hub", writable=False) as (address, _):
+        code, line = _distill(folder, address, **push)
+    assert code == 1 and "model is complete, and its upload failed (403" in line
+    with hub_server.serving(folder / "hub") as (address, _):
+        assert _distill(folder, address, **push) == (0, "")
+    student, there = folder / "out" / "model", folder / "hub" / "owner" / "new"
+    names = sorted(path.name for path in student.iterdir())
+    assert sorted(path.name for path in there.iterdir() if path.name != ".gitattributes") == names
+    assert (there / "model.safetensors").read_bytes() == (student / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("push", "token", "said"),
+    [
+        ("owner/new", "", "you are not logged in: hf auth login"),
+        ("other/new", "secret", "it must begin with one of owner/"),
+        ("new", "secret", "it must begin with one of owner/"),
+    ],
+)
+def test_an_upload_that_would_fail_is_refused_before_the_work(
+    folder: Path, push: str, token: str, said: str
+) -> None:
+    with hub_server.serving(folder / "hub") as (address, downloaded):
+        code, line = _distill(folder, address, "--check", push=push, token=token)
+    assert code == 1 and f"push_to_hub: {push}" in line and said in line and not downloaded
