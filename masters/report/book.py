@@ -182,14 +182,14 @@ def profiles_table() -> str:
         minutes = f"{sum(profile.minutes.values()):g}" if profile.minutes else "not run here"
         rows.append([profile.name, profile.description, minutes, profile.shows, profile.cannot_show])
     header = ["Profile", "For", "Minutes on two cores", "It can show", "It cannot show"]
-    return fill("table.md", header=header, rows=rows)
+    return fill("table.md", header=header, rows=rows, caption="The profiles")
 
 
 def notebook_page(source: Path) -> str:
     """Return a notebook as the book shows it.
 
-    Execution metadata is left out, overridden defaults are folded, and images get the alternative texts that
-    their outputs carry.
+    Execution metadata is left out, overridden defaults are folded, and figures become SVG with the
+    alternative texts that their outputs carry.
     """
     notebook = nbformat.read(source, as_version=4)
     tags = [set(cell.metadata.get("tags", [])) for cell in notebook.cells]
@@ -201,6 +201,10 @@ def notebook_page(source: Path) -> str:
             of_cell.add("hide-input")
         if of_cell:
             cell.metadata["tags"] = sorted(of_cell)
+        for output in cell.get("outputs", []):
+            if svg := output.get("metadata", {}).get("image/png", {}).pop("svg", None):
+                output["data"].pop("image/png", None)
+                output["data"]["image/svg+xml"] = svg
         images = [output.get("metadata", {}).get("image/png", {}) for output in cell.get("outputs", [])]
         # MyST-NB takes one text per cell; `finish` gives each image its own.
         if alt := BETWEEN.join(image["alt"] for image in images if "alt" in image):

@@ -138,8 +138,9 @@ def test_tables_of_the_run(monkeypatch: pytest.MonkeyPatch, profile: Profile) ->
 
 
 def test_markup_in_a_cell_is_text() -> None:
-    page = fill("table.md", header=["<b>", "a\nb"], rows=[["{{ x }}", HOSTILE]])
-    assert '<th scope="col">&lt;b&gt;</th><th scope="col">a<br>b</th>' in page and "<td>{{ x }}</td>" in page
+    page = fill("table.md", header=["<b>", "a\nb"], rows=[["{{ x }}", HOSTILE]], caption="<i>")
+    assert '<th scope="col">&lt;b&gt;</th><th scope="col">a<br>b</th>' in page and ">{{ x }}</th>" in page
+    assert "<caption>&lt;i&gt;</caption>" in page
     is_text(page)
 
 
