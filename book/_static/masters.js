@@ -95,12 +95,18 @@ document.addEventListener("DOMContentLoaded", () => {
     scrolling();
     window.MathJax?.startup?.promise?.then(scrolling);
   });
-  document.addEventListener("toggle", scrolling, true);
-  // Folds open for printing, and close again if they were closed.
-  let closed = [];
+  for (const event of ["toggle", "load"]) document.addEventListener(event, scrolling, true); // folds, figures
+  // Printing opens the folds and uses the light scheme; afterwards all is as before.
+  const root = document.documentElement;
+  let closed = [], theme;
   addEventListener("beforeprint", () => {
     closed = [...document.querySelectorAll("article details:not([open])")];
     closed.forEach((fold) => { fold.open = true; });
+    theme = root.dataset.theme;
+    root.dataset.theme = "light";
   });
-  addEventListener("afterprint", () => closed.forEach((fold) => { fold.open = false; }));
+  addEventListener("afterprint", () => {
+    closed.forEach((fold) => { fold.open = false; });
+    root.dataset.theme = theme;
+  });
 });

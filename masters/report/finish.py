@@ -1,8 +1,9 @@
 """The last step of the book: what Sphinx leaves too heavy or too vague in the built pages.
 
 MathJax is loaded only where a formula is, and source maps are left out. Each picture of a notebook cell gets
-its own alternative text, each SVG figure a variant for the dark scheme, each table scopes and a name. For
-previews and search engines, each page has a description from its first paragraph and a picture.
+its own alternative text, each SVG figure a variant for the dark scheme, each table scopes and a name, each
+fold of the contents a name. For previews and search engines, each page has a description from its first
+paragraph and a picture.
 """
 
 import html
@@ -40,6 +41,9 @@ def finished(page: str) -> str:
     if not re.search(r'class="[^"]*\bmath\b', page):
         page = re.sub(r"<script[^>]*mathjax\.js[^>]*></script>\s*", "", page)
         page = re.sub(r"<script>window\.MathJax = .*?</script>\s*", "", page, flags=re.DOTALL)
+    # The theme gives the folds of its contents no name.
+    fold = r'(<a [^>]*>([^<]*)</a><details[^>]*>)<summary>(?=<span class="toctree-toggle")'
+    page = re.sub(fold, r'\1<summary aria-label="Pages below \2">', page)
     return _described(_named_tables(_own_texts(page)))
 
 

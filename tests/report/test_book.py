@@ -364,8 +364,14 @@ def test_notebooks_fold_overridden_defaults_and_describe_images(tmp_path: Path) 
     image = {"image/png": "aGk="}, {"image/png": {"alt": "Loss by step."}}
     output = nbformat.v4.new_output("display_data", image[0], metadata=image[1])
     notebook.cells.append(nbformat.v4.new_code_cell("plot()", outputs=[output]))
+    figure = nbformat.v4.new_output(
+        "display_data", image[0], metadata={"image/png": {"alt": "Loss 2.", "svg": "<svg/>"}}
+    )
+    notebook.cells.append(nbformat.v4.new_code_cell("plot()", outputs=[figure]))
     nbformat.write(notebook, tmp_path / "one.ipynb")
     shown = nbformat.reads(book.notebook_page(tmp_path / "one.ipynb"), as_version=4)
+    assert shown.cells[3].outputs[0].data == {"image/svg+xml": "<svg/>"}
+    assert shown.cells[3].metadata == {"mystnb": {"image": {"alt": "Loss 2."}}}
     assert shown.cells[0].metadata == {"tags": ["hide-input", "parameters"]}
     assert "papermill" not in shown.metadata
     assert shown.cells[2].metadata == {"mystnb": {"image": {"alt": "Loss by step."}}}

@@ -82,3 +82,10 @@ def test_pages_have_a_picture_for_previews(tmp_path: Path) -> None:
     finish(tmp_path)
     assert '<meta property="og:image" content="preview.png">' in (tmp_path / "index.html").read_text()
     assert 'og:image" content="../preview.png">' in (tmp_path / "notebooks" / "a.html").read_text()
+
+
+def test_folds_of_the_contents_have_a_name() -> None:
+    link = '<a class="x" href="a.html">API</a>'
+    fold = f'{link}<details>{{}}<span class="toctree-toggle"></span></summary></details>'
+    named = fold.format('<summary aria-label="Pages below API">')
+    assert finished(fold.format("<summary>")) == named
