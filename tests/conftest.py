@@ -1,12 +1,17 @@
 """What several test modules share: no network, a small disk, and one built book."""
 
+import base64
+import io
+import json
 import os
 import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from PIL import Image
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -15,6 +20,7 @@ from claim_lines import claim_line, write_lines
 
 from masters.claims.table import VERDICTS
 from masters.pages.parameters import NOTEBOOKS
+from masters.pages.responses import FILE, SPREADS
 from masters.report import book
 from masters.runtime.files import ROOT
 
@@ -43,12 +49,34 @@ def example_claims(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def example_run(tmp_path_factory: pytest.TempPathFactory, example_claims: Path) -> Path:
-    """A run folder as `make reproduce` leaves it: the committed notebooks, some claims, no provenance."""
+    """A run folder as `make reproduce` leaves it: the committed notebooks, some claims, some responses."""
     run = tmp_path_factory.mktemp("run")
     for name in NOTEBOOKS:
         shutil.copy(ROOT / "notebooks" / f"{name}.ipynb", run)
     shutil.copy(example_claims, run)
+    groups = {"profile": "smoke", "teacher": "large", "ratio": 0.2, "pool": 9, "seed": 0}
+    questions = [answered_question(task, spread) for task in ("digits", "charts") for spread in SPREADS]
+    (run / FILE).write_text(json.dumps(groups | {"questions": questions}))
     return run
+
+
+def answered_question(task: str, spread: str) -> dict[str, Any]:
+    """A question for the page of responses, with its eight responses."""
+    responses = [
+        {
+            "source": "teacher" if number < 4 else "student",
+            "text": f"the answer is {number} .",
+            "register": "sentence" if number % 2 else "bare",
+            "verdict": "correct" if number % 3 else "wrong",
+            **{"accuracy": float(number % 3 > 0), "distillation": number / 7, "advantage": 0.3 - number / 10},
+        }
+        for number in range(8)
+    ]
+    picture = io.BytesIO()
+    Image.new("RGB", (8, 8), "red").save(picture, "WEBP")
+    address = f"data:image/webp;base64,{base64.b64encode(picture.getvalue()).decode()}"
+    about = {"task": task, "question": f"how many {task} ?", "answer": "3", "spread": spread}
+    return about | {"pictures": [address], "more": 0, "responses": responses}
 
 
 @pytest.fixture(scope="session")

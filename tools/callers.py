@@ -16,7 +16,7 @@ from pathlib import Path
 import masters
 
 ROOT = Path(__file__).resolve().parents[1]
-# Methods that transformers and papermill call.
+# What transformers, papermill and Sphinx call.
 HOOKS = {
     "floating_point_ops",
     "get_seq_length",
@@ -25,6 +25,7 @@ HOOKS = {
     "on_save",
     "on_step_end",
     "on_train_begin",
+    "setup",
 }
 
 

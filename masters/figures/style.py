@@ -1,6 +1,8 @@
-"""Shared by all figures: size, colors, alternative texts, SVG files."""
+"""Shared by all figures: size, colors in both schemes, alternative texts, SVG and PNG files."""
 
+import colorsys
 import io
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ COLORS: list[Any] = [
     *("#8f5f33", "#d1407f", "#6b6b6b", "#857d00", "#2f7fae"),
 ]
 INK, QUIET, BAND = "#333333", "#767676", "#e6e6e6"
+DARKEST = 1 - 0x12 / 0xFF  # the page of the dark scheme is #121212
 # Lines differ by marker and dash too, so that color is never the only sign.
 MARKERS, DASHES = "osD^vPX*<>", ("-", "--", "-.", ":")
 
@@ -29,14 +32,15 @@ class Drawing(Figure):
     """A figure with an alternative text, which notebooks store beside its image.
 
     Attributes:
-        alt: what the figure shows, in words and numbers; set by the function that draws it.
+        alt: what the figure shows, in words and numbers; set by the function that draws it. The figure as
+            SVG is stored beside it, for the book.
     """
 
     alt = ""
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> tuple[dict, dict]:
         """Return metadata only; IPython adds the image."""
-        return {}, {"image/png": {"alt": self.alt}}
+        return {}, {"image/png": {"alt": self.alt, "svg": svg(self, self.alt)}}
 
 
 def style() -> None:
@@ -80,9 +84,43 @@ def ends(name: object, x: Iterable[float], y: Iterable[float]) -> str:
     return f"{name}: {', '.join(f'{value:.3g} at {at:.3g}' for at, value in shown) or 'no value'}"
 
 
+def svg(figure: Figure, salt: str) -> str:
+    """Return a figure as SVG; the same figure and salt give the same text.
+
+    Args:
+        salt: for the ids in the file.
+    """
+    text = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": salt}):
+        figure.savefig(text, format="svg", metadata={"Date": None})
+    return text.getvalue()
+
+
 def write_svg(figure: Figure, path: Path) -> None:
     """Write a figure as SVG; the same figure gives the same bytes."""
-    text = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": path.stem}):
-        figure.savefig(text, format="svg", metadata={"Date": None})
-    write_atomic(path, text.getvalue())
+    write_atomic(path, svg(figure, path.stem))
+
+
+def write_png(figure: Figure, path: Path, width: int) -> None:
+    """Write a figure as PNG with a width in pixels."""
+    image = io.BytesIO()
+    figure.savefig(image, format="png", dpi=width / figure.get_figwidth())
+    write_atomic(path, image.getvalue())
+
+
+def in_dark(color: str) -> str:
+    """Return a color's counterpart on a dark page: the same hue, light where it was dark; white is #121212.
+
+    Args:
+        color: ``#rrggbb``.
+    """
+    hue, light, full = colorsys.rgb_to_hls(*(int(color[at : at + 2], 16) / 255 for at in (1, 3, 5)))
+    # The power makes colors of middle lightness a little lighter, for contrast with a dark band.
+    parts = colorsys.hls_to_rgb(hue, 1 - DARKEST * light**1.2, 0.8 * full)
+    return "#" + "".join(f"{round(255 * part):02x}" for part in parts)
+
+
+def svg_in_dark(text: str) -> str:
+    """Return an SVG figure for a dark page; pictures in it keep their colors."""
+    recolored = re.sub(r'(?<!href=")#[0-9a-fA-F]{6}\b', lambda match: in_dark(match[0]), text)
+    return recolored.replace("<svg ", f'<svg fill="{in_dark("#000000")}" ', 1)

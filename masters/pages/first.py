@@ -19,13 +19,14 @@ from masters.claims.table import VERDICTS, signed
 from masters.claims.verdicts import disagree, judge_comparisons
 from masters.experiments.arms import title
 from masters.figures.claims import claims_figure, overview
-from masters.figures.style import Drawing, write_svg
+from masters.figures.style import Drawing, write_png, write_svg
 from masters.pages.rendering import fill
 from masters.pages.study_tables import number
 from masters.runtime.files import ROOT
 from masters.runtime.provenance import commit_and_date
 from masters.settings import Profile
 
+PREVIEW, PREVIEW_WIDTH = "preview.png", 1200  # what links to the book show, in pixels
 RESULTS = "our-numbers-beside-the-paper-s"  # heading of each notebook's results
 
 
@@ -53,9 +54,10 @@ def headline(lead: Judged, image: Path) -> str:
 
     Args:
         lead: the first study, or the reader's run without one.
-        image: file of the figure, see :func:`draw_claims`.
+        image: file of the figure, see :func:`draw_claims`; beside it, a PNG for previews of links.
     """
     drawn = draw_claims(lead.claims, image, overview)
+    write_png(overview(lead.claims), image.with_name(PREVIEW), PREVIEW_WIDTH)
     return fill("headline.md", edition=edition(), abstract=abstract(lead), **drawn)
 
 
@@ -154,7 +156,7 @@ def run_claims(own: Judged, profile: Profile) -> str:
     for row in own.claims.to_dict("records"):
         how = {"commands": commands(profile.name, row, profile.seeds), "folder": ""}
         after = (number(row["smallest"], 1), number(row["p_holm"], 3))
-        rows.append(claim_row(row, own, [row["id"], row["verdict"]], after, how))
+        rows.append(claim_row(row, own, after, how))
     return fill("run_claims.html", rows=rows)
 
 
@@ -249,7 +251,6 @@ def disagreements(frame: pd.DataFrame) -> list[tuple[str, str]]:
 def claim_row(
     row: Mapping[Any, Any],
     judged: Judged,
-    before: Sequence[str],
     after: Sequence[str],
     how: Mapping[str, Any],
 ) -> dict[str, Any]:
@@ -258,7 +259,6 @@ def claim_row(
     Args:
         row: of the claims.
         judged: the study or run that it belongs to.
-        before: cells left of the statement.
         after: cells right of the paper's effect.
         how: ``commands`` of the runs; ``rows`` and ``file``, links to results; ``of``, the claim of the run
             with these commands, if another; ``folder`` of the notebooks, relative to the page.
@@ -269,7 +269,6 @@ def claim_row(
     notes = [e["note"] for e in compared if e["role"] != "shown" and (e["treatment"], e["control"]) == arms]
     return {
         **row,
-        "before": before,
         "after": after,
         "how": {"of": row, "folder": "notebooks/", "results": RESULTS, **how},
         "trained": dict.fromkeys(judged.settings[name] for name in arms if name in judged.settings),

@@ -133,8 +133,8 @@ def _claims(study: Study, runs: pd.DataFrame, own: Judged, image: Path) -> dict[
         how = {"commands": [command(name)], "rows": links, "file": f"{name}/runs.csv"}
         p = "under 0.001" if row["p_holm"] < 0.001 else number(row["p_holm"], 3)
         smallest = f"{row['smallest']:.1f} {row['unit']}" if row["seeds"] > 0 else ""
-        cells = [p, smallest, seeds, verdicts.get(row["id"], "")]
-        rows.append(claim_row(row, found, [row["id"], row["verdict"]], cells, how))
+        test = f"p {p}\nfinds {smallest}\n{seeds} seeds" if seeds else ""
+        rows.append(claim_row(row, found, [test, verdicts.get(row["id"], "")], how))
     gap = found.effects["gap"].dropna()
     return {
         "short": in_short(found),

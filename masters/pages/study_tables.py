@@ -44,7 +44,7 @@ TRIAL = {
     "beta": "Beta",
     "accuracy": "Greedy accuracy, %",
     "sampled_accuracy": "Sampled accuracy, %",
-    "chosen": "",
+    "chosen": "Chosen",
 }
 BLIND = "blind: the question's text alone"
 
@@ -206,7 +206,7 @@ def trials(frame: pd.DataFrame) -> dict[str, Any]:
             *(f"{setting:g}" for setting in settings),
             _percent(greedy),
             _percent(sampled),
-            "chosen" if best else "",
+            "yes" if best else "",
         ]
         for arm, *settings, greedy, sampled, best in frame[[*TRIAL]].itertuples(index=False)
     ]
@@ -220,7 +220,9 @@ def trials(frame: pd.DataFrame) -> dict[str, Any]:
 
 def machine(path: Path) -> Table:
     """Return ``machine.json`` as a table."""
-    return ["", ""], [[name.replace("_", " "), _words(value)] for name, value in read_json(path).items()]
+    return ["What", "Value"], [
+        [name.replace("_", " "), _words(value)] for name, value in read_json(path).items()
+    ]
 
 
 def blind_accuracies(study: Study) -> pd.Series:

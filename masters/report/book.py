@@ -6,6 +6,7 @@ No number in the generated pages is typed. They come from files that the run wri
 page loads from another host.
 """
 
+import json
 import shutil
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from masters.claims.comparisons import COLUMNS, EFFECTS
 from masters.claims.table import read_claims
 from masters.claims.verdicts import write_claims
 from masters.experiments.arms import settings_of
+from masters.experiments.lab import Lab
 from masters.imitation.tables import FOLDER
 from masters.pages.api import api_pages
 from masters.pages.departures import departures_page
@@ -29,6 +31,8 @@ from masters.pages.mind import mind_page
 from masters.pages.paper import paper_page
 from masters.pages.parameters import NOTEBOOKS
 from masters.pages.rendering import fill
+from masters.pages.responses import FILE as RESPONSES
+from masters.pages.responses import responses_page, stored_groups
 from masters.pages.settings import settings_table
 from masters.pages.study import judged, study_page, study_sentences
 from masters.pages.why import why_page
@@ -46,8 +50,10 @@ def build(profile: str) -> Path:
     Raises:
         ValueError: an executed notebook is missing, or jupyter-book warned.
     """
-    book = ROOT / "book"
-    assemble(profile, book, ROOT / "build" / profile)
+    book, run = ROOT / "book", ROOT / "build" / profile
+    if groups := stored_groups(Lab(profile)):
+        write_atomic(run / RESPONSES, json.dumps(groups, ensure_ascii=False))
+    assemble(profile, book, run)
     return render(book)
 
 
@@ -58,7 +64,7 @@ def assemble(profile: str, book: Path, run: Path) -> None:
         profile: name of the run's profile.
         book: folder with ``_config.yml``; ``notebooks`` and ``generated`` in it are replaced.
         run: folder with the executed notebooks, the files they wrote (``claims.csv``, ``comparisons.csv``,
-            ``dose.csv``, ``rewards.csv``) and ``provenance.json``.
+            ``dose.csv``, ``rewards.csv``), ``responses.json`` and ``provenance.json``.
 
     Raises:
         ValueError: an executed notebook is missing.
@@ -94,6 +100,7 @@ def assemble(profile: str, book: Path, run: Path) -> None:
         "imitation": imitation_page(extra / "imitation.svg"),
         "mind": mind_page(next(iter(found.values()), None), next(iter(kept.values()), None)),
         "paper": paper_page(kept),
+        "responses": responses_page(run / RESPONSES),
         "settings": settings_table("mini", kept),
         "departures": departures_page(book / "api.md", ROOT),
         **{f"api/{name}": page for name, page in api_pages((book / "api.md").read_text()).items()},
@@ -176,14 +183,14 @@ def profiles_table() -> str:
         minutes = f"{sum(profile.minutes.values()):g}" if profile.minutes else "not run here"
         rows.append([profile.name, profile.description, minutes, profile.shows, profile.cannot_show])
     header = ["Profile", "For", "Minutes on two cores", "It can show", "It cannot show"]
-    return fill("table.md", header=header, rows=rows)
+    return fill("table.md", header=header, rows=rows, caption="The profiles")
 
 
 def notebook_page(source: Path) -> str:
     """Return a notebook as the book shows it.
 
-    Execution metadata is left out, overridden defaults are folded, and images get the alternative texts that
-    their outputs carry.
+    Execution metadata is left out, overridden defaults are folded, and figures become SVG with the
+    alternative texts that their outputs carry.
     """
     notebook = nbformat.read(source, as_version=4)
     tags = [set(cell.metadata.get("tags", [])) for cell in notebook.cells]
@@ -195,6 +202,10 @@ def notebook_page(source: Path) -> str:
             of_cell.add("hide-input")
         if of_cell:
             cell.metadata["tags"] = sorted(of_cell)
+        for output in cell.get("outputs", []):
+            if svg := output.get("metadata", {}).get("image/png", {}).pop("svg", None):
+                output["data"].pop("image/png", None)
+                output["data"]["image/svg+xml"] = svg
         images = [output.get("metadata", {}).get("image/png", {}) for output in cell.get("outputs", [])]
         # MyST-NB takes one text per cell; `finish` gives each image its own.
         if alt := BETWEEN.join(image["alt"] for image in images if "alt" in image):

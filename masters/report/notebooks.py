@@ -200,6 +200,8 @@ def refresh(notebook: str) -> bool:
         "language_info": {"name": "python", "pygments_lexer": "ipython3"},
     }
     for cell in content.cells:
+        for output in cell.get("outputs", []):
+            output.get("metadata", {}).get("image/png", {}).pop("svg", None)  # large, and beside the PNG
         for key in ("execution", "papermill", *(() if cell.metadata.get("tags") else ("tags",))):
             cell.metadata.pop(key, None)
     text = nbformat.writes(content) + "\n"

@@ -1,5 +1,7 @@
 """The pictures: what is drawn is what the tables say, in units, and large enough to read."""
 
+import re
+
 import matplotlib
 
 matplotlib.use("Agg")
@@ -22,7 +24,7 @@ from masters.claims.claims import CLAIMS, all_pairs
 from masters.claims.comparisons import COLUMNS, measure
 from masters.claims.verdicts import judge_claims
 from masters.figures import claims, plots
-from masters.figures.style import BAND, COLORS, INK, QUIET, WIDTH
+from masters.figures.style import BAND, COLORS, INK, QUIET, WIDTH, in_dark, svg, svg_in_dark
 from masters.masking.schedule import MaskSchedule
 from masters.runtime.files import paper_table
 
@@ -296,7 +298,9 @@ def test_a_notebook_stores_the_alternative_text_beside_the_image() -> None:
     frame = plots.summary(runs(), order=["base", "masters"])
     figure = plots.effects(frame.assign(paper=[np.nan, 80.0]))
     assert figure.alt == "Arms by accuracy (%). base student 51.0, Masters 61.0. Paper: Masters 80.0."
-    assert figure._repr_mimebundle_() == ({}, {"image/png": {"alt": figure.alt}})
+    data, metadata = figure._repr_mimebundle_()
+    assert data == {} and metadata["image/png"]["alt"] == figure.alt
+    assert metadata["image/png"]["svg"].endswith("</svg>\n") and COLORS[0] in metadata["image/png"]["svg"]
     assert plots.size_accuracy(LADDER, runs(), ["masters"], 20.0).alt == (
         "Accuracy in percent by model size. base student 51.0, mid teacher 71.0, large teacher 91.0, "
         "Masters 61.0. Blind: 20.0."
@@ -314,7 +318,7 @@ def test_dollar_signs_of_questions_are_text() -> None:
     assert r"$\frac{ $5 or $6." in figure.alt
 
 
-def test_marks_stand_out_from_white_and_from_the_band() -> None:
+def test_marks_stand_out_on_light_and_dark_pages() -> None:
     def luminance(color: str) -> float:
         values = np.array(to_rgb(color))
         linear = np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
@@ -324,3 +328,19 @@ def test_marks_stand_out_from_white_and_from_the_band() -> None:
         for background in ("#ffffff", BAND):
             contrast = (luminance(background) + 0.05) / (luminance(color) + 0.05)
             assert contrast >= 3, f"{color} on {background}"
+            dark = (luminance(in_dark(color)) + 0.05) / (luminance(in_dark(background)) + 0.05)
+            assert dark >= 3, f"{in_dark(color)} on {in_dark(background)}"
+    for text in (INK, QUIET):
+        assert (luminance(in_dark(text)) + 0.05) / (luminance(in_dark("#ffffff")) + 0.05) >= 4.5
+
+
+def test_a_dark_figure_differs_in_its_colors_alone() -> None:
+    assert (in_dark("#ffffff"), in_dark("#000000")) == ("#121212", "#ffffff")
+    figure = plots.samples([{"image": np.full((8, 8, 3), 200, np.uint8), "question": "q", "answer": "a"}])
+    light = svg(figure, "x")
+    dark = svg_in_dark(light)
+    assert svg(figure, "x") == light != dark and "#ffffff" in light and "#121212" in dark
+    colorless = [
+        re.sub(r'(?<!href=")#[0-9a-f]{6}\b|<svg fill="#ffffff"|<svg', "", text) for text in (light, dark)
+    ]
+    assert colorless[0] == colorless[1] and "data:image/png;base64" in dark

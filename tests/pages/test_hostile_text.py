@@ -16,6 +16,7 @@ from masters.claims.comparisons import COLUMNS
 from masters.claims.table import read_claims
 from masters.pages import first as first_page
 from masters.pages.rendering import fill
+from masters.pages.responses import responses_page
 from masters.pages.study import study_page, study_sentences
 from masters.pages.why import why_page
 from masters.report import book
@@ -114,6 +115,19 @@ def test_why_page(tmp_path: Path) -> None:
     is_text(why_page(HOSTILE, tmp_path, tmp_path / "none.csv", None), 5)
 
 
+def test_responses_page(tmp_path: Path) -> None:
+    response = dict.fromkeys(("source", "text", "register", "verdict"), HOSTILE)
+    response |= {"accuracy": 1.0, "distillation": 0.5, "advantage": -0.1}
+    question = dict.fromkeys(("task", "question", "answer"), HOSTILE)
+    question |= {"pictures": ["data:,"], "more": 0, "spread": "differs", "responses": [response] * 8}
+    found = dict.fromkeys(("profile", "teacher"), HOSTILE)
+    found |= {"ratio": 0.2, "pool": 1, "seed": 0, "questions": [question]}
+    (tmp_path / "responses.json").write_text(json.dumps(found))
+    page = responses_page(tmp_path / "responses.json")
+    is_text(page, 32)
+    assert "innerHTML" not in (ROOT / "book" / "_static" / "masters.js").read_text()
+
+
 def test_tables_of_the_run(monkeypatch: pytest.MonkeyPatch, profile: Profile) -> None:
     monkeypatch.setattr(book, "load_profile", lambda name: profile)
     is_text(book.profiles_table(), 3)
@@ -124,8 +138,9 @@ def test_tables_of_the_run(monkeypatch: pytest.MonkeyPatch, profile: Profile) ->
 
 
 def test_markup_in_a_cell_is_text() -> None:
-    page = fill("table.md", header=["<b>", "a\nb"], rows=[["{{ x }}", HOSTILE]])
-    assert '<th scope="col">&lt;b&gt;</th><th scope="col">a<br>b</th>' in page and "<td>{{ x }}</td>" in page
+    page = fill("table.md", header=["<b>", "a\nb"], rows=[["{{ x }}", HOSTILE]], caption="<i>")
+    assert '<th scope="col">&lt;b&gt;</th><th scope="col">a<br>b</th>' in page and ">{{ x }}</th>" in page
+    assert "<caption>&lt;i&gt;</caption>" in page
     is_text(page)
 
 

@@ -34,7 +34,7 @@ def folds(study: Any) -> dict[str, str]:
     effects = pd.DataFrame(compared, columns=COLUMNS)
     settings = {"masters": "weight <0.03>", "masked": "no weight", "base": "not trained"}
     text = mind_page(Judged("x", judge_claims(effects), effects, settings), study)
-    found = re.findall(r'<details id="mind-(c\d+)">(.*?)</details>', text, re.DOTALL)
+    found = re.findall(r'<details id="mind-(c\d+)"[^>]*>(.*?)</details>', text, re.DOTALL)
     return {name: " ".join(re.sub("<[^>]+>", "", words).split()) for name, words in found}
 
 

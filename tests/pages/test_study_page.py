@@ -73,9 +73,9 @@ def study(tmp_path: Path) -> Path:
 
 
 def page(study: Path, own: Judged) -> str:
-    """The page without the white space between tags."""
+    """The page without the white space between tags and places where a line may break."""
     kept: Any = Kept(study)
-    return re.sub(r">\s+<", "><", study_page.study_page(kept, own, study / "study.svg"))
+    return re.sub(r">\s+<", "><", study_page.study_page(kept, own, study / "study.svg")).replace("<wbr>", "")
 
 
 def test_the_page_says_what_the_files_say(study: Path, own: Judged) -> None:
@@ -84,40 +84,34 @@ def test_the_page_says_what_the_files_say(study: Path, own: Judged) -> None:
     assert "Training with Masters helps: +1.6 points" in text and "together add -0.4 points" in text
     assert "answers 30.0 points more of the questions" in text
     assert "Seeds of an arm: 2 to 3." in text and load_study()[0].about in text
-    # Effect, sampled, share, paper, whether it is excluded, p, smallest effect, seeds, the reader's own run.
-    cells = [
-        "+2.0 points<br>+1.5 to +2.5",
-        "+3.0 points<br>+2.5 to +3.5",
-        "+7 %",
-        "+0.7 points<br>table 1: +large_teacher minus base",
-        "yes",
-        "under 0.001",
-        "0.7 points",
-        "3",
-        "reversed<br>-2.5",
-    ]
-    assert "".join(f"<td>{cell}</td>" for cell in cells) in text
+    cells = {
+        "Effect": "+2.0 points<br>+1.5 to +2.5<br><small>+7 % of the gap</small>",
+        "Sampled answers": "+3.0 points<br>+2.5 to +3.5",
+        "Paper's matched effect": "+0.7 points<br>table 1: +large_teacher minus base<br>"
+        "<small>excluded: yes</small>",
+        "The test": "p under 0.001<br>finds 0.7 points<br>3 seeds",
+        "Your run (mini)": "reversed<br>-2.5",
+    }
+    assert "".join(f'<td data-label="{name}">{cell}</td>' for name, cell in cells.items()) in text
     assert '<th scope="col">Your run (mini)</th>' in text
-    assert "minus (naive, responses)</td><td>no</td><td>0.2" in text, "a p-value as a number"
+    assert 'excluded: no</small></td><td data-label="The test">p 0.2' in text, "a p-value as a number"
     assert "<li>C2: masked against naive_multi: greedy +0.4 (-0.2 to +1.0), sampled +3.0" in text
     assert "<small>weight 0.03, beta 0.003, lr 0.001 linear, 3 mask stages from r 0.2" in text
     assert "in <code>masters</code> r 0.2 55 %, r 0.1 34 %, r 0 11 %; in <code>mid_then_large</code>" in text
     assert "<td>72.0 ± 2.0</td><td>25.0 ± 0.0</td><td>4.0 ± 0.0</td><td></td><td>60 ± 0</td>" in text
     assert "<td>50.0</td><td>25.0</td>" in text, "one run has no spread"
-    assert "<td>masters</td><td>3e-05</td><td>0</td><td>0.01</td><td>62.5</td><td>50.0</td><td>chosen" in text
-    assert "<td>blind: the question&#39;s text alone</td><td></td><td>30.0</td>" in text, (
-        "base has no run here"
-    )
-    assert "<td>masters</td><td>greedy</td><td>bare</td><td>25.0</td><td>87.5</td><td>2.0</td>" in text
+    assert "masters</th><td>3e-05</td><td>0</td><td>0.01</td><td>62.5</td><td>50.0</td><td>yes" in text
+    assert "blind: the question&#39;s text alone</th><td></td><td>30.0</td>" in text, "base has no run here"
+    assert "masters</th><td>greedy</td><td>bare</td><td>25.0</td><td>87.5</td><td>2.0</td>" in text
     assert "taken out of the plan" not in text
     assert "Of 1 tuned arms 1 chose the smallest learning rate tried and 0 the largest" in text
     assert (
-        "<td>C10</td><td><code>masters</code> against <code>responses=2</code><br>equal steps, not equal "
-        "computation</td><td>+0.1 points<br>-0.1 to +0.2</td><td></td><td></td><td>no figure</td>"
+        "C10</th><td><code>masters</code> against <code>responses=2</code><br>equal steps, not equal "
+        "computation</td><td>+0.1 points<br>-0.1 to +0.2</td><td></td><td>no figure</td>"
         "<td>0.25</td>"
         "<td>2</td><td>not supported</td>"
     ) in text
-    assert "<small>equal steps, not equal computation</small></td><td>+0.1 points" in text
+    assert "<br><small>equal steps, not equal computation</small><details>" in text
     assert (
         "<small>about equal computation, against <code>naive+steps=1700</code>: +0.9 (-0.7 to +2.4)</small>"
     ) in text, "beside the verdict"
@@ -213,7 +207,11 @@ def test_the_map_says_where_an_effect_was_found_and_how_large_one_would_have_bee
     ]
     write(study / "map.csv", pd.DataFrame(places, columns=MAP_COLUMNS))
     text = page(study, own)
-    assert "## Where masking and rewards help" in text and '<img src="study-map.svg" alt="' in text
+    assert (
+        "## Where masking and rewards help" in text
+        and '<img src="study-map.svg" alt="' in text
+        and "intervals over seeds and questions.</figcaption>" in text
+    )
     assert (study / "study-map.svg").is_file()
     assert (
         "<em>masking</em>: pairs of arms compared 2, the interval above zero in 1 and below in 0; estimates "
@@ -222,7 +220,7 @@ def test_the_map_says_where_an_effect_was_found_and_how_large_one_would_have_bee
         "interval above zero in 0 and below in 1;"
     ) in text
     assert (
-        "<td>gap 61.2</td><td>23.8 (below blind)</td><td>masking</td><td><code>masked+student=tiny</code> "
+        "gap 61.2</th><td>23.8 (below blind)</td><td>masking</td><td><code>masked+student=tiny</code> "
         "against <code>&lt;i&gt;</code></td><td>+1.3<br>+0.8 to +1.8</td><td>0.8</td><td>5</td>"
     ) in text
 

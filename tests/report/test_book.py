@@ -179,7 +179,7 @@ def test_first_page_says_what_the_file_says(example_claims: Path) -> None:
     smoke, effects = load_profile("smoke"), pd.DataFrame(columns=COLUMNS)
     own = Judged("Your run (smoke)", frame, effects, {"masters": "beta <0.1>"})
     page = re.sub(r">\s+<", "><", claims_section(smoke, own))
-    assert '<tr id="c1"><th scope="row">C1. a &lt;b&gt;bold' in page
+    assert '<tr id="c1" data-entry="C1"><th scope="row">C1. a &lt;b&gt;bold' in page
     assert (
         '<td data-label="Paper">+1.3 points</td><td data-label="Ours">+0.4 points <br>(-0.2 to +1.0)</td>'
         in page
@@ -340,7 +340,7 @@ def test_provenance_page_shows_what_the_run_recorded(tmp_path: Path) -> None:
     path = tmp_path / "provenance.json"
     for name in ("1_tasks_and_models", "2_masking_ablations"):
         record_provenance(path, name, {"profile": "x"}, 1.7e9, 2.5, {"shapes": "0123456789abcdef"})
-    page = book.provenance_page("x", json.loads(path.read_text()))
+    page = book.provenance_page("x", json.loads(path.read_text())).replace("<wbr>", "")
     for text in (
         "5.0 minutes in total",
         "2_masking_ablations",
@@ -364,8 +364,14 @@ def test_notebooks_fold_overridden_defaults_and_describe_images(tmp_path: Path) 
     image = {"image/png": "aGk="}, {"image/png": {"alt": "Loss by step."}}
     output = nbformat.v4.new_output("display_data", image[0], metadata=image[1])
     notebook.cells.append(nbformat.v4.new_code_cell("plot()", outputs=[output]))
+    figure = nbformat.v4.new_output(
+        "display_data", image[0], metadata={"image/png": {"alt": "Loss 2.", "svg": "<svg/>"}}
+    )
+    notebook.cells.append(nbformat.v4.new_code_cell("plot()", outputs=[figure]))
     nbformat.write(notebook, tmp_path / "one.ipynb")
     shown = nbformat.reads(book.notebook_page(tmp_path / "one.ipynb"), as_version=4)
+    assert shown.cells[3].outputs[0].data == {"image/svg+xml": "<svg/>"}
+    assert shown.cells[3].metadata == {"mystnb": {"image": {"alt": "Loss 2."}}}
     assert shown.cells[0].metadata == {"tags": ["hide-input", "parameters"]}
     assert "papermill" not in shown.metadata
     assert shown.cells[2].metadata == {"mystnb": {"image": {"alt": "Loss by step."}}}

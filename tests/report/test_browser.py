@@ -111,6 +111,113 @@ def test_pages_are_whole(browser: Any, address: str, built_book: Path, width: in
     assert equations, "no page has an equation, so this test looked at none"
 
 
+@pytest.mark.parametrize(
+    ("width", "scheme"), [(1280, "light"), (1280, "dark"), (390, "light"), (390, "dark")]
+)
+def test_axe_finds_no_serious_faults(
+    browser: Any, address: str, built_book: Path, width: int, scheme: str
+) -> None:
+    """WCAG and best practices by axe-core, with every fold open."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    axe, faults = Axe(), []
+    page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    page.emulate_media(reduced_motion="reduce")  # colors of a fold that fades in are not its colors
+    for name in _names(built_book):
+        page.goto(f"{address}/{name}", wait_until="load")
+        assert page.evaluate("document.documentElement.dataset.theme") == scheme
+        page.evaluate("() => MathJax.startup.promise" if page.locator(".math").count() else "null")
+        page.evaluate("document.querySelectorAll('details').forEach(fold => { fold.open = true; })")
+        found = axe.run(page).response["violations"]
+        faults += [
+            f"{name}: {one['id']} at {', '.join(str(node['target']) for node in one['nodes'][:3])}"
+            for one in found
+            if one["impact"] in ("serious", "critical")
+        ]
+    page.close()
+    assert not faults
+
+
+def test_nothing_is_cut_on_a_desktop_or_on_paper(browser: Any, address: str, built_book: Path) -> None:
+    """No table scrolls at 1280 px. In print every fold is open and nothing scrolls or is wider than A4."""
+    cut = []
+    look = """() => [...document.querySelectorAll('article *')]
+        .filter(box => box.scrollWidth > box.clientWidth + 1 && box.clientWidth > 1
+            && getComputedStyle(box).overflowX !== 'visible')
+        .map(box => `${box.tagName}.${box.className}: ${box.scrollWidth} > ${box.clientWidth}`)"""
+    closed = """() => [...document.querySelectorAll('article details > :not(summary)')]
+        .filter(inside => inside.textContent.trim() && !inside.checkVisibility()).length"""
+    desktop = browser.new_page(viewport={"width": 1280, "height": 900})
+    paper = browser.new_page(viewport={"width": 718, "height": 1000}, color_scheme="dark")
+    paper.emulate_media(media="print")
+    for name in _names(built_book):
+        desktop.goto(f"{address}/{name}", wait_until="load")
+        desktop.evaluate("document.querySelectorAll('details').forEach(fold => { fold.open = true; })")
+        cut += [
+            f"{name}: {words}" for words in desktop.evaluate(look) if not words.startswith(("PRE", "CODE"))
+        ]
+        paper.goto(f"{address}/{name}", wait_until="load")
+        cut += [f"{name} on paper: {words}" for words in paper.evaluate(look)]
+        cut += [f"{name} on paper: {number} closed" for number in [paper.evaluate(closed)] if number]
+        wide = paper.evaluate("document.querySelector('article').scrollWidth - document.body.clientWidth")
+        cut += [f"{name} on paper is {wide} px too wide"] if wide > 0 else []
+    desktop.close()
+    paper.close()
+    assert not cut
+
+
+def test_filters_of_the_responses(browser: Any, built_book: Path) -> None:
+    """They work from a file, by keyboard, and without JavaScript everything is shown."""
+    page = browser.new_page(viewport={"width": 390, "height": 844})
+    page.goto((built_book / "responses.html").as_uri(), wait_until="load")
+    shown = page.locator(".answered tbody tr:visible")
+    everything = shown.count()
+    page.get_by_label("source").focus()
+    page.keyboard.type("student")
+    assert shown.count() == everything / 2
+    assert (
+        page.locator("[data-count]").inner_text().startswith(f"{everything // 2} of {everything} responses")
+    )
+    assert {row.locator("td").first.inner_text() for row in shown.all()} == {"student"}
+    page.get_by_label("verdict").select_option("correct")
+    assert all("correct" in row.inner_text() for row in shown.all())
+    page.get_by_role("button", name="Show all").press("Enter")
+    page.wait_for_function(
+        f"document.querySelectorAll('.answered tbody tr:not([hidden])').length == {everything}"
+    )
+    page.close()
+    plain = browser.new_context(java_script_enabled=False).new_page()
+    plain.goto((built_book / "responses.html").as_uri(), wait_until="load")
+    assert plain.locator(".answered tbody tr:visible").count() == everything
+    assert not plain.locator("form.filters").is_visible()
+    plain.context.close()
+
+
+def test_tables_sort_by_their_buttons(browser: Any, address: str) -> None:
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    page.goto(f"{address}/study.html", wait_until="load")
+    table = page.locator("table.sortable:visible").first
+    for sense, sign in (("ascending", 1), ("descending", -1)):
+        table.get_by_role("button", name="Above base").press("Enter")
+        assert table.locator("th[aria-sort]").get_attribute("aria-sort") == sense
+        cells = [cell for cell in table.locator("tbody td:nth-child(2)").all_inner_texts() if cell]
+        numbers = [sign * float(cell.split()[0]) for cell in cells]
+        assert len(numbers) > 10 and numbers == sorted(numbers)
+    page.close()
+
+
+@pytest.mark.parametrize(
+    ("query", "target"), [("C10", "study.html#c10"), ("naive_multi", "#arm-naive-multi")]
+)
+def test_search_leads_to_the_row(browser: Any, address: str, query: str, target: str) -> None:
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    page.goto(f"{address}/search.html?q={query}", wait_until="load")
+    page.wait_for_selector("#search-results li a")
+    links = [link.get_attribute("href") for link in page.locator("#search-results li a").all()]
+    assert any(link.endswith(target) for link in links), links
+    page.close()
+
+
 def test_search_finds_a_page(browser: Any, address: str) -> None:
     page = browser.new_page(viewport={"width": 1280, "height": 900})
     page.goto(f"{address}/search.html?q=verdict", wait_until="load")
