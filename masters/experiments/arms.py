@@ -284,7 +284,7 @@ def _title(part: str) -> str:
     if family in ("criterion", "masked"):
         return MASKS[value]
     words = {"source": "student:teacher", "learning_rate": "learning rate", "policy_weight": "policy weight"}
-    words |= {"teacher_temperature": "teacher temperature"}
+    words |= {"teacher_temperature": "teacher temperature", "r_max": "first mask ratio"}
     return f"{words.get(family, family)} {value}"
 
 

@@ -1,5 +1,6 @@
 """Executed notebooks and the book.
 
 :mod:`~masters.report.notebooks` runs a notebook, :mod:`~masters.report.book` builds the book from the
-notebooks and :mod:`masters.pages`, and :mod:`~masters.report.finish` is its last step.
+notebooks (:mod:`~masters.report.notebook_pages`) and :mod:`masters.pages`. The last steps are
+:mod:`~masters.report.glossary`, which links terms, and :mod:`~masters.report.finish`.
 """

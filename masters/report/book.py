@@ -33,6 +33,7 @@ from masters.pages.settings import settings_table
 from masters.pages.study import judged, study_page, study_sentences
 from masters.pages.why import why_page
 from masters.report.finish import BETWEEN, finish
+from masters.report.glossary import link_terms
 from masters.runtime.files import ROOT, STUDY, write_atomic
 from masters.runtime.tables import read_intact, read_json, read_table
 from masters.settings import load_profile, profiles
@@ -132,6 +133,7 @@ def render(book: Path) -> Path:
     if done.returncode or not first.is_file():
         print(done.stdout[-4000:] + done.stderr[-8000:], file=sys.stderr)
         raise ValueError("the book did not build clean: see the warnings above")
+    link_terms(first.parent)
     finish(first.parent)
     return first
 

@@ -164,7 +164,7 @@ def test_families(profile: Profile) -> None:
     assert arm("source=4:4", profile) == arm("masters", profile)
     assert arm("r_max=0.2", profile) == arm("masters", profile)
     assert title("source=6:2") == "student:teacher 6:2"
-    assert title("r_max=0.4") == "r_max 0.4"
+    assert title("r_max=0.4") == "first mask ratio 0.4"
     assert arm("masters=jsd", profile) == arm("masters", profile)
     assert arm("alone=jsd", profile) == arm("naive_multi", profile)
     assert arm("alone=skewed_kl", profile).mix == 0.1  # as DistiLLM has it
