@@ -16,6 +16,7 @@ from typing import Any
 import nbformat
 import pandas as pd
 
+from masters.analysis.example import read_worked
 from masters.claims.comparisons import COLUMNS, EFFECTS
 from masters.claims.table import read_claims
 from masters.claims.verdicts import write_claims
@@ -25,6 +26,7 @@ from masters.pages.api import api_pages
 from masters.pages.departures import departures_page
 from masters.pages.first import Judged, claims_section, edition, headline
 from masters.pages.imitation import imitation_page
+from masters.pages.method import method_parts
 from masters.pages.mind import mind_page
 from masters.pages.paper import paper_page
 from masters.pages.parameters import NOTEBOOKS
@@ -59,7 +61,7 @@ def assemble(profile: str, book: Path, run: Path) -> None:
         profile: name of the run's profile.
         book: folder with ``_config.yml``; ``notebooks`` and ``generated`` in it are replaced.
         run: folder with the executed notebooks, the files they wrote (``claims.csv``, ``comparisons.csv``,
-            ``dose.csv``, ``rewards.csv``) and ``provenance.json``.
+            ``dose.csv``, ``rewards.csv``, ``example.json``) and ``provenance.json``.
 
     Raises:
         ValueError: an executed notebook is missing.
@@ -94,6 +96,10 @@ def assemble(profile: str, book: Path, run: Path) -> None:
         "why": why_page(profile, run, FOLDER, next(iter(kept.values()), None)),
         "imitation": imitation_page(extra / "imitation.svg"),
         "mind": mind_page(next(iter(found.values()), None), next(iter(kept.values()), None)),
+        **{
+            f"method/{part}": page
+            for part, page in method_parts(read_worked(run / "example.json"), extra / "method.svg").items()
+        },
         "paper": paper_page(kept),
         "settings": settings_table("mini", kept),
         "departures": departures_page(book / "api.md", ROOT),
