@@ -169,15 +169,23 @@ def of_rewards(correlation: Mapping[str, float], effects: Mapping[str, Found]) -
     ]
 
 
-def of_components(steps: Mapping[tuple[str, str], Found]) -> Findings:
-    """Return what each component of the method adds.
+def of_components(whole: Found, steps: Mapping[tuple[str, str], Found]) -> Findings:
+    """Return what the complete method does, and what each of its components adds.
 
     Args:
-        steps: difference of two arms, by their names.
+        whole: Masters minus the student before training.
+        steps: difference of two arms that differ in a component, by their names.
     """
     effects = {f"{title_of(first)} minus {title_of(second)}": each for (first, second), each in steps.items()}
-    words = "; ".join(f"{name} {points(each)}" for name, each in effects.items())
-    return [("", f"Greedy accuracy, {words}. {established(effects)}")]
+    words = "; ".join(f"{name}: {points(each)}" for name, each in effects.items())
+    return [
+        (
+            "Does the complete method help?",
+            f"Training with Masters changes the student's greedy accuracy by {points(whole)}. "
+            f"{established({'': whole})}",
+        ),
+        ("What does each component add?", f"{words[:1].upper()}{words[1:]}. {established(effects)}"),
+    ]
 
 
 def of_sizes(
@@ -200,7 +208,7 @@ def of_sizes(
         ),
         (
             "Does an answer take longer?",
-            f"One of Masters takes {times:.2f} times as long as the base student's.",
+            f"An answer of Masters takes {times:.2f} times as long as the base student's.",
         ),
     ]
 
@@ -210,5 +218,5 @@ def _over(effects: Mapping[str, Found]) -> str:
 
 
 def _differences(effects: Mapping[str, Found], control: str) -> str:
-    words = "; ".join(f"{name} {points(each)}" for name, each in effects.items())
-    return f"Greedy accuracy minus that of {control}: {words}."
+    words = "; ".join(f"{name}: {points(each)}" for name, each in effects.items())
+    return f"Greedy accuracy minus that of {control}. {words[:1].upper()}{words[1:]}."

@@ -64,7 +64,7 @@ def test_masks_are_judged_at_the_masked_ratio_nearest_to_training() -> None:
         "token, and its divergence to the student goes from 0.2000 to 0.2500."
     )
     assert gain[1] == (
-        "Greedy accuracy minus that of no mask: first mask ratio 0.2 +0.1 points (95 % interval -0.5 to "
+        "Greedy accuracy minus that of no mask. First mask ratio 0.2: +0.1 points (95 % interval -0.5 to "
         "+0.7). The interval includes zero."
     )
 
@@ -77,7 +77,9 @@ def test_three_topics_of_the_responses() -> None:
     assert answers.of_number(GAIN, 8, 2).startswith(
         "8 instead of 2 responses per question change the greedy accuracy by +1.3 points"
     )
-    assert "student:teacher 8:0 -1.0 points" in answers.of_sources({"student:teacher 8:0": LOSS})
+    assert "8 student, 0 teacher responses: -1.0 points" in answers.of_sources(
+        {"8 student, 0 teacher responses": LOSS}
+    )
     assert "No other mix" in answers.of_sources({})
     costs = answers.of_costs(1.24, 9.87, 0.4, 15)
     assert "1.2 times an offline run" in costs and "9.9 times one" in costs and "estimates 15" in costs
@@ -90,9 +92,11 @@ def test_rewards_components_and_sizes() -> None:
         "by -1.0 points (95 % interval -1.5 to -0.5) over mask-progressive. The interval lies below"
         in (help_[1])
     )
-    ((_, words),) = answers.of_components({("masters", "masked"): NONE, ("masters", "base"): GAIN})
-    assert "Masters minus mask-progressive +0.1 points" in words
-    assert "Masters minus base student +1.3 points" in words
+    whole, each = answers.of_components(GAIN, {("masked", "naive"): NONE, ("masters", "masked"): LOSS})
+    assert whole[1].startswith("Training with Masters changes the student's greedy accuracy by +1.3 points")
+    assert whole[1].endswith("The interval lies above zero.")
+    assert each[1].startswith("Mask-progressive minus naive distillation, one label: +0.1 points")
+    assert "Masters minus mask-progressive: -1.0 points" in each[1]
     match, time = answers.of_sizes({"masters": 18.24}, "masters", {"large teacher": LOSS}, 1.034)
     assert (
         "The best one, Masters, answers 18.2 % of the test questions: against the large teacher -1.0"

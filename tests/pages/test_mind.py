@@ -63,7 +63,7 @@ def test_a_fold_says_how_many_seeds_the_margin_needs(folds: dict[str, str]) -> N
     seeds = int(re.findall(r"5 of the 10 that the main arms have; about (\d+) would detect", words)[0])
     detects = float(re.findall(r"effect. (\d\.\d) points", words)[0])
     assert seeds == pytest.approx(5 * (detects / 0.25) ** 2, rel=0.3)
-    assert "responses 2: learning rate 0.001, chosen for Masters, the largest tried" in words
+    assert "2 responses: learning rate 0.001, chosen for Masters, the largest tried" in words
     assert "the paper gives none" in words
 
 
