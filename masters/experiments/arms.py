@@ -272,8 +272,10 @@ def _title(part: str) -> str:
     if part in CHANGES:
         return CHANGES[part][0]
     family, _, value = part.partition("=")
-    if family == "steps":
-        return f"{value} steps"
+    if family in ("steps", "responses"):
+        return f"{value} {family}"
+    if family == "source":
+        return "{} student, {} teacher responses".format(*value.split(":"))
     if family in ("alone", "masters"):
         kind = value.replace("_", " ").replace("kl", "KL").replace("jsd", "JSD")
         return f"{kind} alone" if family == "alone" else f"Masters with {kind}"
@@ -283,8 +285,8 @@ def _title(part: str) -> str:
         return f"{100 * float(value):g} % wrong labels"
     if family in ("criterion", "masked"):
         return MASKS[value]
-    words = {"source": "student:teacher", "learning_rate": "learning rate", "policy_weight": "policy weight"}
-    words |= {"teacher_temperature": "teacher temperature"}
+    words = {"learning_rate": "learning rate", "policy_weight": "policy weight"}
+    words |= {"teacher_temperature": "teacher temperature", "r_max": "first mask ratio"}
     return f"{words.get(family, family)} {value}"
 
 

@@ -16,7 +16,7 @@ from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter, PercentFo
 from scipy import stats
 
 from masters.claims.statistics import power_law
-from masters.experiments.arms import title
+from masters.figures.names import title_of
 from masters.figures.style import (
     COLORS,
     DASHES,
@@ -130,7 +130,7 @@ def size_accuracy(
     students = summary(runs, order=arms) if arms else rungs.iloc[:0]
     for index, row in enumerate(students.to_dict("records")):
         place, marker = np.array([size["student"]]), MARKERS[(index + 1) % len(MARKERS)]
-        _points(axis, place, pd.DataFrame([row]), COLORS[(index + 1) % 10], marker, _title(row["name"]))
+        _points(axis, place, pd.DataFrame([row]), COLORS[(index + 1) % 10], marker, title_of(row["name"]))
     axis.set(xscale="log", xlabel="parameters", ylabel=f"{LABELS['accuracy']}, {OVER_SEEDS}")
     axis.margins(0.15)
     if blind is not None:
@@ -156,9 +156,9 @@ def training_curves(log: pd.DataFrame, y: str = "loss", hue: str = "arm") -> Dra
         steps = summary(rows, by="step", value=y, order=sorted(rows["step"].unique()))
         at, color = steps["name"].to_numpy(dtype=float), COLORS[index % 10]
         low, mean, high = (steps[column].to_numpy() for column in ("low", "estimate", "high"))
-        axis.plot(at, mean, DASHES[index % 4], color=color, label=_title(str(name)))
+        axis.plot(at, mean, DASHES[index % 4], color=color, label=title_of(str(name)))
         axis.fill_between(at, low, high, color=color, alpha=0.15, lw=0)
-        lines.append(ends(_title(str(name)), at, mean))
+        lines.append(ends(title_of(str(name)), at, mean))
     axis.set(xlabel=LABELS["step"], ylabel=LABELS.get(y, y), title=f"band: {OVER_SEEDS}")
     _legend(axis)
     figure.alt = f"{_label(y)} by training step. {'; '.join(lines)}."
@@ -182,8 +182,10 @@ def masked_accuracy(frame: pd.DataFrame) -> Drawing:
         half = 196.0 * np.sqrt(mean * (1 - mean) / total["questions"].to_numpy())
         points = pd.DataFrame({"estimate": 100 * mean, "high": 100 * mean + half})
         x = total.index.to_numpy(dtype=float)
-        _points(axis, x, points, COLORS[index % 10], f"-{MARKERS[index % len(MARKERS)]}", str(model))
-        lines.append(ends(model, x, 100 * mean))
+        _points(
+            axis, x, points, COLORS[index % 10], f"-{MARKERS[index % len(MARKERS)]}", title_of(str(model))
+        )
+        lines.append(ends(title_of(str(model)), x, 100 * mean))
     axis.set(xlabel="mask ratio r (share of each layer's weights set to zero)", ylabel=LABELS["accuracy"])
     axis.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axis.set_ylim(bottom=0)
@@ -277,12 +279,13 @@ def reward_distribution(responses: pd.DataFrame) -> Drawing:
         rows, color = responses[responses["source"] == name], COLORS[index % 10]
         correct = 100 * rows["correct"].mean()
         left.bar(index, correct, color=color, width=0.6)
+        words = title_of(str(name))
         values = rows["reward_distillation"].to_numpy(dtype=float)
         share = np.full(len(values), 100 / max(1, len(values)))
         dash = DASHES[index % 4]
-        right.hist(values, bins, weights=share, histtype="step", color=color, lw=2, ls=dash, label=str(name))
-        said.append(f"{name}: {correct:.1f} % correct, mean distillation reward {values.mean():.2f}")
-    left.set_xticks(range(len(names)), [textwrap.fill(str(name), 12) for name in names])
+        right.hist(values, bins, weights=share, histtype="step", color=color, lw=2, ls=dash, label=words)
+        said.append(f"{words}: {correct:.1f} % correct, mean distillation reward {values.mean():.2f}")
+    left.set_xticks(range(len(names)), [textwrap.fill(title_of(str(name)), 12) for name in names])
     left.set(ylabel="accuracy reward 1 (% of responses)", ylim=(0, 100))
     right.set(xlabel=LABELS["reward_distillation"], ylabel="responses (%)")
     _legend(right)
@@ -346,7 +349,7 @@ def _points(axis: Axes, x: np.ndarray, points: pd.DataFrame, color: Any, line: s
 
 def _rows(axis: Axes, names: Iterable[object]) -> None:
     """Label one row per arm, the first at the top."""
-    words = [textwrap.fill(_title(str(name)), 22) for name in names]
+    words = [textwrap.fill(title_of(str(name)), 22) for name in names]
     axis.set_yticks(np.arange(len(words)), words)
     axis.set_ylim(len(words) - 0.5, -0.5)
 
@@ -358,15 +361,8 @@ def _legend(axis: Axes) -> None:
 
 def _values(points: pd.DataFrame) -> str:
     pairs = zip(points["name"], points["estimate"], strict=True)
-    return ", ".join(f"{_title(str(name))} {value:.1f}" for name, value in pairs) + "."
+    return ", ".join(f"{title_of(str(name))} {value:.1f}" for name, value in pairs) + "."
 
 
 def _label(column: str) -> str:
     return " ".join(LABELS.get(column, column).split())
-
-
-def _title(name: str) -> str:
-    try:
-        return title(name)
-    except ValueError:
-        return name  # a model, or a title already

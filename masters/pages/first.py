@@ -4,6 +4,7 @@ Every claim is shown with its verdict, also if it was not tested. The verdicts o
 commands of the reader's, are in a fold; the pages of the studies have settings and limits.
 """
 
+import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,8 +18,8 @@ import yaml
 from masters.claims.claims import HELPS
 from masters.claims.table import VERDICTS, signed
 from masters.claims.verdicts import disagree, judge_comparisons
-from masters.experiments.arms import title
 from masters.figures.claims import claims_figure, overview
+from masters.figures.names import title_of
 from masters.figures.style import Drawing, write_png, write_svg
 from masters.pages.rendering import fill
 from masters.pages.study_tables import number
@@ -104,7 +105,7 @@ def abstract(judged: Judged) -> list[tuple[str, str]]:
     rows = [row for row in judged.claims.to_dict("records") if row["kind"] == "gain"]
     helps = [f"{row['statement']} ({_of_claim(row)})" for row in rows if row["verdict"] == "supported"]
     hurts = [
-        f"{_arm_title(row['treatment'])} scores below {_arm_title(row['control'])} ({_of_claim(row)})"
+        f"{title_of(row['treatment'])} scores below {title_of(row['control'])} ({_of_claim(row)})"
         for row in rows
         if row["effect_high"] < 0
     ]
@@ -123,13 +124,6 @@ def _effect(row: Mapping[Any, Any]) -> str:
 
 def _of_claim(row: Mapping[Any, Any]) -> str:
     return f"{row['id']}: {row['ours']} {row['unit']}, {row['low']} to {row['high']}"
-
-
-def _arm_title(name: str) -> str:
-    try:
-        return title(name)
-    except ValueError:
-        return name  # an arm of another version
 
 
 def edition() -> dict[str, str]:
@@ -245,7 +239,14 @@ def above_base(own: Judged) -> dict[str, int]:
 
 def disagreements(frame: pd.DataFrame) -> list[tuple[str, str]]:
     """Return the claims on which greedy and sampled answers disagree, with the effects of both."""
-    return [(row["id"], row["disagree"]) for row in frame.to_dict("records") if row["disagree"]]
+    return [(row["id"], with_titles(row["disagree"])) for row in frame.to_dict("records") if row["disagree"]]
+
+
+def with_titles(words: str) -> str:
+    """Return words that begin with a pair of arms, with the arms' titles."""
+    return re.sub(
+        r"^(\S+) against (\S+):", lambda pair: f"{title_of(pair[1])} against {title_of(pair[2])}:", words
+    )
 
 
 def claim_row(

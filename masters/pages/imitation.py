@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from masters.figures.imitation import WAYS, imitation_figure
+from masters.figures.names import title_of
 from masters.figures.style import write_svg
 from masters.imitation import plan
 from masters.imitation.changes import direction, effects, helps, trend, verdicts
@@ -204,7 +205,7 @@ def _mini_table(mini: pd.DataFrame) -> Table:
     ]
     rows = [
         [
-            str(model),
+            title_of(str(model)),
             f"{ratio:g}",
             str(len(some)),
             f"{some['from_whole'].mean():.4f}",

@@ -10,7 +10,8 @@ from typing import Any
 import pandas as pd
 
 from masters.claims.table import signed
-from masters.pages.first import Judged
+from masters.figures.names import title_of
+from masters.pages.first import Judged, with_titles
 from masters.pages.rendering import fill
 from masters.study.study import Study
 
@@ -89,18 +90,18 @@ def _edge(name: str, study: Study, tried: pd.DataFrame) -> str:
         return ""
     rate = chosen.iloc[0]
     where = {rates.min(): "the smallest tried", rates.max(): "the largest tried"}.get(rate, "inside the grid")
-    of = "" if head == name else f", chosen for {head}"
-    return f"{name}: learning rate {rate:g}{of}, {where}"
+    of = "" if head == name else f", chosen for {title_of(head)}"
+    return f"{title_of(name)}: learning rate {rate:g}{of}, {where}"
 
 
 def _confounds(row: Mapping[Any, Any], judged: Judged) -> list[str]:
     trained = [judged.settings.get(row[side], "") for side in ARMS]
     found = []
     if trained[0] != trained[1] and not {"", "not trained"} & set(trained):
-        pair = "; ".join(f"{row[side]} with {how}" for side, how in zip(ARMS, trained, strict=True))
+        pair = "; ".join(f"{title_of(row[side])} with {how}" for side, how in zip(ARMS, trained, strict=True))
         found.append(f"The arms were trained apart: {pair}.")
     if row["disagree"]:
-        found.append(f"Greedy and sampled answers disagree: {row['disagree']}.")
+        found.append(f"Greedy and sampled answers disagree: {with_titles(row['disagree'])}.")
     return [*found, row["limits"]]
 
 

@@ -13,6 +13,7 @@ import pandas as pd
 
 from masters.claims.claims import CLAIMS
 from masters.claims.table import signed
+from masters.figures.names import title_of
 from masters.pages.rendering import fill
 from masters.pages.study_tables import Table
 from masters.runtime.files import paper_table
@@ -190,7 +191,7 @@ TABLES = (
         "Table 5e, rewards",
         {
             "acc_rule_based": "accuracy_only",
-            "acc": f"{NOT_RUN}needs a language model as judge (arm accuracy_only+judge=llm)",
+            "acc": f"{NOT_RUN}needs a language model as judge",
             "distill": "distillation_only",
             "acc+distill_unnormalised": "unnormalised",
             "acc+distill": "masters",
@@ -279,7 +280,7 @@ def _beside(of: Beside, ours: Mapping[str, pd.DataFrame]) -> Table:
         ]
         found = [_ours(wide, arm, of.arms.get(before or "", ""), days) for wide in ours.values()]
         names = key.split(" ") if len(of.keys) > 1 else [key]
-        rows.append([*map(_label, names), *cells, arm, *found])
+        rows.append([*map(_label, names), *cells, title_of(arm), *found])
     return header, rows
 
 

@@ -11,6 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from masters.claims.table import signed
+from masters.figures.names import title_of
 
 
 def _on_one_line(value: Any) -> Markup:
@@ -33,7 +34,14 @@ def _breakable(text: str) -> Markup:
     return Markup(re.sub(r"(?<=\w)([=,+_-])(?=\w)", r"\1<wbr>", str(escape(text))))
 
 
+def _notebook(name: str) -> str:
+    """Return "notebook 5" for 5_offline_rl."""
+    return f"notebook {name.split('_')[0]}"
+
+
 ENVIRONMENT.filters["signed"] = signed
+ENVIRONMENT.filters["title_of"] = title_of
+ENVIRONMENT.filters["notebook"] = _notebook
 ENVIRONMENT.filters["breakable"] = _breakable
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from masters.experiments.arms import CHANGES
+from masters.figures.names import title_of
 from masters.figures.study import effect_map, sweep
 from masters.figures.style import Drawing, write_svg
 from masters.runtime.tables import read_json
@@ -80,7 +80,6 @@ def arms(
             {
                 "name": name,
                 "anchor": anchor(name),
-                "title": CHANGES[name][0] if name in CHANGES else "",
                 "trained": trained.get(name, ""),
                 "cells": [_spread(above.get(name, pd.Series(dtype=float)), 1), *measured],
                 "runs": [(f"replicate {number}: {_percent(score)} %", key) for number, score, key in each],
@@ -178,7 +177,7 @@ def by_task(study: Study, runs: pd.DataFrame, blind: pd.Series) -> Table:
     frame = _of(runs, study.tables.read("tasks.csv"))
     wide = frame.pivot_table(index=["arm", "mode"], columns="task", values="correct", sort=False)
     shown = zip(wide.index, wide.to_numpy(), strict=True)
-    rows = [[*map(str, names), *map(_percent, values)] for names, values in shown]
+    rows = [[title_of(str(arm)), str(mode), *map(_percent, values)] for (arm, mode), values in shown]
     if len(blind):
         rows.insert(0, [BLIND, "", *map(_percent, blind.reindex(wide.columns))])
     return ["Arm", "Answers", *(f"{task}, %" for task in wide.columns)], rows
@@ -190,7 +189,7 @@ def by_register(study: Study, runs: pd.DataFrame) -> Table:
     frame = _of(runs, study.tables.read("registers.csv"))
     means = frame.groupby(names, sort=False)[values].mean().reset_index()
     rows = [
-        [str(arm), str(mode), str(register), _percent(share), _percent(correct), number(tokens, 1)]
+        [title_of(str(arm)), str(mode), str(register), _percent(share), _percent(correct), number(tokens, 1)]
         for arm, mode, register, share, correct, tokens in means.itertuples(index=False)
     ]
     return ["Arm", "Answers", "Register", "Share, %", "Correct, %", "Tokens"], rows
@@ -202,7 +201,7 @@ def trials(frame: pd.DataFrame) -> dict[str, Any]:
     chosen = frame["chosen"].astype(bool)
     rows = [
         [
-            str(arm),
+            title_of(str(arm)),
             *(f"{setting:g}" for setting in settings),
             _percent(greedy),
             _percent(sampled),

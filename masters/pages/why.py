@@ -5,6 +5,7 @@ from typing import Any
 
 import pandas as pd
 
+from masters.figures.names import title_of
 from masters.imitation.plan import TEACHER
 from masters.imitation.tables import tables
 from masters.pages.rendering import fill
@@ -73,7 +74,7 @@ def _doses(frame: pd.DataFrame) -> Table:
     frame = frame.assign(argmax_changed=100 * frame["argmax_changed"])
     columns = {name: shown for name, shown in DOSE.items() if name in frame}
     rows = [
-        [str(row["model"]), *(f"{row[name]:.{digits}f}" for name, (_, digits) in columns.items())]
+        [title_of(str(row["model"])), *(f"{row[name]:.{digits}f}" for name, (_, digits) in columns.items())]
         for row in frame.to_dict("records")
     ]
     return ["Model", *(words for words, _ in columns.values())], rows

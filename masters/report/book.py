@@ -10,13 +10,14 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from importlib.metadata import files
 from pathlib import Path
 from typing import Any
 
-import nbformat
 import pandas as pd
 
+from masters.analysis.example import read_worked
 from masters.claims.comparisons import COLUMNS, EFFECTS
 from masters.claims.table import read_claims
 from masters.claims.verdicts import write_claims
@@ -27,16 +28,18 @@ from masters.pages.api import api_pages
 from masters.pages.departures import departures_page
 from masters.pages.first import Judged, claims_section, edition, headline
 from masters.pages.imitation import imitation_page
+from masters.pages.method import method_parts
 from masters.pages.mind import mind_page
 from masters.pages.paper import paper_page
-from masters.pages.parameters import NOTEBOOKS
 from masters.pages.rendering import fill
 from masters.pages.responses import FILE as RESPONSES
 from masters.pages.responses import responses_page, stored_groups
 from masters.pages.settings import settings_table
 from masters.pages.study import judged, study_page, study_sentences
 from masters.pages.why import why_page
-from masters.report.finish import BETWEEN, finish
+from masters.report.finish import finish
+from masters.report.glossary import link_terms
+from masters.report.notebook_pages import write_notebooks
 from masters.runtime.files import ROOT, STUDY, write_atomic
 from masters.runtime.tables import read_intact, read_json, read_table
 from masters.settings import load_profile, profiles
@@ -64,26 +67,22 @@ def assemble(profile: str, book: Path, run: Path) -> None:
         profile: name of the run's profile.
         book: folder with ``_config.yml``; ``notebooks`` and ``generated`` in it are replaced.
         run: folder with the executed notebooks, the files they wrote (``claims.csv``, ``comparisons.csv``,
-            ``dose.csv``, ``rewards.csv``), ``responses.json`` and ``provenance.json``.
+            ``dose.csv``, ``rewards.csv``, ``example.json``), ``responses.json`` and ``provenance.json``.
 
     Raises:
         ValueError: an executed notebook is missing.
     """
     for name in ("notebooks", "generated"):
         shutil.rmtree(book / name, ignore_errors=True)
-    for notebook in NOTEBOOKS:
-        source = run / f"{notebook}.ipynb"
-        if not source.is_file():
-            raise ValueError(f"{source} is missing: run `make reproduce PROFILE={profile}` first")
-        write_atomic(book / "notebooks" / f"{notebook}.ipynb", notebook_page(source))
     settings, path = load_profile(profile), run / "comparisons.csv"
+    provenance = run / "provenance.json"
+    entries = read_json(provenance) if provenance.is_file() else {}
+    write_notebooks(run, book, entries, settings.minutes)
     effects = read_table(path, EFFECTS) if path.is_file() else pd.DataFrame(columns=COLUMNS)
     arms = [*effects["treatment"], *effects["control"]]
     own = Judged(
         f"Your run ({profile})", read_claims(run / "claims.csv"), effects, settings_of(settings, arms)
     )
-    provenance = run / "provenance.json"
-    entries = read_json(provenance) if provenance.is_file() else {}
     generated = book / "generated"
     # Copied beside the first page, so that pages can show and link to its files.
     extra = generated / "extra"
@@ -99,12 +98,16 @@ def assemble(profile: str, book: Path, run: Path) -> None:
         "why": why_page(profile, run, FOLDER, next(iter(kept.values()), None)),
         "imitation": imitation_page(extra / "imitation.svg"),
         "mind": mind_page(next(iter(found.values()), None), next(iter(kept.values()), None)),
+        **{
+            f"method/{part}": page
+            for part, page in method_parts(read_worked(run / "example.json"), extra / "method.svg").items()
+        },
         "paper": paper_page(kept),
         "responses": responses_page(run / RESPONSES),
         "settings": settings_table("mini", kept),
         "departures": departures_page(book / "api.md", ROOT),
         **{f"api/{name}": page for name, page in api_pages((book / "api.md").read_text()).items()},
-        "provenance": provenance_page(profile, entries),
+        "provenance": provenance_page(profile, entries, settings.minutes),
         "profiles": profiles_table(),
     }
     for name, page in pages.items():
@@ -140,18 +143,26 @@ def render(book: Path) -> Path:
     if done.returncode or not first.is_file():
         print(done.stdout[-4000:] + done.stderr[-8000:], file=sys.stderr)
         raise ValueError("the book did not build clean: see the warnings above")
+    link_terms(first.parent)
     finish(first.parent)
     return first
 
 
-def provenance_page(profile: str, entries: dict[str, dict[str, Any]]) -> str:
-    """Return when, where, from which commit and for how long each notebook ran."""
+def provenance_page(profile: str, entries: dict[str, dict[str, Any]], expected: Mapping[str, float]) -> str:
+    """Return when, where, from which commit and for how long each notebook ran.
+
+    Args:
+        profile: name of the run's profile.
+        entries: the run's provenance, by notebook.
+        expected: expected minutes, by notebook.
+    """
     runs = [
         [
             name,
             entry["started"].replace("+00:00", "").replace("T", " "),
             f"{entry['minutes']:.1f}",
             f"{entry['minutes_longest']:.1f}",
+            f"{expected[name]:g}" if name in expected else "",
             (entry["commit"] or "unknown")[:10] + (" with changes" if entry["dirty"] else ""),
             entry["parameters"],
         ]
@@ -169,6 +180,7 @@ def provenance_page(profile: str, entries: dict[str, dict[str, Any]]) -> str:
     return fill(
         "provenance.md",
         profile=profile,
+        expected=f"{sum(expected.values()):g}" if expected else "",
         longest=f"{sum(entry['minutes_longest'] for entry in entries.values()):.1f}",
         runs=runs,
         machines=sorted(machines),
@@ -184,33 +196,6 @@ def profiles_table() -> str:
         rows.append([profile.name, profile.description, minutes, profile.shows, profile.cannot_show])
     header = ["Profile", "For", "Minutes on two cores", "It can show", "It cannot show"]
     return fill("table.md", header=header, rows=rows, caption="The profiles")
-
-
-def notebook_page(source: Path) -> str:
-    """Return a notebook as the book shows it.
-
-    Execution metadata is left out, overridden defaults are folded, and figures become SVG with the
-    alternative texts that their outputs carry.
-    """
-    notebook = nbformat.read(source, as_version=4)
-    tags = [set(cell.metadata.get("tags", [])) for cell in notebook.cells]
-    injected = any("injected-parameters" in of_cell for of_cell in tags)
-    notebook.metadata.pop("papermill", None)
-    for cell, of_cell in zip(notebook.cells, tags, strict=True):
-        cell.metadata.pop("papermill", None)
-        if injected and "parameters" in of_cell:
-            of_cell.add("hide-input")
-        if of_cell:
-            cell.metadata["tags"] = sorted(of_cell)
-        for output in cell.get("outputs", []):
-            if svg := output.get("metadata", {}).get("image/png", {}).pop("svg", None):
-                output["data"].pop("image/png", None)
-                output["data"]["image/svg+xml"] = svg
-        images = [output.get("metadata", {}).get("image/png", {}) for output in cell.get("outputs", [])]
-        # MyST-NB takes one text per cell; `finish` gives each image its own.
-        if alt := BETWEEN.join(image["alt"] for image in images if "alt" in image):
-            cell.metadata["mystnb"] = {"image": {"alt": alt}}
-    return str(nbformat.writes(notebook)) + "\n"
 
 
 def _copy_mathjax(target: Path) -> None:

@@ -163,8 +163,8 @@ def test_families(profile: Profile) -> None:
     assert (spec.student_responses, spec.teacher_responses) == (6, 2)
     assert arm("source=4:4", profile) == arm("masters", profile)
     assert arm("r_max=0.2", profile) == arm("masters", profile)
-    assert title("source=6:2") == "student:teacher 6:2"
-    assert title("r_max=0.4") == "r_max 0.4"
+    assert title("source=6:2") == "6 student, 2 teacher responses"
+    assert title("r_max=0.4") == "first mask ratio 0.4"
     assert arm("masters=jsd", profile) == arm("masters", profile)
     assert arm("alone=jsd", profile) == arm("naive_multi", profile)
     assert arm("alone=skewed_kl", profile).mix == 0.1  # as DistiLLM has it

@@ -134,7 +134,7 @@ def test_tables_of_the_run(monkeypatch: pytest.MonkeyPatch, profile: Profile) ->
     texts = dict.fromkeys(("commit", "started", "processor", "python", "parameters"), HOSTILE)
     entry = texts | {"dirty": False, "minutes": 1.0, "minutes_longest": 1.0, "cores": 2, "memory_gib": 8}
     entry |= {"packages": {HOSTILE: HOSTILE}, "data": {HOSTILE: HOSTILE}, "commit": None}
-    is_text(book.provenance_page(HOSTILE, {HOSTILE: entry}), 8)
+    is_text(book.provenance_page(HOSTILE, {HOSTILE: entry}, {HOSTILE: 1.0}), 8)
 
 
 def test_markup_in_a_cell_is_text() -> None:

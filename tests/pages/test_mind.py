@@ -50,8 +50,11 @@ def test_a_fold_says_what_was_detectable_and_where_tuning_ended(folds: dict[str,
         "0.7 points, four times out of five. The margin is 1.00 points; the paper has +2.0 points." in words
     )
     assert "Seeds: 10 of the 10 that the main arms have." in words, "the margin can be detected"
-    assert "masters: learning rate 0.001, the largest tried; masked: learning rate 0.001, inside the" in words
-    assert "trained apart: masters with weight &lt;0.03&gt;; masked with no weight." in words
+    assert (
+        "Masters: learning rate 0.001, the largest tried; mask-progressive: learning rate 0.001, inside the"
+        in words
+    )
+    assert "trained apart: Masters with weight &lt;0.03&gt;; mask-progressive with no weight." in words
     assert CLAIMS[2].limits in words
 
 
@@ -60,7 +63,7 @@ def test_a_fold_says_how_many_seeds_the_margin_needs(folds: dict[str, str]) -> N
     seeds = int(re.findall(r"5 of the 10 that the main arms have; about (\d+) would detect", words)[0])
     detects = float(re.findall(r"effect. (\d\.\d) points", words)[0])
     assert seeds == pytest.approx(5 * (detects / 0.25) ** 2, rel=0.3)
-    assert "responses=2: learning rate 0.001, chosen for masters, the largest tried" in words
+    assert "2 responses: learning rate 0.001, chosen for Masters, the largest tried" in words
     assert "the paper gives none" in words
 
 

@@ -51,13 +51,16 @@ def test_arms_beside_the_paper_can_run() -> None:
 
 def test_effects_are_taken_within_replicates(study: Any) -> None:
     text = re.sub(r">\s+<", "><", paper_page({"study": study}))
-    assert "<td>base</td><td>42.0 ± 2.8</td>" in text
-    assert "<td>masters</td><td>44.0 ± 4.2<br>(+2.0)</td>" in text
+    assert "<td>base student</td><td>42.0 ± 2.8</td>" in text
+    assert "<td>Masters</td><td>44.0 ± 4.2<br>(+2.0)</td>" in text
     assert '<th scope="colgroup" colspan="4">Paper</th><th scope="colgroup" colspan="2">Ours</th>' in text
-    assert "<td>r_<wbr>max=<wbr>0.5</td>" in text, "a name may break into lines"
-    assert "<td>naive</td><td>50.0<br>(+10.0)</td>" in text, "of the replicate that both have"
-    assert "<td>masked</td><td>not run: not an arm of this study</td>" in text
-    assert "as judge (arm accuracy_<wbr>only+<wbr>judge=<wbr>llm)</td><td>not run</td>" in text
+    assert "<td>first mask ratio 0.5</td>" in text
+    assert "acc+<wbr>distill" in text, "a name may break into lines"
+    assert "<td>naive distillation, one label</td><td>50.0<br>(+10.0)</td>" in text, (
+        "of the replicate that both have"
+    )
+    assert "<td>mask-<wbr>progressive</td><td>not run: not an arm of this study</td>" in text
+    assert "as judge</td><td>not run</td>" in text
     assert "<td>15 s ± 7</td>" in text and "<td>30 s ± 7<br>(2.0 times)</td>" in text
     assert "<td>30<br>(15.0 times)</td>" in text, "the paper's days"
 

@@ -12,6 +12,7 @@ from study_files import Kept, write
 
 from masters.claims.comparisons import COLUMNS
 from masters.claims.table import read_claims
+from masters.figures.names import title_of
 from masters.pages import study as study_page
 from masters.pages import study_tables
 from masters.pages.first import Judged
@@ -72,6 +73,11 @@ def study(tmp_path: Path) -> Path:
     return folder
 
 
+def _arm(name: str) -> str:
+    """An arm as pages show it: its title, and its name when pointed at."""
+    return f'<span class="arm" title="{name}">{title_of(name)}</span>'
+
+
 def page(study: Path, own: Judged) -> str:
     """The page without the white space between tags and places where a line may break."""
     kept: Any = Kept(study)
@@ -95,25 +101,28 @@ def test_the_page_says_what_the_files_say(study: Path, own: Judged) -> None:
     assert "".join(f'<td data-label="{name}">{cell}</td>' for name, cell in cells.items()) in text
     assert '<th scope="col">Your run (mini)</th>' in text
     assert 'excluded: no</small></td><td data-label="The test">p 0.2' in text, "a p-value as a number"
-    assert "<li>C2: masked against naive_multi: greedy +0.4 (-0.2 to +1.0), sampled +3.0" in text
+    assert (
+        "<li>C2: mask-progressive against naive distillation, responses: greedy +0.4 (-0.2 to +1.0), sampled "
+        "+3.0" in text
+    )
     assert "<small>weight 0.03, beta 0.003, lr 0.001 linear, 3 mask stages from r 0.2" in text
-    assert "in <code>masters</code> r 0.2 55 %, r 0.1 34 %, r 0 11 %; in <code>mid_then_large</code>" in text
+    assert f"in {_arm('masters')} r 0.2 55 %, r 0.1 34 %, r 0 11 %; in {_arm('mid_then_large')}" in text
     assert "<td>72.0 ± 2.0</td><td>25.0 ± 0.0</td><td>4.0 ± 0.0</td><td></td><td>60 ± 0</td>" in text
     assert "<td>50.0</td><td>25.0</td>" in text, "one run has no spread"
-    assert "masters</th><td>3e-05</td><td>0</td><td>0.01</td><td>62.5</td><td>50.0</td><td>yes" in text
+    assert "Masters</th><td>3e-05</td><td>0</td><td>0.01</td><td>62.5</td><td>50.0</td><td>yes" in text
     assert "blind: the question&#39;s text alone</th><td></td><td>30.0</td>" in text, "base has no run here"
-    assert "masters</th><td>greedy</td><td>bare</td><td>25.0</td><td>87.5</td><td>2.0</td>" in text
+    assert "Masters</th><td>greedy</td><td>bare</td><td>25.0</td><td>87.5</td><td>2.0</td>" in text
     assert "taken out of the plan" not in text
     assert "Of 1 tuned arms 1 chose the smallest learning rate tried and 0 the largest" in text
     assert (
-        "C10</th><td><code>masters</code> against <code>responses=2</code><br>equal steps, not equal "
+        f"C10</th><td>{_arm('masters')} against {_arm('responses=2')}<br>equal steps, not equal "
         "computation</td><td>+0.1 points<br>-0.1 to +0.2</td><td></td><td>no figure</td>"
         "<td>0.25</td>"
         "<td>2</td><td>not supported</td>"
     ) in text
     assert "<br><small>equal steps, not equal computation</small><details>" in text
     assert (
-        "<small>about equal computation, against <code>naive+steps=1700</code>: +0.9 (-0.7 to +2.4)</small>"
+        f"<small>about equal computation, against {_arm('naive+steps=1700')}: +0.9 (-0.7 to +2.4)</small>"
     ) in text, "beside the verdict"
     assert "<td>62 ± 3</td><td>92 ± 3</td><td>46 ± 1</td><td>50.0 ± 0.0</td>" in text
     assert "<td>c0ffee</td>" in text and "<td>torch 2</td>" in text
@@ -127,8 +136,8 @@ def test_the_page_says_whether_training_helped(study: Path, own: Judged) -> None
     other = base.assign(arm="masters+student=tiny", accuracy=0.9)
     write(study / "runs.csv", pd.concat([runs, base, other]))
     assert (
-        "Of 2 arms that train the student, 1 have a mean above that of the student before training "
-        "(<code>base</code>): from -21.0 points (<code>r_max=0.4</code>) to +1.0 points (<code>masters"
+        "Of 2 arms that train the student, 1 have a mean above that of the student before "
+        f"training, from -21.0 points ({_arm('r_max=0.4')}) to +1.0 points ({_arm('masters')})"
     ) in page(study, own)
 
 
@@ -220,8 +229,9 @@ def test_the_map_says_where_an_effect_was_found_and_how_large_one_would_have_bee
         "interval above zero in 0 and below in 1;"
     ) in text
     assert (
-        "gap 61.2</th><td>23.8 (below blind)</td><td>masking</td><td><code>masked+student=tiny</code> "
-        "against <code>&lt;i&gt;</code></td><td>+1.3<br>+0.8 to +1.8</td><td>0.8</td><td>5</td>"
+        "gap 61.2</th><td>23.8 (below blind)</td><td>masking</td><td>"
+        f"{_arm('masked+student=tiny')} against {_arm('&lt;i&gt;')}</td>"
+        "<td>+1.3<br>+0.8 to +1.8</td><td>0.8</td><td>5</td>"
     ) in text
 
 
@@ -244,15 +254,15 @@ def test_the_sweep_and_the_worst_of_each_form(study: Path, own: Judged) -> None:
     assert "## Learning rates" in text and '<img src="study-sweep.svg" alt="' in text
     assert (study / "study-sweep.svg").is_file()
     rates = "at the learning rate with the lowest mean, from 1e-05 to 0.0001"
-    words = f"Greedy accuracy, mean of 3 replicates, {rates}: <code>masters</code> 30.0 %"
+    words = f"Greedy accuracy, mean of 3 replicates, {rates}: {_arm('masters')} 30.0 %"
     more_of_it = "; 4.0 tokens per answer, KL 0.500)"
     assert (
-        f"{words} (at 0.0001{more_of_it}, <code>masked</code> 71.0 % (at 1e-05{more_of_it}, the student "
+        f"{words} (at 0.0001{more_of_it}, {_arm('masked')} 71.0 % (at 1e-05{more_of_it}, the student "
         "before training 60.0 %."
     ) in text
     kept: Any = Kept(study)
     told = study_page.study_sentences({"study": study_page.judged(kept)}, {"study": kept})
-    assert f" {words}, <code>masked</code> 71.0 %, the student before training 60.0 %." in told
+    assert f" {words}, {_arm('masked')} 71.0 %, the student before training 60.0 %." in told
     runs = pd.read_csv(study / "runs.csv")
     lost = (runs["replicate"] > 0) & (runs["arm"] == "masked+learning_rate=1e-05")
     runs[~lost].to_csv(study / "runs.csv", index=False)

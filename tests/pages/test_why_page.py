@@ -37,7 +37,7 @@ def test_each_reason_stands_with_its_numbers(tmp_path: Path) -> None:
         "the student before training 44.0 %): 1e-04: 37.5 %",
         "scores 37.0 %; the student before training scores 44.0 %, 7.0 points more",
         "-0.23 with the length",
-        "+0.22 for those of large, -0.22 for those of student",
+        "+0.22 for those of the large teacher, -0.22 for those of the student",
         "in 40 % of the groups all responses are correct or all are wrong",
     ):
         assert words in text, words

@@ -9,7 +9,6 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-import nbformat
 import pandas as pd
 import pytest
 import yaml
@@ -144,13 +143,6 @@ def test_every_module_is_in_the_api() -> None:
     modules -= {"masters.cli.__main__"}
     documented = re.findall(r"automodule:: (\S+)", (ROOT / "book" / "api.md").read_text())
     assert sorted(documented) == sorted(modules)
-
-
-def test_pages_are_not_built_from_a_run_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(
-        ValueError, match=r"1_tasks_and_models\.ipynb is missing: run `make reproduce PROFILE=smoke`"
-    ):
-        book.assemble("smoke", tmp_path / "book", tmp_path / "run")
 
 
 def test_claims_file_is_checked(tmp_path: Path) -> None:
@@ -340,38 +332,15 @@ def test_provenance_page_shows_what_the_run_recorded(tmp_path: Path) -> None:
     path = tmp_path / "provenance.json"
     for name in ("1_tasks_and_models", "2_masking_ablations"):
         record_provenance(path, name, {"profile": "x"}, 1.7e9, 2.5, {"shapes": "0123456789abcdef"})
-    page = book.provenance_page("x", json.loads(path.read_text())).replace("<wbr>", "")
+    page = book.provenance_page("x", json.loads(path.read_text()), {"2_masking_ablations": 4.75})
+    page = page.replace("<wbr>", "")
     for text in (
-        "5.0 minutes in total",
+        "5.0 minutes in total with nothing cached, 4.75 expected",
+        "<td>4.75</td>",
         "2_masking_ablations",
         "2023-11-14 22:13:20",
         "0123456789abcdef",
         "torch",
     ):
         assert text in page
-    assert "no record" in book.provenance_page("x", {})
-
-
-def test_notebooks_fold_overridden_defaults_and_describe_images(tmp_path: Path) -> None:
-    notebook = nbformat.v4.new_notebook()
-    notebook.cells = [
-        nbformat.v4.new_code_cell(
-            "a = 1", metadata={"tags": ["parameters"], "papermill": {"status": "completed"}}
-        ),
-        nbformat.v4.new_code_cell("a = 2", metadata={"tags": ["injected-parameters"]}),
-    ]
-    notebook.metadata["papermill"] = {"input_path": "somewhere"}
-    image = {"image/png": "aGk="}, {"image/png": {"alt": "Loss by step."}}
-    output = nbformat.v4.new_output("display_data", image[0], metadata=image[1])
-    notebook.cells.append(nbformat.v4.new_code_cell("plot()", outputs=[output]))
-    figure = nbformat.v4.new_output(
-        "display_data", image[0], metadata={"image/png": {"alt": "Loss 2.", "svg": "<svg/>"}}
-    )
-    notebook.cells.append(nbformat.v4.new_code_cell("plot()", outputs=[figure]))
-    nbformat.write(notebook, tmp_path / "one.ipynb")
-    shown = nbformat.reads(book.notebook_page(tmp_path / "one.ipynb"), as_version=4)
-    assert shown.cells[3].outputs[0].data == {"image/svg+xml": "<svg/>"}
-    assert shown.cells[3].metadata == {"mystnb": {"image": {"alt": "Loss 2."}}}
-    assert shown.cells[0].metadata == {"tags": ["hide-input", "parameters"]}
-    assert "papermill" not in shown.metadata
-    assert shown.cells[2].metadata == {"mystnb": {"image": {"alt": "Loss by step."}}}
+    assert "no record" in book.provenance_page("x", {}, {})
