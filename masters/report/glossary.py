@@ -57,7 +57,9 @@ def linked_page(page: str, address: str) -> str:
     end = page.find("</article>")
     if start < 0 or end < 0:
         return page
-    missing, inside, made = dict(TERMS), [], []
+    missing = dict(TERMS)
+    inside: list[str] = []
+    made: list[str] = []
 
     def link(match: re.Match[str]) -> str:
         anchor = missing.pop(match[1], None)
