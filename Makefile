@@ -80,9 +80,10 @@ book: $(BOOK) ## build the book from the executed notebooks of PROFILE (runs tho
 notebooks: $(INSTALLED) ## run the notebooks in place at their defaults and keep their outputs
 	@for name in $(NOTEBOOKS); do $(BIN)/masters refresh $$name || exit 1; done
 
-bench: $(INSTALLED) ## time the parts against plain ways, and a store of ROWS responses (1 million)
+bench: $(INSTALLED) ## time the parts against plain ways, a store of ROWS responses (1 million), the paper's size
 	$(BIN)/python -m benchmarks.bench
 	$(BIN)/python -m benchmarks.store $(ROWS)
+	$(BIN)/python -m benchmarks.scale
 
 lint: $(INSTALLED) ## check style, types and spelling (ruff, mypy, codespell)
 	$(BIN)/ruff check .

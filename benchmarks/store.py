@@ -5,7 +5,6 @@ therefore that of a reader.
 """
 
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -17,6 +16,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from benchmarks.peak import peak_memory
 from masters.responses.engines import Response
 from masters.responses.store import ResponseStore, StoreSpec
 from masters.runtime.files import cache_dir
@@ -64,7 +64,7 @@ def fill(rows: int) -> None:
 def measure(rows: int) -> None:
     """Print a reader's times and memory, tab-separated."""
     names = contents(-(-rows // (GROUP * QUESTIONS)) * QUESTIONS)
-    store, before = ResponseStore(SPEC, "large"), _memory()
+    store, before = ResponseStore(SPEC, "large"), peak_memory()
     start = time.perf_counter()
     held = store.held()
     opened = time.perf_counter() - start
@@ -88,15 +88,11 @@ def measure(rows: int) -> None:
         ("status, opening included, s", f"{status_seconds:.2f}"),
         (f"one question's group, median of {READS}, ms", f"{1000 * np.median(seconds):.0f}"),
         ("one question's group, slowest, ms", f"{1000 * max(seconds):.0f}"),
-        ("peak memory, MiB", f"{_memory():.0f}"),
+        ("peak memory, MiB", f"{peak_memory():.0f}"),
         ("memory before the store was opened, MiB", f"{before:.0f}"),
     ]
     for name, value in lines:
         print(f"{name}\t{value}")
-
-
-def _memory() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10  # Linux counts KiB
 
 
 def main() -> None:
@@ -107,7 +103,7 @@ def main() -> None:
     rows = int(sys.argv[1])
     cache_dir().mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache_dir(), prefix="bench-") as folder:
-        os.environ["MASTERS_DATA"] = folder
+        os.environ["MASTERS_CACHE"] = folder
         fill(rows)
         command = [sys.executable, "-m", "benchmarks.store", "measure", str(rows)]
         done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ)
