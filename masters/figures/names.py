@@ -31,7 +31,16 @@ COLUMNS = {
     "seconds": "training, s",
     "vision_layers": "vision layers",
     "caption_steps": "captioning steps",
-    "rationale": "rationale",
+    # Rows and columns of the paper's tables.
+    "mid_teacher": "mid teacher",
+    "multi_response": "several responses",
+    "reward_feedback": "rewards",
+    "acc": "accuracy reward, language model",
+    "acc_rule_based": "accuracy reward, rule",
+    "distill": "distillation reward",
+    "acc+distill": "both rewards",
+    "acc+distill_unnormalised": "both rewards, not normalized",
+    "teacher_InternVL3.5-38B": "the teacher, InternVL3.5-38B",
 }
 
 
@@ -44,8 +53,12 @@ def title_of(name: str) -> str:
 
 
 def display_name(name: Any) -> Any:
-    """Return the words for a column or an arm; other values as they are."""
-    return COLUMNS.get(name) or title_of(name) if isinstance(name, str) else name
+    """Return the words for a column, an arm, or a variant of the paper; other values as they are."""
+    if not isinstance(name, str):
+        return name
+    if name.startswith(("+", "-")):
+        return f"{name[0]} {name[1:].replace('_', ' ')}"
+    return COLUMNS.get(name) or title_of(name)
 
 
 def named(table: pd.DataFrame) -> pd.DataFrame:

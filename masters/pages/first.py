@@ -243,9 +243,11 @@ def disagreements(frame: pd.DataFrame) -> list[tuple[str, str]]:
 
 
 def with_titles(words: str) -> str:
-    """Return words that begin with a pair of arms, with the arms' titles."""
+    """Return words about pairs of arms with the arms' titles."""
     return re.sub(
-        r"^(\S+) against (\S+):", lambda pair: f"{title_of(pair[1])} against {title_of(pair[2])}:", words
+        r"(^|; )(\S+) against (\S+):",
+        lambda found: f"{found[1]}{title_of(found[2])} against {title_of(found[3])}:",
+        words,
     )
 
 

@@ -10,6 +10,7 @@ def test_arms_and_columns_have_words() -> None:
     assert display_name("naive_multi") == "naive distillation, responses"
     assert display_name("sampled_accuracy") == "sampled accuracy, %"
     assert display_name("easy-vqa") == "easy-vqa" and display_name(0.2) == 0.2
+    assert display_name("+mask_progressive") == "+ mask progressive"
     assert title_of("an older arm") == "an older arm"
     assert not [name for name in CHANGES if "_" in display_name(name)]
 

@@ -106,7 +106,7 @@ def test_the_page_says_what_the_files_say(study: Path, own: Judged) -> None:
         "+3.0" in text
     )
     assert "<small>weight 0.03, beta 0.003, lr 0.001 linear, 3 mask stages from r 0.2" in text
-    assert f"in {_arm('masters')} r 0.2 55 %, r 0.1 34 %, r 0 11 %; in {_arm('mid_then_large')}" in text
+    assert f"{_arm('masters')}: r 0.2 55 %, r 0.1 34 %, r 0 11 %; {_arm('mid_then_large')}:" in text
     assert "<td>72.0 ± 2.0</td><td>25.0 ± 0.0</td><td>4.0 ± 0.0</td><td></td><td>60 ± 0</td>" in text
     assert "<td>50.0</td><td>25.0</td>" in text, "one run has no spread"
     assert "Masters</th><td>3e-05</td><td>0</td><td>0.01</td><td>62.5</td><td>50.0</td><td>yes" in text
