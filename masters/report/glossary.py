@@ -1,7 +1,7 @@
 """Links from the built pages to the glossary: each term at its first use on a page.
 
-Only running text counts: not headings, links, code, formulas, figures or folded code. A page that already
-links a term keeps its own link if it comes first.
+Only running text counts: not headings, heads of tables, links, code, formulas, figures or folded code. A page
+that already links a term keeps its own link if it comes first.
 """
 
 import os
@@ -24,7 +24,7 @@ TERMS = {
 }
 # Elements whose text stays as it is.
 SKIPPED = re.compile(
-    r"a|code|pre|script|style|h[1-6]|svg|math|button|nav|title|summary|caption|figcaption|dt|textarea"
+    r"a|code|pre|script|style|h[1-6]|svg|math|button|nav|title|summary|caption|figcaption|dt|th|textarea"
 )
 LEFT = re.compile(r'class="[^"]*\b(math|cell_input|edition)\b')
 VOID = ("area", "br", "col", "hr", "img", "input", "link", "meta", "source", "wbr")

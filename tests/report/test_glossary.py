@@ -22,7 +22,7 @@ def test_first_use_is_linked_and_no_other() -> None:
 
 def test_headings_links_code_and_formulas_are_left_alone() -> None:
     body = (
-        "<h2>Arms and margins<br></h2><pre><span>arm</span></pre><a href='x'>the <b>margin</b></a>"
+        "<h2>Arms and margins<br></h2><th>arm</th><pre><span>arm</span></pre><a href=''>the <b>margin</b></a>"
         '<code>nats</code><div class="math"><div>arm</div>margin</div><!-- nats --><img alt="an arm">'
     )
     page = linked_page(_page(f"{body}<p>the margin</p>"), ADDRESS)
