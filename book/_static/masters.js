@@ -66,7 +66,7 @@ function sortable(table) {
 }
 
 // A box that scrolls can be reached by keyboard and has a name; one that does not scroll is no stop.
-const BOXES = ".wide, .cell_output .output.text_html, .pst-scrollable-table-container, figure.fixed, .cell_output, div.math";
+const BOXES = ".wide, .cell_output .output.text_html, .pst-scrollable-table-container, figure.fixed, .cell_output, mjx-container[display=true]";
 
 function scrolling() {
   for (const box of document.querySelectorAll(BOXES)) {
@@ -78,7 +78,7 @@ function scrolling() {
     }
     const about = box.querySelector("caption, figcaption");
     const table = box.querySelector("table");
-    const kind = box.matches(".math") ? "Formula" : "Figure";
+    const kind = box.closest(".math") ? "Formula" : "Figure";
     const words = about?.innerText || table?.getAttribute("aria-label") || kind;
     box.setAttribute("tabindex", "0");
     box.setAttribute("role", "region");

@@ -1,8 +1,9 @@
 """The page of responses: questions with their pictures, all responses, verdicts, rewards and advantages.
 
 The responses are those that training with Masters reads in its first stage (:mod:`masters.analysis.groups`).
-A bounded number of questions is shown: as many of each task, drawn from the pool with a fixed seed. The page
-is complete without JavaScript; ``book/_static/masters.js`` adds the filters.
+A bounded number of questions is shown: the first of each task, the same number per task, in an order of the
+pool drawn with a fixed seed. The page is complete without JavaScript; ``book/_static/masters.js`` adds the
+filters.
 """
 
 import base64
@@ -66,7 +67,7 @@ def stored_groups(lab: Lab) -> dict[str, Any] | None:
 
 
 def chosen(pool: pd.DataFrame) -> pd.Series:
-    """Return the ids of the questions to show by their index: as many of each task, in a seeded order.
+    """Return the ids of the questions to show by their index: the first of each task, in a seeded order.
 
     Args:
         pool: the questions that were answered, with their ``id`` and ``task``.

@@ -159,7 +159,7 @@ def test_nothing_is_cut_on_a_desktop_or_on_paper(browser: Any, address: str, bui
         paper.goto(f"{address}/{name}", wait_until="load")
         cut += [f"{name} on paper: {words}" for words in paper.evaluate(look)]
         cut += [f"{name} on paper: {number} closed" for number in [paper.evaluate(closed)] if number]
-        wide = paper.evaluate("document.querySelector('article').scrollWidth - document.body.clientWidth")
+        wide = paper.evaluate("document.documentElement.scrollWidth - innerWidth")
         cut += [f"{name} on paper is {wide} px too wide"] if wide > 0 else []
     desktop.close()
     paper.close()
