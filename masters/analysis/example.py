@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from masters.data.labels import accepted
 from masters.experiments.arms import RunSpec, arm
 from masters.experiments.curriculum import all_stages, grouped, wanted_responses
 from masters.experiments.lab import Lab
@@ -140,7 +141,7 @@ def worked_example(lab: Lab, groups: pd.DataFrame) -> Worked:
         profile=lab.profile.name,
         task=group["task"].iloc[0],
         question=train.table["question"].iloc[row],
-        label=train.table["answer"].iloc[row],
+        label=" | ".join(accepted(train.table["answer"].iloc[row])),
         picture=_png(shown[0]["image"]) if shown else "",
         teacher=spec.teachers[0],
         mask=_masked_layer(lab, spec),
