@@ -23,7 +23,8 @@ from masters.pages.responses import FILE, QUESTIONS, chosen, responses_page, sto
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    with small.scratch(tmp_path_factory.mktemp("responses")):
+    with small.scratch(tmp_path_factory.mktemp("responses")) as patch:
+        patch.delenv("MASTERS_CACHE", raising=False)
         yield Lab(profile())
 
 

@@ -110,6 +110,7 @@ def test_the_package_imports_only_declared_dependencies() -> None:
         for text in [
             *PYPROJECT["project"]["dependencies"],
             *PYPROJECT["project"]["optional-dependencies"]["notebooks"],
+            *PYPROJECT["project"]["optional-dependencies"]["book"],
             *PYPROJECT["project"]["optional-dependencies"]["embedding"],
             *PYPROJECT["project"]["optional-dependencies"]["ray"],
             *PYPROJECT["project"]["optional-dependencies"]["bench"],
