@@ -14,7 +14,7 @@ import torch
 
 from masters.data.labels import accepted
 from masters.experiments.arms import RunSpec, arm
-from masters.experiments.curriculum import all_stages, grouped, wanted_responses
+from masters.experiments.curriculum import all_stages, wanted_responses
 from masters.experiments.lab import Lab
 from masters.models.loading import load
 from masters.objective.divergence import jsd
@@ -174,7 +174,7 @@ def _logits(lab: Lab, spec: RunSpec, place: int) -> tuple[list[torch.Tensor], li
     sources = (lab.source(spec.teachers[stage[0]], stage[1], spec.choice()), lab.source(spec.student))
     found: tuple[list[torch.Tensor], list[torch.Tensor]] = ([], [])
     for wanted in wanted_responses(spec, stage):
-        texts = grouped(lab.responses(wanted)["tokens"], wanted.n)
+        texts = lab.response_arrays(wanted).tokens
         for source, logits in zip(sources, found, strict=True):
             scores = lab.scores_of(source, texts)
             for at in range(place * wanted.n, (place + 1) * wanted.n):
