@@ -54,7 +54,7 @@ study: $(INSTALLED) ## all claims at many replicates, as far as you let it (STUD
 
 test: $(INSTALLED) ## unit tests, notebooks against their committed outputs
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(AT_ONCE) -m "not slow"
-	$(BIN)/python -m pytest --nbval --nbval-sanitize-with notebooks/nbval_sanitize.cfg \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(AT_ONCE) --nbval --nbval-sanitize-with notebooks/nbval_sanitize.cfg \
 		--nbval-kernel-name python3 $(NOTEBOOKS:%=notebooks/%.ipynb)
 
 test-slow: $(INSTALLED) ## the slow tests: built book, links, browser, several processes, kills
