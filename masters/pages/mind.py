@@ -72,7 +72,7 @@ def _seeds(row: Mapping[Any, Any], study: Study) -> str:
     if not row["seeds"] > 0:
         return "none"
     words = f"{int(row['seeds'])} of the {study.plan.seeds} that the main arms have"
-    if row["kind"] == "gain" and row["smallest"] > row["margin"]:
+    if row["kind"] == "gain" and row["verdict"] == "undecided" and row["smallest"] > row["margin"]:
         # The smallest detectable effect falls with the square root of the number of seeds.
         needed = math.ceil(row["seeds"] * (row["smallest"] / row["margin"]) ** 2)
         words += (
