@@ -1,9 +1,8 @@
 """The figure of the imitation study: change in divergence over the student's distance, and over the dose."""
 
 import pandas as pd
-from matplotlib.ticker import FuncFormatter
 
-from masters.figures.style import COLORS, MARKERS, QUIET, Drawing, ends, line_style, panels
+from masters.figures.style import COLORS, MARKERS, QUIET, Drawing, ends, line_style, panels, plain_numbers
 from masters.imitation import plan
 
 WAYS = {
@@ -56,8 +55,7 @@ def imitation_figure(students: pd.DataFrame, changes: pd.DataFrame, mini: pd.Dat
             said.append(ends(words, one["dose"], one["change"]))
     second.set_xscale("log")
     second.set_yscale("symlog", linthresh=10)
-    for axis in (second.xaxis, second.yaxis):
-        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    plain_numbers(second.xaxis, second.yaxis)
     for panel in axes:
         panel.axhline(0, color=QUIET, lw=1)
         panel.set_ylabel("change in JSD to\nthe student (%)")

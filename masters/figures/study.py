@@ -6,7 +6,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter
 
 from masters.experiments.arms import title
-from masters.figures.style import COLORS, MARKERS, QUIET, Drawing, ends, line_style, panels
+from masters.figures.style import COLORS, MARKERS, QUIET, Drawing, ends, line_style, panels, plain_numbers
 from masters.study.effects import AXES, EFFECTS, LINEAR
 from masters.study.sweep import swept
 
@@ -91,6 +91,7 @@ def sweep(runs: pd.DataFrame) -> Drawing:
     axes[-1].set(xlabel="learning rate")
     axes[-1].set_yscale("symlog", linthresh=1e-3)
     axes[-1].set_ylim(bottom=0)
+    plain_numbers(axes[-1].xaxis, axes[-1].yaxis)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False)
     figure.alt = f"Each objective by learning rate. {'; '.join(lines)}."
     return figure

@@ -12,7 +12,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 
 from masters.runtime.files import write_atomic
 
@@ -82,6 +84,12 @@ def ends(name: object, x: Iterable[float], y: Iterable[float]) -> str:
     points = [(at, value) for at, value in zip(x, y, strict=True) if np.isfinite(value)]
     shown = dict.fromkeys((points[0], points[-1]) if points else ())
     return f"{name}: {', '.join(f'{value:.3g} at {at:.3g}' for at, value in shown) or 'no value'}"
+
+
+def plain_numbers(*axes: Axis) -> None:
+    """Label the ticks of logarithmic axes with plain numbers, not powers of ten, which need other fonts."""
+    for axis in axes:
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
 def svg(figure: Figure, salt: str) -> str:
