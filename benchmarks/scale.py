@@ -1,7 +1,7 @@
 """Plan a run of the paper's size, and read responses at growing sizes: ``python -m benchmarks.scale``.
 
 Planning uses generated questions and the manifests of their stores; a plan reads no response. What training
-reads is measured on whole stores. Each measurement is a process of its own, whose peak memory is therefore
+reads is measured on whole stores. Each measurement has its own process, whose peak memory is therefore
 that of the work. The table is stored in ``data/results/scale.csv``, and the book shows it.
 """
 

@@ -1,6 +1,6 @@
 """A server that imitates the model hub, for the folders below one folder: ``owner/name`` and their files.
 
-Whoever has a token is ``owner``, who may write.
+Everyone with a token is ``owner``, who may write.
 """
 
 import base64

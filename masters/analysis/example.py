@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from masters.analysis.groups import log_probabilities
 from masters.data.labels import accepted
 from masters.experiments.arms import RunSpec, arm
 from masters.experiments.curriculum import all_stages, wanted_responses
@@ -19,7 +20,6 @@ from masters.experiments.lab import Lab
 from masters.models.loading import load
 from masters.objective.divergence import jsd
 from masters.objective.loss import masters_loss
-from masters.objective.topk import Packed
 from masters.runtime.tables import read_json
 from masters.settings import Strict
 
@@ -101,7 +101,7 @@ def worked_example(lab: Lab, groups: pd.DataFrame) -> Worked:
 
     Args:
         lab: lab with models and responses.
-        groups: from :func:`masters.analysis.groups.rewarded_groups`.
+        groups: result of :func:`masters.analysis.groups.rewarded_groups`.
 
     Raises:
         ValueError: there is no group.
@@ -178,9 +178,7 @@ def _logits(lab: Lab, spec: RunSpec, place: int) -> tuple[list[torch.Tensor], li
         for source, logits in zip(sources, found, strict=True):
             scores = lab.scores_of(source, texts)
             for at in range(place * wanted.n, (place + 1) * wanted.n):
-                row = scores[at]
-                whole = row.logits() if isinstance(row, Packed) else torch.from_numpy(row.astype(np.float32))
-                logits.append(whole)
+                logits.append(log_probabilities(scores[at]))
     return found
 
 

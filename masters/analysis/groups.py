@@ -66,10 +66,11 @@ def rewarded_groups(lab: Lab) -> pd.DataFrame:
 
 def _divergences(teacher: Ragged | TopK, student: Ragged | TopK, rows: range) -> list[float]:
     """Return the mean JSD of each response, in nats per token."""
-    pairs = [(_logits(teacher[row]), _logits(student[row])) for row in rows]
+    pairs = [(log_probabilities(teacher[row]), log_probabilities(student[row])) for row in rows]
     tokens = jsd(*(torch.cat(side) for side in zip(*pairs, strict=True)))
     return [float(response.mean()) for response in tokens.split([len(logits) for logits, _ in pairs])]
 
 
-def _logits(values: np.ndarray | Packed) -> torch.Tensor:
+def log_probabilities(values: np.ndarray | Packed) -> torch.Tensor:
+    """Return stored log-probabilities of a response as a tensor ``(tokens, vocabulary)``, in nats."""
     return values.logits() if isinstance(values, Packed) else torch.from_numpy(values.astype(np.float32))

@@ -30,7 +30,7 @@ def method_figure(example: Worked, narrow: bool = False) -> Drawing:
     """Draw question, mask, schedule, responses with their rewards, and the loss.
 
     Args:
-        example: from :func:`masters.analysis.example.worked_example`.
+        example: result of :func:`masters.analysis.example.worked_example`.
         narrow: layout for phones: everything below each other, and two lines per response.
     """
     rows = len(example.answers)

@@ -96,7 +96,7 @@ def svg(figure: Figure, salt: str) -> str:
     """Return a figure as SVG; the same figure and salt give the same text.
 
     Args:
-        salt: for the ids in the file.
+        salt: seed of the ids in the file.
     """
     text = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": salt}):

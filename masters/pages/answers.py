@@ -57,7 +57,7 @@ def of_models(gap: Found, accuracy: Mapping[str, float], blind: float, times: fl
 
     Args:
         gap: large teacher minus student.
-        accuracy: of ``base`` and ``large``, in percent.
+        accuracy: percent of ``base`` and of ``large``.
         blind: accuracy of the blind baseline, in percent.
         times: weights of the large teacher over those of the student.
     """
@@ -77,7 +77,7 @@ def of_masks(dose: pd.DataFrame, r_max: float, effects: Mapping[str, Found]) -> 
     """Return whether the mask moves the teachers to the student, and whether it helps the student.
 
     Args:
-        dose: from :func:`masters.analysis.masked_teachers.mask_dose`.
+        dose: result of :func:`masters.analysis.masked_teachers.mask_dose`.
         r_max: first mask ratio of training.
         effects: each r_max minus no mask, by title.
     """
@@ -135,9 +135,9 @@ def of_costs(at_once: float, shared: float, masters: float, claimed: float) -> s
     """Return the costs of online over offline generation.
 
     Args:
-        at_once: for an offline run with the same reward that pays for its responses alone, at equal rates.
+        at_once: ratio to an offline run with the same reward that pays for its responses alone, at equal rates.
         shared: the same if the responses exist already.
-        masters: for Masters, which pays for its responses alone.
+        masters: ratio to Masters, which pays for its responses alone.
         claimed: the paper's estimate.
     """
     return (
@@ -194,7 +194,7 @@ def of_sizes(
     """Return whether a distilled student matches larger models, and what its answers cost.
 
     Args:
-        accuracy: in percent, by arm.
+        accuracy: percent by arm.
         best: the best distilled arm.
         effects: that arm minus ``base`` and minus each teacher, by title.
         times: time per answer of the student trained by Masters over that of the base student.

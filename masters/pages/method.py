@@ -19,7 +19,7 @@ def method_parts(example: Worked | None, image: Path) -> dict[str, str]:
     """Return the parts of the example by the section they belong to; empty without a run's example.
 
     Args:
-        example: from :func:`masters.analysis.example.read_worked`.
+        example: result of :func:`masters.analysis.example.read_worked`.
         image: file of the wide figure; the narrow one is written beside it.
     """
     if example is None:

@@ -51,7 +51,7 @@ def linked_page(page: str, address: str) -> str:
 
     Args:
         page: HTML.
-        address: of the glossary, relative to the page.
+        address: the glossary's, relative to the page.
     """
     start = page.find("<article")
     end = page.find("</article>")
