@@ -135,7 +135,8 @@ def of_costs(at_once: float, shared: float, masters: float, claimed: float) -> s
     """Return the costs of online over offline generation.
 
     Args:
-        at_once: ratio to an offline run with the same reward that pays for its responses alone, at equal rates.
+        at_once: ratio, at equal rates, to an offline run with the same reward that pays for its responses
+            alone.
         shared: the same if the responses exist already.
         masters: ratio to Masters, which pays for its responses alone.
         claimed: the paper's estimate.

@@ -1,7 +1,7 @@
 """Responses of the masked teachers and of the student, each generated once and judged once (Eq. 5, 6).
 
-:func:`responses` is the entry point: it generates the missing responses, judges the unjudged ones and returns
-all of them. Stored responses are never generated again.
+:func:`generate` stores what is missing. :func:`judged` reads stored responses, some questions at a time, and
+judges those that have no verdict. Stored responses are never generated again.
 """
 
 import os
@@ -14,7 +14,6 @@ from filelock import FileLock
 
 from masters.data.questions import Questions, processor_hash
 from masters.judges import Judge
-from masters.judges.rule import RuleJudge
 from masters.models.source import Source
 from masters.responses.engines import Engine, Response, Writer
 from masters.responses.engines.local import TransformersEngine
@@ -64,39 +63,6 @@ def open_store(
     )
 
 
-def responses(
-    source: Source,
-    processor: Any,
-    questions: Questions,
-    wanted: Sequence[int],
-    n: int,
-    sampling: Sampling,
-    seed: int,
-    judge: Judge | None = None,
-    counts: dict[str, int] | None = None,
-    engine: Engine | None = None,
-) -> pd.DataFrame:
-    """Return the first ``n`` responses of a source to each wanted question, generating the missing ones.
-
-    Args:
-        questions: encoded by ``processor``.
-        wanted: indices of the questions.
-        n: responses per question.
-        judge: fills the column ``correct``; default ``RuleJudge``.
-        counts: if given, ``generated`` and ``reused`` are incremented.
-        engine: default ``TransformersEngine``.
-
-    Returns:
-        One row per response, ordered as ``wanted`` and by index: key, question, content, asked, label, index,
-        tokens, text, logprobs, support_logprobs, finish, mark, correct.
-
-    Raises:
-        ValueError: a shard is damaged; the message names it and says what to do.
-    """
-    store = generate(source, processor, questions, wanted, n, sampling, seed, counts, engine)
-    return pd.concat(judged(store, questions, wanted, n, judge or RuleJudge()), ignore_index=True)
-
-
 def generate(
     source: Source,
     processor: Any,
@@ -108,9 +74,19 @@ def generate(
     counts: dict[str, int] | None = None,
     engine: Engine | None = None,
 ) -> ResponseStore:
-    """Generate what is missing of :func:`responses`; return the store that has all of them.
+    """Generate what is missing of the first ``n`` responses to each question; return their store.
 
     Processes that want the same questions take turns, so nothing is generated twice.
+
+    Args:
+        questions: encoded by ``processor``.
+        wanted: indices of the questions.
+        n: responses per question.
+        counts: if given, ``generated`` and ``reused`` are incremented.
+        engine: default ``TransformersEngine``.
+
+    Raises:
+        ValueError: a shard is damaged; the message names it and says what to do.
     """
     engine = engine or TransformersEngine()
     store = open_store(source, processor, sampling, seed, engine)
@@ -141,10 +117,18 @@ def judged(
     judge: Judge,
     labels: Sequence[str] | None = None,
 ) -> Iterator[pd.DataFrame]:
-    """Yield stored responses, ``AT_ONCE`` questions at a time, as :func:`responses` returns them.
+    """Yield stored responses, ``AT_ONCE`` questions at a time, and judge those without a verdict.
 
     Args:
+        wanted: indices of the questions.
         labels: the label of each wanted question; None: its own.
+
+    Returns:
+        Tables with one row per response, ordered as ``wanted`` and by index: key, question, content, asked,
+        label, index, tokens, text, logprobs, support_logprobs, finish, mark, correct.
+
+    Raises:
+        ValueError: a shard is damaged.
     """
     held, table = store.held(), questions.table
     for start in range(0, max(1, len(wanted)), AT_ONCE):  # without questions, one empty table

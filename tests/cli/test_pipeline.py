@@ -14,6 +14,7 @@ import pytest
 import small
 import torch
 from PIL import Image
+from stored import responses
 from transformers import PreTrainedModel
 
 from masters.data import questions
@@ -24,7 +25,6 @@ from masters.models.loading import banned_tokens, load
 from masters.models.packing import pack, response_logits
 from masters.models.source import Source
 from masters.objective.options import LossOptions
-from masters.responses.cached import responses
 from masters.runtime.keys import hash_of
 from masters.settings import Sampling
 from masters.training.examples import Example, Examples

@@ -12,6 +12,7 @@ import pytest
 import small
 import torch
 from chat_server import ChatServer, serving
+from stored import responses
 
 from masters.data.questions import Questions
 from masters.masking.choice import MaskChoice
@@ -19,7 +20,7 @@ from masters.masking.teacher_mask import TeacherMask
 from masters.models.loading import load
 from masters.models.source import Source
 from masters.own_data.question_set import encode_own, load_own_data
-from masters.responses.cached import engine_of, open_store, responses
+from masters.responses.cached import engine_of, open_store
 from masters.responses.engines import Writer
 from masters.responses.engines.openai import OpenAIEngine
 from masters.settings import Generation, LanguageJudge, OwnData, Sampling

@@ -21,6 +21,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from stored import responses
 
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 pytest.importorskip("vllm", reason="vLLM needs its own environment: make test-vllm")
@@ -34,7 +35,7 @@ from masters.distillation.run_file import load_run_file
 from masters.models.loading import banned_tokens, load
 from masters.models.source import Source
 from masters.own_data.question_set import encode_own, load_own_data
-from masters.responses.cached import open_store, responses
+from masters.responses.cached import open_store
 from masters.responses.engines import Engine
 from masters.responses.engines.openai import OpenAIEngine
 from masters.responses.engines.vllm import VllmEngine, save_masked

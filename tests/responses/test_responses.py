@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 import small
 import torch
+from stored import responses
 from transformers import PreTrainedModel
 
 from masters.data.questions import Questions, load_questions
@@ -23,7 +24,7 @@ from masters.models.packing import pack, response_logits
 from masters.models.small import build
 from masters.models.source import Source
 from masters.responses import cached as package
-from masters.responses.cached import open_store, responses
+from masters.responses.cached import open_store
 from masters.responses.engines import Response
 from masters.responses.engines import local as engines
 from masters.responses.engines.local import generate
