@@ -21,12 +21,12 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from stored import responses
 
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 pytest.importorskip("vllm", reason="vLLM needs its own environment: make test-vllm")
 
 import families
+from stored import responses
 
 import masters
 from masters.data.questions import Questions, load_questions
