@@ -100,7 +100,7 @@ document.addEventListener("DOMContentLoaded", () => {
   const root = document.documentElement;
   let closed = [], theme;
   addEventListener("beforeprint", () => {
-    closed = [...document.querySelectorAll("article details:not([open])")];
+    closed = [...document.querySelectorAll("article details:not([open]):not(.keys)")];
     closed.forEach((fold) => { fold.open = true; });
     theme = root.dataset.theme;
     root.dataset.theme = "light";

@@ -203,14 +203,15 @@ def _judged(claim: Claim, compared: Sequence[Mapping[Any, Any]]) -> dict[str, ob
         nothing: dict[str, Any] = dict.fromkeys((*EFFECT, *SAMPLED, "smallest", "share"), np.nan)
         nothing |= {"seeds": 0, "verdict": "not tested", "excludes_paper": ""}
         shown, p, differing = _planned(claim, deciding[0]) | nothing, np.nan, ""
-    text = signed if claim.unit != "times" else lambda value: "" if np.isnan(value) else f"{value:.1f}"
+    ratio = claim.unit == "times"
     return {
         "id": claim.id,
         "statement": claim.statement,
-        "paper": text(shown["paper_effect"]),
-        "ours": text(shown["effect"]),
-        "low": text(shown["effect_low"]),
-        "high": text(shown["effect_high"]),
+        "paper": _ratio(shown["paper_effect"], 1) if ratio else signed(shown["paper_effect"]),
+        **{
+            name: _ratio(shown[value], 2) if ratio else signed(shown[value])
+            for name, value in zip(("ours", "low", "high"), EFFECT[:3], strict=True)
+        },
         "unit": claim.unit,
         "verdict": shown["verdict"],
         "where": claim.where,
@@ -224,6 +225,10 @@ def _judged(claim: Claim, compared: Sequence[Mapping[Any, Any]]) -> dict[str, ob
         "disagree": differing,
         "limits": claim.limits,
     }
+
+
+def _ratio(value: float, digits: int) -> str:
+    return "" if np.isnan(value) else f"{value:.{digits}f}"
 
 
 def _side(low: float, high: float) -> str:

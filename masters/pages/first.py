@@ -104,18 +104,23 @@ def abstract(judged: Judged) -> list[tuple[str, str]]:
         whether = f"{in_short(judged).removesuffix('.')}: {numbers} on as many responses."
     rows = [row for row in judged.claims.to_dict("records") if row["kind"] == "gain"]
     helps = [f"{row['statement']} ({_of_claim(row)})" for row in rows if row["verdict"] == "supported"]
-    hurts = [
-        f"{title_of(row['treatment'])} scores below {title_of(row['control'])} ({_of_claim(row)})"
-        for row in rows
-        if row["effect_high"] < 0
-    ]
+    harmful = [row for row in rows if row["effect_high"] < 0]
+    established = [_below(row) for row in harmful if row["verdict"] == "reversed"]
+    others = [_below(row) for row in harmful if row["verdict"] != "reversed"]
+    hurts = "; ".join(established) + "." if established else "No tested change has an established harm."
+    if others:
+        hurts += f" {'; '.join(others)}: below the margin, or chance among so many claims."
     tested = sum(row["verdict"] != "not tested" for row in rows)
     rest = f"{len(helps)} of {tested} tested claims that something improves accuracy are supported."
     return [
         ("Does it help?", whether),
         ("What helps?", " ".join([*(each.replace(". (", " (") + "." for each in helps), rest])),
-        ("What hurts?", "; ".join(hurts) + "." if hurts else "No tested change has an interval below zero."),
+        ("What hurts?", hurts),
     ]
+
+
+def _below(row: Mapping[Any, Any]) -> str:
+    return f"{title_of(row['treatment'])} scores below {title_of(row['control'])} ({_of_claim(row)})"
 
 
 def _effect(row: Mapping[Any, Any]) -> str:

@@ -105,7 +105,6 @@ def study_sentences(found: Mapping[str, Judged], studies: Mapping[str, Study]) -
             "title": of.title,
             "counts": counts(of.claims),
             "seeds": _seeds(studies[name].plan, of.claims["seeds"].dropna()),
-            "sweep": tables.worst_rates(studies[name].runs),
         }
         for name, of in found.items()
     ]

@@ -131,11 +131,11 @@ def sweep_section(runs: pd.DataFrame, beside: Path) -> dict[str, Any] | None:
         runs: the runs that count.
         beside: the figure is written beside this file.
     """
-    found = worst_rates(runs)
+    found = _worst_rates(runs)
     return found and found | _figure(sweep(runs), beside, "sweep")
 
 
-def worst_rates(runs: pd.DataFrame) -> dict[str, Any] | None:
+def _worst_rates(runs: pd.DataFrame) -> dict[str, Any] | None:
     """Return each objective at its worst learning rate, in replicates that have all objectives."""
     if swept(runs).empty:
         return None

@@ -362,7 +362,7 @@ def test_a_ratio_of_costs_needs_two_seeds_and_has_students_interval() -> None:
     found = row(costs)
     times = np.array([6.0, 8.0, 5.0])
     bounds = stats.t.interval(0.95, 2, times.mean(), stats.sem(times))
-    assert (found["ours"], found["unit"], found["seeds"]) == (f"{times.mean():.1f}", "times", 3)
+    assert (found["ours"], found["unit"], found["seeds"]) == (f"{times.mean():.2f}", "times", 3)
     assert (found["effect_low"], found["effect_high"]) == pytest.approx(bounds, rel=0.02)
     assert [row(costs, margin)["verdict"] for margin in (2, 3, 12)] == [
         "supported",
