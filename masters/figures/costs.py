@@ -36,5 +36,9 @@ def sharing(
     axis.xaxis.minorticks_off()
     axis.set_ylim(bottom=0)
     figure.legend(loc="outside upper center", ncols=2, frameon=False)
+    figure.caption = (
+        "Cost of the online run over that of an offline run, by the number of runs that share the offline "
+        "run's responses; dotted: responses that cost nothing."
+    )
     figure.alt = f"Cost online / offline by number of runs that share responses. {'; '.join(lines)}."
     return figure

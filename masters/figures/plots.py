@@ -105,6 +105,7 @@ def samples(rows: Iterable[Mapping[str, Any]]) -> Drawing:
     figure.alt = "Images with question and answer: " + " ".join(
         f"{row['question']} {row['answer']}." for row in shown
     )
+    figure.caption = "Pictures as the models see them: the label above, the question below."
     return figure
 
 
@@ -139,6 +140,7 @@ def size_accuracy(
         axis.legend(loc="lower right")
     blindly = "" if blind is None else f" Blind: {blind:.1f}."
     figure.alt = f"Accuracy in percent by model size. {_values(pd.concat([rungs, students]))}{blindly}"
+    figure.caption = f"Accuracy on test questions by number of parameters; bars: {OVER_SEEDS}."
     return figure
 
 
@@ -162,6 +164,10 @@ def training_curves(log: pd.DataFrame, y: str = "loss", hue: str = "arm") -> Dra
     axis.set(xlabel=LABELS["step"], ylabel=LABELS.get(y, y), title=f"band: {OVER_SEEDS}")
     _legend(axis)
     figure.alt = f"{_label(y)} by training step. {'; '.join(lines)}."
+    named = _label(y)
+    figure.caption = (
+        f"{named[0].upper()}{named[1:]} by training step: lines are means over seeds; bands: {OVER_SEEDS}."
+    )
     return figure
 
 
@@ -191,6 +197,9 @@ def masked_accuracy(frame: pd.DataFrame) -> Drawing:
     axis.set_ylim(bottom=0)
     _legend(axis)
     figure.alt = f"Accuracy in percent by mask ratio. {'; '.join(lines)}."
+    figure.caption = (
+        "Accuracy of masked models over all tasks; bars: 95 % intervals over questions, of one model each."
+    )
     return figure
 
 
@@ -204,6 +213,7 @@ def schedule(r_max: float, step: float, iterations: int) -> Drawing:
     axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     steps = ", ".join(f"{ratio:g}" for ratio in mask.ratios)
     figure.alt = f"Mask ratio over {iterations} training steps, in equal stages: {steps}."
+    figure.caption = "The teacher's mask ratio by training step (Eq. 3)."
     return figure
 
 
@@ -224,10 +234,12 @@ def effects(frame: pd.DataFrame, unit: str = "accuracy (%)") -> Drawing:
     _rows(axes[0], frame["name"])
     axes[0].set(xlabel=unit, title=f"here, {OVER_SEEDS}")
     figure.alt = f"Arms by {unit}. {_values(frame)}"
+    figure.caption = f"Means over seeds; lines: {OVER_SEEDS}."
     if both:
         axes[1].plot(frame["paper"].to_numpy(dtype=float), y, "D", mfc="none", mec=INK)
         axes[1].set(title="paper (single runs)", xlabel=unit)
         figure.alt += f" Paper: {_values(frame.assign(estimate=frame['paper']).dropna(subset='paper'))}"
+        figure.caption = f"Left: means over seeds; lines: {OVER_SEEDS}. Right: the paper's single runs."
     for axis in axes:
         axis.margins(x=0.15)
         if axis.get_xlim()[0] < 0 < axis.get_xlim()[1]:
@@ -262,6 +274,9 @@ def grid(runs: pd.DataFrame, x: str, paper: pd.DataFrame | None = None) -> Drawi
             axis.set_xscale("log")
     axes[0].set_title(f"here, {OVER_SEEDS}")
     figure.alt = f"Accuracy in percent by {_label(x)}. {'; '.join(lines)}."
+    figure.caption = f"Accuracy by {_label(x)}; bars: {OVER_SEEDS}."
+    if paper is not None:
+        figure.caption += " Right: the paper's single runs."
     return figure
 
 
@@ -290,6 +305,9 @@ def reward_distribution(responses: pd.DataFrame) -> Drawing:
     right.set(xlabel=LABELS["reward_distillation"], ylabel="responses (%)")
     _legend(right)
     figure.alt = f"Rewards of responses by source. {'; '.join(said)}."
+    figure.caption = (
+        "Left: share of responses judged correct. Right: their distillation rewards (Eq. 7). No intervals."
+    )
     return figure
 
 
@@ -306,6 +324,7 @@ def latency(frame: pd.DataFrame) -> Drawing:
     _rows(axis, frame["arm"])
     axis.set(xlabel="time per question (ms, one thread)", xlim=(0, 1.3 * float(times.max())))
     figure.alt = f"Milliseconds per question. {_values(frame.assign(name=frame['arm'], estimate=times))}"
+    figure.caption = "Time per question on one thread, with the mean length of an answer; no intervals."
     return figure
 
 
@@ -338,6 +357,9 @@ def growth(table: pd.DataFrame) -> Drawing:
     for axis in axes[len(names) :]:
         axis.set_visible(False)
     figure.alt = f"Time of a forward and backward pass. {'; '.join(powers)}."
+    figure.caption = (
+        "Time of a forward and backward pass by each size it depends on; bars: all measured times."
+    )
     return figure
 
 

@@ -31,18 +31,20 @@ MARKERS, DASHES = "osD^vPX*<>", ("-", "--", "-.", ":")
 
 
 class Drawing(Figure):
-    """A figure with an alternative text, which notebooks store beside its image.
+    """A figure with an alternative text and a caption, which notebooks store beside its image.
+
+    The figure as SVG is stored beside them, for the book.
 
     Attributes:
-        alt: what the figure shows, in words and numbers; set by the function that draws it. The figure as
-            SVG is stored beside it, for the book.
+        alt: what the figure shows, in words and numbers; set by the function that draws it, like the caption.
+        caption: what lines, marks and intervals are; empty where a page has its own.
     """
 
-    alt = ""
+    alt = caption = ""
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> tuple[dict, dict]:
         """Return metadata only; IPython adds the image."""
-        return {}, {"image/png": {"alt": self.alt, "svg": svg(self, self.alt)}}
+        return {}, {"image/png": {"alt": self.alt, "caption": self.caption, "svg": svg(self, self.alt)}}
 
 
 def style() -> None:

@@ -309,12 +309,12 @@ def draw_claims(
         draw: the figure.
 
     Returns:
-        ``image`` and ``narrow``, the names of the files, and ``alt``, the alternative text.
+        ``image`` and ``narrow``, the names of the files, ``alt`` and ``caption``.
     """
     narrow, figure = path.with_stem(f"{path.stem}-narrow"), draw(frame)
     write_svg(figure, path)
     write_svg(draw(frame, narrow=True), narrow)
-    return {"image": path.name, "narrow": narrow.name, "alt": figure.alt}
+    return {"image": path.name, "narrow": narrow.name, "alt": figure.alt, "caption": figure.caption}
 
 
 def commands(profile: str, row: Mapping[Any, Any], seeds: int) -> list[str]:

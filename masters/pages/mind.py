@@ -64,8 +64,8 @@ def _detects(row: Mapping[Any, Any]) -> str:
         paper = f"has {row['paper_effect']:.1f} times"
     if row["kind"] == "at least":
         return (
-            f"A ratio of {row['smallest']:.2f} would be found to exceed the margin of {row['margin']:.2f} four "
-            f"times out of five; the paper {paper}."
+            f"A ratio of {row['smallest']:.2f} would be found to exceed the margin of {row['margin']:.2f}, "
+            f"four times out of five; the paper {paper}."
         )
     return (
         f"{row['smallest']:.1f} {row['unit']}, four times out of five. The margin is {row['margin']:.2f} "

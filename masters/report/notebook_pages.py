@@ -68,7 +68,7 @@ def notebook_page(source: Path, about_run: str = "") -> str:
     """Return a notebook as the book shows it.
 
     Cells without output (imports, parameters) are left out, other code is folded, figures become SVG with
-    the alternative texts that their outputs carry, and execution metadata is removed.
+    the alternative texts and captions that their outputs carry, and execution metadata is removed.
 
     Args:
         source: the executed notebook.
@@ -82,6 +82,7 @@ def notebook_page(source: Path, about_run: str = "") -> str:
             continue
         tags = {*cell.metadata.get("tags", []), "hide-input" if cell.outputs else "remove-cell"}
         cell.metadata["tags"] = sorted(tags)
+        shown = []
         for output in cell.outputs:
             data = output.get("data", {})
             if RUN in data.get("text/html", ""):
@@ -89,6 +90,11 @@ def notebook_page(source: Path, about_run: str = "") -> str:
             if svg := output.get("metadata", {}).get("image/png", {}).pop("svg", None):
                 data.pop("image/png", None)
                 data["image/svg+xml"] = svg
+            shown.append(output)
+            if caption := output.get("metadata", {}).get("image/png", {}).get("caption"):
+                words = {"text/html": fill("caption.html", caption=caption)}
+                shown.append(nbformat.v4.new_output("display_data", words))
+        cell.outputs = shown
         images = [output.get("metadata", {}).get("image/png", {}) for output in cell.outputs]
         # MyST-NB takes one text per cell; `finish` gives each image its own.
         if alt := BETWEEN.join(image["alt"] for image in images if "alt" in image):

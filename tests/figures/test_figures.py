@@ -223,10 +223,10 @@ def test_overview_has_a_line_per_claim_in_multiples_of_its_margin(narrow: bool) 
     for row, claim in zip(frame.to_dict("records"), CLAIMS, strict=True):
         at = words.index(row["id"])
         assert words[at : at + 3] == [row["id"], claim.name, row["verdict"]]
-    assert words[words.index("C3") + 3] == "-0.5 pt" and words[words.index("C14") + 3] == "2.0 x"
+    assert words[words.index("C3") + 3] == "-0.5 pt" and words[words.index("C14") + 3] == "2.00 x"
     assert marked(axis, "o", -0.5 / frame.loc[2, "margin"])
     assert marked(axis, "o", 0.5), "half way from no effect, a ratio of 1, to the margin of 3"
-    assert "C14 not supported: 2.0 times" in figure.alt
+    assert "C14 not supported: 2.00 times" in figure.alt
     readable(figure, claims.NARROW if narrow else claims.FLAT)
     apart(figure)
 
@@ -300,6 +300,9 @@ def test_a_notebook_stores_the_alternative_text_beside_the_image() -> None:
     assert figure.alt == "Arms by accuracy (%). base student 51.0, Masters 61.0. Paper: Masters 80.0."
     data, metadata = figure._repr_mimebundle_()
     assert data == {} and metadata["image/png"]["alt"] == figure.alt
+    assert metadata["image/png"]["caption"] == (
+        "Left: means over seeds; lines: 95 % interval over seeds. Right: the paper's single runs."
+    )
     assert metadata["image/png"]["svg"].endswith("</svg>\n") and COLORS[0] in metadata["image/png"]["svg"]
     assert plots.size_accuracy(LADDER, runs(), ["masters"], 20.0).alt == (
         "Accuracy in percent by model size. base student 51.0, mid teacher 71.0, large teacher 91.0, "

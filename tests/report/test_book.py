@@ -230,9 +230,10 @@ def test_three_sentences_say_what_helps_and_what_hurts() -> None:
         "something improves accuracy are supported."
     )
     below = "Masters with skewed KL scores below skewed KL alone (C12: -0.5 points, -1.0 to -0.02)"
-    assert hurts == (
-        f"No tested change has an established harm. {below}: below the margin, or chance among so many claims."
-    ), "a larger model is no change of the method"
+    none = "No tested change has an established harm."
+    assert hurts == f"{none} {below}: below the margin, or chance among so many claims.", (
+        "a larger model is no change of the method"
+    )
     effects.loc[effects["id"] == "C12", ["effect", "effect_low", "effect_high"]] = [-4.0, -4.5, -3.5]
     (*_, hurts) = (words for _, words in abstract(Judged("x", judge_claims(effects), effects, {})))
     assert hurts == "Masters with skewed KL scores below skewed KL alone (C12: -4.0 points, -4.5 to -3.5)."

@@ -16,7 +16,7 @@ def executed(tmp_path: Path) -> Path:
     """A notebook as papermill leaves it."""
     new, notebook = nbformat.v4, nbformat.v4.new_notebook()
     image = {"image/png": "aGk="}, {"image/png": {"alt": "Loss by step."}}
-    drawn = {"image/png": {"alt": "Loss 2.", "svg": "<svg/>"}}
+    drawn = {"image/png": {"alt": "Loss 2.", "caption": "Bars: <1 %.", "svg": "<svg/>"}}
     box = {"text/html": answer_box("4_reward_design", [("Yes.", "a <b> was found")])}
     notebook.cells = [
         new.new_markdown_cell("# A question?"),
@@ -46,6 +46,7 @@ def test_set_up_is_left_out_and_other_code_folded(executed: Path) -> None:
     ]
     assert page.cells[4].metadata["mystnb"] == {"image": {"alt": "Loss by step."}}
     assert page.cells[5].outputs[0].data == {"image/svg+xml": "<svg/>"}
+    assert page.cells[5].outputs[1].data == {"text/html": '<p class="figure-caption">Bars: &lt;1 %.</p>\n'}
     assert page.cells[5].metadata["mystnb"] == {"image": {"alt": "Loss 2."}}
     assert "papermill" not in page.metadata and "papermill" not in page.cells[1].metadata
 
