@@ -6,7 +6,7 @@
 
 PROFILE ?= mini
 PYTHON ?= python3
-ROWS ?= 1000000
+ROWS ?= 1000000 10000000
 STUDY ?= study
 ROUNDS ?= 50
 
@@ -80,7 +80,7 @@ book: $(BOOK) ## build the book from the executed notebooks of PROFILE (runs tho
 notebooks: $(INSTALLED) ## run the notebooks in place at their defaults and keep their outputs
 	@for name in $(NOTEBOOKS); do $(BIN)/masters refresh $$name || exit 1; done
 
-bench: $(INSTALLED) ## time the parts against plain ways, a store of ROWS responses (1 million), the paper's size
+bench: $(INSTALLED) ## time the parts against plain ways, stores of ROWS responses (1 and 10 million), the paper's size
 	$(BIN)/python -m benchmarks.bench
 	$(BIN)/python -m benchmarks.store $(ROWS)
 	$(BIN)/python -m benchmarks.scale

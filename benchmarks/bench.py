@@ -1,15 +1,18 @@
 """Time the fast paths against plain ones, alternating within one run. ``make bench`` runs this.
 
 Each ratio is the plain path's time over the fast path's, with the smallest and the largest of the
-repetitions. Absolute times depend on the machine and are not reported. The mask has no plain path; its ratio
-is its time over the time to copy the weights. The tables are stored in ``data/results/`` with the machine and
-the commit, and the book shows them.
+repetitions. Beside it stands what it could reach (:mod:`benchmarks.limits`), where operations decide.
+Absolute times depend on the machine and are not reported. The mask has no plain path; its ratio is its time
+over the time to copy the weights, and cannot be below 1. Lines about liger-kernel appear where it is
+installed. The tables are stored in ``data/results/`` with the machine and the commit, and the book shows
+them.
 """
 
 import json
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from importlib.util import find_spec
 from multiprocessing import get_context
 from typing import Any
 
@@ -19,6 +22,7 @@ import torch
 from transformers import PreTrainedModel
 
 from benchmarks import growth as bench_growth
+from benchmarks.limits import limit
 from benchmarks.peak import Peak
 from benchmarks.training import Head, Step, small_vocabulary
 from masters.data.questions import Questions, load_questions
@@ -35,7 +39,8 @@ REPETITIONS = 5
 GROUP = 8
 BATCH, LONG_PROMPT = 64, 300  # questions per generation batch; tokens
 MASKED_WEIGHTS = 2**27
-Line = tuple[str, list[float]]
+Way = Callable[[], object]
+Line = tuple[str, list[float], float | None]  # what is compared, ratios, and their limit
 
 
 def main() -> None:
@@ -45,7 +50,7 @@ def main() -> None:
     # Each in its own process, because the cost of new memory depends on what a process freed before.
     context = get_context("spawn")
     with ProcessPoolExecutor(1, context, torch.set_num_threads, (1,), max_tasks_per_child=1) as pool:
-        tables = pool.map(_measured, (_packed, _steps, _heads, _engines, _memory, _masks))
+        tables = pool.map(_measured, (_packed, _steps, _heads, _engines, _memory, _liger, _masks))
         rows = [row for table in tables for row in table]
     growth = bench_growth.measure()
     for line in bench_growth.powers(growth):
@@ -58,10 +63,12 @@ def main() -> None:
 
 def _measured(lines: Callable[[], Iterator[Line]]) -> list[dict[str, str | float]]:
     rows: list[dict[str, str | float]] = []
-    for name, ratios in lines():
+    for name, ratios, most in lines():
         median, smallest, largest = float(np.median(ratios)), min(ratios), max(ratios)
-        rows.append({"what": name, "ratio": median, "smallest": smallest, "largest": largest})
-        print(f"{median:5.1f}  ({smallest:.1f} to {largest:.1f})  {name}", flush=True)
+        row: dict[str, str | float] = {"what": name, "ratio": median, "smallest": smallest}
+        rows.append(row | {"largest": largest, "limit": float("nan") if most is None else most})
+        of = "" if most is None else f", limit {most:.1f}"
+        print(f"{median:5.1f}  ({smallest:.1f} to {largest:.1f}{of})  {name}", flush=True)
     return rows
 
 
@@ -71,23 +78,23 @@ def _packed() -> Iterator[Line]:
             step = Step(prompt=prompt, responses=responses)
             name = "packed group vs. one row per response"
             sizes = f"prompt of {prompt} tokens, {responses} responses of 32"
-            yield f"{name}: {sizes}", _ratios(step.backward(), step.backward(together=False))
+            yield f"{name}: {sizes}", *_compared(step.backward(), step.backward(together=False))
 
 
 def _steps() -> Iterator[Line]:
     step = Step(prompt=300, width=256)
     name = "Masters step, rewards and reference included, vs. TRL's DistillationTrainer (JSD alone)"
-    yield name, _ratios(step.masters(), step.trl())
+    yield name, *_compared(step.masters(), step.trl())
     name = "Masters step with the teacher's 64 largest log-probabilities cached vs. computed live"
-    yield name, _ratios(step.masters(64), step.masters())
+    yield name, *_compared(step.masters(64), step.masters())
 
 
 def _heads() -> Iterator[Line]:
     head = Head()
     name = "JSD over 151,936 entries, 1,024 tokens: chunked vs. whole logits"
-    yield name, _ratios(head.chunked, head.whole)
+    yield name, _ratios(head.chunked, head.whole), None
     name = "JSD over 512 entries: closed-form gradient vs. autograd"
-    yield name, _ratios(*small_vocabulary())
+    yield name, _ratios(*small_vocabulary()), None
 
 
 class _LongPrompts(Questions):
@@ -104,26 +111,37 @@ def _engines() -> Iterator[Line]:
     questions = load_questions(("charts",), "validation", BATCH, processor)
     model, _ = build(ModelSpec(width=64, layers=2, vision_layers=1), words, 0)
     name = "own engine vs. generate(num_return_sequences=8)"
-    yield name, _ratios(*_generation(model, processor, questions))
+    yield name, *_compared(*_generation(model, processor, questions))
     long = _LongPrompts(questions.folder)
-    yield f"{name}: prompt of {LONG_PROMPT} tokens", _ratios(*_generation(model, processor, long))
+    yield f"{name}: prompt of {LONG_PROMPT} tokens", *_compared(*_generation(model, processor, long))
 
 
 def _memory() -> Iterator[Line]:
     """Yield the peak memory of whole logits over that of chunks, beyond weights and hidden states."""
-    peaks = []
-    for divergence in (Head.whole, Head.chunked):
-        head = Head()
-        with Peak() as memory:
-            divergence(head)
-        peaks.append(memory.peak)
-    yield "memory: JSD over 151,936 entries, chunked vs. whole logits", [peaks[0] / peaks[1]]
+    name = "memory: JSD over 151,936 entries, chunked vs. whole logits"
+    yield name, [_peak(Head().whole) / _peak(Head().chunked)], None
+
+
+def _liger() -> Iterator[Line]:
+    """Yield time and memory of liger-kernel's chunked loss over ours; nothing where it is not installed."""
+    if find_spec("liger_kernel") is None:
+        print("liger-kernel is not installed here, so it is left out", flush=True)
+        return
+    name = "JSD over 151,936 entries, 1,024 tokens: chunked vs. liger-kernel's chunked loss"
+    yield name, _ratios(Head().chunked, Head().liger()), None
+    yield f"memory: {name}", [_peak(Head().liger()) / _peak(Head().chunked)], None
+
+
+def _peak(way: Way) -> float:
+    with Peak() as memory:
+        way()
+    return memory.peak
 
 
 def _masks() -> Iterator[Line]:
     for dtype in (torch.bfloat16, torch.float32):
         name = str(dtype).removeprefix("torch.")
-        yield f"time to mask at r = 0.2 over time to copy the weights, {name}", _mask_ratios(dtype)
+        yield f"time to mask at r = 0.2 over time to copy the weights, {name}", _mask_ratios(dtype), 1.0
 
 
 def _mask_ratios(dtype: torch.dtype) -> list[float]:
@@ -153,7 +171,11 @@ def _mask_ratios(dtype: torch.dtype) -> list[float]:
     return ratios
 
 
-def _ratios(fast: Callable[[], object], plain: Callable[[], object]) -> list[float]:
+def _compared(fast: Way, plain: Way) -> tuple[list[float], float]:
+    return _ratios(fast, plain), limit(fast, plain)
+
+
+def _ratios(fast: Way, plain: Way) -> list[float]:
     fast(), plain()  # warm-up
     ratios = []
     for _ in range(REPETITIONS):
@@ -166,9 +188,7 @@ def _ratios(fast: Callable[[], object], plain: Callable[[], object]) -> list[flo
     return ratios
 
 
-def _generation(
-    model: PreTrainedModel, processor: Any, questions: Questions
-) -> tuple[Callable[[], object], Callable[[], object]]:
+def _generation(model: PreTrainedModel, processor: Any, questions: Questions) -> tuple[Way, Way]:
     sampling = Sampling(max_new_tokens=16)
     indices = list(range(BATCH))
 

@@ -1,9 +1,11 @@
-"""Time how a response store opens, counts and reads: ``python -m benchmarks.store ROWS``.
+"""Time how response stores open, count and read: ``python -m benchmarks.store ROWS ...``.
 
-The store is filled with ROWS responses of random tokens and measured in another process, whose peak memory is
-therefore that of a reader.
+For each number, a store is filled with as many responses of random tokens and measured in another process,
+whose peak memory is therefore that of a reader. The table is stored in ``data/results/``, and the book shows
+it.
 """
 
+import json
 import os
 import subprocess
 import sys
@@ -14,12 +16,11 @@ import numpy as np
 import pandas as pd
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 
 from benchmarks.peak import peak_memory
 from masters.responses.engines import Response
 from masters.responses.store import ResponseStore, StoreSpec
-from masters.runtime.files import cache_dir
+from masters.runtime.files import ROOT, cache_dir, write_intact
 from masters.settings import Sampling
 
 GROUP = 8
@@ -27,6 +28,7 @@ QUESTIONS = 1024  # per shard
 TOKENS = 16  # per response
 SPEC = StoreSpec(weights="0" * 16, ratio=0.2, processor="0" * 16, sampling=Sampling(), seed=0)
 READS = 200
+TABLE = ROOT / "data" / "results" / "store.csv"
 
 
 def contents(count: int) -> list[str]:
@@ -62,7 +64,7 @@ def fill(rows: int) -> None:
 
 
 def measure(rows: int) -> None:
-    """Print a reader's times and memory, tab-separated."""
+    """Print a reader's times and memory as JSON."""
     names = contents(-(-rows // (GROUP * QUESTIONS)) * QUESTIONS)
     store, before = ResponseStore(SPEC, "large"), peak_memory()
     start = time.perf_counter()
@@ -80,37 +82,37 @@ def measure(rows: int) -> None:
         assert len(store.read([names[place]], GROUP, held=held)) == GROUP
         seconds.append(time.perf_counter() - start)
     assert status.there == len(names) * GROUP == status.missing
-    lines = [
-        ("responses", f"{status.there:,}"),
-        ("bytes per response", f"{status.size / status.there:.0f}"),
-        ("opening, s", f"{opened:.2f}"),
-        ("counting what is missing, s", f"{counted:.2f}"),
-        ("status, opening included, s", f"{status_seconds:.2f}"),
-        (f"one question's group, median of {READS}, ms", f"{1000 * np.median(seconds):.0f}"),
-        ("one question's group, slowest, ms", f"{1000 * max(seconds):.0f}"),
-        ("peak memory, MiB", f"{peak_memory():.0f}"),
-        ("memory before the store was opened, MiB", f"{before:.0f}"),
-    ]
-    for name, value in lines:
-        print(f"{name}\t{value}")
+    found = {
+        "responses": status.there,
+        "bytes per response": status.size / status.there,
+        "opening (s)": opened,
+        "counting what is missing (s)": counted,
+        "status (s)": status_seconds,
+        "one question's group, median (ms)": 1000 * float(np.median(seconds)),
+        "one question's group, slowest (ms)": 1000 * max(seconds),
+        "memory beyond the imports (MiB)": peak_memory() - before,
+    }
+    print(json.dumps(found))
 
 
 def main() -> None:
-    """Fill a store in a temporary folder, measure it in another process, and print a table."""
-    if sys.argv[1] == "measure":
-        measure(int(sys.argv[2]))
+    """Fill stores in temporary folders, measure each in another process, print the table and store it."""
+    if sys.argv[1] in ("fill", "measure"):
+        {"fill": fill, "measure": measure}[sys.argv[1]](int(sys.argv[2]))
         return
-    rows = int(sys.argv[1])
     cache_dir().mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache_dir(), prefix="bench-") as folder:
-        os.environ["MASTERS_CACHE"] = folder
-        fill(rows)
-        command = [sys.executable, "-m", "benchmarks.store", "measure", str(rows)]
-        done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ)
-    table = Table("what", "measured", title="response store", title_justify="left")
-    for line in done.stdout.splitlines():
-        table.add_row(*line.split("\t"))
-    Console().print(table)
+    rows = []
+    for count in map(int, sys.argv[1:]):
+        with tempfile.TemporaryDirectory(dir=cache_dir(), prefix="bench-") as folder:
+            environment = os.environ | {"MASTERS_CACHE": folder}
+            run = [sys.executable, "-m", "benchmarks.store"]
+            subprocess.run([*run, "fill", str(count)], check=True, env=environment)
+            measured = [*run, "measure", str(count)]
+            done = subprocess.run(measured, stdout=subprocess.PIPE, text=True, check=True, env=environment)
+        rows.append(json.loads(done.stdout))
+    table = pd.DataFrame(rows)
+    print(table.T.to_string(header=False, float_format="%.4g"))
+    write_intact(TABLE, table.to_csv(index=False, float_format="%.3g"))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from torch.nn import functional
 from masters.models.packing import pack, response_projection
 from masters.models.small import IMAGE_SIZE, PATCH_SIZE, build
 from masters.objective.divergence import jsd
-from masters.objective.logits import Projection
+from masters.objective.logits import CHUNK, Projection
 from masters.objective.loss import masters_loss
 from masters.objective.options import LossOptions
 from masters.objective.topk import Packed, encode
@@ -171,6 +171,22 @@ class Head:
         teacher = functional.linear(self.teacher_hidden, self.teacher_weight)
         student = functional.linear(self.student_hidden, self.student_weight)
         autograd_jsd(teacher, student).mean().backward()
+
+    def liger(self) -> Way:
+        """Return the same divergence and gradients by liger-kernel, in chunks as large as ours."""
+        from liger_kernel.chunked_loss.jsd_loss import LigerFusedLinearJSDLoss  # in the extras only
+
+        chunk = max(1, CHUNK // len(self.student_weight))  # tokens
+        loss = LigerFusedLinearJSDLoss(
+            weight_hard_loss=0.0, weight_soft_loss=1.0, compiled=False, chunk_size=chunk
+        )
+        rows = [hidden.flatten(0, -2) for hidden in (self.student_hidden, self.teacher_hidden)]
+        tokens = self.tokens.flatten()
+
+        def run() -> None:
+            loss(rows[0], self.student_weight, rows[1], self.teacher_weight, tokens).backward()
+
+        return run
 
 
 def autograd_jsd(teacher: Tensor, student: Tensor) -> Tensor:
