@@ -143,7 +143,7 @@ class ModelSpec(Placement):
     """One rung of the ladder: a saved or hub model, or a small model trained from scratch."""
 
     path: Name | None = Field(
-        None, description="folder or hub name of a model; paper: Qwen3-VL-8B and others"
+        None, description="folder or hub name of a model"
     )
     width: Few = Field(32, description="hidden size of the text model and the vision tower")
     layers: Few = Field(2, description="layers of the text model")

@@ -11,7 +11,8 @@ its 95 % interval over seeds and questions, and m the margin. The first match de
   0.05.
 * reversed: high < 0 and d <= -m, with the same condition.
 * not supported: high < m, so an effect as large as the margin is excluded.
-* undecided: everything else, and two arms with the same score on every question.
+* undecided: everything else, and two arms with the same score on every question. The latter, as of models
+  that have learned nothing, exclude no effect and detect none.
 
 Three claims have another kind of rule. "Matches or beats" (no worse): supported if low > -m, not supported if
 high < -m. "Does not grow" (at most): supported if high < m, not supported if low > m. "A small part" (at
@@ -61,7 +62,7 @@ def verdict(effect: Interval, margin: float, kind: Kind = "gain") -> str:
     if not margin >= 0:
         raise ValueError(f"a margin must be at least 0, not {margin}")
     low, high = effect.low, effect.high
-    if low == high == 0:  # the arms score the same on every question, as untrained models do
+    if _says_nothing(effect):
         return "undecided"
     if kind == "gain":
         if low > 0 and effect.estimate >= margin:
@@ -79,7 +80,8 @@ def excludes_paper(effect: Interval, comparison: Comparison) -> str:
     """Return whether an interval excludes the paper's matched effect: ``yes``, ``no`` or ``no figure``."""
     if comparison.paper is None:
         return "no figure"
-    return "no" if effect.low <= comparison.paper.effect() <= effect.high else "yes"
+    within = effect.low <= comparison.paper.effect() <= effect.high
+    return "no" if within or _says_nothing(effect) else "yes"
 
 
 def disagree(row: Mapping[Any, Any]) -> bool:
@@ -136,7 +138,7 @@ def judge_comparisons(effects: pd.DataFrame, claims: Sequence[Claim] = CLAIMS) -
             continue
         effect, margin = interval_of(row), claim.margin_of(each)
         tested, side = _tested(claim.kind, margin)
-        detectable = minimum_detectable_effect(effect)
+        nothing, detectable = _says_nothing(effect), minimum_detectable_effect(effect)
         judged.append(
             row
             | _planned(claim, each)
@@ -147,8 +149,8 @@ def judge_comparisons(effects: pd.DataFrame, claims: Sequence[Claim] = CLAIMS) -
                 "disagree": disagree(row),
                 "role": each.role,
                 "note": each.note,
-                "smallest": tested - detectable if side == "less" else tested + detectable,
-                "p": p_value(effect, tested, side),
+                "smallest": np.nan if nothing else tested + (-detectable if side == "less" else detectable),
+                "p": 1.0 if nothing else p_value(effect, tested, side),
                 "verdict": "" if each.role == "shown" else verdict(effect, margin, claim.kind),
             }
         )
@@ -225,6 +227,11 @@ def _judged(claim: Claim, compared: Sequence[Mapping[Any, Any]]) -> dict[str, ob
         "disagree": differing,
         "limits": claim.limits,
     }
+
+
+def _says_nothing(effect: Interval) -> bool:
+    """Return whether the arms score the same on every question, as models do that have learned nothing."""
+    return effect.low == effect.high == 0
 
 
 def _ratio(value: float, digits: int) -> str:

@@ -50,16 +50,17 @@ class Judged:
     page: str = ""
 
 
-def headline(lead: Judged, image: Path) -> str:
-    """Return what stands above everything else: edition, three sentences, and the figure of the claims.
+def headline(lead: Judged, places: pd.DataFrame, image: Path) -> str:
+    """Return what stands above everything else: edition, three answers, and the figure of the claims.
 
     Args:
         lead: the first study, or the reader's run without one.
+        places: the study's ``map.csv``; empty without one.
         image: file of the figure, see :func:`draw_claims`; beside it, a PNG for previews of links.
     """
     drawn = draw_claims(lead.claims, image, overview)
     write_png(overview(lead.claims), image.with_name(PREVIEW), PREVIEW_WIDTH)
-    return fill("headline.md", edition=edition(), abstract=abstract(lead), **drawn)
+    return fill("headline.md", edition=edition(), abstract=abstract(lead, places), **drawn)
 
 
 def claims_section(profile: Profile, own: Judged, studies: Sequence[Judged] = ()) -> str:
@@ -95,21 +96,33 @@ def claims_section(profile: Profile, own: Judged, studies: Sequence[Judged] = ()
     )
 
 
-def abstract(judged: Judged) -> list[tuple[str, str]]:
-    """Return three questions, each with its answer in one sentence: does it help, what helps, what hurts."""
+def abstract(judged: Judged, places: pd.DataFrame) -> list[tuple[str, str]]:
+    """Return three questions, each with a short answer: does it help, what helps, what hurts.
+
+    Args:
+        judged: the claims.
+        places: as in :func:`headline`.
+    """
     masters, _, between = _helps(judged)
-    whether = "It was not tested whether training with Masters helps."
+    whether = answer(judged) or "It was not tested whether training with Masters helps."
     if masters is not None and between is not None:
         numbers = f"{_effect(masters)} over the student before training, {_effect(between)} over distillation"
         whether = f"{in_short(judged).removesuffix('.')}: {numbers} on as many responses."
     rows = [row for row in judged.claims.to_dict("records") if row["kind"] == "gain"]
-    helps = [f"{row['statement']} ({_of_claim(row)})" for row in rows if row["verdict"] == "supported"]
+    compared = judge_comparisons(judged.effects).to_dict("records")
+    helps = [
+        f"{row['statement']} ({'; '.join([_of_claim(row), *notes(row, compared)])})"
+        for row in rows
+        if row["verdict"] == "supported"
+    ]
     harmful = [row for row in rows if row["effect_high"] < 0]
     established = [_below(row) for row in harmful if row["verdict"] == "reversed"]
     others = [_below(row) for row in harmful if row["verdict"] != "reversed"]
-    hurts = "; ".join(established) + "." if established else "No tested change has an established harm."
+    hurts = "; ".join(established) + "." if established else "No claim is reversed."
     if others:
-        hurts += f" {'; '.join(others)}: below the margin, or chance among so many claims."
+        hurts += f" {'; '.join(others)}."
+    if words := _losses(places):
+        hurts += f" {words}"
     tested = sum(row["verdict"] != "not tested" for row in rows)
     rest = f"{len(helps)} of {tested} tested claims that something improves accuracy are supported."
     return [
@@ -120,7 +133,42 @@ def abstract(judged: Judged) -> list[tuple[str, str]]:
 
 
 def _below(row: Mapping[Any, Any]) -> str:
-    return f"{title_of(row['treatment'])} scores below {title_of(row['control'])} ({_of_claim(row)})"
+    words = f"{title_of(row['treatment'])} scores below {title_of(row['control'])} ({_of_claim(row)}"
+    if row["verdict"] == "reversed":
+        return f"{words})"
+    less = (
+        "less than the margin" if row["effect"] > -row["margin"] else "not significant among so many claims"
+    )
+    return f"{words}; {less})"
+
+
+def notes(row: Mapping[Any, Any], compared: Sequence[Mapping[Any, Any]]) -> list[str]:
+    """Return what limits a claim's comparison, and the effects of those that are only shown beside it."""
+    arms, found = (row["treatment"], row["control"]), []
+    for each in compared:
+        if each["id"] == row["id"] and each["note"]:
+            if each["role"] == "shown":
+                found.append(
+                    f"{each['note']}: {signed(each['effect'])} {each['unit']} ({_range(each, 'effect')})"
+                )
+            elif (each["treatment"], each["control"]) == arms:
+                found.append(each["note"])
+    return found
+
+
+def _losses(places: pd.DataFrame) -> str:
+    """Return how often masking and rewards lose on the map of settings, and the largest losses."""
+    if places.empty:
+        return ""
+    found = []
+    for effect, pairs in places.drop_duplicates(["treatment", "control"]).groupby("effect", sort=False):
+        lost = pairs[pairs["high"] < 0]
+        if len(lost):
+            worst = lost.loc[lost["points"].idxmin()]
+            arms = f"{title_of(worst['treatment'])} against {title_of(worst['control'])}"
+            most = f"{arms} {signed(worst['points'])} points"
+            found.append(f"{effect} in {len(lost)} of {len(pairs)} pairs of arms ({most})")
+    return f"Intervals below zero at other settings, not corrected: {'; '.join(found)}." if found else ""
 
 
 def _effect(row: Mapping[Any, Any]) -> str:
@@ -281,6 +329,7 @@ def claim_row(
         "how": {"of": row, "folder": "notebooks/", "results": RESULTS, **how},
         "trained": dict.fromkeys(judged.settings[name] for name in arms if name in judged.settings),
         "notes": [note for note in notes if note],
+        "differs": any(each["disagree"] for each in compared if (each["treatment"], each["control"]) == arms),
         "beside": [each for each in compared if each["role"] == "shown"],
     }
 

@@ -51,6 +51,7 @@ def imitation_page(picture: Path, folder: Path = FOLDER) -> str:
         found=_found(students) | _beside(students, jsd, of_all),
         layers=plan.TEACHER_LAYERS,
         ratio=f"{plan.R_MAX:g}",
+        margin=plan.MARGIN,
         alt=figure.alt,
         image=picture.name,
         students=_students(students),

@@ -10,8 +10,9 @@ from typing import Any
 import pandas as pd
 
 from masters.claims.table import signed
+from masters.claims.verdicts import judge_comparisons
 from masters.figures.names import title_of
-from masters.pages.first import Judged, with_titles
+from masters.pages.first import Judged, notes, with_titles
 from masters.pages.rendering import fill
 from masters.study.study import Study
 
@@ -35,7 +36,7 @@ def mind_page(judged: Judged | None, study: Study | None) -> str:
     """
     if judged is None or study is None:
         return fill("mind.md", claims=[])
-    tried = study.tried
+    tried, places = study.tried, study.tables.read("map.csv")
     claims = [
         {
             "row": row,
@@ -44,7 +45,7 @@ def mind_page(judged: Judged | None, study: Study | None) -> str:
             "grid": [
                 words for name in (row["treatment"], row["control"]) if (words := _edge(name, study, tried))
             ],
-            "confounds": _confounds(row, judged),
+            "confounds": _confounds(row, judged, places),
             "otherwise": _otherwise(row),
         }
         for row in judged.claims.to_dict("records")
@@ -55,22 +56,21 @@ def mind_page(judged: Judged | None, study: Study | None) -> str:
 def _detects(row: Mapping[Any, Any]) -> str:
     if not row["seeds"] > 0:
         return "Nothing yet: the arms were not run."
-    paper = (
-        "gives none"
-        if math.isnan(row["paper_effect"])
-        else f"has {signed(row['paper_effect'])} {row['unit']}"
-    )
-    if row["unit"] == "times":
-        paper = f"has {row['paper_effect']:.1f} times"
-    if row["kind"] == "at least":
-        return (
-            f"A ratio of {row['smallest']:.2f} would be found to exceed the margin of {row['margin']:.2f}, "
-            f"four times out of five; the paper {paper}."
+    if math.isnan(row["smallest"]):
+        return "Nothing: both arms answer every question alike."
+    ratio, smallest, unit = row["unit"] == "times", row["smallest"], row["unit"]
+    detected = {
+        "gain": f"{smallest:.1f} {unit}",
+        "at least": f"A ratio of {smallest:.2f} would be found to exceed the margin",
+        "at most": f"A growth of {smallest:.1f} {unit} would be found to stay below the margin",
+        "no worse": f"A difference of {signed(smallest)} {unit} would be found to lie above minus the margin",
+    }[row["kind"]]
+    paper = "gives none"
+    if not math.isnan(row["paper_effect"]):
+        paper = (
+            f"has {row['paper_effect']:.1f} {unit}" if ratio else f"has {signed(row['paper_effect'])} {unit}"
         )
-    return (
-        f"{row['smallest']:.1f} {row['unit']}, four times out of five. The margin is {row['margin']:.2f} "
-        f"{row['unit']}; the paper {paper}."
-    )
+    return f"{detected}, four times out of five. The margin is {row['margin']:.2f} {unit}; the paper {paper}."
 
 
 def _seeds(row: Mapping[Any, Any], study: Study) -> str:
@@ -99,12 +99,21 @@ def _edge(name: str, study: Study, tried: pd.DataFrame) -> str:
     return f"{title_of(name)}: learning rate {rate:g}{of}, {where}"
 
 
-def _confounds(row: Mapping[Any, Any], judged: Judged) -> list[str]:
+def _confounds(row: Mapping[Any, Any], judged: Judged, places: pd.DataFrame) -> list[str]:
     trained = [judged.settings.get(row[side], "") for side in ARMS]
     found = []
     if trained[0] != trained[1] and not {"", "not trained"} & set(trained):
         pair = "; ".join(f"{title_of(row[side])} with {how}" for side, how in zip(ARMS, trained, strict=True))
         found.append(f"The arms were trained apart: {pair}.")
+    at_one_rate = places["control"].str.startswith(f"{row['control']}+learning_rate=")
+    for place in places[at_one_rate & (places["treatment"] == row["treatment"])].to_dict("records"):
+        rate = place["control"].rpartition("=")[2]
+        span = f"{signed(place['low'])} to {signed(place['high'])}"
+        found.append(f"With learning rate {rate} for both: {signed(place['points'])} points ({span}).")
+    found += [
+        f"{note[0].upper()}{note[1:]}."
+        for note in notes(row, judge_comparisons(judged.effects).to_dict("records"))
+    ]
     if row["disagree"]:
         found.append(f"Greedy and sampled answers disagree: {with_titles(row['disagree'])}.")
     return [*found, row["limits"]]

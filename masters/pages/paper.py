@@ -267,8 +267,15 @@ def _beside(of: Beside, ours: Mapping[str, pd.DataFrame]) -> Table:
     shown = paper if short else pd.DataFrame(index=paper.index)
     if not of.across and len(paper.columns) > 1:
         shown = shown.assign(**{f"mean of {len(paper.columns)}": paper.mean(axis=1)})
+    # On the replicates that all arms of the table have, so that levels and differences agree.
+    shared = {
+        name: wide[[arm for arm in wide if arm in of.arms.values()]].dropna() for name, wide in ours.items()
+    }
     header = [_label(name) for name in of.keys]
-    header += [*map(_label, map(str, shown)), "arm", *ours]
+    header += [*map(_label, map(str, shown)), "arm"]
+    header += [
+        f"{name}\n{len(wide)} replicates" if wide.columns.size else name for name, wide in shared.items()
+    ]
     rows = []
     for name, values in shown.iterrows():
         key, arm = str(name), of.arms[str(name)]
@@ -278,24 +285,23 @@ def _beside(of: Beside, ours: Mapping[str, pd.DataFrame]) -> Table:
             _with_effect(f"{value:g}" if days else f"{value:.1f}", value, earlier.get(column), days)
             for column, value in values.items()
         ]
-        found = [_ours(wide, arm, of.arms.get(before or "", ""), days) for wide in ours.values()]
+        found = [_ours(wide, arm, of.arms.get(before or "", ""), days) for wide in shared.values()]
         names = key.split(" ") if len(of.keys) > 1 else [key]
         rows.append([*map(_label, names), *cells, title_of(arm), *found])
     return header, rows
 
 
 def _ours(wide: pd.DataFrame, arm: str, before: str, days: bool) -> str:
-    """Return an arm's mean over replicates, and its effect over another arm on the replicates of both."""
+    """Return an arm's mean over replicates, and its effect over another arm."""
     if arm not in wide:
         return "not run" if arm.startswith(NOT_RUN) else f"{NOT_RUN}not an arm of this study"
-    values = wide[arm].dropna()
+    values = wide[arm]
     mean = f"{values.mean():.0f} s" if days else f"{values.mean():.1f}"
     if len(values) > 1:
         mean += f" ± {values.std():.0f}" if days else f" ± {values.std():.1f}"
     if before not in wide or before == arm:
         return mean
-    both = wide[[arm, before]].dropna()
-    return _with_effect(mean, both[arm].mean(), both[before].mean(), days)
+    return _with_effect(mean, values.mean(), wide[before].mean(), days)
 
 
 def _with_effect(text: str, value: float, before: float | None, ratio: bool) -> str:

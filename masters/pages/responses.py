@@ -78,8 +78,12 @@ def chosen(pool: pd.DataFrame) -> pd.Series:
     return first.sort_values("task", kind="stable")["id"].head(QUESTIONS)
 
 
-def responses_page(path: Path) -> str:
-    """Return the page's body from the file that :func:`stored_groups` fills; without it, the page says so.
+def responses_page(path: Path, cannot_show: str) -> str:
+    """Return the page's body.
+
+    Args:
+        path: file that :func:`stored_groups` fills; without it, the page says so.
+        cannot_show: what the profile of the run cannot show.
 
     Raises:
         ValueError: the file is damaged.
@@ -91,6 +95,8 @@ def responses_page(path: Path) -> str:
         "responses.md",
         found=found,
         responses=len(responses),
+        right=np.mean([each["accuracy"] for each in responses]) if responses else None,
+        cannot_show=cannot_show,
         choices={
             "task": sorted({question["task"] for question in questions}),
             "source": sorted({each["source"] for each in responses}),

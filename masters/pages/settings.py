@@ -36,6 +36,12 @@ ABOUT = (
     "replicate",
 )  # not of the method
 NO_VALUE = "none"
+# The paper's models by rung.
+LADDER = {
+    "student": "2B to 8B, such as Qwen3-VL-8B",
+    "mid": "14B, such as InternVL3.5-14B",
+    "large": "32B to 78B, such as Qwen3-VL-32B",
+}
 
 
 def settings_table(profile: str, studies: Mapping[str, Study]) -> str:
@@ -80,8 +86,8 @@ def _fields(model: BaseModel, head: str = "") -> Iterator[tuple[str, Any, str]]:
         if isinstance(value, BaseModel):
             yield from _fields(value, f"{head}{name}.")
         elif name == "ladder":
-            about = ModelSpec.model_fields["path"].description or ""
-            yield from ((f"{name}.{rung}", spec, about) for rung, spec in value.items())
+            for rung, spec in value.items():
+                yield f"{name}.{rung}", spec, f"paper: {LADDER[rung]}" if rung in LADDER else ""
         elif head or name not in ABOUT:
             yield f"{head}{name}", value, field.description or ""
 

@@ -1,4 +1,4 @@
-"""The page that explains the null results, from files of the reader's run and of the study."""
+"""The page that explains the null results, from files of the studies and of the reader's run."""
 
 from pathlib import Path
 from typing import Any
@@ -6,19 +6,15 @@ from typing import Any
 import pandas as pd
 
 from masters.figures.names import title_of
-from masters.imitation.plan import TEACHER
+from masters.imitation.plan import R_MAX, TEACHER
 from masters.imitation.tables import tables
 from masters.pages.rendering import fill
 from masters.pages.study import settings_of_study
 from masters.pages.study_tables import Table, blind_accuracies
-from masters.runtime.tables import FRACTION, NUMBER, TEXT, Number, Schema, read_table
+from masters.runtime.tables import TEXT, Number, Schema, read_table
+from masters.settings import Profile
 from masters.study.study import Study
 
-DOSES = Schema(
-    {"model": TEXT, "ratio": FRACTION, "from_whole": NUMBER, "argmax_changed": FRACTION, "entropy": NUMBER}
-    | {"to_student": Number(optional=True)},
-    ("model", "ratio"),
-)
 # A correlation has no value where all responses are equal, for example all wrong.
 REWARDS = Schema({"what": TEXT, "value": Number(optional=True)}, ("what",))
 CORRELATED = {"correct": "correctness", "length": "the length of the response"}
@@ -33,35 +29,36 @@ DOSE = {
 }
 
 
-def why_page(profile: str, run: Path, pretrained: Path, study: Study | None) -> str:
+def why_page(profile: Profile, run: Path, imitation: Path, study: Study | None) -> str:
     """Return the page's body; what no file holds is left out.
 
     Args:
-        profile: name of the reader's profile.
-        run: folder of the reader's run, with ``dose.csv`` and ``rewards.csv`` of its notebooks.
-        pretrained: folder of the imitation study's tables, with the same doses for a pretrained model.
+        profile: the reader's.
+        run: folder of the reader's run, with ``rewards.csv`` of notebook 4.
+        imitation: folder of the imitation study's tables.
         study: the study that the first page shows.
     """
     runs = study is not None and len(study.runs) > 0
     return fill(
         "why.md",
         profile=profile,
-        dose=_dose(run / "dose.csv", pretrained),
+        dose=_dose(imitation),
         weight=_weight(study) if study and runs else None,
         sight=_sight(study) if study and runs else None,
         rewards=_rewards(run / "rewards.csv"),
     )
 
 
-def _dose(own: Path, pretrained: Path) -> dict[str, Any]:
-    found: dict[str, Any] = {"own": [], "table": None, "pretrained": None}
-    if own.is_file():
-        frame = read_table(own, DOSES)
-        whole = frame[frame["ratio"] == 0].set_index("model")["to_student"]
-        near = frame[(frame["ratio"] - 0.2).abs() < 1e-9]
-        found["own"] = near.assign(before=near["model"].map(whole)).to_dict("records")
-        found["table"] = _doses(frame.drop(columns="loss", errors="ignore"))
-    teachers = tables(pretrained).read("teachers.csv")
+def _dose(imitation: Path) -> dict[str, Any]:
+    found: dict[str, Any] = {"small": [], "table": None, "pretrained": None}
+    mini = tables(imitation).read("mini.csv")
+    if len(mini):
+        means = mini.drop(columns="replicate").groupby(["model", "ratio"], sort=False).mean().reset_index()
+        whole = means[means["ratio"] == 0].set_index("model")["to_student"]
+        at = means[(means["ratio"] - R_MAX).abs() < 1e-9]
+        found["small"] = at.assign(before=at["model"].map(whole)).to_dict("records")
+        found["table"] = _doses(means)
+    teachers = tables(imitation).read("teachers.csv")
     frame = teachers[teachers["way"].isin(["whole", "magnitude"]) & (teachers["kind"] == "all")]
     if len(frame):
         frame = frame.rename(columns={"value": "ratio", "dose": "from_whole"}).assign(model=TEACHER)
@@ -85,21 +82,22 @@ def _weight(study: Study) -> dict[str, Any]:
     names = ("naive_multi", "masked", "masters", "accuracy_only", "distillation_only")
     swept = study.runs[study.runs["arm"].str.fullmatch(r"masters\+learning_rate=.+")]
     means = swept.groupby("arm", sort=False)["accuracy"].mean()
+    base = study.runs[(study.runs["arm"] == "base") & study.runs["replicate"].isin(swept["replicate"])]
     return {
         "arms": [[name, settings[name]] for name in names if name in settings],
         "rates": [(str(name).split("=")[1], 100 * accuracy) for name, accuracy in means.items()],
-        "base": _base(study),
+        "base": 100 * float(base["accuracy"].mean()),
     }
 
 
 def _sight(study: Study) -> dict[str, float] | None:
-    blind = 100 * blind_accuracies(study)
-    return {"blind": blind["all"], "base": _base(study)} if "all" in blind else None
-
-
-def _base(study: Study) -> float:
-    """Return the accuracy of the student before training, in percent."""
-    return float(100 * study.runs.loc[study.runs["arm"] == "base", "accuracy"].mean())
+    blind, means = blind_accuracies(study), study.runs.groupby("arm")["accuracy"].mean()
+    if "all" not in blind:
+        return None
+    return {
+        "blind": 100 * blind["all"],
+        **{name: 100 * means[name] for name in ("base", "large") if name in means},
+    }
 
 
 def _rewards(path: Path) -> dict[str, Any] | None:

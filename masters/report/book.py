@@ -89,13 +89,15 @@ def assemble(profile: str, book: Path, run: Path) -> None:
     pages_of_studies = [name for name in studies() if (book / f"{name}.md").is_file()]
     kept = {name: Study(name, STUDY.with_name(name)) for name in pages_of_studies}
     found = {name: of for name, study in kept.items() if (of := judged(study))}
+    lead = next(iter(found.values()), own)
+    places = kept[lead.page].tables.read("map.csv") if lead.page else pd.DataFrame()
     pages = {
-        "headline": headline(next(iter(found.values()), own), extra / "claims.svg"),
+        "headline": headline(lead, places, extra / "claims.svg"),
         "claims": claims_section(settings, own, list(found.values())),
         "studies": study_sentences(found, kept),
         "citation": fill("citation.md", edition=edition()),
         **{name: study_page(study, own, extra / f"{name}.svg") for name, study in kept.items()},
-        "why": why_page(profile, run, FOLDER, next(iter(kept.values()), None)),
+        "why": why_page(settings, run, FOLDER, next(iter(kept.values()), None)),
         "imitation": imitation_page(extra / "imitation.svg"),
         "mind": mind_page(next(iter(found.values()), None), next(iter(kept.values()), None)),
         **{
@@ -103,7 +105,7 @@ def assemble(profile: str, book: Path, run: Path) -> None:
             for part, page in method_parts(read_worked(run / "example.json"), extra / "method.svg").items()
         },
         "paper": paper_page(kept),
-        "responses": responses_page(run / RESPONSES),
+        "responses": responses_page(run / RESPONSES, settings.cannot_show),
         "settings": settings_table("mini", kept),
         "departures": departures_page(book / "api.md", ROOT),
         **{f"api/{name}": page for name, page in api_pages((book / "api.md").read_text()).items()},

@@ -90,7 +90,7 @@ class Hostile:
 
 
 def test_first_page(profile: Profile, own: first_page.Judged, tmp_path: Path) -> None:
-    is_text(first_page.headline(own, tmp_path / "claims.svg"), 3)
+    is_text(first_page.headline(own, pd.DataFrame(), tmp_path / "claims.svg"), 3)
     is_text(first_page.claims_section(profile, own, [own]), 14)
     study: Any = Hostile(tmp_path)
     is_text(study_sentences({"study": own}, {"study": study}))
@@ -108,11 +108,13 @@ def test_study_page(own: first_page.Judged, tmp_path: Path) -> None:
 
 def test_why_page(tmp_path: Path) -> None:
     dose = {"model": HOSTILE, "from_whole": 0.1, "argmax_changed": 0.1, "entropy": 0.1, "to_student": 0.1}
-    pd.DataFrame([dose | {"ratio": ratio} for ratio in (0.0, 0.2)]).to_csv(tmp_path / "dose.csv", index=False)
+    rows = [dose | {"replicate": 0, "ratio": ratio} for ratio in (0.0, 0.2)]
+    pd.DataFrame(rows).to_csv(tmp_path / "mini.csv", index=False)
     facts = dict.fromkeys(("correlation_correct", "correlation_length", "flat_accuracy"), 0.1)
     facts[f"advantage_{HOSTILE}"] = 0.2
     pd.Series(facts, name="value").rename_axis("what").to_csv(tmp_path / "rewards.csv")
-    is_text(why_page(HOSTILE, tmp_path, tmp_path / "none.csv", None), 5)
+    profile = load_profile("smoke").model_copy(update={"name": HOSTILE, "cannot_show": HOSTILE})
+    is_text(why_page(profile, tmp_path, tmp_path, None), 6)
 
 
 def test_responses_page(tmp_path: Path) -> None:
@@ -123,7 +125,7 @@ def test_responses_page(tmp_path: Path) -> None:
     found = dict.fromkeys(("profile", "teacher"), HOSTILE)
     found |= {"ratio": 0.2, "pool": 1, "seed": 0, "questions": [question]}
     (tmp_path / "responses.json").write_text(json.dumps(found))
-    page = responses_page(tmp_path / "responses.json")
+    page = responses_page(tmp_path / "responses.json", HOSTILE)
     is_text(page, 32)
     assert "innerHTML" not in (ROOT / "book" / "_static" / "masters.js").read_text()
 

@@ -30,7 +30,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 
 def test_without_stored_responses_the_page_says_so(lab: Lab, tmp_path: Path) -> None:
     assert stored_groups(lab) is None, "and nothing is trained or generated for it"
-    page = responses_page(tmp_path / FILE)
+    page = responses_page(tmp_path / FILE, "small effects.")
     assert "no stored responses" in page and "<table" not in page and "<form" not in page
 
 
@@ -52,7 +52,7 @@ def test_stored_responses_are_shown_with_their_rewards(lab: Lab, tmp_path: Path)
     assert max(Image.open(io.BytesIO(base64.b64decode(data))).size) <= 96
 
     (tmp_path / FILE).write_text(json.dumps(found))
-    page = responses_page(tmp_path / FILE)
+    page = responses_page(tmp_path / FILE, "small effects.")
     assert page.count("<section") == 6 and page.count("<tr><td>") == len(table)
     for name in ("task", "source", "verdict", "register", "spread"):
         assert re.search(rf'<label>\w+ <select name="{name}">', page), "a filter has its label"

@@ -8,12 +8,13 @@ import pandas as pd
 from study_files import Kept, write
 
 from masters.pages.why import why_page
+from masters.settings import load_profile
 
 
 def test_each_reason_stands_with_its_numbers(tmp_path: Path) -> None:
-    dose = {"from_whole": [0, 0.0012], "argmax_changed": [0, 0.031], "entropy": [0.3, 0.31]}
-    own = pd.DataFrame({"model": "large", "ratio": [0.0, 0.2], **dose, "to_student": [0.0101, 0.0103]})
-    own.to_csv(tmp_path / "dose.csv", index=False)
+    dose = {"from_whole": [0, 0.001, 0, 0.0014], "argmax_changed": [0, 0.03, 0, 0.032], "entropy": 0.3}
+    mini = pd.DataFrame({"replicate": [0, 0, 1, 1], "model": "large", "ratio": [0.0, 0.2] * 2, **dose})
+    mini.assign(to_student=[0.01, 0.01, 0.0102, 0.0106]).to_csv(tmp_path / "mini.csv", index=False)
     ratios = [0.0, 0.15, 0.2, 0.5]
     big = pd.DataFrame({"way": "magnitude", "value": ratios, "kind": "all", "dose": 0.0873})
     big = big.assign(argmax_changed=0.367, entropy=[3.04, 3.4, 3.3, 3.8], loss=[3.66, 3.64, 3.76, 6.99])
@@ -21,11 +22,17 @@ def test_each_reason_stands_with_its_numbers(tmp_path: Path) -> None:
     facts |= {"advantage_large": 0.22, "advantage_student": -0.22}
     pd.Series(facts, name="value").rename_axis("what").to_csv(tmp_path / "rewards.csv")
     write(tmp_path / "blind.csv", pd.DataFrame({"task": ["all"], "accuracy": [0.37]}))
-    rows = [("base", 0, 0.44), ("masters+learning_rate=1e-04", 0, 0.375), ("masters", 0, 0.46)]
+    rows = [
+        ("base", 0, 0.44),
+        ("base", 1, 0.46),
+        ("large", 0, 0.781),
+        ("masters+learning_rate=1e-04", 0, 0.375),
+        ("masters", 0, 0.46),
+    ]
     write(tmp_path / "runs.csv", pd.DataFrame(rows, columns=["arm", "replicate", "accuracy"]))
     big.to_csv(tmp_path / "teachers.csv", index=False)
     kept: Any = Kept(tmp_path)
-    text = why_page("mini", tmp_path, tmp_path, kept)
+    text = why_page(load_profile("mini"), tmp_path, tmp_path, kept)
     text = re.sub(r">\s+<", "><", text).replace("<wbr>", "")
     for words in (
         "moves by 0.0012 nats per token, and 3.1 % of its most likely tokens change",
@@ -35,23 +42,23 @@ def test_each_reason_stands_with_its_numbers(tmp_path: Path) -> None:
         "SmolLM2-135M-Instruct</th><td>0.20</td><td>0.0873</td><td>36.7</td><td>3.300</td><td>3.760</td>",
         "weight 0.03, beta 0.003, lr 0.001 linear, 3 mask stages from r 0.2",
         "the student before training 44.0 %): 1e-04: 37.5 %",
-        "scores 37.0 %; the student before training scores 44.0 %, 7.0 points more",
+        "scores 37.0 %. The student before training scores 45.0 %, the large teacher 78.1 %",
         "-0.23 with the length",
         "+0.22 for those of the large teacher, -0.22 for those of the student",
-        "in 40 % of the groups all responses are correct or all are wrong",
+        "In 40 % of the groups all responses are correct or all are wrong",
     ):
         assert words in text, words
 
 
 def test_what_no_file_holds_is_left_out(tmp_path: Path) -> None:
-    text = why_page("mini", tmp_path, tmp_path, None)
-    assert text.strip() == "## The mask hardly changes these teachers"
+    text = why_page(load_profile("mini"), tmp_path, tmp_path, None)
+    assert text.strip() == "## What the mask does to the teachers"
 
 
 def test_a_correlation_without_a_value_is_left_out(tmp_path: Path) -> None:
     """If all responses are wrong, none is more correct than another."""
     facts = {"correlation_correct": None, "correlation_length": -0.23, "flat_accuracy": 1.0}
     pd.Series(facts, name="value").rename_axis("what").to_csv(tmp_path / "rewards.csv")
-    text = why_page("mini", tmp_path, tmp_path / "none.csv", None)
+    text = why_page(load_profile("mini"), tmp_path, tmp_path / "none.csv", None)
     assert "a rank correlation of -0.23 with the length of the response. It favors" in text
-    assert "in 100 % of the groups" in text
+    assert "In 100 % of the groups" in text

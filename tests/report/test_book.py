@@ -198,7 +198,7 @@ def test_first_page_says_what_the_file_says(example_claims: Path) -> None:
 def test_first_page_opens_with_the_figure_and_its_edition(example_claims: Path, tmp_path: Path) -> None:
     frame = claim_rows.read_claims(example_claims)
     effects = pd.DataFrame(columns=COLUMNS)
-    page = headline(Judged("x", frame, effects, {}), tmp_path / "claims.svg")
+    page = headline(Judged("x", frame, effects, {}), pd.DataFrame(), tmp_path / "claims.svg")
     assert "C5 not tested: paper +1.3 points." in page, "the figure's alternative text"
     assert f"Version {masters.__version__}, commit <code>" in page and "license Apache-2.0" in page
     assert "C1: +0.4 points, -0.2 to +1.0" in page and "It was not tested" in page
@@ -219,23 +219,38 @@ def test_three_sentences_say_what_helps_and_what_hurts() -> None:
     ]
     effects = pd.DataFrame([[*row, *[None] * 4] for row in rows], columns=COLUMNS).astype({"sampled": float})
     effects = effects.astype(dict.fromkeys(("sampled_low", "sampled_high", "gap"), float))
-    whether, helps, hurts = (words for _, words in abstract(Judged("x", judge_claims(effects), effects, {})))
+    columns = ["effect", "treatment", "control", "points", "low", "high"]
+    places = pd.DataFrame(
+        [
+            ["rewards", "masters+learning_rate=1e-04", "masked+learning_rate=1e-04", -6.6, -8.7, -4.4],
+            ["rewards", "masters+steps=3000", "masked+steps=3000", -0.9, -1.5, -0.4],
+            ["rewards", "masters", "masked", -0.5, -1.0, 0.02],
+            ["masking", "masked", "naive_multi", 0.1, -0.1, 0.3],
+        ],
+        columns=columns,
+    )
+
+    def answers(places: pd.DataFrame) -> list[str]:
+        return [words for _, words in abstract(Judged("x", judge_claims(effects), effects, {}), places)]
+
+    whether, helps, hurts = answers(pd.DataFrame())
     assert whether == (
         "Training with Masters helps the student, and mask and rewards take away from distillation without "
         "them: +1.6 points (+1.4 to +1.8) over the student before training, -0.4 points (-0.6 to -0.2) over "
         "distillation on as many responses."
     )
     assert helps == (
-        "Eight responses per question beat two (C10: +1.1 points, +0.7 to +1.4). 1 of 2 tested claims that "
-        "something improves accuracy are supported."
+        "Eight responses per question beat two (C10: +1.1 points, +0.7 to +1.4; equal steps, not equal "
+        "computation). 1 of 2 tested claims that something improves accuracy are supported."
     )
-    below = "Masters with skewed KL scores below skewed KL alone (C12: -0.5 points, -1.0 to -0.02)"
-    none = "No tested change has an established harm."
-    assert hurts == f"{none} {below}: below the margin, or chance among so many claims.", (
-        "a larger model is no change of the method"
+    below = "Masters with skewed KL scores below skewed KL alone (C12: -0.5 points, -1.0 to -0.02"
+    assert hurts == f"No claim is reversed. {below}; less than the margin).", "a larger model is no change"
+    assert answers(places)[2].endswith(
+        "Intervals below zero at other settings, not corrected: rewards in 2 of 3 pairs of arms (Masters, "
+        "learning rate 1e-04 against mask-progressive, learning rate 1e-04 -6.6 points)."
     )
     effects.loc[effects["id"] == "C12", ["effect", "effect_low", "effect_high"]] = [-4.0, -4.5, -3.5]
-    (*_, hurts) = (words for _, words in abstract(Judged("x", judge_claims(effects), effects, {})))
+    hurts = answers(pd.DataFrame())[2]
     assert hurts == "Masters with skewed KL scores below skewed KL alone (C12: -4.0 points, -4.5 to -3.5)."
 
 
