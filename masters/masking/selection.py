@@ -60,10 +60,10 @@ class Cut:
     def taken(self, keys: Tensor) -> Tensor:
         """Return which keys of the next block are selected; call once per block, in order."""
         taken = keys < self.threshold
-        equal = keys == self.threshold
-        first = equal & (equal.cumsum(0) <= self.ties)
-        self.ties -= int(first.sum())
-        return taken | first
+        first = (keys == self.threshold).nonzero().flatten()[: self.ties]
+        taken[first] = True
+        self.ties -= len(first)
+        return taken
 
 
 @dataclass(frozen=True)

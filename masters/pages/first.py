@@ -50,12 +50,12 @@ class Judged:
     page: str = ""
 
 
-def headline(lead: Judged, places: pd.DataFrame, image: Path) -> str:
+def headline(lead: Judged, places: pd.DataFrame | None, image: Path) -> str:
     """Return what stands above everything else: edition, three answers, and the figure of the claims.
 
     Args:
         lead: the first study, or the reader's run without one.
-        places: the study's ``map.csv``; empty without one.
+        places: the study's ``map.csv``, if any.
         image: file of the figure, see :func:`draw_claims`; beside it, a PNG for previews of links.
     """
     drawn = draw_claims(lead.claims, image, overview)
@@ -96,7 +96,7 @@ def claims_section(profile: Profile, own: Judged, studies: Sequence[Judged] = ()
     )
 
 
-def abstract(judged: Judged, places: pd.DataFrame) -> list[tuple[str, str]]:
+def abstract(judged: Judged, places: pd.DataFrame | None = None) -> list[tuple[str, str]]:
     """Return three questions, each with a short answer: does it help, what helps, what hurts.
 
     Args:
@@ -156,15 +156,15 @@ def notes(row: Mapping[Any, Any], compared: Sequence[Mapping[Any, Any]]) -> list
     return found
 
 
-def _losses(places: pd.DataFrame) -> str:
+def _losses(places: pd.DataFrame | None) -> str:
     """Return how often masking and rewards lose on the map of settings, and the largest losses."""
-    if places.empty:
+    if places is None:
         return ""
     found = []
     for effect, pairs in places.drop_duplicates(["treatment", "control"]).groupby("effect", sort=False):
         lost = pairs[pairs["high"] < 0]
         if len(lost):
-            worst = lost.loc[lost["points"].idxmin()]
+            worst = lost.nsmallest(1, "points").iloc[0]
             arms = f"{title_of(worst['treatment'])} against {title_of(worst['control'])}"
             most = f"{arms} {signed(worst['points'])} points"
             found.append(f"{effect} in {len(lost)} of {len(pairs)} pairs of arms ({most})")

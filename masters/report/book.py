@@ -90,7 +90,7 @@ def assemble(profile: str, book: Path, run: Path) -> None:
     kept = {name: Study(name, STUDY.with_name(name)) for name in pages_of_studies}
     found = {name: of for name, study in kept.items() if (of := judged(study))}
     lead = next(iter(found.values()), own)
-    places = kept[lead.page].tables.read("map.csv") if lead.page else pd.DataFrame()
+    places = kept[lead.page].tables.read("map.csv") if lead.page else None
     pages = {
         "headline": headline(lead, places, extra / "claims.svg"),
         "claims": claims_section(settings, own, list(found.values())),
@@ -119,6 +119,8 @@ def assemble(profile: str, book: Path, run: Path) -> None:
         "examples/profile.yaml",
         "data/results/on_device.csv",
         "data/results/fuzz.csv",
+        "data/results/bench.csv",
+        "data/results/store.csv",
         "data/results/scale.csv",
     ):
         write_atomic(generated / Path(shown).name, read_intact(ROOT / shown))

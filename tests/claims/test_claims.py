@@ -234,6 +234,7 @@ def test_each_verdict() -> None:
     assert (same["verdict"], same["ours"], same["low"]) == ("undecided", "0.0", "0.0"), (
         "equal scores on every question"
     )
+    assert (same["excludes_paper"], same["p"], np.isnan(same["smallest"])) == ("no", 1.0, True)
     noisy = judged("C3", {"masters": 0.52, "masked": 0.5}, questions=50)
     assert noisy["verdict"] == "undecided"
     absent = judged("C3", {"masters": 0.7})

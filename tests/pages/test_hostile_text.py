@@ -90,7 +90,7 @@ class Hostile:
 
 
 def test_first_page(profile: Profile, own: first_page.Judged, tmp_path: Path) -> None:
-    is_text(first_page.headline(own, pd.DataFrame(), tmp_path / "claims.svg"), 3)
+    is_text(first_page.headline(own, None, tmp_path / "claims.svg"), 3)
     is_text(first_page.claims_section(profile, own, [own]), 14)
     study: Any = Hostile(tmp_path)
     is_text(study_sentences({"study": own}, {"study": study}))

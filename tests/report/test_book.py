@@ -198,7 +198,7 @@ def test_first_page_says_what_the_file_says(example_claims: Path) -> None:
 def test_first_page_opens_with_the_figure_and_its_edition(example_claims: Path, tmp_path: Path) -> None:
     frame = claim_rows.read_claims(example_claims)
     effects = pd.DataFrame(columns=COLUMNS)
-    page = headline(Judged("x", frame, effects, {}), pd.DataFrame(), tmp_path / "claims.svg")
+    page = headline(Judged("x", frame, effects, {}), None, tmp_path / "claims.svg")
     assert "C5 not tested: paper +1.3 points." in page, "the figure's alternative text"
     assert f"Version {masters.__version__}, commit <code>" in page and "license Apache-2.0" in page
     assert "C1: +0.4 points, -0.2 to +1.0" in page and "It was not tested" in page
@@ -230,10 +230,10 @@ def test_three_sentences_say_what_helps_and_what_hurts() -> None:
         columns=columns,
     )
 
-    def answers(places: pd.DataFrame) -> list[str]:
+    def answers(places: pd.DataFrame | None = None) -> list[str]:
         return [words for _, words in abstract(Judged("x", judge_claims(effects), effects, {}), places)]
 
-    whether, helps, hurts = answers(pd.DataFrame())
+    whether, helps, hurts = answers()
     assert whether == (
         "Training with Masters helps the student, and mask and rewards take away from distillation without "
         "them: +1.6 points (+1.4 to +1.8) over the student before training, -0.4 points (-0.6 to -0.2) over "
@@ -250,7 +250,7 @@ def test_three_sentences_say_what_helps_and_what_hurts() -> None:
         "learning rate 1e-04 against mask-progressive, learning rate 1e-04 -6.6 points)."
     )
     effects.loc[effects["id"] == "C12", ["effect", "effect_low", "effect_high"]] = [-4.0, -4.5, -3.5]
-    hurts = answers(pd.DataFrame())[2]
+    hurts = answers()[2]
     assert hurts == "Masters with skewed KL scores below skewed KL alone (C12: -4.0 points, -4.5 to -3.5)."
 
 

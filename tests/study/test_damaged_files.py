@@ -15,7 +15,7 @@ from masters import settings
 from masters.claims.table import read_claims
 from masters.pages import parameters
 from masters.runtime.files import ROOT, STUDY
-from masters.runtime.tables import SUMS, read_json, read_table
+from masters.runtime.tables import SUMS, Number, Schema, read_json, read_table
 from masters.study import plan
 from masters.study.tables import SCHEMAS, Tables
 
@@ -33,6 +33,8 @@ def read(path: Path) -> pd.DataFrame:
         return Tables(path.parent).answers(int(path.stem.split("-")[1]))
     if path.name == "claims.csv":
         return read_claims(path)
+    if path.name == "bench.csv":
+        return read_table(path, Schema({"limit": Number(optional=True)}))
     return Tables(path.parent).read(path.name) if path.name in SCHEMAS else read_table(path)
 
 
