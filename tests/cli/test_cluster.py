@@ -74,6 +74,7 @@ def test_a_killed_worker_loses_nothing(lab: Lab) -> None:
         assert sum(line.rows for line in store.held().lines) == rows  # nothing was made again
 
 
+@pytest.mark.slow
 def test_no_cluster_is_one_clear_line(lab: Lab) -> None:
     with pytest.raises(ValueError, match=r"no Ray cluster at '127.0.0.1:1'") as error:
         make_on_ray(lab, WANTED, lab.pool, 2, "127.0.0.1:1")

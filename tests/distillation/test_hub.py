@@ -12,6 +12,8 @@ import small
 
 from masters.runtime.files import ROOT
 
+pytestmark = pytest.mark.slow  # a process per test
+
 RUN = """
 student: owner/student
 teachers: [{teacher}]
@@ -59,7 +61,6 @@ def _distill(
     return done.returncode, (done.stderr.strip().splitlines() or [""])[-1]
 
 
-@pytest.mark.slow
 def test_only_what_is_read_is_downloaded(folder: Path) -> None:
     with hub_server.serving(folder / "hub") as (address, downloaded):
         assert _distill(folder, address, "--check") == (0, "")
@@ -81,7 +82,6 @@ def test_a_hub_that_cannot_be_reached_is_one_line(folder: Path) -> None:
     assert code == 1 and "'owner/student': the hub cannot be reached" in line
 
 
-@pytest.mark.slow
 def test_the_student_is_uploaded_and_is_kept_where_the_upload_fails(folder: Path) -> None:
     push = {"push": "owner/new", "token": "secret"}
     with hub_server.serving(folder / "hub", writable=False) as (address, _):

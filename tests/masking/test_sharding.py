@@ -175,6 +175,7 @@ def process(rank: int, rendezvous: str) -> None:
         dist.destroy_process_group()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not dist.is_gloo_available(), reason="this torch has no gloo")
 def test_a_sharded_teacher_is_masked_as_the_whole_one(tmp_path: Path) -> None:
     mp.spawn(process, args=(str(tmp_path / "rendezvous"),), nprocs=2)

@@ -142,6 +142,7 @@ def test_a_full_disk_under_the_output_is_one_line(
     assert _visible(output.parent) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_leaves_nothing_half_written_and_no_process(
     tmp_path: Path, output: Path, how: int

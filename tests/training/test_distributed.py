@@ -84,6 +84,7 @@ def test_two_processes_take_the_steps_of_one(made: Made, averaging: str) -> None
         assert torch.equal(value, two[1]["weights"][name])
 
 
+@pytest.mark.slow
 def test_each_rank_reads_its_part_of_every_batch_in_order_at_the_same_stage(made: Made) -> None:
     alone, first, second = (one["ddp"] for one in made)
     batches = [list(range(start, start + 4)) for start in range(0, 24, 4)]
@@ -93,6 +94,7 @@ def test_each_rank_reads_its_part_of_every_batch_in_order_at_the_same_stage(made
     assert first["stages"] == second["stages"] == alone["stages"] == [s for s in ranks.STAGES for _ in "12"]
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_of_two_processes_ends_bit_for_bit_as_if_undisturbed(made: Made) -> None:
     for one in made:
         assert one["resumed"]["stages"] == one["ddp"]["stages"][4:], "what was trained is not trained again"
@@ -101,6 +103,7 @@ def test_an_interrupted_run_of_two_processes_ends_bit_for_bit_as_if_undisturbed(
             assert torch.equal(value, one["resumed"]["weights"][name])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run", [0, 1], ids=["one question", "three questions"])
 def test_ranks_decide_alike_when_a_stage_ends(made: Made, run: int) -> None:
     alone, *two = (one["decided"][run] for one in made)
@@ -112,6 +115,7 @@ def test_ranks_decide_alike_when_a_stage_ends(made: Made, run: int) -> None:
         assert len(set(alone["log"][name])) >= 5
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_on_one_rank_stops_all_with_the_same_line(made: Made) -> None:
     told = {one["diverged"] for one in made}
     assert told == {
@@ -132,6 +136,7 @@ def check_sharded(alone: dict[str, Any], two: Made, kinds: set[str], wrapper: st
         assert torch.equal(two[0]["taken"][name], value), "what rank 0 evaluates and saves"
 
 
+@pytest.mark.slow
 def test_fsdp2_student_teacher_and_reference_take_the_steps_of_one_process(made: Made) -> None:
     alone, *two = (one["fsdp2"] for one in made)
     wrapper = "FSDPLlavaForConditionalGeneration"
@@ -139,6 +144,7 @@ def test_fsdp2_student_teacher_and_reference_take_the_steps_of_one_process(made:
     assert [one["beside"] for one in (alone, *two)] == [{"Parameter"}, {"DTensor"}, {"DTensor"}]
 
 
+@pytest.mark.slow
 def test_a_run_with_teachers_and_reference_in_shards_has_the_losses_of_one_process(made: Made) -> None:
     """From one mask and one teacher to the next, which the Trainer sees to."""
     alone, two = made[0]["ddp"], [one["shards"] for one in made[1:]]
