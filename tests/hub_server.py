@@ -1,4 +1,6 @@
-"""A server that imitates the model hub, for the folders below one folder: ``owner/name`` and their files.
+"""A server that imitates the hub.
+
+Models are the folders ``owner/name`` below one folder, data sets those below its folder ``datasets``.
 
 Everyone with a token is ``owner``, who may write.
 """
@@ -15,10 +17,23 @@ from threading import Thread
 COMMIT = "0" * 40
 
 
+def _file(folder: Path, path: Path) -> dict[str, object]:
+    return {
+        "type": "file",
+        "path": str(path.relative_to(folder)),
+        "size": path.stat().st_size,
+        "oid": hashlib.sha256(path.read_bytes()).hexdigest(),
+    }
+
+
 @contextmanager
 def serving(root: Path, writable: bool = True) -> Iterator[tuple[str, set[str]]]:
     """Serve the models of a folder; yield the address and the paths of the files that were downloaded."""
     downloaded: set[str] = set()
+
+    def _folder(parts: list[str]) -> Path:
+        """Return the folder of ``models/owner/name`` or ``datasets/owner/name``."""
+        return root.joinpath(*([] if parts[0] == "models" else parts[:1]), *parts[1:3])
 
     class Handler(BaseHTTPRequestHandler):
         def _answer(self, body: bytes, status: int = 200, **headers: str) -> None:
@@ -32,6 +47,15 @@ def serving(root: Path, writable: bool = True) -> Iterator[tuple[str, set[str]]]
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"] or 0))
             parts = self.path.partition("?")[0].strip("/").split("/")
+            if "paths-info" in parts:
+                folder = _folder(parts[1:])
+                asked = json.loads(body)["paths"]
+                self._answer(
+                    json.dumps(
+                        [_file(folder, folder / name) for name in asked if (folder / name).is_file()]
+                    ).encode()
+                )
+                return
             if not writable:
                 self._answer(b'{"error": "storage is full"}', 403)
                 return
@@ -61,26 +85,19 @@ def serving(root: Path, writable: bool = True) -> Iterator[tuple[str, set[str]]]
                 allowed = "Authorization" in self.headers
                 self._answer(b'{"name": "owner", "orgs": []}' if allowed else b"{}", 200 if allowed else 401)
                 return
-            if parts[:2] == ["api", "models"]:
-                folder = root.joinpath(*parts[2:4])
+            if parts[0] == "api":
+                folder = _folder(parts[1:])
                 if not folder.is_dir():
                     self._answer(b"{}", 404, X_Error_Code="RepoNotFound")
                     return
                 about: object = {"id": "/".join(parts[2:4]), "sha": COMMIT}
                 if "tree" in parts:
-                    files = [path for path in folder.rglob("*") if path.is_file()]
-                    about = [
-                        {
-                            "type": "file",
-                            "path": str(path.relative_to(folder)),
-                            "size": path.stat().st_size,
-                            "oid": hashlib.sha256(path.read_bytes()).hexdigest(),
-                        }
-                        for path in files
-                    ]
+                    about = [_file(folder, path) for path in folder.rglob("*") if path.is_file()]
                 self._answer(json.dumps(about).encode())
                 return
-            path = root.joinpath(*parts[:2], *parts[4:])  # owner/name/resolve/revision/file
+            # owner/name/resolve/revision/file, for a data set behind "datasets"
+            kind, parts = (parts[:1], parts[1:]) if parts[0] == "datasets" else ([], parts)
+            path = root.joinpath(*kind, *parts[:2], *parts[4:])
             if not path.is_file():
                 found = path.parent.is_dir()
                 self._answer(b"", 404, X_Error_Code="EntryNotFound" if found else "RepoNotFound")

@@ -1,4 +1,4 @@
-"""Models by hub name, from a server on this machine that imitates the hub."""
+"""Models and data sets by hub name, from a server on this machine that imitates the hub."""
 
 import json
 import os
@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import datasets
 import hub_server
 import pytest
 import small
@@ -18,7 +19,7 @@ RUN = """
 student: owner/student
 teachers: [{teacher}]
 output_dir: out
-data: {{train: train.jsonl, eval: {{split_from_train: 2}}}}
+data: {data}
 responses: {{max_new_tokens: 6}}
 training: {{batch: 2, push_to_hub: {push}}}
 """
@@ -47,12 +48,18 @@ def _distill(
     address: str,
     *words: str,
     teacher: str = "owner/teacher",
+    data: str = "{train: train.jsonl, eval: {split_from_train: 2}}",
     push: str = "null",
     token: str = "",
 ) -> tuple[int, str]:
     """Run the command against a hub; return its exit code and the last line of its messages."""
-    (folder / "run.yaml").write_text(RUN.format(teacher=teacher, push=push))
-    variables = {"HF_ENDPOINT": address, "HF_HOME": str(folder / "home"), "HF_HUB_OFFLINE": "0"}
+    (folder / "run.yaml").write_text(RUN.format(teacher=teacher, data=data, push=push))
+    variables = {
+        "HF_ENDPOINT": address,
+        "HF_HOME": str(folder / "home"),
+        "HF_HUB_OFFLINE": "0",
+        "HF_DATASETS_OFFLINE": "0",
+    }
     variables |= {"TRANSFORMERS_OFFLINE": "0", "PYTHONPATH": str(ROOT)} | (
         {"HF_TOKEN": token} if token else {}
     )
@@ -80,6 +87,28 @@ def test_a_name_that_the_hub_lacks_is_one_line(folder: Path) -> None:
 def test_a_hub_that_cannot_be_reached_is_one_line(folder: Path) -> None:
     code, line = _distill(folder, "http://127.0.0.1:9", "--check")
     assert code == 1 and "'owner/student': the hub cannot be reached" in line
+
+
+def test_a_data_set_of_the_hub_is_distilled_and_a_missing_one_is_one_line(folder: Path) -> None:
+    names = list(small.COLOURS)
+    rows = {
+        "image": [small.picture(name) for name in names],
+        "question": "what colour is it ?",
+        "answer": names,
+    }
+    rows["question"] = [rows["question"]] * len(names)
+    place = folder / "hub" / "datasets" / "owner" / "colours"
+    place.mkdir(parents=True)
+    for split in ("train", "validation"):
+        datasets.Dataset.from_dict(rows).to_parquet(place / f"{split}-00000-of-00001.parquet")
+    with hub_server.serving(folder / "hub") as (address, downloaded):
+        assert _distill(folder, address, data="{train: owner/colours, eval: owner/colours}")[0] == 0
+        code, line = _distill(folder, address, "--check", data="{train: owner/nothing}")
+    assert "datasets/owner/colours/train-00000-of-00001.parquet" in downloaded
+    assert json.loads((folder / "out" / "eval" / "scores.json").read_text())
+    assert (
+        code == 1 and "data.train: 'owner/nothing' is no file or folder, and loading it from the hub" in line
+    )
 
 
 def test_the_student_is_uploaded_and_is_kept_where_the_upload_fails(folder: Path) -> None:
