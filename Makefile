@@ -63,9 +63,10 @@ test-slow: $(INSTALLED) ## the slow tests: built book, links, browser, several p
 test-vllm: $(VLLM)/.installed ## the vLLM engine, in an environment of its own (.venv-vllm, 4 GB)
 	$(VLLM)/bin/python -m pytest --noconftest -q tests/responses/test_engine_vllm.py
 
-test-extras: $(EXTRAS)/.installed ## ZeRO-3, liger-kernel and SmolVLM, in an environment over .venv (.venv-extras, 60 MB); needs g++
+test-extras: $(EXTRAS)/.installed ## ZeRO-3, liger-kernel, SmolVLM and a tracker, in an environment over .venv (.venv-extras, 60 MB); needs g++
 	PATH="$(CURDIR)/$(EXTRAS)/bin:$$PATH" TORCH_EXTENSIONS_DIR="$(CURDIR)/$(EXTRAS)/compiled" DS_ACCELERATOR=cpu \
 		$(EXTRAS)/bin/python -m pytest -q tests/objective/test_liger.py \
+		tests/distillation/test_distill.py::test_files_of_a_tracker_outlive_the_checkpoints \
 		tests/distillation/test_distill.py::test_a_bfloat16_student_of_another_family_with_several_pictures_or_none \
 		tests/training/test_distributed.py::test_zero3_student_takes_the_steps_of_one_process
 
@@ -127,7 +128,7 @@ $(EXTRAS)/.installed: tests/extras_environment/requirements.txt $(INSTALLED)
 	@$(EXTRAS)/bin/python -c 'import pathlib, sysconfig, sys; pathlib.Path(sysconfig.get_path("purelib"), \
 		"tested.pth").write_text(f"import site; site.addsitedir({sys.argv[1]!r})\n")' \
 		"$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
-	@echo "installing DeepSpeed, liger-kernel and num2words into $(EXTRAS) (a minute, once)"
+	@echo "installing DeepSpeed, liger-kernel, num2words and tensorboardX into $(EXTRAS) (a minute, once)"
 	@$(EXTRAS)/bin/python -m pip install --quiet --disable-pip-version-check setuptools wheel
 	@DS_ACCELERATOR=cpu $(EXTRAS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
 		--no-build-isolation -r tests/extras_environment/requirements.txt

@@ -185,6 +185,8 @@ def _train(prepared: Prepared, say: Say) -> None:
     evaluation = Evaluation(steps, score) if steps else None
     train_student(prepared.lab, prepared.spec, seed, checkpoints, output / "model", describe, evaluation)
     if distributed.rank() == 0:
+        if (files := checkpoints / "runs").is_dir():  # where trackers such as tensorboard write
+            os.replace(files, output / "logs")
         shutil.rmtree(checkpoints, ignore_errors=True)
         say(f"student saved: {output / 'model'}")
     distributed.wait()

@@ -250,6 +250,16 @@ def test_the_example_files_run_with_tiny_models(folder: Path, name: str) -> None
     assert (masters.distill(folder / "run.yaml", [].append) / "config.json").is_file()
 
 
+def test_files_of_a_tracker_outlive_the_checkpoints(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboardX", reason="no tracker is a pinned package: make test-extras")
+    own_models.models(tmp_path)
+    own_models.rows(tmp_path)
+    training = {"learning_rate": 1e-3, "batch": 2, "report_to": ["tensorboard"]}
+    masters.distill(own_models.file(tmp_path, training=training))
+    assert list((tmp_path / "out" / "logs").rglob("events.out.tfevents.*"))
+    assert not (tmp_path / "out" / "checkpoints").exists()
+
+
 @pytest.mark.parametrize("family", ["qwen3_vl", "smolvlm"])
 def test_a_bfloat16_student_of_another_family_with_several_pictures_or_none(
     tmp_path: Path, family: str
