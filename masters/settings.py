@@ -142,9 +142,7 @@ class Placement(Strict):
 class ModelSpec(Placement):
     """One rung of the ladder: a saved or hub model, or a small model trained from scratch."""
 
-    path: Name | None = Field(
-        None, description="folder or hub name of a model"
-    )
+    path: Name | None = Field(None, description="folder or hub name of a model")
     width: Few = Field(32, description="hidden size of the text model and the vision tower")
     layers: Few = Field(2, description="layers of the text model")
     vision_layers: Few = Field(1, description="layers of the vision tower")

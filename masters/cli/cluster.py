@@ -15,7 +15,7 @@ import torch
 from masters.experiments.curriculum import WantedResponses
 from masters.experiments.lab import Lab
 from masters.experiments.response_plan import shard
-from masters.runtime.files import data_dir
+from masters.runtime.files import cache_dir, data_dir
 from masters.settings import Profile
 
 
@@ -42,7 +42,8 @@ def make_on_ray(
     _reachable(address)
     for what in wanted:
         lab.folder(what.model)
-    variables = {"MASTERS_DATA": str(data_dir().resolve()), "HF_HUB_OFFLINE": "1"}
+    variables = {"MASTERS_DATA": str(data_dir().resolve()), "MASTERS_CACHE": str(cache_dir().resolve())}
+    variables["HF_HUB_OFFLINE"] = "1"
     variables |= {name: os.environ[name] for name in ("OPENAI_API_KEY",) if name in os.environ}
     options: dict[str, Any] = {"runtime_env": {"env_vars": variables}, "logging_level": "ERROR"}
     if address == "local":

@@ -24,7 +24,7 @@ from masters.distillation.check import SAMPLE, estimate_run
 from masters.distillation.outputs import card, mean_score, resolved, scores, shown, write_scores
 from masters.distillation.run_file import RunFile, from_options, keys_of_the_file, load_run_file
 from masters.distillation.upload import check_upload, upload
-from masters.experiments.arms import RunSpec
+from masters.experiments.arms import LABELS, RunSpec
 from masters.experiments.evaluation import answers, check_labels
 from masters.experiments.lab import Lab
 from masters.experiments.response_plan import ResponsePlan, prepare
@@ -33,6 +33,7 @@ from masters.models.loading import load
 from masters.own_data.question_set import OwnQuestions, encode_own, load_own_data
 from masters.runtime import distributed
 from masters.runtime.files import write_atomic, write_folder_once
+from masters.runtime.tables import read_json
 from masters.training.checkpoints import last_checkpoint
 from masters.training.trainer import Evaluation
 
@@ -74,8 +75,7 @@ def distill(run_file: Path | str | None = None, say: Say = print, **options: Any
         raise ValueError("give a run file or its parameters as keywords, not both")
     run = from_options(options) if run_file is None else load_run_file(run_file)
     run.output.mkdir(parents=True, exist_ok=True)
-    os.environ.setdefault("MASTERS_CACHE", str(run.output / "responses"))
-    with _alone(run.output), keys_of_the_file():
+    with _alone(run.output), _cache_in(run.output), keys_of_the_file():
         return _distill(run, say)
 
 
@@ -86,8 +86,7 @@ def check(run_file: Path | str, say: Say = print) -> None:
         ValueError: as :func:`distill`.
     """
     run = load_run_file(run_file)
-    os.environ.setdefault("MASTERS_CACHE", str(run.output / "responses"))
-    with keys_of_the_file():
+    with _cache_in(run.output), keys_of_the_file():
         _estimate(_prepare(run, say), say)
 
 
@@ -99,6 +98,7 @@ def _distill(run: RunFile, say: Say) -> Path:
     prepared = _prepare(run, say if main else lambda line: None)
     lab, spec = prepared.lab, prepared.spec
     if main:
+        _same_data(prepared)
         write_atomic(output / "config.yaml", resolved(run))
         _write_skipped(prepared)
         if not model_folder.is_dir():
@@ -132,7 +132,7 @@ def _prepare(run: RunFile, say: Say) -> Prepared:
     profile = run.profile(len(train), evaluated)
     labelled = sum(answer != "" for answer in train["answer"])
     spec = run.spec(profile, labelled > 0)
-    if spec.learn_from == "labels" and labelled < len(train):
+    if spec.learn_from in LABELS and labelled < len(train):
         raise ValueError(
             f"method {run.method!r} learns from answers, and {len(train) - labelled} training questions have "
             "none: remove these rows or choose a method that learns from responses, such as masters"
@@ -157,8 +157,8 @@ def _estimate(prepared: Prepared, say: Say) -> None:
     rows = own.splits["train"]
     few = replace(
         own,
-        splits={"train": rows.select(range(min(SAMPLE, len(rows))))},
-        hashes={"train": f"{own.hashes['train']}-{SAMPLE}"},
+        splits={"train": rows.select(range(0, len(rows), -(-len(rows) // SAMPLE)))},
+        hashes={"train": f"{own.hashes['train']}-{SAMPLE} spread"},
     )
     sample = encode_own(few, "train", prepared.lab.processor)
     split = prepared.evaluation
@@ -258,6 +258,32 @@ def _alone(output: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+@contextmanager
+def _cache_in(output: Path) -> Iterator[None]:
+    """Cache below an output folder, unless the user chose another place; worker processes inherit it."""
+    if "MASTERS_CACHE" in os.environ:
+        yield
+        return
+    os.environ["MASTERS_CACHE"] = str(output / "responses")
+    try:
+        yield
+    finally:
+        del os.environ["MASTERS_CACHE"]
+
+
+def _same_data(prepared: Prepared) -> None:
+    """Refuse to continue a run on other data than it began with."""
+    output, now = prepared.run.output, prepared.own.hashes
+    path = output / "data.json"
+    before = read_json(path) if path.is_file() else now
+    if different := [name for name in {**before, **now} if before.get(name) != now.get(name)]:
+        raise ValueError(
+            f"{output} holds a run on other data ({', '.join(different)} changed since): choose another "
+            "output_dir, or delete that folder to start over"
+        )
+    write_atomic(path, json.dumps(now, indent=1) + "\n")
 
 
 def _same_settings(run: RunFile) -> None:

@@ -144,6 +144,10 @@ class RunFile(Strict):
             raise ValueError(f"method {self.method!r} is unknown; there are: {', '.join(CHANGES)}")
         if self.method.split("+")[0] in ("base", "mid", "large", "online"):
             raise ValueError(f"method {self.method!r} distills nothing; choose one such as masters")
+        if self.method.split("+")[0] == "reasoning":
+            raise ValueError(
+                "method 'reasoning' learns from rationales, which data of your own do not have; choose sft"
+            )
         if not self.teachers and not self.learns_from_labels_alone:
             raise ValueError(f"method {self.method!r} needs a teacher: name one in teachers")
         if self.training.eval_steps and not self.data.eval:
@@ -243,6 +247,9 @@ class RunFile(Strict):
         spec = arm(name, profile)
         if not labelled:
             rewards = tuple(reward for reward in spec.rewards if reward != "accuracy")
+            if spec.rewards and (not rewards or spec.flat == "skip"):
+                needs = "loss: {flat: skip}" if rewards else f"method {self.method!r}"
+                raise ValueError(f"{needs} needs the accuracy reward, and no training question has an answer")
             spec = spec.model_copy(update={"rewards": rewards})
         return spec
 

@@ -21,7 +21,7 @@ def check_upload(name: str) -> None:
     own = [user["name"], *(one["name"] for one in user.get("orgs", []))]
     if name.partition("/")[0] not in own or not name.partition("/")[2]:
         raise ValueError(
-            f"push_to_hub: {name} is no name of yours: it must begin with one of {', '.join(own)}/"
+            f"push_to_hub: {name} is not in your namespace: it must begin with one of {', '.join(own)}/"
         )
 
 

@@ -30,7 +30,7 @@ def memory(lab: Lab, spec: RunSpec, questions: Questions, wanted: Sequence[int])
     longest, at_once = lab.profile.sampling.max_new_tokens, min(n, savings.responses_at_once or n)
     rows = max(1, spec.batch // (world * savings.accumulate))
     student = lab.skeleton(spec.student)
-    images = [questions.image_features([index]) for index in questions.kinds()[1]]
+    images = (questions.image_features([index]) for index in questions.kinds()[1])  # one at a time: large
     seen = [patches(student.config, one["pixel_values"]) for one in images if one]
     shape = Shape(
         questions=rows,

@@ -93,7 +93,7 @@ def refreshed(
     # Always read from disk, so that a resumed run gets the same values.
     try:
         frame, n = pd.read_parquet(path, page_checksum_verification=True), spec.student_responses
-        accuracy = (frame["score"] == 1).to_numpy(np.float32).reshape(-1, n)
+        accuracy = frame["score"].astype(float).fillna(0).to_numpy(np.float32).reshape(-1, n)
     except (KeyError, OSError, ValueError) as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(f"{path} is damaged ({reason}): delete {folder}, and the run starts again") from None

@@ -125,7 +125,7 @@ def learn_one(run: Run, folder: Path) -> None:
     """Train one student and store its result, unless another process has; a trial that diverges is the worst.
 
     Raises:
-        ValueError: a run that is no trial diverged.
+        ValueError: a run other than a trial diverged.
     """
     learning.folder().mkdir(parents=True, exist_ok=True)
     with FileLock(learning.folder() / f"{run.key}.lock"):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
-# A mask that leaves most weights alone would be another method without a word.
+# A mask that leaves most weights alone would silently be another method.
 LEAST_COVERED = 0.5
 
 

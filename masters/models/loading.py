@@ -108,7 +108,7 @@ def local_folder(name_or_folder: str | Path, weights: bool = True) -> Path:
         # Other formats of the same weights are in subfolders.
         return Path(snapshot_download(name, allow_patterns=wanted, ignore_patterns=["*/*"]))
     except HFValidationError:
-        problem = "there is no such folder, and it is no name of the hub"
+        problem = "it is neither a folder nor a hub name"
     except RepositoryNotFoundError:
         problem = "the hub has no such model, or you are not allowed to read it (hf auth login)"
     except (LocalEntryNotFoundError, HfHubHTTPError, ConnectionError):

@@ -1,4 +1,4 @@
-"""Logits that are computed a chunk of tokens at a time, so that they never all are in memory.
+"""Logits that are computed a chunk of tokens at a time, so that they are never all in memory at once.
 
 The logits of one token over a vocabulary of 151,936 take 600 kB in float32. For a few groups of responses and
 three models (student, teacher, reference) they take more memory than the models. So a loss takes logits in

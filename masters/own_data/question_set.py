@@ -215,7 +215,7 @@ class _Reader:
     def _skip(self, row: RawRow, reason: str) -> None:
         self.skipped.append((row.source, row.number, reason))
         if self.settings.on_bad_row == "stop":
-            raise ValueError(f"{self._line(*self.skipped[-1])}; mend the row or set data.on_bad_row: skip")
+            raise ValueError(f"{self._line(*self.skipped[-1])}; fix the row, or set data.on_bad_row: skip")
 
     @staticmethod
     def _line(source: str, number: int, reason: str) -> str:
@@ -268,11 +268,13 @@ def _read(settings: OwnData, sources: dict[str, list[Source]], folder: Path) -> 
     cut = {"eval": settings.eval, "test": settings.test}
     wanted = {split: of for split, of in cut.items() if isinstance(of, SplitFromTrain)}
     if wanted:
-        pixels = list(datasets.Dataset.from_file(str(folder / files["train"]))["pixels"])
-        left = np.arange(len(pixels))
+        every = datasets.Dataset.from_file(str(folder / files["train"]))
+        # A row without pictures is known by its question, so that equal ones stay together too.
+        shown = [of or [question] for of, question in zip(every["pixels"], every["question"], strict=True)]
+        left = np.arange(len(shown))
         for split, asked in wanted.items():
             files[split] = files["train"]
-            kept, held_out = _cut([pixels[row] for row in left], asked.split_from_train, split)
+            kept, held_out = _cut([shown[row] for row in left], asked.split_from_train, split)
             np.save(folder / f"{split}.npy", left[held_out])
             left = left[kept]
         np.save(folder / "train.npy", left)
@@ -326,18 +328,18 @@ def _problems(settings: OwnData, splits: dict[str, datasets.Dataset], skipped: p
             yield f"{shared} of {len(splits[split])} rows of {split} show a picture that train has, too"
 
 
-def _cut(pixels: Sequence[Sequence[str]], count: int, split: str) -> tuple[np.ndarray, np.ndarray]:
+def _cut(shown: Sequence[Sequence[str]], count: int, split: str) -> tuple[np.ndarray, np.ndarray]:
     """Return the rows to train on and at most ``count`` rows to hold out, without a common picture.
 
     Rows that share a picture, directly or through others, stay together. Which are held out depends on the
-    pictures only, not on the order of the rows.
+    pictures only (``shown``, at least one name per row), not on the order of the rows.
 
     Raises:
         ValueError: no rows would remain on one side.
     """
-    if count >= len(pixels):
-        raise ValueError(f"data.{split}.split_from_train is {count}, but train has {len(pixels)} usable rows")
-    parent = list(range(len(pixels)))
+    if count >= len(shown):
+        raise ValueError(f"data.{split}.split_from_train is {count}, but train has {len(shown)} usable rows")
+    parent = list(range(len(shown)))
 
     def root(row: int) -> int:
         while parent[row] != row:
@@ -346,16 +348,14 @@ def _cut(pixels: Sequence[Sequence[str]], count: int, split: str) -> tuple[np.nd
         return row
 
     first: dict[str, int] = {}
-    for row, of_row in enumerate(pixels):
+    for row, of_row in enumerate(shown):
         for picture in of_row:
             parent[root(row)] = root(first.setdefault(picture, row))
     groups: dict[int, list[int]] = defaultdict(list)
-    for row in range(len(pixels)):
+    for row in range(len(shown)):
         groups[root(row)].append(row)
     ranks = {
-        name: min(
-            (hash_of(["eval", p]) for row in rows for p in pixels[row]), default=hash_of(["eval", name])
-        )
+        name: min(hash_of(["eval", picture]) for row in rows for picture in shown[row])
         for name, rows in groups.items()
     }
     held_out: list[int] = []
@@ -368,5 +368,5 @@ def _cut(pixels: Sequence[Sequence[str]], count: int, split: str) -> tuple[np.nd
             f"data.{split}.split_from_train is {count}, but at least {smallest} rows are linked by common "
             f"pictures; raise it, or give a file for {split}"
         )
-    kept = np.setdiff1d(np.arange(len(pixels)), held_out)
+    kept = np.setdiff1d(np.arange(len(shown)), held_out)
     return kept, np.array(sorted(held_out))

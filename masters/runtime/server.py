@@ -19,7 +19,7 @@ _BUSY = {408, 429}  # HTTP status codes
 
 
 def check_server(address: str, api_key: str | None = None) -> None:
-    """Raise ``ValueError`` for an address that is none and a key that no HTTP header can hold."""
+    """Raise ``ValueError`` if the address is not an HTTP address, or the key cannot be in an HTTP header."""
     try:
         url = urlsplit(address)
         good = url.scheme in ("http", "https") and bool(url.hostname) and (url.port or 1) > 0

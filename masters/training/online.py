@@ -104,7 +104,7 @@ def train_online(
         texts = [message[0]["content"].strip() for message in completions]
         with meter.timed("judging_seconds"):
             verdicts = judge.score_many(list(about["question"]), list(about["answer"]), texts)
-        return [float(verdict == 1) for verdict in verdicts]
+        return [float(verdict or 0) for verdict in verdicts]
 
     settings = budget.arguments(
         folder,

@@ -86,6 +86,7 @@ class Budget:
             "warmup_steps": self.warmup_steps,
             "max_grad_norm": options.max_grad_norm,
             "optim": options.optim,
+            "save_strategy": "steps",
             "save_steps": options.save_steps,
             "logging_steps": self.log_every,
             "logging_nan_inf_filter": False,
@@ -217,7 +218,7 @@ def train(
     try:
         with quiet("transformers.trainer"), full_disk_error(folder):
             trainer.train(resume_from_checkpoint=checkpoint)
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         if not is_full(error):
             raise
         advice = memory.advice(name, savings, budget.batch // parts, bool(objective.teachers))

@@ -217,7 +217,7 @@ def test_bad_rows_are_skipped_and_listed(base: Path) -> None:
         assert expected in reason
     assert own.problems == [f"6 of 18 rows are skipped; the first is train.jsonl row 13: {reasons[0]}"]
     with pytest.raises(
-        ValueError, match=r"train.jsonl row 13: .*; mend the row or set data.on_bad_row: skip"
+        ValueError, match=r"train.jsonl row 13: .*; fix the row, or set data.on_bad_row: skip"
     ):
         load(base, on_bad_row="stop")
 

@@ -223,7 +223,7 @@ class _Asker:
         if not 0 < len(tokens) <= most:
             raise refuse(f"{len(tokens)} tokens where 1 to {most} were requested")
         if wrong := [token for token in tokens if not 0 <= token < self.rows or token in self.banned]:
-            raise refuse(f"token id {wrong[0]}, which this model has not or which was banned")
+            raise refuse(f"token id {wrong[0]}, which is outside the vocabulary of this model or was banned")
         logprobs = _logprobs(choice.get("logprobs"))
         if logprobs is not None and len(logprobs) != len(tokens):
             raise refuse(

@@ -76,7 +76,10 @@ class VllmEngine:
                 f"engine vllm needs the vllm package ({error}); install it in a separate environment, as "
                 "`make test-vllm` does, or use engine transformers or openai"
             ) from None
-        options = {"limit_mm_per_prompt": {"image": pictures}, "disable_log_stats": True} | self.options
+        options: dict[str, Any] = {"limit_mm_per_prompt": {"image": pictures}, "disable_log_stats": True}
+        if source.dtype is not None:
+            options["dtype"] = source.dtype
+        options |= self.options
         with _folder_of(source) as folder:
             try:
                 return LLM(str(folder), **options)
