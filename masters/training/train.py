@@ -78,22 +78,25 @@ class Budget:
         """
         options = self.options
         constant_first = self.schedule == "constant" and self.warmup_steps > 0
-        decided = fixed | {
-            "output_dir": str(folder),
-            "max_steps": self.steps,
-            "learning_rate": self.learning_rate,
-            "lr_scheduler_type": "constant_with_warmup" if constant_first else self.schedule,
-            "warmup_steps": self.warmup_steps,
-            "max_grad_norm": options.max_grad_norm,
-            "optim": options.optim,
-            "save_strategy": "steps",
-            "save_steps": options.save_steps,
-            "logging_steps": self.log_every,
-            "logging_nan_inf_filter": False,
-            "seed": self.seed,
-            "data_seed": self.seed,
-            "report_to": list(options.report_to),
-        }
+        decided = (
+            {"save_strategy": "steps"}
+            | fixed
+            | {
+                "output_dir": str(folder),
+                "max_steps": self.steps,
+                "learning_rate": self.learning_rate,
+                "lr_scheduler_type": "constant_with_warmup" if constant_first else self.schedule,
+                "warmup_steps": self.warmup_steps,
+                "max_grad_norm": options.max_grad_norm,
+                "optim": options.optim,
+                "save_steps": options.save_steps,
+                "logging_steps": self.log_every,
+                "logging_nan_inf_filter": False,
+                "seed": self.seed,
+                "data_seed": self.seed,
+                "report_to": list(options.report_to),
+            }
+        )
         known = {one.name for one in fields(TrainingArguments)}
         if options.optim not in {one.value for one in OptimizerNames}:
             raise ValueError(

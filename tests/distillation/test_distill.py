@@ -3,6 +3,7 @@
 import json
 import math
 import multiprocessing
+import os
 import random
 import time
 from collections.abc import Iterator
@@ -129,7 +130,7 @@ def test_two_teachers_teach_in_order_and_no_answers_mean_no_accuracy_reward(fold
     masters.distill(own_models.file(folder, teachers=["teacher", "second"]), said.append)
     assert sum("of train have no answer" in line for line in said) == 1
     log = pd.read_parquet(folder / "out" / "log.parquet")
-    assert "distillation_reward" in log or len(log)
+    assert (log["reward_accuracy"] == 0).all() and log["reward_distillation"].notna().all()
     assert (folder / "out" / "eval" / "teacher-1-teacher.parquet").is_file()
     assert not (folder / "out" / "eval" / "scores.json").exists()  # nothing to compare answers with
 
@@ -174,6 +175,39 @@ def test_other_settings_in_the_same_folder_are_refused(folder: Path) -> None:
         masters.distill(own_models.file(folder, training={"learning_rate": 2e-3, "batch": 2}), [].append)
 
 
+def test_other_data_in_the_same_folder_is_refused(folder: Path) -> None:
+    masters.distill(own_models.file(folder), [].append)
+    masters.distill(own_models.file(folder), [].append)
+    rows = (folder / "train.jsonl").read_text().replace('"answer": "red"', '"answer": "dark red"')
+    (folder / "train.jsonl").write_text(rows)
+    with pytest.raises(ValueError, match=r"other data \((train|train, eval|eval) changed since\)"):
+        masters.distill(own_models.file(folder), [].append)
+
+
+def test_runs_of_one_process_have_their_own_caches(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MASTERS_CACHE")
+    for name in ("one", "two"):
+        masters.distill(own_models.file(folder, output_dir=name), [].append)
+    for name in ("one", "two"):
+        assert list((folder / name / "responses" / "responses").rglob("*.parquet"))
+    assert "MASTERS_CACHE" not in os.environ
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"method": "accuracy_only"}, "method 'accuracy_only' needs the accuracy reward, and no training"),
+        ({"loss": {"flat": "skip"}}, "flat: skip} needs the accuracy reward, and no training question"),
+    ],
+)
+def test_what_needs_answers_is_refused_without_any(
+    folder: Path, changes: dict[str, Any], message: str
+) -> None:
+    own_models.rows(folder, answers=False)
+    with pytest.raises(ValueError, match=message):
+        masters.distill(own_models.file(folder, **changes), [].append)
+
+
 def test_two_at_once_in_one_folder_are_refused(folder: Path) -> None:
     (folder / "out").mkdir()
     with FileLock(folder / "out" / ".lock"), pytest.raises(ValueError, match="another process is using"):
@@ -198,6 +232,8 @@ def test_labels_alone_and_keywords(folder: Path, monkeypatch: pytest.MonkeyPatch
         ({"training": {"eval_steps": 2}, "data": {"train": "train.jsonl"}}, "set data.eval"),
         ({"training": {"report_to": ["nothing"]}}, "report_to: 'nothing' is no tracker"),
         ({"method": "best"}, "'best' is unknown"),
+        ({"method": "reasoning"}, "rationales, which data of your own do not have"),
+        ({"training": {"args": {"save_strategy": "no"}}}, "args cannot set 'save_strategy'"),
         ({"method": "base"}, "distills nothing"),
         ({"mask": {"r_max": 1.0}}, "mask.r_max: .*less than 1"),
         ({"training": {"learning_rat": 1}}, r"training.learning_rat: .*\(known: "),

@@ -280,6 +280,15 @@ def test_no_picture_is_in_train_and_eval(base: Path) -> None:
     assert asked(load(base, train="turned.jsonl", eval={"split_from_train": 9}), "eval") == asked(own, "eval")
 
 
+def test_rows_without_pictures_are_held_out_by_their_question(base: Path) -> None:
+    several = [{"question": f"what is {number} ?", "answer": "a"} for number in range(20)]
+    write(base / "train.jsonl", [*several, several[3]])
+    own = load(base, eval={"split_from_train": 6})
+    write(base / "turned.jsonl", [several[3], *several[::-1]])
+    assert asked(load(base, train="turned.jsonl", eval={"split_from_train": 6}), "eval") == asked(own, "eval")
+    assert not set(asked(own, "train")) & set(asked(own, "eval")), "equal questions stay together"
+
+
 def test_a_split_that_cannot_be_cut_exactly_is_smaller(base: Path) -> None:
     write(base / "train.jsonl", [row | {"question": f"{t}"} for row in rows() for t in range(3)])
     own = load(base, eval={"split_from_train": 8})
