@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.training import Step
-from masters.claims.statistics import power_law
 from masters.models.loading import parameter_count
+from masters.runtime.statistics import power_law
 
 REPETITIONS = 5
 AXES: dict[str, tuple[tuple[int, ...], Callable[[int], Step]]] = {

@@ -39,8 +39,10 @@ ALLOWED["imitation"] = {"study", *ALLOWED["study"]}
 ALLOWED["figures"] = {"imitation", *ALLOWED["imitation"]}
 ALLOWED["pages"] = {"figures", *ALLOWED["figures"]}
 ALLOWED["report"] = {"pages", *ALLOWED["pages"]}
-ALLOWED["distillation"] = {"claims", "experiments", *ALLOWED["experiments"]}
+ALLOWED["distillation"] = {"experiments", *ALLOWED["experiments"]}
 ALLOWED["cli"] = {"distillation", "report", *ALLOWED["report"]}
+# What studies the method and writes the book; the other rooms, but for the commands, are the method.
+BOOK = ("report", "pages", "figures", "imitation", "study", "analysis", "claims")
 
 
 def modules() -> dict[str, Path]:
@@ -101,7 +103,10 @@ def diagram() -> str:
     def reach(name: str) -> set[str]:
         return direct[name] | {far for near in direct[name] for far in reach(near)}
 
+    method = [name for name in reversed(ALLOWED) if name not in (*BOOK, "cli")]
     lines = ["```mermaid", "graph TD"]
+    for title, rooms in (("the book", BOOK), ("the method", method)):
+        lines += [f'    subgraph {title.split()[1]}["{title}"]', f"        {'; '.join(rooms)}", "    end"]
     for name in reversed(ALLOWED):
         implied = {far for near in direct[name] for far in reach(near)}
         lines += [f"    {name} --> {target}" for target in sorted(direct[name] - implied)]
@@ -109,13 +114,17 @@ def diagram() -> str:
 
 
 def sizes() -> str:
-    """Return the files and lines of each room and of the package, one line each."""
+    """Return the files and lines of each room, of method and book, and of the package, one line each."""
     lines, files = Counter[str](), Counter[str]()
     for module, path in modules().items():
-        for name in (room(module), "all"):
+        half = "the book" if room(module) in BOOK else "the method" if room(module) != "cli" else "cli"
+        for name in {room(module), half, "all"}:
             lines[name] += len(path.read_text(encoding="utf-8").splitlines())
             files[name] += 1
-    return "\n".join(f"{name:12} {files[name]:4} files {lines[name]:7,} lines" for name in [*ALLOWED, "all"])
+    return "\n".join(
+        f"{name:12} {files[name]:4} files {lines[name]:7,} lines"
+        for name in [*ALLOWED, "the method", "the book", "all"]
+    )
 
 
 def main() -> int:

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from masters.claims.evidence import Evidence
-from masters.claims.statistics import Interval, mean_interval
+from masters.runtime.statistics import Interval, mean_interval
 from masters.runtime.tables import COUNT, NUMBER, TEXT, Number, Schema, Text
 
 # Other names of the same run.

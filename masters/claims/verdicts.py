@@ -39,9 +39,9 @@ import pandas as pd
 
 from masters.claims.claims import CLAIMS, Claim, Kind
 from masters.claims.comparisons import EFFECT, PAIR, SAMPLED, Comparison
-from masters.claims.statistics import Alternative, Interval, holm, minimum_detectable_effect, p_value
 from masters.claims.table import signed
 from masters.runtime.files import write_atomic
+from masters.runtime.statistics import Alternative, Interval, holm, minimum_detectable_effect, p_value
 
 ALPHA = 0.05
 # From the least favorable verdict to the most favorable.

@@ -8,9 +8,9 @@ import pandas as pd
 import yaml
 from scipy.stats import binomtest
 
-from masters.claims.statistics import Interval, mean_interval
 from masters.distillation.run_file import RunFile
 from masters.runtime.files import write_atomic
+from masters.runtime.statistics import Interval, mean_interval
 
 
 def scores(frames: dict[str, pd.DataFrame]) -> dict[str, Interval]:

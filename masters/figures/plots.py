@@ -15,7 +15,6 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter, PercentFormatter
 from scipy import stats
 
-from masters.claims.statistics import power_law
 from masters.figures.names import title_of
 from masters.figures.style import (
     COLORS,
@@ -30,6 +29,7 @@ from masters.figures.style import (
     panels,
 )
 from masters.masking.schedule import MaskSchedule
+from masters.runtime.statistics import power_law
 
 OVER_SEEDS = "95 % interval over seeds"
 RUNGS = {"student": "base", "mid": "mid", "large": "large"}

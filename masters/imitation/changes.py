@@ -1,7 +1,7 @@
 """Statistics of the imitation study: changes in divergence, controls at the same dose, verdicts of the plan.
 
 Changes are in percent of a divergence that counts as known; intervals cover draws (or seeds) and held-out
-sequences (:mod:`masters.claims.statistics`).
+sequences (:mod:`masters.runtime.statistics`).
 """
 
 from collections.abc import Iterator, Mapping
@@ -12,10 +12,10 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from masters.claims.statistics import mean_interval
 from masters.imitation import plan
 from masters.imitation.distances import DIVERGENCES, WHOLE
 from masters.imitation.tables import CONTROLS, FOLDER, KINDS, SCHEMAS, tables
+from masters.runtime.statistics import mean_interval
 
 COMPARISONS = (*((arm, "whole") for arm in plan.ARMS if arm != "whole"), ("progressive", "step length"))
 

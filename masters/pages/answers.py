@@ -10,10 +10,10 @@ import pandas as pd
 from markupsafe import Markup
 
 from masters.claims.claims import CLAIMS
-from masters.claims.statistics import Interval
 from masters.claims.table import signed
 from masters.figures.names import title_of
 from masters.pages.rendering import fill
+from masters.runtime.statistics import Interval
 
 JUDGING = "7_claims"  # the notebook of all claims
 RUN = "<!-- run -->"  # where the book puts minutes and downloads

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 import pandas as pd
 
 from masters.claims.comparisons import SAME_RUN, paired_effect
-from masters.claims.statistics import minimum_detectable_effect
+from masters.runtime.statistics import minimum_detectable_effect
 from masters.runtime.tables import COUNT, NUMBER, TEXT, Number, Schema, Text
 from masters.settings import Distillation
 

@@ -15,11 +15,11 @@ from masters.claims import verdicts
 from masters.claims.claims import CLAIMS, HELPS, SMALLEST_MARGIN, Claim, all_pairs
 from masters.claims.comparisons import EFFECTS, measure, paired_effect
 from masters.claims.evidence import Evidence
-from masters.claims.statistics import Interval, minimum_detectable_effect, p_value
 from masters.claims.verdicts import SEVERITY, excludes_paper, judge_comparisons, verdict, write_claims
 from masters.experiments.arms import title
 from masters.pages.parameters import NOTEBOOKS
 from masters.runtime.files import paper_table
+from masters.runtime.statistics import Interval, minimum_detectable_effect, p_value
 from masters.runtime.tables import read_table
 
 C = {claim.id: claim for claim in CLAIMS}

@@ -6,8 +6,8 @@ import pandas as pd
 import pytest
 
 from masters.claims.claims import CLAIMS
-from masters.claims.statistics import Interval
 from masters.pages import answers
+from masters.runtime.statistics import Interval
 
 GAIN, NONE, LOSS = Interval(1.26, 0.4, 2.1), Interval(0.1, -0.5, 0.7), Interval(-1.0, -1.5, -0.5)
 

@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 
 from masters.claims.comparisons import paired_effect
-from masters.claims.statistics import minimum_detectable_effect
 from masters.figures.study import effect_map
+from masters.runtime.statistics import minimum_detectable_effect
 from masters.settings import load_profile
 from masters.study.effects import AXES, COLUMNS, EFFECTS, measure_map
 

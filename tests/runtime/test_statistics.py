@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from masters.claims.statistics import (
+from masters.runtime.statistics import (
     Interval,
     holm,
     mean_interval,
