@@ -144,26 +144,26 @@ def study(
             raise ValueError("the study imitation has no replicates to choose: leave out --replicates")
         imitation(processes or 2, dry_run)
         return
-    plan = Study(name, STUDY.parent / name, processes)
-    if asked and max(asked) >= plan.plan.seeds:
-        raise ValueError(f"no replicate {max(asked)}: the plan has replicates 0 to {plan.plan.seeds - 1}")
-    minutes, missing, untried = plan.minutes(asked), plan.missing(asked), plan.untried()
+    study = Study(name, STUDY.parent / name, processes)
+    if asked and max(asked) >= study.plan.seeds:
+        raise ValueError(f"no replicate {max(asked)}: the plan has replicates 0 to {study.plan.seeds - 1}")
+    minutes, missing, untried = study.minutes(asked), study.missing(asked), study.untried()
     table = new_table(f"study {name}", [""], ["finished", "missing", "minutes"])
     table.add_row("ladders to train", "", "", f"{minutes['ladder']:.0f}")
-    table.add_row("trials (validation)", str(len(plan.tried)), str(len(untried)), f"{minutes['trials']:.0f}")
-    finished = plan.runs.groupby("replicate").size()
+    table.add_row("trials (validation)", str(len(study.tried)), str(len(untried)), f"{minutes['trials']:.0f}")
+    finished = study.runs.groupby("replicate").size()
     each = minutes["runs"] / max(1, sum(map(len, missing.values())))
-    for replicate in range(plan.plan.seeds) if asked is None else asked:
+    for replicate in range(study.plan.seeds) if asked is None else asked:
         lacking = len(missing.get(replicate, []))
         counts = (str(finished.get(replicate, 0)), str(lacking), f"{lacking * each:.0f}")
         table.add_row(f"runs of replicate {replicate}", *counts)
     console = Console()
     console.print(table)
     console.print(
-        f"About {sum(minutes.values()):.0f} minutes with {plan.profile.processes} processes, plus the time "
+        f"About {sum(minutes.values()):.0f} minutes with {study.profile.processes} processes, plus the time "
         "to generate responses. Stop at any time: the same command continues with what is missing."
     )
-    if uncertain := plan.uncertain(asked):
+    if uncertain := study.uncertain(asked):
         console.print(
             f"The models of these replicates are missing and must be retrained: "
             f"{', '.join(map(str, uncertain))}. Training is not bit-reproducible across machines: if the "
@@ -173,9 +173,9 @@ def study(
     if dry_run:
         return
     with progress.shown():
-        plan.run(asked)
-    plan.judge()
-    _print_claims(f"the paper's claims in the study {name}", plan.folder / "claims.csv")
+        study.run(asked)
+    study.judge()
+    _print_claims(f"the paper's claims in the study {name}", study.folder / "claims.csv")
 
 
 def _numbers(text: str) -> list[int] | None:

@@ -166,7 +166,7 @@ def _losses(places: pd.DataFrame | None) -> str:
         if len(lost):
             worst = lost.nsmallest(1, "points").iloc[0]
             arms = f"{title_of(worst['treatment'])} against {title_of(worst['control'])}"
-            most = f"{arms} {signed(worst['points'])} points"
+            most = f"most of all {arms}: {signed(worst['points'])} points"
             found.append(f"{effect} in {len(lost)} of {len(pairs)} pairs of arms ({most})")
     return f"Intervals below zero at other settings, not corrected: {'; '.join(found)}." if found else ""
 

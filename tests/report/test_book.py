@@ -246,8 +246,8 @@ def test_three_sentences_say_what_helps_and_what_hurts() -> None:
     below = "Masters with skewed KL scores below skewed KL alone (C12: -0.5 points, -1.0 to -0.02"
     assert hurts == f"No claim is reversed. {below}; less than the margin).", "a larger model is no change"
     assert answers(places)[2].endswith(
-        "Intervals below zero at other settings, not corrected: rewards in 2 of 3 pairs of arms (Masters, "
-        "learning rate 1e-04 against mask-progressive, learning rate 1e-04 -6.6 points)."
+        "Intervals below zero at other settings, not corrected: rewards in 2 of 3 pairs of arms (most of all "
+        "Masters, learning rate 1e-04 against mask-progressive, learning rate 1e-04: -6.6 points)."
     )
     effects.loc[effects["id"] == "C12", ["effect", "effect_low", "effect_high"]] = [-4.0, -4.5, -3.5]
     hurts = answers()[2]
