@@ -68,7 +68,7 @@ CLAIMS: tuple[Claim, ...] = (
     Claim(
         "C1",
         "Distilling from the large teacher on one label per question improves the base student.",
-        "One label from the large teacher",
+        "One label of the teacher",
         (Comparison("naive", "base", variants("+large_teacher", "base")),),
         "5_offline_rl",
         f"{_SMALL} In a profile's own run the base student is one checkpoint, so only the distilled runs "
