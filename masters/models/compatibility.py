@@ -25,6 +25,7 @@ from masters.models.loading import token_types
 from masters.models.packing import pack, response_logits
 
 # Largest difference of a token's logits, relative to their norm; a wrong mask or position gives more.
+MEASURED = 64  # kinds of images
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 
 _warned: set[str] = set()
@@ -37,7 +38,8 @@ class Compatibility:
     Attributes:
         together: whether they read all responses to a question in one row.
         image_token: its id.
-        image_tokens: per question, how many of them its prompt needs; None if the models do not tell.
+        image_tokens: per question, how many of them its prompt needs, -1 where it was not measured; None if
+            the models do not tell.
         positions: tokens that the model with the shortest context can read.
         bos: id of the token that begins a prompt; None without one.
     """
@@ -58,7 +60,7 @@ class Compatibility:
                 too long with its responses; the message names the question.
         """
         name, found = _name(questions, index), int((prompt == self.image_token).sum())
-        if self.image_tokens is not None and found != self.image_tokens[index]:
+        if self.image_tokens is not None and self.image_tokens[index] not in (found, -1):
             raise ValueError(
                 f"question {name!r}: its prompt has {found} image tokens and the models "
                 f"make {self.image_tokens[index]} of its image; encode it with the processor of the models"
@@ -110,21 +112,22 @@ def measure(models: Sequence[PreTrainedModel], questions: Questions) -> Compatib
 def image_tokens(model: PreTrainedModel, questions: Questions) -> np.ndarray | None:
     """Return how many image tokens a model makes of each question's image; None if it does not tell.
 
-    The vision tower runs once for each kind of image (:meth:`masters.data.questions.Questions.kinds`).
+    The vision tower runs once for each kind of image (:meth:`masters.data.questions.Questions.kinds`), but
+    for no more than the first :data:`MEASURED`: pictures of any size can have thousands. Others have -1.
     """
     inner: Any = model.model
     if not hasattr(inner, "get_image_features"):
         return None
     kind, examples = questions.kinds()
-    counts = []
-    for index in examples:
+    counts = np.full(len(examples), -1, dtype=np.int64)
+    for place, index in enumerate(examples[:MEASURED]):
         images = {name: tensor.to(model.device) for name, tensor in questions.image_features([index]).items()}
         if not images:
-            counts.append(0)
+            counts[place] = 0
             continue
         features = inner.get_image_features(**images).pooler_output
-        counts.append(sum(part.numel() // part.shape[-1] for part in features))
-    return np.array(counts, dtype=np.int64)[kind]
+        counts[place] = sum(part.numel() // part.shape[-1] for part in features)
+    return counts[kind]
 
 
 def reads_packed(model: PreTrainedModel, questions: Questions) -> bool:

@@ -14,6 +14,7 @@ from PIL import Image
 from transformers import PreTrainedModel
 
 from masters.data.questions import Questions
+from masters.models import compatibility
 from masters.models.compatibility import image_tokens
 from masters.models.loading import load
 from masters.models.packing import pack, response_logits
@@ -96,3 +97,15 @@ def test_image_tokens_are_those_of_the_prompts(setting: tuple[PreTrainedModel, A
     ]
     counted = image_tokens(model, questions)
     assert counted is not None and counted.tolist() == expected and expected[1] == 0 < expected[2]
+
+
+def test_of_very_many_kinds_of_images_the_first_are_measured(
+    setting: tuple[PreTrainedModel, Any, Questions], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, _, questions = setting
+    whole = image_tokens(model, questions)
+    monkeypatch.setattr(compatibility, "MEASURED", 1)
+    counted = image_tokens(model, questions)
+    assert whole is not None and counted is not None
+    first = questions.kinds()[0] == 0
+    assert (counted[first] == whole[first]).all() and (counted[~first] == -1).all() and not first.all()
