@@ -25,6 +25,7 @@ from pydantic import (
 
 from masters.masking.schedule import MaskSchedule
 from masters.objective.options import LossOptions
+from masters.runtime.errors import one_line
 from masters.runtime.files import ROOT
 from masters.runtime.server import check_server
 
@@ -416,8 +417,7 @@ def read(path: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(text.decode())
     except Exception as error:  # a wrong tag such as `!!bool maybe`, or a deep nest, fails in many ways
-        reason = " ".join(str(error).split())[:500]
-        raise ValueError(f"{shown} is not valid YAML: {reason or type(error).__name__}") from None
+        raise ValueError(f"{shown} is not valid YAML: {one_line(error, 500)}") from None
     if not isinstance(content, dict):
         raise ValueError(f"{shown} must hold 'name: value' lines but holds {type(content).__name__}")
     if odd := [name for name in content if not isinstance(name, str)]:

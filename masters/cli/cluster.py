@@ -15,6 +15,7 @@ import torch
 from masters.experiments.curriculum import WantedResponses
 from masters.experiments.lab import Lab
 from masters.experiments.response_plan import shard
+from masters.runtime.errors import one_line
 from masters.runtime.files import cache_dir, data_dir
 from masters.settings import Profile
 
@@ -53,7 +54,7 @@ def make_on_ray(
     try:
         ray.init(address=address, log_to_driver=False, **options)
     except ConnectionError as error:
-        raise ValueError(f"no Ray cluster at {address!r} ({' '.join(str(error).split())[:200]})") from None
+        raise ValueError(f"no Ray cluster at {address!r} ({one_line(error)})") from None
     try:
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False

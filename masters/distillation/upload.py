@@ -5,6 +5,8 @@ from pathlib import Path
 from huggingface_hub import HfApi
 from huggingface_hub.errors import LocalTokenNotFoundError
 
+from masters.runtime.errors import one_line
+
 
 def check_upload(name: str) -> None:
     """Check that a name on the hub belongs to the user or to an organization of theirs.
@@ -17,7 +19,7 @@ def check_upload(name: str) -> None:
     except LocalTokenNotFoundError:
         raise ValueError(f"push_to_hub: {name}: you are not logged in: hf auth login") from None
     except Exception as error:  # of the network; which library reads it depends on the hub's client
-        raise ValueError(f"push_to_hub: {name}: the hub does not answer ({_reason(error)})") from None
+        raise ValueError(f"push_to_hub: {name}: the hub does not answer ({one_line(error)})") from None
     own = [user["name"], *(one["name"] for one in user.get("orgs", []))]
     if name.partition("/")[0] not in own or not name.partition("/")[2]:
         raise ValueError(
@@ -36,10 +38,6 @@ def upload(name: str, folder: Path) -> None:
         HfApi().upload_folder(repo_id=name, folder_path=folder)
     except Exception as error:  # as above
         raise ValueError(
-            f"{folder} is complete, and its upload failed ({_reason(error)}): run the same command again, or "
-            f"hf upload {name} {folder}"
+            f"{folder} is complete, and its upload failed ({one_line(error)}): run the same command again, "
+            f"or hf upload {name} {folder}"
         ) from None
-
-
-def _reason(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -29,6 +29,7 @@ from masters.experiments.curriculum import ResponseSet, Stage, all_stages, group
 from masters.experiments.evaluation import answers
 from masters.experiments.lab import Lab
 from masters.runtime import distributed
+from masters.runtime.errors import one_line
 from masters.runtime.files import write_atomic
 from masters.runtime.keys import hash_of
 
@@ -95,8 +96,9 @@ def refreshed(
         frame, n = pd.read_parquet(path, page_checksum_verification=True), spec.student_responses
         accuracy = frame["score"].astype(float).fillna(0).to_numpy(np.float32).reshape(-1, n)
     except (KeyError, OSError, ValueError) as error:
-        reason = str(error).partition("\n")[0]
-        raise ValueError(f"{path} is damaged ({reason}): delete {folder}, and the run starts again") from None
+        raise ValueError(
+            f"{path} is damaged ({one_line(error)}): delete {folder}, and the run starts again"
+        ) from None
     tokens, behaviour = (
         grouped(frame[name].map(partial(np.asarray, dtype=kind)), n)
         for name, kind in (("tokens", np.int32), ("logprobs", np.float32))

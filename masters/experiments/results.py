@@ -23,6 +23,7 @@ from masters.models.loading import load
 from masters.objective.diagnostics import Diverged
 from masters.runtime import distributed
 from masters.runtime.checksums import check, is_whole
+from masters.runtime.errors import one_line
 
 
 @dataclass(frozen=True)
@@ -70,9 +71,8 @@ def _read(path: Path, read: Callable[[Path], Any]) -> Any:
     try:
         return read(path)
     except (OSError, ValueError) as error:
-        reason = str(error).partition("\n")[0]
         raise ValueError(
-            f"{path} is damaged ({reason}): delete its folder, and the run is repeated"
+            f"{path} is damaged ({one_line(error)}): delete its folder, and the run is repeated"
         ) from None
 
 

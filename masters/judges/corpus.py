@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 import yaml
 
+from masters.runtime.errors import one_line
 from masters.runtime.files import ROOT
 
 CORPUS = ROOT / "tests" / "judge_corpus.yaml"
@@ -33,7 +34,7 @@ def cases(path: Path = CORPUS) -> tuple[list[Case], list[Case]]:
         lines: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
         every = [Case(*line) for line in lines]
     except (OSError, TypeError, yaml.YAMLError) as error:
-        raise ValueError(f"{path} is not a corpus of cases ({' '.join(str(error).split())})") from None
+        raise ValueError(f"{path} is not a corpus of cases ({one_line(error)})") from None
     held_out = every[HELD_OUT_EVERY - 1 :: HELD_OUT_EVERY]
     open_ = [case for at, case in enumerate(every) if at % HELD_OUT_EVERY != HELD_OUT_EVERY - 1]
     return open_, held_out

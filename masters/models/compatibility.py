@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 from masters.data.questions import Questions
 from masters.models.loading import token_types
 from masters.models.packing import pack, response_logits
+from masters.runtime.errors import typed_line
 
 # Largest difference of a token's logits, relative to their norm; a wrong mask or position gives more.
 MEASURED = 64  # kinds of images
@@ -185,7 +186,7 @@ def _difference(
         try:
             found = response_logits(model, batch)[batch.mask].float()
         except Exception as error:  # a model of another family may fail on such a mask in any way
-            return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+            return typed_line(error)
     finally:
         model.train(training)
     if not expected.isfinite().all():

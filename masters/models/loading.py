@@ -35,6 +35,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from masters.models.small import SPECIAL
+from masters.runtime.errors import one_line
 
 # A progress bar for each model would flood a notebook.
 transformers_logging.disable_progress_bar()
@@ -172,7 +173,7 @@ def load_processor(name_or_folder: str | Path) -> Any:
             return processor
     except ImportError as error:
         missing = [name for name in ("torchvision", "num2words") if find_spec(name) is None]
-        needs = " and ".join(missing) or str(error).strip().splitlines()[0]
+        needs = " and ".join(missing) or one_line(error)
         raise ValueError(
             f"the processor of {str(name_or_folder)!r} needs {needs}: pip install 'masters[vlm]'"
         ) from None

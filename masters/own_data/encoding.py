@@ -19,6 +19,7 @@ import torch
 
 from masters.data.questions import OF_TEXT, Questions, Ragged, kind_of, processor_hash
 from masters.own_data.pictures import PictureError, open_picture, png
+from masters.runtime.errors import one_line
 from masters.runtime.files import cache_dir, write_folder_once
 from masters.runtime.keys import key_of
 from masters.runtime.progress import report
@@ -85,8 +86,7 @@ def processed(
             options["images"] = [pictures]
         made = processor(text=[text], return_tensors="pt", **options)
     except Exception as error:  # templates and processors raise many types
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise RefusedRow(f"the processor refuses {place}: {reason}") from error
+        raise RefusedRow(f"the processor refuses {place}: {one_line(error)}") from error
     prompt = made["input_ids"][0].numpy().astype(np.int32)
     if not pictures and (prompt == getattr(processor, "image_token_id", None)).any():
         raise ValueError(

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from masters.runtime.errors import one_line
+
 MOST_PIXELS = 89_478_485  # Pillow's limit: larger files may be decompression bombs
 LONGEST_PATH = 1024  # characters
 SHORTEST_SIDE = 4  # pixels; image processors confuse shorter sides with color channels
@@ -86,8 +88,7 @@ def open_picture(picture: dict[str, Any], max_pixels: int | None = None) -> Imag
     except Image.DecompressionBombError:
         raise PictureError(f"{shown} has more than {MOST_PIXELS:,} pixels") from None
     except Exception as error:  # decoders raise many types for damaged files
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise PictureError(f"{shown} cannot be read: {reason[:200]}") from None
+        raise PictureError(f"{shown} cannot be read: {one_line(error)}") from None
     width, height = made.size
     if max_pixels is not None and width * height > max_pixels:
         scale = (max_pixels / (width * height)) ** 0.5

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from masters.own_data.pictures import SUFFIXES
+from masters.runtime.errors import one_line
 from masters.runtime.keys import hash_of
 
 BATCH = 64  # rows per read; rows may hold whole pictures
@@ -93,7 +94,7 @@ class Source(NamedTuple):
                 pa.ArrowException,
             ) as error:
                 kind = self.path.suffix[1:]
-                raise ValueError(f"{self.path} cannot be read as {kind}: {_line(error)}") from None
+                raise ValueError(f"{self.path} cannot be read as {kind}: {one_line(error)}") from None
 
     def _numbered(self, values: Iterator[Any], folder: Path) -> Iterator[RawRow]:
         for number, row in enumerate(values, start=1):
@@ -116,7 +117,7 @@ class Source(NamedTuple):
                 try:
                     yield self._row(number, json.loads(line.decode("utf-8-sig")), folder)
                 except (ValueError, RecursionError) as error:  # not UTF-8, not JSON
-                    reason = f"the line is not JSON: {_line(error)}"
+                    reason = f"the line is not JSON: {one_line(error)}"
                     yield RawRow(self.title, number, folder, None, reason)
 
     def _of_image_folder(self) -> Iterator[RawRow]:
@@ -178,7 +179,7 @@ def _folder(entry: str, path: Path, split: str) -> Source:
         try:
             return _chosen(entry, datasets.load_from_disk(str(path)), split, path)
         except (OSError, KeyError, pa.ArrowException) as error:
-            raise ValueError(f"{entry} is a damaged datasets folder: {_line(error)}") from None
+            raise ValueError(f"{entry} is a damaged datasets folder: {one_line(error)}") from None
     if any(file.is_file() for file in _metadata(path)):
         return Source(entry, path)
     pictures = any(file.suffix.lower() in SUFFIXES for file in path.rglob("*"))
@@ -197,7 +198,8 @@ def _hub(entry: str, split: str) -> Source:
         found = datasets.load_dataset(f"{owner}/{repository}", *configuration, split=part or None)
     except Exception as error:  # of the network, the hub or the data set's files
         raise ValueError(
-            f"data.{split}: {entry!r} is no file or folder, and loading it from the hub fails: {_line(error)}"
+            f"data.{split}: {entry!r} is no file or folder, and loading it from the hub fails: "
+            f"{one_line(error)}"
         ) from None
     return _chosen(entry, found, split)
 
@@ -257,7 +259,3 @@ def _of_table(path: Path) -> Iterator[Any]:
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
     with open(path, encoding="utf-8-sig", newline="") as file:
         yield from csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -14,6 +14,7 @@ from filelock import FileLock
 
 from masters.claims.comparisons import EFFECTS
 from masters.runtime.checksums import SUMS, read_list
+from masters.runtime.errors import one_line
 from masters.runtime.files import write_intact
 from masters.runtime.tables import (
     COUNT,
@@ -134,8 +135,7 @@ class Tables:
         try:
             return pd.read_parquet(BytesIO(content), columns=list(columns))
         except (ValueError, OSError) as error:
-            cause = " ".join(str(error).split())
-            raise ValueError(f"{self.folder / name} holds no table ({cause}): {REMEDY}") from None
+            raise ValueError(f"{self.folder / name} holds no table ({one_line(error)}): {REMEDY}") from None
 
     def write_parquet(self, name: str, table: pd.DataFrame) -> None:
         """Write a Parquet file atomically."""

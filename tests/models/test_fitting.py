@@ -223,7 +223,7 @@ def test_a_model_that_fails_on_packed_rows_is_told_why(
         return plain(**inputs)
 
     monkeypatch.setattr(here.model.model, "forward", picky)
-    with pytest.warns(UserWarning, match="ValueError: a mask has two dimensions;"):
+    with pytest.warns(UserWarning, match="ValueError: a mask has two dimensions and no more;"):
         assert not reads_packed(here.model, here.questions(tmp_path / "questions"))
 
 

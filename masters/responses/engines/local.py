@@ -23,6 +23,7 @@ from masters.responses.engines import Response, Writer
 from masters.responses.engines.batch import Request, prepare
 from masters.responses.engines.native import generate_natively, log_probabilities
 from masters.responses.engines.shared_prompt import held_once
+from masters.runtime.errors import typed_line
 from masters.runtime.memory import free_bytes, is_full, release
 from masters.settings import Sampling
 
@@ -131,12 +132,8 @@ def _made(
             raise
         raise ValueError(
             f"{type(asked.model).__name__} cannot generate: {reason}, and by its own generate "
-            f"{_first_line(error)}; generate with engine vllm or openai"
+            f"{typed_line(error)}; generate with engine vllm or openai"
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
 
 
 def fitting_rows(model: PreTrainedModel, prompt: float, limit: int) -> int:
@@ -191,7 +188,7 @@ def _difference(asked: Request, wanted: Sequence[int]) -> str:
     try:
         made = _generate_shared(asked, wanted, range(2))
     except Exception as error:  # whatever a model of another family makes of such a cache
-        return "" if is_full(error) else _first_line(error)
+        return "" if is_full(error) else typed_line(error)
     try:
         own = log_probabilities(asked, wanted, range(2), [response.tokens for response in made])
     except Exception:  # the model has no other way

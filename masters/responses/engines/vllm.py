@@ -22,6 +22,7 @@ from masters.models.loading import banned_tokens, load
 from masters.models.source import Source
 from masters.responses.engines import Response, Writer
 from masters.responses.sampling import response_seed
+from masters.runtime.errors import one_line
 from masters.runtime.files import cache_dir, write_folder
 from masters.settings import Sampling
 
@@ -84,10 +85,9 @@ class VllmEngine:
             try:
                 return LLM(str(folder), **options)
             except (ValueError, TypeError, RuntimeError) as error:
-                reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
                 raise ValueError(
-                    f"vLLM cannot open {source.name} ({reason[:300]}); see its output above, and check "
-                    "generation.vllm in the profile"
+                    f"vLLM cannot open {source.name} ({one_line(error, 300)}); see its output above, and "
+                    "check generation.vllm in the profile"
                 ) from error
 
 
