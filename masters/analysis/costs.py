@@ -33,6 +33,7 @@ estimate, and no breakdown. :class:`PaperSizes` names every assumption that repl
 import math
 import time
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -243,9 +244,10 @@ class PaperSizes(Strict):
         1, description="time per operation of generation over that of training; 1 counts operations alone"
     )
     online_slowdown: Positive = Field(1, description="the same where generation interrupts training")
-    offline_days: Positive = Field(_days("offline"), description="paper, section 5")
+    offline_days: Positive = Field(default_factory=partial(_days, "offline"), description="paper, section 5")
     online_days: Positive = Field(
-        _days("online"), description="paper, section 5: its estimate, as a lower bound"
+        default_factory=partial(_days, "online"),
+        description="paper, section 5: its estimate, as a lower bound",
     )
 
     @property

@@ -10,7 +10,7 @@ import yaml
 from masters.runtime.errors import one_line
 from masters.runtime.files import ROOT
 
-CORPUS = ROOT / "tests" / "judge_corpus.yaml"
+CORPUS = ROOT / "data" / "judge_corpus.yaml"
 HELD_OUT_EVERY = 5  # never used to write a rule
 
 
