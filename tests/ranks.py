@@ -1,4 +1,4 @@
-"""What tests/training/test_distributed.py starts under torchrun, and alone to compare: ``ranks.py FOLDER KIND ...``.
+"""What test_distributed.py starts under torchrun, and alone to compare: ``ranks.py FOLDER KIND ...``.
 
 Every process leaves ``FOLDER/<first kind>-<world size>-<rank>.pt`` with what it saw and what it ended with.
 """
