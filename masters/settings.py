@@ -421,7 +421,7 @@ def read(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{shown} must hold 'name: value' lines but holds {type(content).__name__}")
     if odd := [name for name in content if not isinstance(name, str)]:
-        raise ValueError(f"{shown} must hold 'name: value' lines, and {odd[0]!r} is no name")
+        raise ValueError(f"{shown} must hold 'name: value' lines, and {odd[0]!r} is not a name")
     return content
 
 

@@ -198,7 +198,7 @@ def _hub(entry: str, split: str) -> Source:
         found = datasets.load_dataset(f"{owner}/{repository}", *configuration, split=part or None)
     except Exception as error:  # of the network, the hub or the data set's files
         raise ValueError(
-            f"data.{split}: {entry!r} is no file or folder, and loading it from the hub fails: "
+            f"data.{split}: {entry!r} is neither a file nor a folder, and loading it from the hub fails: "
             f"{one_line(error)}"
         ) from None
     return _chosen(entry, found, split)

@@ -105,7 +105,7 @@ class Budget:
         available = get_available_reporting_integrations()
         if absent := [one for one in options.report_to if one not in available]:
             raise ValueError(
-                f"report_to: {absent[0]!r} is no tracker of transformers, or its package is not installed "
+                f"report_to: {absent[0]!r} is not a tracker of transformers, or its package is not installed "
                 f"(installed: {', '.join(available) or 'none'})"
             )
         for name in options.args:

@@ -230,7 +230,7 @@ def test_labels_alone_and_keywords(folder: Path, monkeypatch: pytest.MonkeyPatch
         ({"teachers": []}, "needs a teacher"),
         ({"teachers": [{"path": "teacher", "dtype": "int3"}]}, "teachers.0.dtype"),
         ({"training": {"eval_steps": 2}, "data": {"train": "train.jsonl"}}, "set data.eval"),
-        ({"training": {"report_to": ["nothing"]}}, "report_to: 'nothing' is no tracker"),
+        ({"training": {"report_to": ["nothing"]}}, "report_to: 'nothing' is not a tracker"),
         ({"method": "best"}, "'best' is unknown"),
         ({"method": "reasoning"}, "rationales, which data of your own do not have"),
         ({"training": {"args": {"save_strategy": "no"}}}, "args cannot set 'save_strategy'"),

@@ -107,7 +107,8 @@ def test_a_data_set_of_the_hub_is_distilled_and_a_missing_one_is_one_line(folder
     assert "datasets/owner/colours/train-00000-of-00001.parquet" in downloaded
     assert json.loads((folder / "out" / "eval" / "scores.json").read_text())
     assert (
-        code == 1 and "data.train: 'owner/nothing' is no file or folder, and loading it from the hub" in line
+        code == 1
+        and "data.train: 'owner/nothing' is neither a file nor a folder, and loading it from the hub" in line
     )
 
 

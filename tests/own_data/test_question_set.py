@@ -164,7 +164,10 @@ def test_class_labels_are_their_names(base: Path) -> None:
         ({"train": "none.jsonl"}, "data.train has no usable row$"),
         ({"train": "wrong.jsonl"}, "data.train has no usable row; wrong.jsonl row 1: there is no question"),
         ({"train": "one.jsonl", "eval": "gone.csv"}, "data.eval: there is no file"),
-        ({"train": "owner/name"}, "'owner/name' is no file or folder, and loading it from the hub fails"),
+        (
+            {"train": "owner/name"},
+            "'owner/name' is neither a file nor a folder, and loading it from the hub fails",
+        ),
         ({"train": "one.jsonl", "eval": {"split_from_train": 1}}, "but train has 1 usable rows"),
     ],
 )

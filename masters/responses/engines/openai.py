@@ -219,7 +219,7 @@ class _Asker:
             tokens = tokens if finish == "length" else [*tokens, self.tokenizer.eos_token_id]
             most = 2 * most  # the server may have cut the text into fewer tokens
         if not isinstance(tokens, list) or not all(type(token) is int for token in tokens):
-            raise refuse(f"token ids that are no list of numbers ({str(tokens)[:50]})")
+            raise refuse(f"token ids that are not a list of numbers ({str(tokens)[:50]})")
         if not 0 < len(tokens) <= most:
             raise refuse(f"{len(tokens)} tokens where 1 to {most} were requested")
         if wrong := [token for token in tokens if not 0 <= token < self.rows or token in self.banned]:
