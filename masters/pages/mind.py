@@ -4,7 +4,7 @@ Everything follows from the first study's tables, and from the limits that each 
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -37,6 +37,7 @@ def mind_page(judged: Judged | None, study: Study | None) -> str:
     if judged is None or study is None:
         return fill("mind.md", claims=[])
     tried, places = study.tried, study.tables.read("map.csv")
+    compared = judge_comparisons(judged.effects).to_dict("records")
     claims = [
         {
             "row": row,
@@ -45,7 +46,7 @@ def mind_page(judged: Judged | None, study: Study | None) -> str:
             "grid": [
                 words for name in (row["treatment"], row["control"]) if (words := _edge(name, study, tried))
             ],
-            "confounds": _confounds(row, judged, places),
+            "confounds": _confounds(row, judged, places, compared),
             "otherwise": _otherwise(row),
         }
         for row in judged.claims.to_dict("records")
@@ -99,7 +100,9 @@ def _edge(name: str, study: Study, tried: pd.DataFrame) -> str:
     return f"{title_of(name)}: learning rate {rate:g}{of}, {where}"
 
 
-def _confounds(row: Mapping[Any, Any], judged: Judged, places: pd.DataFrame) -> list[str]:
+def _confounds(
+    row: Mapping[Any, Any], judged: Judged, places: pd.DataFrame, compared: Sequence[Mapping[Any, Any]]
+) -> list[str]:
     trained = [judged.settings.get(row[side], "") for side in ARMS]
     found = []
     if trained[0] != trained[1] and not {"", "not trained"} & set(trained):
@@ -110,10 +113,7 @@ def _confounds(row: Mapping[Any, Any], judged: Judged, places: pd.DataFrame) -> 
         rate = place["control"].rpartition("=")[2]
         span = f"{signed(place['low'])} to {signed(place['high'])}"
         found.append(f"With learning rate {rate} for both: {signed(place['points'])} points ({span}).")
-    found += [
-        f"{note[0].upper()}{note[1:]}."
-        for note in notes(row, judge_comparisons(judged.effects).to_dict("records"))
-    ]
+    found += [f"{note[0].upper()}{note[1:]}." for note in notes(row, compared)]
     if row["disagree"]:
         found.append(f"Greedy and sampled answers disagree: {with_titles(row['disagree'])}.")
     return [*found, row["limits"]]

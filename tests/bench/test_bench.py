@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from benchmarks.limits import limit
 from benchmarks.training import Head, Step, autograd_jsd
 from masters.models.packing import response_projection
 from masters.objective.divergence import jsd
@@ -67,3 +68,19 @@ def test_both_heads_compute_the_same_divergence() -> None:
     torch.testing.assert_close(ours, head.student_weight.grad, rtol=1e-4, atol=1e-6)
     teacher, student = torch.randn(2, 16, 50, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(jsd(teacher, student), autograd_jsd(teacher, student))
+
+
+def test_the_limit_counts_products_and_attention_forward_and_backward() -> None:
+    left, right = torch.randn(8, 16, requires_grad=True), torch.randn(16, 4)
+
+    def product(times: int) -> None:
+        for _ in range(times):
+            (left @ right).sum().backward()
+
+    assert limit(lambda: product(1), lambda: product(3)) == 3
+
+    def attention(length: int) -> None:
+        query = torch.randn(1, 2, length, 8, requires_grad=True)
+        torch.nn.functional.scaled_dot_product_attention(query, query, query).sum().backward()
+
+    assert limit(lambda: attention(16), lambda: attention(32)) == 4, "pairs of tokens"

@@ -314,7 +314,7 @@ def test_the_trajectory_of_masters_is_the_recorded_one(asked: Questions, tmp_pat
     told = (
         f"losses differ from {GOLDEN.name} (torch {golden['torch']}, here {torch.__version__}) by "
         f"{np.abs(difference).max():.2g} at most and {difference.mean():.2g} on average; if the change is "
-        "meant, write the file anew: "
+        "meant, write the file again: "
         "MASTERS_GOLDEN=write pytest tests/training/test_training.py -k trajectory"
     )
     assert len(golden["losses"]) == 12 and np.ptp(golden["losses"]) > 0.01
