@@ -16,8 +16,8 @@ def imitation(processes: int, dry_run: bool) -> None:
     console = Console()
     console.print(table)
     console.print(
-        "On two cores the divergences take an hour; per process, a trial takes 5 to 10 minutes and a run "
-        "20 to 45. Stop at any time: the same command continues with what is missing."
+        "A trial takes minutes, a run up to an hour, the whole study many hours on two cores. Stop at any "
+        "time: the same command continues with what is missing."
     )
     if not dry_run:
         with progress.shown():
