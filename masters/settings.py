@@ -24,7 +24,7 @@ from pydantic import (
 )
 
 from masters.masking.schedule import MaskSchedule
-from masters.objective.options import LossOptions
+from masters.objective.options import Averaging, LossOptions
 from masters.runtime.errors import one_line
 from masters.runtime.files import ROOT
 from masters.runtime.server import check_server
@@ -38,6 +38,9 @@ Count = Annotated[int, Field(ge=1, le=100_000_000)]
 Few = Annotated[int, Field(ge=1, le=10_000)]
 Positive = Annotated[float, Field(gt=0, le=1e15)]
 Minutes = Annotated[float, Field(ge=0, le=1e9)]
+Registers = Annotated[
+    tuple[Literal["bare", "sentence", "wordy", "rationale"], ...], Field(min_length=1)
+]  # wordings of training labels, see masters.data.labels; each label is in one of them, drawn uniformly
 FewOrNone = Annotated[int, Field(ge=0, le=10_000)]
 Name = Annotated[str, Field(min_length=1, max_length=4096)]
 Rung = Annotated[str, Field(pattern=r"^(tiny|student|small|mid|large|huge|teacher\d+)$")]
@@ -159,6 +162,31 @@ class ModelSpec(Placement):
     )
     batch: Count = Field(32, description="questions per step")
     learning_rate: Positive = Field(2e-3, description="peak of a schedule with linear warm-up and decay")
+    weight_decay: float = Field(0.01, ge=0, le=1e6, description="of AdamW")
+    averaging: Averaging = Field(
+        "response",
+        description="token: each token of a batch counts alike, so that the answer weighs as much in a long "
+        "label as in a short one; response: each label counts alike",
+    )
+    label_share: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="fraction of the pictures whose questions have labels; captions are of all pictures, and "
+        "the pool of distillation begins with pictures without labels",
+    )
+
+    def determining(self) -> dict[str, Any]:
+        """Return all that determines the trained model.
+
+        Of the fields in ``LATER`` only those that differ from their defaults, so that keys outlive them.
+        """
+        fields = self.model_dump(exclude=set(Placement.model_fields))
+        defaults = {name: type(self).model_fields[name].default for name in LATER}
+        return {name: value for name, value in fields.items() if name not in LATER or value != defaults[name]}
+
+
+LATER = ("weight_decay", "averaging", "label_share")  # fields of ModelSpec younger than stored results
 
 
 class Sampling(Strict):
@@ -330,6 +358,7 @@ class Profile(Strict):
     wrong_labels: float = Field(
         0.0, ge=0, le=1, description="fraction of wrong training labels; paper: not given"
     )
+    registers: Registers | None = Field(None, description="of the training labels; null: all four")
     ladder: dict[Rung, ModelSpec]
     sampling: Sampling = Sampling()
     generation: Generation = Generation()

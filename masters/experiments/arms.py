@@ -1,14 +1,14 @@
 """The arms of every comparison: a name, and how it differs from the paper's method.
 
 :func:`arm` turns a name and a profile into a :class:`RunSpec`, the full description of a training run. To add
-a variant, add one line to ``CHANGES``. Join names with a plus sign: ``clipped+learning_rate=1e-4`` is the
-clipped variant at another learning rate.
+a variant, add one line to ``CHANGES``, or to ``FAMILIES`` if it has a value. Join names with a plus sign:
+``clipped+learning_rate=1e-4`` is the clipped variant at another learning rate.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 from pydantic import Field
 
@@ -69,7 +69,7 @@ class RunSpec(Strict, LossOptions):
         return self.model_dump(mode="json", exclude_defaults=True)
 
 
-LABELS = ("labels", "rationales")  # in all registers, or in the register that gives a reason first
+LABELS = ("labels", "rationales")  # in the profile's registers, or in the one that gives a reason first
 
 UNMASKED = {"r_max": 0.0}
 PLAIN: dict[str, Any] = {"rewards": ()}
@@ -125,17 +125,81 @@ MASKS = {
 MIX: dict[Kind, float] = {"skewed_kl": 0.1}
 
 
-# Fields that an arm may set, and their values as a name may have them.
+class Family(NamedTuple):
+    """Arms that differ in one value, named ``family=value``."""
+
+    example: str  # a value, for messages
+    values: str  # regular expression of all values
+    changes: Callable[[str], dict[str, Any]]
+    title: Callable[[str], str]
+
+
+def _sets(field: str, example: str, values: str, title: Callable[[str], str] | None = None) -> Family:
+    """Return the family that sets a field of :class:`RunSpec`, which makes its text a number."""
+    words = field.replace("_", " ") + " {}"
+    return Family(example, values, lambda value: {field: value}, title or words.format)
+
+
+def _sources(value: str) -> dict[str, Any]:
+    student, teacher = map(int, value.split(":"))
+    return {"student_responses": student, "teacher_responses": teacher}
+
+
+def _divergence(value: str) -> dict[str, Any]:
+    kind: Any = value
+    return {"divergence": kind, "mix": MIX.get(kind, 0.5)}
+
+
+def _one_of(values: Any) -> str:
+    return "|".join(get_args(values))
+
+
+def _in_words(kind: str) -> str:
+    return kind.replace("_", " ").replace("kl", "KL").replace("jsd", "JSD")
+
+
 NUMBER = r"\d+(\.\d+)?(e-\d+)?"
-VALUES = {
-    "r_max": r"0(\.\d+)?",
-    "label_noise": r"0(\.\d+)?|1",
-    "learning_rate": NUMBER,
-    "policy_weight": NUMBER,
-    "beta": NUMBER,
-    "teacher_temperature": r"(?=.*[1-9])\d+(\.\d+)?",
-    "steps": r"[1-9]\d*",
-    "student": r"[a-z]+",
+FAMILIES = {
+    "r_max": _sets("r_max", "0.4", r"0(\.\d+)?", "first mask ratio {}".format),
+    "responses": Family(
+        "2",
+        r"[1-9]\d*(?<=[02468])",
+        lambda n: _sources(f"{int(n) // 2}:{int(n) // 2}"),
+        "{} responses".format,
+    ),
+    "source": Family(
+        "6:2",
+        r"(?!0+:0+$)\d+:\d+",
+        _sources,
+        lambda value: "{} student, {} teacher responses".format(*value.split(":")),
+    ),
+    "teachers": Family(
+        "mid,large",
+        r"[a-z]+\d*(,[a-z]+\d*)*",
+        lambda value: {"teachers": tuple(value.split(","))},
+        lambda value: f"teachers {value.replace(',', ', then ')}",
+    ),
+    "student": _sets("student", "mid", r"[a-z]+"),
+    "judge": _sets("judge", "embedding", _one_of(Judge)),
+    "learning_rate": _sets("learning_rate", "1e-4", NUMBER),
+    "policy_weight": _sets("policy_weight", "0.1", NUMBER),
+    "beta": _sets("beta", "0.01", NUMBER),
+    "label_noise": _sets(
+        "label_noise", "0.2", r"0(\.\d+)?|1", lambda value: f"{100 * float(value):g} % wrong labels"
+    ),
+    "teacher_temperature": _sets("teacher_temperature", "2", r"(?=.*[1-9])\d+(\.\d+)?"),
+    "alone": Family(
+        "skewed_kl",
+        _one_of(Kind),
+        lambda kind: PLAIN | UNMASKED | _divergence(kind),
+        lambda kind: f"{_in_words(kind)} alone",
+    ),
+    "masters": Family(
+        "skewed_kl", _one_of(Kind), _divergence, lambda kind: f"Masters with {_in_words(kind)}"
+    ),
+    "steps": _sets("steps", "60", r"[1-9]\d*", "{} steps".format),
+    "criterion": _sets("criterion", "random", _one_of(Name), MASKS.__getitem__),
+    "masked": _sets("masked", "vision", _one_of(Part), MASKS.__getitem__),
 }
 
 
@@ -272,22 +336,7 @@ def _title(part: str) -> str:
     if part in CHANGES:
         return CHANGES[part][0]
     family, _, value = part.partition("=")
-    if family in ("steps", "responses"):
-        return f"{value} {family}"
-    if family == "source":
-        return "{} student, {} teacher responses".format(*value.split(":"))
-    if family in ("alone", "masters"):
-        kind = value.replace("_", " ").replace("kl", "KL").replace("jsd", "JSD")
-        return f"{kind} alone" if family == "alone" else f"Masters with {kind}"
-    if family == "teachers":
-        return f"teachers {value.replace(',', ', then ')}"
-    if family == "label_noise":
-        return f"{100 * float(value):g} % wrong labels"
-    if family in ("criterion", "masked"):
-        return MASKS[value]
-    words = {"learning_rate": "learning rate", "policy_weight": "policy weight"}
-    words |= {"teacher_temperature": "teacher temperature", "r_max": "first mask ratio"}
-    return f"{words.get(family, family)} {value}"
+    return FAMILIES[family].title(value)
 
 
 def _changes(name: str) -> dict[str, Any]:
@@ -301,24 +350,8 @@ def _change(part: str, name: str) -> dict[str, Any]:
     if part in CHANGES:
         return CHANGES[part][1]
     family, _, value = part.partition("=")
-    if re.fullmatch(VALUES.get(family, "(?!)"), value):
-        return {family: value}  # RunSpec makes it a number
-    if family == "responses" and re.fullmatch(r"\d+", value) and int(value) >= 2 and int(value) % 2 == 0:
-        return {"teacher_responses": int(value) // 2, "student_responses": int(value) // 2}
-    if family == "source" and (match := re.fullmatch(r"(\d+):(\d+)", value)) and value != "0:0":
-        return {"student_responses": int(match[1]), "teacher_responses": int(match[2])}
-    if family == "teachers" and re.fullmatch(r"[a-z]+\d*(,[a-z]+\d*)*", value):
-        return {"teachers": tuple(value.split(","))}
-    if value in get_args({"criterion": Name, "masked": Part, "judge": Judge}.get(family)):
-        return {family: value}
-    if family in ("alone", "masters") and value in get_args(Kind):
-        kind: Any = value
-        plugged = {"divergence": kind, "mix": MIX.get(kind, 0.5)}
-        return plugged if family == "masters" else PLAIN | UNMASKED | plugged
-    known = ", ".join(CHANGES)
-    raise ValueError(
-        f"no arm {part!r}{f' (in {name!r})' if part != name else ''}; there are: {known}, "
-        "r_max=0.4, responses=2 (even), source=6:2, teachers=mid,large, student=mid, judge=embedding, "
-        "learning_rate=1e-4, policy_weight=0.1, beta=0.01, label_noise=0.2, teacher_temperature=2, "
-        "alone=skewed_kl, masters=skewed_kl, steps=60, criterion=random, masked=vision; join several with +"
-    )
+    if family in FAMILIES and re.fullmatch(FAMILIES[family].values, value):
+        return FAMILIES[family].changes(value)
+    known = ", ".join([*CHANGES, *(f"{name}={each.example}" for name, each in FAMILIES.items())])
+    within = f" (in {name!r})" if part != name else ""
+    raise ValueError(f"no arm {part!r}{within}; there are: {known}; join several with +")

@@ -42,7 +42,7 @@ from masters.runtime.checksums import is_whole
 from masters.runtime.files import cache_dir
 from masters.runtime.keys import key_of
 from masters.runtime.progress import report
-from masters.settings import Placement, Profile, load_profile
+from masters.settings import Profile, load_profile
 from masters.training.ladder import about_rung, end_tokens, train_rung
 
 
@@ -93,13 +93,18 @@ class Lab:
 
     @property
     def labels(self) -> tuple[pd.DataFrame, list[np.ndarray]]:
-        """Training labels in several registers, as text and as token ids with an end token."""
+        """Training labels in the profile's registers, as text and as token ids with an end token."""
         return self.labels_with(self.profile.wrong_labels)
 
     def labels_with(
-        self, wrong_share: float, registers: tuple[str, ...] = REGISTERS
+        self, wrong_share: float, registers: tuple[str, ...] | None = None
     ) -> tuple[pd.DataFrame, list[np.ndarray]]:
-        """Return the labels with a share of wrong ones. Nested: labels wrong at 20 % stay wrong at 40 %."""
+        """Return the labels with a share of wrong ones. Nested: labels wrong at 20 % stay wrong at 40 %.
+
+        Args:
+            registers: None: those of the profile.
+        """
+        registers = registers or self.profile.registers or REGISTERS
         key = wrong_share, registers
         if key not in self._labels:
             tasks, limit = self.profile.tasks, self.profile.train_questions
@@ -112,9 +117,9 @@ class Lab:
 
         Args:
             noise: share of wrong labels; the profile's ``wrong_labels`` if that is larger.
-            kind: ``labels`` in all registers, or ``rationales`` that end in the answer.
+            kind: ``labels`` in the profile's registers, or ``rationales`` that end in the answer.
         """
-        registers = REGISTERS if kind == "labels" else ("rationale",)
+        registers = None if kind == "labels" else ("rationale",)
         _, tokens = self.labels_with(max(noise, self.profile.wrong_labels), registers)
         return [[tokens[index]] for index in self.pool]
 
@@ -172,9 +177,10 @@ class Lab:
         spec = self.profile.ladder[model]
         key = key_of(
             "rung",
-            spec=spec.model_dump(exclude=set(Placement.model_fields)),
+            spec=spec.determining(),
             questions=self.questions("train").hash,
             wrong_labels=self.profile.wrong_labels,
+            registers=self.profile.registers,
             replicate=self.profile.replicate or None,
         )
         return cache_dir() / "models" / f"{model}-{key}"

@@ -63,6 +63,7 @@ def run_folder(lab: Lab, spec: RunSpec, seed: int, split: str = "test") -> Path:
         weights=[lab.source(name).weights() for name in spec.models],
         questions=[lab.questions("train").hash, lab.questions(split).hash],
         wrong_labels=lab.profile.wrong_labels,
+        registers=lab.profile.registers,
         sampling=lab.profile.sampling.model_dump(),
         engine=lab.engine.name,
         judge=lab.judge_of(spec.judge).name,

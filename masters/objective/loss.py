@@ -161,15 +161,16 @@ def masters_loss(
     return Loss(total, dict.fromkeys(METRICS, float("nan")) | dict(zip(metrics, logged, strict=True)))
 
 
-def cross_entropy(student_logits: Logits, tokens: Tensor, mask: Tensor) -> Tensor:
+def cross_entropy(
+    student_logits: Logits, tokens: Tensor, mask: Tensor, averaging: Averaging = "response"
+) -> Tensor:
     """Return the mean negative log-probability of given responses, in nats, for supervised fine-tuning.
-
-    Averaged over the tokens of a response, then over responses.
 
     Args:
         student_logits: ``(..., tokens, vocabulary)``, already shifted as in :func:`masters_loss`.
         tokens: ``(..., tokens)`` int64.
         mask: ``(..., tokens)`` bool (or 0 and 1), True where a token counts.
+        averaging: over the tokens of a response, then over responses; or over all tokens.
 
     Returns:
         A scalar with gradient.
@@ -179,7 +180,7 @@ def cross_entropy(student_logits: Logits, tokens: Tensor, mask: Tensor) -> Tenso
     """
     _check_shape("tokens", tokens, student_logits.shape[:-1])
     _check_shape("mask", mask, student_logits.shape[:-1])
-    batch = _Batch(mask, "response")
+    batch = _Batch(mask, averaging)
     terms = token_terms(batch.logits(student_logits), Given(batch.rows(tokens)))
     return -batch.mean(terms.logprobs)
 

@@ -20,7 +20,14 @@ from masters.study.study import Study
 
 # From what decides most about a result to what decides least; names begin with one of these.
 CONSEQUENCE = (
-    *("ladder.", "tasks", "distillation.policy_weight", "distillation.learning_rate", "distillation.steps"),
+    *(
+        "ladder.",
+        "tasks",
+        "registers",
+        "distillation.policy_weight",
+        "distillation.learning_rate",
+        "distillation.steps",
+    ),
     *("distillation.questions", "distillation.batch", "distillation.lr_schedule", "distillation.beta"),
     *("distillation.r_max", "distillation.r_step", "judge", "reward", "distillation.", "sampling.", "seeds"),
     *("train_questions", "wrong_labels", "test_questions", "validation_questions", "trials.", ""),
@@ -155,7 +162,7 @@ def _of_notebooks(profile: str) -> tuple[list[str], list[list[str]]]:
 
 def _word(value: Any) -> str:
     if isinstance(value, ModelSpec):
-        given = value.model_dump(exclude_defaults=True)
+        given = value.model_dump(exclude_unset=True)
         return ", ".join(f"{name.replace('_', ' ')} {_word(each)}" for name, each in given.items())
     if isinstance(value, bool):
         return "yes" if value else "no"

@@ -15,6 +15,7 @@ from masters.settings import (
     ModelSpec,
     Positive,
     Profile,
+    Registers,
     Rung,
     Strict,
     load_profile,
@@ -58,6 +59,7 @@ class StudyPlan(Strict):
     test_questions: Count = Field(description="test questions per task")
     minutes: StudyMinutes
     ladder: dict[Rung, ModelSpec] = Field({}, description="models added to the profile's, or replacing them")
+    registers: Registers | None = Field(None, description="of the training labels; null: all four")
     distillation: dict[str, Any] = Field({}, description="settings that replace the profile's")
     trials: Trials
     main: tuple[str, ...] = Field(description="arms that run at all seeds: those of the first claims")
@@ -104,6 +106,7 @@ def load_study(name: str = "study") -> tuple[StudyPlan, Profile]:
     changed = {
         "validation_questions": plan.validation_questions,
         "test_questions": plan.test_questions,
+        "registers": plan.registers,
         "ladder": profile.ladder | plan.ladder,
         "distillation": Distillation.checked(
             profile.distillation.model_dump() | plan.distillation, path, "distillation"

@@ -93,7 +93,7 @@ class Study:
 
         Settings at their defaults are left out, so a new field does not change old keys.
         """
-        names = ("tasks", "train_questions", "wrong_labels", "sampling", "generation", "ladder")
+        names = ("tasks", "train_questions", "wrong_labels", "registers", "sampling", "generation", "ladder")
         questions = "test_questions" if split == "test" else "validation_questions"
         of_profile: dict[str, Any] = dict.fromkeys((*names, questions), True)
         of_profile["distillation"] = {"top_k_logprobs", "memory_savings"}  # the arm holds the rest

@@ -1,7 +1,8 @@
 """The ladder: small models trained from scratch, first to describe pictures, then to answer questions.
 
 Without the captioning warm-up, models this small learn how answers are worded and ignore the image. A share
-of captions can be mixed with the questions after it.
+of captions can be mixed with the questions after it. A rung with a small share of the labels has described
+all pictures, but answered few questions: such a student looks, and has much to learn from a teacher.
 """
 
 import json
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from filelock import FileLock
 
 from masters.data.labels import CAPTION_PROMPT
@@ -58,11 +60,11 @@ def train_rung(
             spec.learning_rate,
             seed=seed,
             log_every=min(20, spec.steps),
-            weight_decay=0.01,
+            weight_decay=spec.weight_decay,
         )
         start = time.perf_counter()
         work = Path(f"{folder}.run")
-        log = train(model, questions, examples, Objective(), budget, work, name)
+        log = train(model, questions, examples, Objective(label_averaging=spec.averaging), budget, work, name)
         # A resumed training's log has the seconds before the stop too.
         seconds = max(time.perf_counter() - start, float(log["seconds"].sum()))
 
@@ -127,7 +129,8 @@ def _examples(
     described &= len(pictures) > 0
     order = np.empty(len(described), dtype=np.int64)
     order[described] = epochs(rng, len(pictures), int(described.sum()))
-    order[~described] = epochs(rng, len(questions), int((~described).sum()))
+    asked = labelled(questions, spec.label_share)
+    order[~described] = asked[epochs(rng, len(asked), int((~described).sum()))]
     prompt = _caption_prompt(processor, questions.prompt(int(where[0]))) if len(where) else None
 
     def make(position: int) -> Example:
@@ -137,6 +140,16 @@ def _examples(
         return Example(chosen, [labels[chosen]])
 
     return Examples(len(order), make)
+
+
+def labelled(questions: Questions, share: float) -> np.ndarray:
+    """Return the indices of the questions about the last ``share`` of the pictures of each task.
+
+    At least one picture per task is among them. The last, because distillation takes its pool from the first.
+    """
+    order = questions.table.groupby("task", sort=False)["picture"].transform(lambda p: pd.factorize(p)[0])
+    pictures = order.groupby(questions.table["task"], sort=False).transform("max") + 1
+    return np.flatnonzero(order >= pictures - np.maximum(1, (share * pictures).round()))
 
 
 def _caption_prompt(processor: Any, example: np.ndarray) -> np.ndarray:

@@ -22,7 +22,7 @@ from masters.models.packing import PackedBatch, hidden_in_parts, project, respon
 from masters.objective.diagnostics import Diverged, NotFinite, reason_to_stop
 from masters.objective.logits import Logits, dense
 from masters.objective.loss import cross_entropy, masters_loss
-from masters.objective.options import LossOptions
+from masters.objective.options import Averaging, LossOptions
 from masters.runtime import distributed
 from masters.settings import Watch
 from masters.training import adapters
@@ -40,6 +40,7 @@ class Objective:
         reference: the student before training, if a KL is wanted and examples have no reference.
         vocabulary: tokens of the shared tokenizer; rows of an output head beyond them do not count.
         choices: which weights of each teacher are masked; the paper's choice when empty.
+        label_averaging: of the cross-entropy.
     """
 
     options: LossOptions | None = None
@@ -47,6 +48,7 @@ class Objective:
     reference: PreTrainedModel | None = None
     vocabulary: int | None = None
     choices: Sequence[MaskChoice] = ()
+    label_averaging: Averaging = "response"
     masks: list[TeacherMask] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -55,6 +57,11 @@ class Objective:
     def _mask(self) -> None:
         choices = self.choices or [PAPERS] * len(self.teachers)
         self.masks = [choice.mask(model) for choice, model in zip(choices, self.teachers, strict=True)]
+
+    @property
+    def averaging(self) -> Averaging:
+        """What the loss is a mean over."""
+        return self.options.averaging if self.options else self.label_averaging
 
     @property
     def beside(self) -> list[PreTrainedModel]:
@@ -156,9 +163,8 @@ class MastersTrainer(Trainer):
 
     def _weight(self, batch: Batch) -> int:
         """Return what the loss is a mean over: the number of responses, or of tokens."""
-        options, mask = self.objective.options, batch.packed.mask
-        by_token = options is not None and options.averaging == "token"
-        return int(mask.sum() if by_token else mask.any(-1).sum())
+        mask = batch.packed.mask
+        return int(mask.sum() if self.objective.averaging == "token" else mask.any(-1).sum())
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor:
         """Return the same of the global batch, over all ranks and accumulated parts."""
@@ -174,7 +180,7 @@ class MastersTrainer(Trainer):
             logits = response_projection(model, packed, self.objective.vocabulary)
         if options is None:
             self._metrics.append({})
-            return cross_entropy(logits, packed.tokens, packed.mask)
+            return cross_entropy(logits, packed.tokens, packed.mask, self.objective.averaging)
         loss = masters_loss(
             logits,
             self._teacher(batch),

@@ -33,9 +33,9 @@ from masters.models.packing import pack, response_logits
 from masters.objective.diagnostics import Diverged
 from masters.objective.divergence import jsd
 from masters.runtime.keys import hash_of
-from masters.settings import LanguageJudge, Lora, MemorySavings, Sampling, TrainerOptions, Watch
+from masters.settings import LanguageJudge, Lora, MemorySavings, ModelSpec, Sampling, TrainerOptions, Watch
 from masters.training.checkpoints import last_checkpoint
-from masters.training.ladder import epochs
+from masters.training.ladder import epochs, labelled
 from masters.training.memory import Memory
 
 ARMS = ["base", "sft", "naive", "masked", "masters", "mid_then_large", "own_accuracy"]
@@ -99,6 +99,25 @@ def test_the_ladder_is_trained_once(lab: Lab) -> None:
     assert first["parameters"].is_monotonic_increasing and (first["training_steps"] == 20).all()
     assert first["weights"].nunique() == 3 and (first["seconds"] > 0).all()
     pd.testing.assert_frame_equal(Lab(profile()).ladder(), first)  # with the seconds of the training
+
+
+def test_a_share_of_the_labels_belongs_to_the_last_pictures_of_each_task(lab: Lab) -> None:
+    few = profile().model_copy(update={"tasks": ("charts", "digits"), "train_questions": 40})
+    table = (questions := Lab(few).questions("train")).table
+    assert labelled(questions, 1).tolist() == list(range(80))
+    for share in (0.01, 0.3):
+        chosen = table.iloc[labelled(questions, share)]
+        for task, of_task in table.groupby("task"):
+            pictures, some = list(of_task["picture"].unique()), chosen[chosen["task"] == task]
+            last = pictures[-max(1, round(share * len(pictures))) :]
+            assert set(some["picture"]) == set(last)
+            assert len(some) == of_task["picture"].isin(last).sum()
+
+
+def test_options_that_came_later_leave_the_keys_of_trained_models_as_they_were() -> None:
+    before = ("path", "width", "layers", "vision_layers", "steps", "caption_steps", "caption_share", "batch")
+    assert set(ModelSpec().determining()) == {*before, "learning_rate"}
+    assert ModelSpec(label_share=0.2, averaging="token").determining()["label_share"] == 0.2
 
 
 def test_the_ladders_log(lab: Lab) -> None:

@@ -444,6 +444,8 @@ def test_cross_entropy_against_torch() -> None:
     torch.testing.assert_close(ours, expected, rtol=1e-6, atol=1e-7)
     gradients = [torch.autograd.grad(x, case.student, retain_graph=True)[0] for x in (ours, expected)]
     torch.testing.assert_close(*gradients, rtol=1e-6, atol=1e-7)
+    by_token = cross_entropy(case.student, labels, case.mask, "token")
+    torch.testing.assert_close(by_token, losses.sum() / case.mask.sum(), rtol=1e-6, atol=1e-7)
 
 
 def test_the_policy_follows_the_tempered_teacher_too() -> None:

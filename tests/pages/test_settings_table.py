@@ -37,7 +37,7 @@ def test_values_are_those_of_paper_profile_and_study(rows: dict[str, list[str]])
     assert rows["sampling.top_k"] == ["50", "50", "50", "no"]
     assert rows["seeds"] == ["1", "3", "10 for the main arms, 5 for others", "yes"]
     assert rows["distillation.questions"][0] == "1.5 million" and rows["distillation.questions"][-1] == "yes"
-    assert "width 24" in rows["ladder.student"][1] and rows["ladder.tiny"][1] == ""
+    assert "width 32" in rows["ladder.student"][1] and rows["ladder.tiny"][1] == ""
 
 
 def test_what_differs_comes_first(rows: dict[str, list[str]]) -> None:
