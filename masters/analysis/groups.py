@@ -53,7 +53,7 @@ def rewarded_groups(lab: Lab) -> pd.DataFrame:
     groups = (len(lab.pool), -1)
     divergence = torch.tensor(table["divergence"].to_numpy()).reshape(groups)
     table["reward_distillation"] = distillation_reward(divergence, normalize=spec.normalize).flatten().numpy()
-    table["correct"] = (table["correct"] == 1).astype(float)
+    table["correct"] = table["correct"].astype(float).fillna(0)
     table["reward"] = table["correct"] + table["reward_distillation"]
     advantages = group_advantages(torch.tensor(table["reward"].to_numpy()).reshape(groups))
     table["advantage"] = advantages.values.flatten().numpy()

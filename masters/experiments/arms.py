@@ -6,7 +6,7 @@ a variant, add one line to ``CHANGES``, or to ``FAMILIES`` if it has a value. Jo
 """
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -279,6 +279,18 @@ def _idle(spec: RunSpec, profile: Profile) -> str:
     if spec.replay and spec.batch < 2:
         return "replays half of each batch, but a batch is one question: raise batch in the profile"
     return ""
+
+
+def split(name: str) -> tuple[str, dict[str, str]]:
+    """Return an arm without its values, and the values by family: ``r_max=0.4`` is Masters with one value."""
+    parts = name.split("+")
+    values = dict(part.split("=", 1) for part in parts if "=" in part)
+    return "+".join(part for part in parts if "=" not in part) or "masters", values
+
+
+def joined(base: str, values: Mapping[str, str]) -> str:
+    """Return the full name of what :func:`split` returned, such as ``masters+r_max=0.4``."""
+    return "+".join([base, *(f"{family}={value}" for family, value in values.items())])
 
 
 def title(name: str) -> str:

@@ -75,8 +75,8 @@ def evaluate(
         seed: seed of the sampled answers (temperature 1, full distribution); None skips them.
 
     Returns:
-        Columns question (its id), task, skill, mode (``greedy`` or ``sampled``), correct, tokens (number),
-        register.
+        Columns question (its id), task, skill, mode (``greedy`` or ``sampled``), correct (True or False, or 0
+        to 1 where the judge gives parts of a point), tokens (number), register.
     """
     sampling = Sampling(temperature=1, top_p=1, top_k=0, repetition_penalty=1, max_new_tokens=max_new_tokens)
     everything, about = range(len(questions)), questions.table
@@ -92,13 +92,19 @@ def evaluate(
                     "task": about["task"],
                     "skill": about["skill"],
                     "mode": mode,
-                    "correct": answered["score"] == 1,
+                    "correct": _correct(answered["score"]),
                     "tokens": answered["tokens"].map(len),
                     "register": answered["answer"].map(register),
                 }
             )
         )
     return pd.concat(frames, ignore_index=True)
+
+
+def _correct(scores: pd.Series) -> pd.Series:
+    """Return the scores, with 0 where there is no verdict; True and False if all are whole."""
+    known = scores.fillna(0)
+    return known == 1 if known.isin((0, 1)).all() else known
 
 
 def check_labels(judge: Judge, questions: pd.DataFrame) -> None:

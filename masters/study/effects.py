@@ -12,12 +12,12 @@ Along an axis one setting changes, in both arms alike. Each effect has its inter
 detectable effect, which tells "no effect" from "not detectable". The map gives no verdicts.
 """
 
-import re
 from collections.abc import Iterator, Mapping
 
 import pandas as pd
 
 from masters.claims.comparisons import SAME_RUN, paired_effect
+from masters.experiments.arms import joined, split
 from masters.runtime.statistics import minimum_detectable_effect
 from masters.runtime.tables import COUNT, NUMBER, TEXT, Number, Schema, Text
 from masters.settings import Distillation
@@ -38,7 +38,7 @@ AXES = {
     "label_noise": "fraction of wrong labels",
     "teacher_temperature": "teacher temperature",
 }
-ALIKE = "learning_rate|steps|label_noise|teacher_temperature"  # like the student, in the names of both arms
+ALIKE = ("learning_rate", "steps", "teacher_temperature")  # like the student, in the names of both arms
 NEUTRAL = {"label_noise": "0", "teacher_temperature": "1"}  # where the arm's name states none
 LINEAR = ("r_max", "r_max_mid", "label_noise")  # the other axes are logarithmic
 MID, MID_UNMASKED = "masters+teachers=mid", "masters+teachers=mid+r_max=0.0"
@@ -102,18 +102,16 @@ def measure_map(
 
 def _spelled(arm: str) -> str:
     """Return the full name of an arm, such as ``masters+r_max=0.4`` for ``r_max=0.4``."""
-    for name, others in SAME_RUN.items():
-        if arm in others:
-            return name
-    return re.sub(rf"^(?=(r_max|student|teachers|{ALIKE})=)", "masters+", arm)
+    same = [name for name, others in SAME_RUN.items() if arm in others]
+    return same[0] if same else joined(*split(arm))
 
 
 def _before(arm: str) -> str:
     """Return the arm that evaluates an arm's student before training."""
-    match = re.search(r"student=([a-z]+)", arm)
-    if match is None:
+    student = split(arm)[1].get("student")
+    if student is None:
         return "base"
-    return match[1] if match[1] in ("mid", "large") else f"base+student={match[1]}"
+    return student if student in ("mid", "large") else f"base+student={student}"
 
 
 def _pairs(
@@ -129,20 +127,24 @@ def _pairs(
         if of_mid:
             found.append(("gap", "mid/student", MID, MID_UNMASKED))
         for name in arms:
-            alike = control + name.removeprefix(treatment)
-            if match := re.fullmatch(rf"{treatment}\+student=([a-z]+)(?:\+teachers=([a-z]+))?", name):
-                found.append(("gap", f"{match[2] or 'large'}/{match[1]}", name, alike))
-            elif match := re.fullmatch(rf"{treatment}\+label_noise=([^+]+)", name):
-                # Wrong labels change only the rewards, so an arm without rewards is the same at any noise.
-                found.append(("label_noise", match[1], name, alike if effect != "rewards" else control))
-            elif match := re.fullmatch(rf"{treatment}\+({ALIKE})=([^+]+)", name):
-                found.append((match[1], match[2], name, alike))
-            elif of_mid and (match := re.fullmatch(rf"{re.escape(MID)}(?:\+r_max=([^+]+))?", name)):
-                if name != MID_UNMASKED:
-                    found.append(("r_max_mid", match[1] or str(usual.r_max), name, MID_UNMASKED))
-            elif match := re.fullmatch(rf"{treatment}\+r_max=([^+]+)", name):
-                # An unmasked control is the same at any ratio.
-                found.append(("r_max", match[1], name, alike if effect == "rewards" else control))
+            base, values = split(name)
+            if base != treatment:
+                continue
+            alike = joined(control, values)
+            match values:
+                case {"student": student, **others} if set(others) <= {"teachers"}:
+                    found.append(("gap", f"{others.get('teachers', 'large')}/{student}", name, alike))
+                case {"teachers": "mid", **others} if of_mid and set(others) <= {"r_max"}:
+                    if name != MID_UNMASKED:
+                        found.append(("r_max_mid", others.get("r_max", str(usual.r_max)), name, MID_UNMASKED))
+                case {"label_noise": value, **others} if not others:
+                    # Wrong labels change only rewards: an arm without rewards is the same at any noise.
+                    found.append(("label_noise", value, name, alike if effect != "rewards" else control))
+                case {"r_max": value, **others} if not others:
+                    # An unmasked control is the same at any ratio.
+                    found.append(("r_max", value, name, alike if effect == "rewards" else control))
+                case _ if len(values) == 1 and (axis := next(iter(values))) in ALIKE:
+                    found.append((axis, values[axis], name, alike))
         for axis, value, first, second in found:
             if not arms.issuperset((first, second)):
                 continue
@@ -156,9 +158,14 @@ def _pairs(
 def _at_one_rate(rates: Mapping[str, float], size: pd.Series) -> Iterator[tuple[str, float, str, str, str]]:
     """Yield the pairs of *rewards* that share one learning rate, over the gap."""
     for name in rates:
-        if match := re.fullmatch(
-            r"masked((?:\+student=([a-z]+))?(?:\+teachers=([a-z]+))?)\+learning_rate=.+", name
+        base, values = split(name)
+        if (
+            base != "masked"
+            or values.pop("learning_rate", None) is None
+            or set(values) - {"student", "teachers"}
         ):
-            rewarded, student, teacher = "masters" + match[1], match[2] or "student", match[3] or "large"
-            if rates.get(rewarded) == rates[name] and {teacher, student} <= set(size.index):
-                yield "gap", float(size[teacher] / size[student]), AT_ONE_RATE, rewarded, name
+            continue
+        student, teacher = values.get("student", "student"), values.get("teachers", "large")
+        rewarded = joined("masters", values)
+        if rates.get(rewarded) == rates[name] and {teacher, student} <= set(size.index):
+            yield "gap", float(size[teacher] / size[student]), AT_ONE_RATE, rewarded, name

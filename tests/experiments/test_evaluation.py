@@ -68,6 +68,20 @@ def test_both_modes_are_asked_and_only_sampled_answers_depend_on_the_seed(asked:
     assert not one.equals(two)
 
 
+class PartsOfAPoint:
+    """Gives a third for every answer, and no verdict on the first."""
+
+    name, revision = "parts", None
+
+    def score_many(self, questions: list[str], labels: list[str], responses: list[str]) -> list[float | None]:
+        return [None, *[1 / 3] * (len(responses) - 1)]
+
+
+def test_parts_of_a_point_count(asked: Questions, trained: tuple[PreTrainedModel, Any]) -> None:
+    scores = evaluate(*trained, asked, PartsOfAPoint(), max_new_tokens=6, seed=None)
+    assert scores["correct"].tolist() == pytest.approx([0, *[1 / 3] * 5])
+
+
 def test_latency_is_of_the_asked_questions(asked: Questions, trained: tuple[PreTrainedModel, Any]) -> None:
     measured = latency(*trained, asked, count=4, max_new_tokens=6)
     assert measured["seconds_per_question"] > 0
