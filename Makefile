@@ -20,8 +20,8 @@ OUT := build/$(PROFILE)
 BOOK := book/_build/.profile-$(PROFILE)
 HTML := book/_build/html/index.html
 UV_VERSION := 0.13.9
-# Tests by file on several processes of one thread, which use the cores best; more would cost memory.
-AT_ONCE := --numprocesses auto --maxprocesses 4 --dist loadfile
+# Tests in groups (tests/conftest.py) on several processes of one thread, which use the cores best; more would cost memory.
+AT_ONCE := --numprocesses auto --maxprocesses 4 --dist loadgroup
 
 NOTEBOOKS := 1_tasks_and_models 2_masking_ablations 3_response_caching 4_reward_design 5_offline_rl \
 	6_benchmark_evaluation 7_claims
@@ -53,9 +53,8 @@ study: $(INSTALLED) ## all claims at many replicates, as far as you let it (STUD
 	@$(BIN)/masters study $(STUDY) $(if $(REPLICATES),--replicates $(REPLICATES)) $(if $(PROCESSES),--processes $(PROCESSES))
 
 test: $(INSTALLED) ## unit tests, notebooks against their committed outputs
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(AT_ONCE) -m "not slow"
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(AT_ONCE) --nbval --nbval-sanitize-with notebooks/nbval_sanitize.cfg \
-		--nbval-kernel-name python3 $(NOTEBOOKS:%=notebooks/%.ipynb)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(AT_ONCE) -m "not slow" --nbval --nbval-kernel-name python3 \
+		--nbval-sanitize-with notebooks/nbval_sanitize.cfg $(NOTEBOOKS:%=notebooks/%.ipynb) tests
 
 test-slow: $(INSTALLED) ## the slow tests: built book, links, browser, several processes, kills
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(AT_ONCE) -m slow
