@@ -38,9 +38,8 @@ Count = Annotated[int, Field(ge=1, le=100_000_000)]
 Few = Annotated[int, Field(ge=1, le=10_000)]
 Positive = Annotated[float, Field(gt=0, le=1e15)]
 Minutes = Annotated[float, Field(ge=0, le=1e9)]
-Registers = Annotated[
-    tuple[Literal["bare", "sentence", "wordy", "rationale"], ...], Field(min_length=1)
-]  # wordings of training labels, see masters.data.labels; each label is in one of them, drawn uniformly
+# Wordings of training labels (masters.data.labels); each label has one of them, drawn uniformly.
+Registers = Annotated[tuple[Literal["bare", "sentence", "wordy", "rationale"], ...], Field(min_length=1)]
 FewOrNone = Annotated[int, Field(ge=0, le=10_000)]
 Name = Annotated[str, Field(min_length=1, max_length=4096)]
 Rung = Annotated[str, Field(pattern=r"^(tiny|student|small|mid|large|huge|teacher\d+)$")]

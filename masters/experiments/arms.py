@@ -162,7 +162,7 @@ NUMBER = r"\d+(\.\d+)?(e-\d+)?"
 FAMILIES = {
     "r_max": _sets("r_max", "0.4", r"0(\.\d+)?", "first mask ratio {}".format),
     "responses": Family(
-        "2",
+        "2 (even)",
         r"[1-9]\d*(?<=[02468])",
         lambda n: _sources(f"{int(n) // 2}:{int(n) // 2}"),
         "{} responses".format,
