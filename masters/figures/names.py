@@ -31,6 +31,8 @@ COLUMNS = {
     "seconds": "training, s",
     "vision_layers": "vision layers",
     "caption_steps": "captioning steps",
+    "caption_share": "share of captions",
+    "label_share": "share of labels",
     # Rows and columns of the paper's tables.
     "mid_teacher": "mid teacher",
     "multi_response": "several responses",
