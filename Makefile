@@ -20,8 +20,8 @@ OUT := build/$(PROFILE)
 BOOK := book/_build/.profile-$(PROFILE)
 HTML := book/_build/html/index.html
 UV_VERSION := 0.13.9
-# Tests in groups (tests/conftest.py) on several processes of one thread, which use the cores best; more would cost memory.
-AT_ONCE := --numprocesses auto --maxprocesses 4 --dist loadgroup
+# Tests by file on several processes of one thread, which use the cores best; more would cost memory.
+AT_ONCE := --numprocesses auto --maxprocesses 4 --dist loadfile
 
 NOTEBOOKS := 1_tasks_and_models 2_masking_ablations 3_response_caching 4_reward_design 5_offline_rl \
 	6_benchmark_evaluation 7_claims

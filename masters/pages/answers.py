@@ -86,8 +86,8 @@ def of_masks(dose: pd.DataFrame, r_max: float, effects: Mapping[str, Found]) -> 
     masked, whole = (dose[dose["ratio"] == ratio].set_index("model") for ratio in (near, 0.0))
     before = whole["to_student"].to_dict()
     moved = "; ".join(
-        f"the {model} teacher moves by {row['from_whole']:.4f} nats per token, and its divergence to the "
-        f"student goes from {before[model]:.4f} to {row['to_student']:.4f}"
+        f"the {model} teacher moves by {row['from_whole']:.2g} nats per token, and its divergence to the "
+        f"student, {before[model]:.2g} nats, changes by {100 * (row['to_student'] / before[model] - 1):+.2g} %"
         for model, row in masked.iterrows()
     )
     closer = int((masked["to_student"] < whole.loc[masked.index, "to_student"]).sum())

@@ -59,9 +59,9 @@ def test_masks_are_judged_at_the_masked_ratio_nearest_to_training() -> None:
     dose = pd.DataFrame(rows, columns=["model", "ratio", "from_whole", "to_student"])
     closer, gain = answers.of_masks(dose, 0.2, {"first mask ratio 0.2": NONE})
     assert closer[1] == (
-        "1 of 2 teachers: at mask ratio 0.3 the mid teacher moves by 0.0100 nats per token, and its "
-        "divergence to the student goes from 0.1000 to 0.0900; the large teacher moves by 0.0200 nats per "
-        "token, and its divergence to the student goes from 0.2000 to 0.2500."
+        "1 of 2 teachers: at mask ratio 0.3 the mid teacher moves by 0.01 nats per token, and its divergence "
+        "to the student, 0.1 nats, changes by -10 %; the large teacher moves by 0.02 nats per token, and its "
+        "divergence to the student, 0.2 nats, changes by +25 %."
     )
     assert gain[1] == (
         "Greedy accuracy minus that of no mask. First mask ratio 0.2: +0.1 points (95 % interval -0.5 to "
