@@ -84,11 +84,12 @@ def of_masks(dose: pd.DataFrame, r_max: float, effects: Mapping[str, Found]) -> 
     ratios = [ratio for ratio in dose["ratio"] if ratio]
     near = min(ratios, key=lambda ratio: abs(ratio - r_max), default=0.0)
     masked, whole = (dose[dose["ratio"] == ratio].set_index("model") for ratio in (near, 0.0))
-    before = whole["to_student"].to_dict()
+    before = whole["to_student"]
+    change = 100 * (masked["to_student"] / before - 1)
     moved = "; ".join(
-        f"the {model} teacher moves by {row['from_whole']:.2g} nats per token, and its divergence to the "
-        f"student, {before[model]:.2g} nats, changes by {100 * (row['to_student'] / before[model] - 1):+.2g} %"
-        for model, row in masked.iterrows()
+        f"the {model} teacher moves by {nats:.2g} nats per token, and its divergence to the student, "
+        f"{before[model]:.2g} nats, changes by {change[model]:+.2g} %"
+        for model, nats in masked["from_whole"].items()
     )
     closer = int((masked["to_student"] < whole.loc[masked.index, "to_student"]).sum())
     return [
