@@ -84,8 +84,8 @@ def of_masks(dose: pd.DataFrame, r_max: float, effects: Mapping[str, Found]) -> 
     ratios = [ratio for ratio in dose["ratio"] if ratio]
     near = min(ratios, key=lambda ratio: abs(ratio - r_max), default=0.0)
     masked, whole = (dose[dose["ratio"] == ratio].set_index("model") for ratio in (near, 0.0))
-    before = whole["to_student"]
-    change = 100 * (masked["to_student"] / before - 1)
+    before = whole["to_student"].to_dict()
+    change = (100 * (masked["to_student"] / whole["to_student"] - 1)).to_dict()
     moved = "; ".join(
         f"the {model} teacher moves by {nats:.2g} nats per token, and its divergence to the student, "
         f"{before[model]:.2g} nats, changes by {change[model]:+.2g} %"
