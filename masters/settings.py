@@ -161,28 +161,19 @@ class ModelSpec(Placement):
     )
     batch: Count = Field(32, description="questions per step")
     learning_rate: Positive = Field(2e-3, description="peak of a schedule with linear warm-up and decay")
-    weight_decay: float = Field(0.01, ge=0, le=1e6, description="of AdamW")
+    weight_decay: float = Field(0.01, ge=0, le=1e6, description="weight decay of AdamW")
     averaging: Averaging = Field(
-        "response",
-        description="token: each token of a batch counts alike, so that the answer weighs as much in a long "
-        "label as in a short one; response: each label counts alike",
+        "response", description="token: an answer weighs as much in a long label as in a short one"
     )
-    label_share: float = Field(
-        1.0,
-        gt=0,
-        le=1,
-        description="fraction of the pictures whose questions have labels; captions are of all pictures, and "
-        "the pool of distillation begins with pictures without labels",
-    )
+    label_share: float = Field(1.0, gt=0, le=1, description="fraction of pictures with labelled questions")
 
     def determining(self) -> dict[str, Any]:
         """Return all that determines the trained model.
 
         Of the fields in ``LATER`` only those that differ from their defaults, so that keys outlive them.
         """
-        fields = self.model_dump(exclude=set(Placement.model_fields))
-        defaults = {name: type(self).model_fields[name].default for name in LATER}
-        return {name: value for name, value in fields.items() if name not in LATER or value != defaults[name]}
+        usual = {name for name in LATER if getattr(self, name) == type(self).model_fields[name].default}
+        return self.model_dump(exclude=set(Placement.model_fields) | usual)
 
 
 LATER = ("weight_decay", "averaging", "label_share")  # fields of ModelSpec younger than stored results
@@ -357,7 +348,7 @@ class Profile(Strict):
     wrong_labels: float = Field(
         0.0, ge=0, le=1, description="fraction of wrong training labels; paper: not given"
     )
-    registers: Registers | None = Field(None, description="of the training labels; null: all four")
+    registers: Registers | None = Field(None, description="wordings of the training labels; null: all four")
     ladder: dict[Rung, ModelSpec]
     sampling: Sampling = Sampling()
     generation: Generation = Generation()

@@ -20,14 +20,8 @@ from masters.study.study import Study
 
 # From what decides most about a result to what decides least; names begin with one of these.
 CONSEQUENCE = (
-    *(
-        "ladder.",
-        "tasks",
-        "registers",
-        "distillation.policy_weight",
-        "distillation.learning_rate",
-        "distillation.steps",
-    ),
+    *("ladder.", "tasks", "registers"),
+    *("distillation.policy_weight", "distillation.learning_rate", "distillation.steps"),
     *("distillation.questions", "distillation.batch", "distillation.lr_schedule", "distillation.beta"),
     *("distillation.r_max", "distillation.r_step", "judge", "reward", "distillation.", "sampling.", "seeds"),
     *("train_questions", "wrong_labels", "test_questions", "validation_questions", "trials.", ""),

@@ -59,7 +59,7 @@ class StudyPlan(Strict):
     test_questions: Count = Field(description="test questions per task")
     minutes: StudyMinutes
     ladder: dict[Rung, ModelSpec] = Field({}, description="models added to the profile's, or replacing them")
-    registers: Registers | None = Field(None, description="of the training labels; null: all four")
+    registers: Registers | None = Field(None, description="wordings of the training labels; null: all four")
     distillation: dict[str, Any] = Field({}, description="settings that replace the profile's")
     trials: Trials
     main: tuple[str, ...] = Field(description="arms that run at all seeds: those of the first claims")

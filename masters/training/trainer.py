@@ -40,7 +40,7 @@ class Objective:
         reference: the student before training, if a KL is wanted and examples have no reference.
         vocabulary: tokens of the shared tokenizer; rows of an output head beyond them do not count.
         choices: which weights of each teacher are masked; the paper's choice when empty.
-        label_averaging: of the cross-entropy.
+        label_averaging: what the cross-entropy is a mean over, labels or tokens.
     """
 
     options: LossOptions | None = None
