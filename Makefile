@@ -26,9 +26,9 @@ AT_ONCE := --numprocesses auto --maxprocesses 4 --dist loadfile
 NOTEBOOKS := 1_tasks_and_models 2_masking_ablations 3_response_caching 4_reward_design 5_offline_rl \
 	6_benchmark_evaluation 7_claims
 EXECUTED := $(NOTEBOOKS:%=$(OUT)/%.ipynb)
-PACKAGE := $(shell find masters -name '*.py')
+PACKAGE := $(shell find masters masters_book -name '*.py')
 PAGES := $(shell find book -name '*.md' -not -path 'book/_build/*' -not -path 'book/generated/*') \
-	$(wildcard book/*.yml book/_static/* data/results/*/* masters/pages/templates/*) \
+	$(wildcard book/*.yml book/_static/* data/results/*/* masters_book/pages/templates/*) \
 	$(wildcard notebooks/params/*.yaml)
 
 .DEFAULT_GOAL := help

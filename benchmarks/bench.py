@@ -31,8 +31,8 @@ from masters.masking.teacher_mask import TeacherMask
 from masters.models.small import build, build_processor
 from masters.responses.engines.local import generate
 from masters.runtime.files import ROOT, write_intact
-from masters.runtime.provenance import machine
 from masters.settings import ModelSpec, Sampling
+from masters_book.study.provenance import machine
 
 RESULTS = ROOT / "data" / "results"
 REPETITIONS = 5

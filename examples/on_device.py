@@ -27,8 +27,8 @@ from masters.models.loading import load, parameter_count, skeleton, token_types
 from masters.own_data.question_set import encode_own, load_own_data
 from masters.runtime.checksums import SUMS
 from masters.runtime.files import write_atomic, write_intact
-from masters.runtime.provenance import machine
 from masters.settings import place_of_model
+from masters_book.study.provenance import machine
 
 QUESTIONS = 40
 TYPES = ("token_type_ids", "mm_token_type_ids")  # one per token, as input_ids

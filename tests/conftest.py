@@ -18,11 +18,11 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from claim_lines import claim_line, write_lines
 
-from masters.claims.table import VERDICTS
-from masters.pages.parameters import NOTEBOOKS
-from masters.pages.responses import FILE, SPREADS
-from masters.report import book
 from masters.runtime.files import ROOT
+from masters_book.claims.table import VERDICTS
+from masters_book.pages.parameters import NOTEBOOKS
+from masters_book.pages.responses import FILE, SPREADS
+from masters_book.report import book
 
 
 @pytest.hookimpl(optionalhook=True)  # of pytest-xdist

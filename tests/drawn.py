@@ -5,7 +5,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from masters.figures.style import WIDTH
+from masters_book.figures.style import WIDTH
 
 
 def xy(axis: Axes, index: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -5,8 +5,8 @@ from pathlib import Path
 import pandas as pd
 
 from masters.runtime.tables import Column, Number, Text
-from masters.study.plan import load_study
-from masters.study.tables import SCHEMAS, Tables
+from masters_book.study.plan import load_study
+from masters_book.study.tables import SCHEMAS, Tables
 
 
 class Kept:

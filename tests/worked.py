@@ -4,8 +4,8 @@ from typing import Any
 
 import torch
 
-from masters.analysis.example import Answer, MaskedLayer, Worked
 from masters.objective.rewards import distillation_reward, group_advantages
+from masters_book.analysis.example import Answer, MaskedLayer, Worked
 
 DIVERGENCES = ((0.1, 0.3), (0.25,), (0.2, 0.2, 0.2), (0.3,))
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import masters
 
 ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("masters", "masters_book")
 # What transformers, papermill and Sphinx call.
 HOOKS = {
     "floating_point_ops",
@@ -55,11 +56,11 @@ def unused() -> list[str]:
     """Return one line per public name of the package that only tests use."""
     names: set[str] = set()
     places: list[tuple[str, str]] = []
-    for folder in ("masters", "benchmarks", "examples"):
+    for folder in (*PACKAGES, "benchmarks", "examples"):
         for path in sorted((ROOT / folder).rglob("*.py")):
             tree = ast.parse(path.read_text(encoding="utf-8"))
             names.update(used(tree))
-            if folder == "masters":
+            if folder in PACKAGES:
                 places += defined(tree, path)
     listed = ["git", "ls-files", "*.md", "notebooks/*.ipynb"]
     pages = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()

@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from masters.claims.comparisons import EFFECTS
-from masters.claims.verdicts import judge_claims
-from masters.figures.claims import claims_figure
-from masters.figures.style import write_svg
 from masters.runtime.files import ROOT, STUDY
 from masters.runtime.tables import read_table
+from masters_book.claims.comparisons import EFFECTS
+from masters_book.claims.verdicts import judge_claims
+from masters_book.figures.claims import claims_figure
+from masters_book.figures.style import write_svg
 
 
 def draw(path: Path) -> None:

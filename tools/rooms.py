@@ -1,4 +1,4 @@
-"""Check the imports between the rooms (subpackages) of the package, and draw them into CONTRIBUTING.md.
+"""Check the imports between the rooms (subpackages) of both packages, and draw them into CONTRIBUTING.md.
 
     python tools/rooms.py           # rewrite the diagram
     python tools/rooms.py --check   # exit 1 if the diagram is outdated or an import is forbidden or circular
@@ -13,7 +13,7 @@ from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGE = ROOT / "masters"
+PACKAGES = ("masters", "masters_book")  # the method, and what studies it and writes the book
 PAGE = ROOT / "CONTRIBUTING.md"
 BEGIN, END = "<!-- rooms -->", "<!-- end of rooms -->"
 # The other rooms that each room may import.
@@ -40,17 +40,16 @@ ALLOWED["figures"] = {"imitation", *ALLOWED["imitation"]}
 ALLOWED["pages"] = {"figures", *ALLOWED["figures"]}
 ALLOWED["report"] = {"pages", *ALLOWED["pages"]}
 ALLOWED["distillation"] = {"experiments", *ALLOWED["experiments"]}
-ALLOWED["cli"] = {"distillation", "report", *ALLOWED["report"]}
-# What studies the method and writes the book; the other rooms, but for the commands, are the method.
-BOOK = ("report", "pages", "figures", "imitation", "study", "analysis", "claims")
+ALLOWED["cli"] = {"distillation", *ALLOWED["distillation"]}
+ALLOWED["commands"] = {"cli", "report", *ALLOWED["report"]}
 
 
 def modules() -> dict[str, Path]:
-    """Return the file of every module by dotted name, without the package's own ``__init__``."""
+    """Return the file of every module by dotted name, without the packages' own ``__init__``."""
     paths = {}
-    for path in sorted(PACKAGE.rglob("*.py")):
+    for path in sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py")):
         name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-        if name != "masters":
+        if name not in PACKAGES:
             paths[name] = path
     return paths
 
@@ -103,10 +102,11 @@ def diagram() -> str:
     def reach(name: str) -> set[str]:
         return direct[name] | {far for near in direct[name] for far in reach(near)}
 
-    method = [name for name in reversed(ALLOWED) if name not in (*BOOK, "cli")]
+    package_of = {room(module): module.split(".")[0] for module in modules()}
     lines = ["```mermaid", "graph TD"]
-    for title, rooms in (("the book", BOOK), ("the method", method)):
-        lines += [f'    subgraph {title.split()[1]}["{title}"]', f"        {'; '.join(rooms)}", "    end"]
+    for package in reversed(PACKAGES):
+        rooms = [name for name in reversed(ALLOWED) if package_of[name] == package]
+        lines += [f"    subgraph {package}", f"        {'; '.join(rooms)}", "    end"]
     for name in reversed(ALLOWED):
         implied = {far for near in direct[name] for far in reach(near)}
         lines += [f"    {name} --> {target}" for target in sorted(direct[name] - implied)]
@@ -114,16 +114,14 @@ def diagram() -> str:
 
 
 def sizes() -> str:
-    """Return the files and lines of each room, of method and book, and of the package, one line each."""
+    """Return the files and lines of each room and package, one line each."""
     lines, files = Counter[str](), Counter[str]()
     for module, path in modules().items():
-        half = "the book" if room(module) in BOOK else "the method" if room(module) != "cli" else "cli"
-        for name in {room(module), half, "all"}:
+        for name in (room(module), module.split(".")[0]):
             lines[name] += len(path.read_text(encoding="utf-8").splitlines())
             files[name] += 1
     return "\n".join(
-        f"{name:12} {files[name]:4} files {lines[name]:7,} lines"
-        for name in [*ALLOWED, "the method", "the book", "all"]
+        f"{name:12} {files[name]:4} files {lines[name]:7,} lines" for name in [*ALLOWED, *PACKAGES]
     )
 
 

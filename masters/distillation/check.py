@@ -1,6 +1,6 @@
 """What a run needs, found out in seconds without loading weights: tokens, memory, disk, hours.
 
-Operations are counted as in :mod:`masters.analysis.costs`: 2 per weight and token that a model reads or
+Operations are counted as in :mod:`masters_book.analysis.costs`: 2 per weight and token that a model reads or
 generates, 6 per weight and token that it learns from. Their hours follow from the matrix products that this
 device does per second, times the share that such work usually reaches. Two costs do not depend on the number
 of weights and are measured, too: processing a question's pictures, which every phase does again, and calling

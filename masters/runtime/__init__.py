@@ -1,1 +1,1 @@
-"""Files, processes, progress, servers, provenance and statistics; independent of the method."""
+"""Files, processes, progress, servers and statistics; independent of the method."""

@@ -3,7 +3,7 @@
 The current student generates a group of responses to each question of the batch, a judge rewards them
 (Eq. 6), and one step minimizes ``-mean_j mean_t (rho_jt * A_j - beta * KL(pi_theta || pi_ref))`` (Eq. 9,
 arXiv 2402.03300). Its responses cannot be generated before training or shared by runs: that is the cost which
-the offline form saves, and which :mod:`masters.analysis.costs` compares.
+the offline form saves, and which :mod:`masters_book.analysis.costs` compares.
 
 The same as offline: student, questions and their order, prompt tokens, number of responses, sampling, judge,
 beta, batch, learning rate, optimizer and averaging.

@@ -3,8 +3,8 @@
 import pandas as pd
 import pytest
 
-from masters.analysis.blind import blind_accuracy, blind_answers, blind_table
 from masters.settings import load_profile
+from masters_book.analysis.blind import blind_accuracy, blind_answers, blind_table
 
 TRAIN = pd.DataFrame(
     {

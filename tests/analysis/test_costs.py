@@ -15,7 +15,14 @@ import torch
 from drawn import readable, xy
 from labs import profile
 
-from masters.analysis.costs import (
+from masters.experiments.arms import arm
+from masters.experiments.curriculum import WantedScores, all_stages, wanted_responses
+from masters.experiments.lab import Lab
+from masters.experiments.response_plan import ResponsePlan, prepare
+from masters.experiments.results import Results, run_arms
+from masters.experiments.run import run, run_folder
+from masters.runtime.files import cache_dir
+from masters_book.analysis.costs import (
     Cost,
     Measured,
     PaperSizes,
@@ -27,14 +34,7 @@ from masters.analysis.costs import (
     slowdown_for,
     with_equal_rates,
 )
-from masters.experiments.arms import arm
-from masters.experiments.curriculum import WantedScores, all_stages, wanted_responses
-from masters.experiments.lab import Lab
-from masters.experiments.response_plan import ResponsePlan, prepare
-from masters.experiments.results import Results, run_arms
-from masters.experiments.run import run, run_folder
-from masters.figures.costs import sharing
-from masters.runtime.files import cache_dir
+from masters_book.figures.costs import sharing
 
 OFFLINE = Cost(8, 2, 20, 5, ("generation", "judging", "scoring"))
 ONLINE = Cost(60, 3, 0, 12)

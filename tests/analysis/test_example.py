@@ -6,11 +6,11 @@ import pytest
 import small
 from labs import profile
 
-from masters.analysis.example import Worked, worked_example
-from masters.analysis.groups import rewarded_groups
 from masters.experiments.arms import arm
 from masters.experiments.lab import Lab
 from masters.experiments.response_plan import ResponsePlan, prepare
+from masters_book.analysis.example import Worked, worked_example
+from masters_book.analysis.groups import rewarded_groups
 
 
 @pytest.fixture(scope="module")

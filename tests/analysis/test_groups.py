@@ -9,7 +9,6 @@ import small
 import torch
 from labs import profile
 
-from masters.analysis.groups import rewarded_groups
 from masters.experiments.arms import arm
 from masters.experiments.curriculum import all_stages, curriculum
 from masters.experiments.lab import Lab
@@ -20,6 +19,7 @@ from masters.models.packing import response_logits
 from masters.objective.loss import masters_loss
 from masters.objective.rewards import distillation_reward, group_advantages
 from masters.training.examples import Collator
+from masters_book.analysis.groups import rewarded_groups
 
 
 @pytest.fixture(scope="module")

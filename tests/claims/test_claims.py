@@ -10,17 +10,17 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from masters.claims import table as claim_rows
-from masters.claims import verdicts
-from masters.claims.claims import CLAIMS, HELPS, SMALLEST_MARGIN, Claim, all_pairs
-from masters.claims.comparisons import EFFECTS, measure, paired_effect
-from masters.claims.evidence import Evidence
-from masters.claims.verdicts import SEVERITY, excludes_paper, judge_comparisons, verdict, write_claims
 from masters.experiments.arms import title
-from masters.pages.parameters import NOTEBOOKS
 from masters.runtime.files import paper_table
 from masters.runtime.statistics import Interval, minimum_detectable_effect, p_value
 from masters.runtime.tables import read_table
+from masters_book.claims import table as claim_rows
+from masters_book.claims import verdicts
+from masters_book.claims.claims import CLAIMS, HELPS, SMALLEST_MARGIN, Claim, all_pairs
+from masters_book.claims.comparisons import EFFECTS, measure, paired_effect
+from masters_book.claims.evidence import Evidence
+from masters_book.claims.verdicts import SEVERITY, excludes_paper, judge_comparisons, verdict, write_claims
+from masters_book.pages.parameters import NOTEBOOKS
 
 C = {claim.id: claim for claim in CLAIMS}
 

@@ -12,11 +12,11 @@ import pytest
 import yaml
 from fuzzing import count, rounds
 
-from masters.cli.main import main
 from masters.distillation.run_file import load_run_file
 from masters.experiments.arms import arm
 from masters.runtime.files import ROOT
 from masters.settings import MAX_BYTES, Profile, load_profile, read
+from masters_book.commands import main
 
 PROFILE = ROOT / "notebooks" / "params" / "smoke" / "profile.yaml"
 RUN_FILE = ROOT / "examples" / "run.yaml"
@@ -201,10 +201,13 @@ def test_a_wrong_command_line_is_one_line(seed: int, masters: Masters, tmp_path:
     count("command lines, wrong", named=True)
 
 
-@pytest.mark.parametrize("arguments", [[], ["responses"], ["data"]])
-def test_without_a_command_the_help_is_shown(arguments: list[str], masters: Masters) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "title"),
+    [([], "Your own models and data"), (["responses"], "Commands"), (["data"], "Commands")],
+)
+def test_without_a_command_the_help_is_shown(arguments: list[str], title: str, masters: Masters) -> None:
     code, out, err = masters(*arguments)
-    assert (code, err) == (2, "") and "Usage:" in out and "Commands" in out
+    assert (code, err) == (2, "") and "Usage:" in out and title in out
 
 
 @pytest.mark.parametrize("columns", ["1", "0", "-3", "²", HUGE])

@@ -19,7 +19,7 @@ from masters.experiments.run import run_folder
 from masters.models.loading import load
 from masters.objective.diagnostics import Diverged
 from masters.settings import Profile, TrainerOptions, Watch
-from masters.study.models import keep, with_kept
+from masters_book.study.models import keep, with_kept
 
 ARM = "masters+steps=4"
 

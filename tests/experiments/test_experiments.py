@@ -14,7 +14,6 @@ from judge_server import Reply, block, explains, said, serving, verdict
 from labs import profile
 from transformers import AutoModelForImageTextToText
 
-from masters.analysis import masked_teachers as teachers
 from masters.experiments import refreshing
 from masters.experiments import run as runs
 from masters.experiments.arms import RunSpec, arm
@@ -37,6 +36,7 @@ from masters.settings import LanguageJudge, Lora, MemorySavings, ModelSpec, Samp
 from masters.training.checkpoints import last_checkpoint
 from masters.training.ladder import epochs, labelled
 from masters.training.memory import Memory
+from masters_book.analysis import masked_teachers as teachers
 
 ARMS = ["base", "sft", "naive", "masked", "masters", "mid_then_large", "own_accuracy"]
 RUN_COLUMNS = {

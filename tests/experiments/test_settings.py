@@ -6,8 +6,8 @@ import pytest
 import yaml
 
 from masters import settings
-from masters.pages.parameters import NOTEBOOKS, notebook_parameters
 from masters.settings import PARAMS, load_profile, profiles
+from masters_book.pages.parameters import NOTEBOOKS, notebook_parameters
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 import pytest
 from worked import worked
 
-from masters.figures.method import method_figure
+from masters_book.figures.method import method_figure
 
 
 @pytest.mark.parametrize("narrow", [False, True])

@@ -3,7 +3,7 @@
 import pandas as pd
 
 from masters.experiments.arms import CHANGES
-from masters.figures.names import display_name, named, title_of
+from masters_book.figures.names import display_name, named, title_of
 
 
 def test_arms_and_columns_have_words() -> None:

@@ -12,17 +12,33 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from masters.cli import main
-from masters.imitation import learning, plan, results, texts
-from masters.imitation.changes import changes, controls, direction, doses, effects, helps, trend, verdicts
-from masters.imitation.distances import DIVERGENCES, WHOLE, divergences, measure, missing_jobs, whole_teacher
-from masters.imitation.learning import Run, learn, ratio_of, temperature_of
-from masters.imitation.models import load_teacher, pruned
-from masters.imitation.tables import add_learning, read_learning, tables
-from masters.imitation.texts import docstrings, held_out, question, training_sequences
 from masters.objective.divergence import divergence
-from masters.pages.imitation import imitation_page
 from masters.runtime.files import write_folder_once
+from masters_book import commands
+from masters_book.imitation import learning, plan, results, texts
+from masters_book.imitation.changes import (
+    changes,
+    controls,
+    direction,
+    doses,
+    effects,
+    helps,
+    trend,
+    verdicts,
+)
+from masters_book.imitation.distances import (
+    DIVERGENCES,
+    WHOLE,
+    divergences,
+    measure,
+    missing_jobs,
+    whole_teacher,
+)
+from masters_book.imitation.learning import Run, learn, ratio_of, temperature_of
+from masters_book.imitation.models import load_teacher, pruned
+from masters_book.imitation.tables import add_learning, read_learning, tables
+from masters_book.imitation.texts import docstrings, held_out, question, training_sequences
+from masters_book.pages.imitation import imitation_page
 
 SMALL = {
     "TEXTS": 3,
@@ -394,7 +410,7 @@ def test_a_dry_run_lists_what_is_missing(
 ) -> None:
     monkeypatch.setattr("sys.argv", ["masters", "study", "imitation", "--dry-run"])
     with pytest.raises(SystemExit) as ended:
-        main.main()
+        commands.main()
     assert ended.value.code == 0
     assert "runs of learning" in capsys.readouterr().out
 
@@ -404,6 +420,6 @@ def test_the_imitation_study_has_no_replicates(
 ) -> None:
     monkeypatch.setattr("sys.argv", ["masters", "study", "imitation", "--replicates", "3"])
     with pytest.raises(SystemExit) as ended:
-        main.main()
+        commands.main()
     assert ended.value.code == 1
     assert "leave out --replicates" in capsys.readouterr().err

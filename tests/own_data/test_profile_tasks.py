@@ -11,13 +11,13 @@ import pytest
 import small
 from PIL import Image
 
-from masters.analysis.blind import blind_table
 from masters.data.labels import REGISTERS
 from masters.data.questions import load_questions
 from masters.experiments.lab import Lab
 from masters.experiments.results import run_arm
 from masters.own_data.tasks import content_of, labels_of, questions_of
 from masters.settings import OwnData, Profile
+from masters_book.analysis.blind import blind_table
 
 COUNT = 40
 

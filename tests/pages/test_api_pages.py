@@ -2,8 +2,8 @@
 
 import re
 
-from masters.pages.api import api_pages
 from masters.runtime.files import ROOT
+from masters_book.pages.api import api_pages
 
 
 def test_a_page_per_room_in_the_order_of_the_list() -> None:

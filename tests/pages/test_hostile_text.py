@@ -12,19 +12,19 @@ import pytest
 from claim_lines import claim_line, write_lines
 from study_files import write
 
-from masters.claims.comparisons import COLUMNS
-from masters.claims.table import read_claims
-from masters.pages import first as first_page
-from masters.pages.rendering import fill
-from masters.pages.responses import responses_page
-from masters.pages.study import study_page, study_sentences
-from masters.pages.why import why_page
-from masters.report import book
 from masters.runtime.files import ROOT
 from masters.settings import Profile, load_profile
-from masters.study.effects import COLUMNS as MAP
-from masters.study.plan import load_study
-from masters.study.tables import Tables
+from masters_book.claims.comparisons import COLUMNS
+from masters_book.claims.table import read_claims
+from masters_book.pages import first as first_page
+from masters_book.pages.rendering import fill
+from masters_book.pages.responses import responses_page
+from masters_book.pages.study import study_page, study_sentences
+from masters_book.pages.why import why_page
+from masters_book.report import book
+from masters_book.study.effects import COLUMNS as MAP
+from masters_book.study.plan import load_study
+from masters_book.study.tables import Tables
 
 # HTML, MyST that reads a file, and jinja.
 HOSTILE = (

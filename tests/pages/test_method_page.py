@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from worked import worked
 
-from masters.analysis.example import read_worked
-from masters.pages.method import PARTS, method_parts
+from masters_book.analysis.example import read_worked
+from masters_book.pages.method import PARTS, method_parts
 
 
 def test_every_section_has_its_numbers(tmp_path: Path) -> None:

@@ -8,11 +8,11 @@ import pandas as pd
 import pytest
 from study_files import Kept, write
 
-from masters.claims.claims import CLAIMS
-from masters.claims.comparisons import COLUMNS
-from masters.claims.verdicts import judge_claims
-from masters.pages.first import Judged
-from masters.pages.mind import mind_page
+from masters_book.claims.claims import CLAIMS
+from masters_book.claims.comparisons import COLUMNS
+from masters_book.claims.verdicts import judge_claims
+from masters_book.pages.first import Judged
+from masters_book.pages.mind import mind_page
 
 
 @pytest.fixture

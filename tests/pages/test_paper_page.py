@@ -9,9 +9,9 @@ import pytest
 from study_files import Kept, write
 
 from masters.experiments.arms import arm
-from masters.pages.paper import NOT_RUN, TABLES, Beside, paper_page
 from masters.runtime.files import ROOT, paper_table
-from masters.study.plan import load_study
+from masters_book.pages.paper import NOT_RUN, TABLES, Beside, paper_page
+from masters_book.study.plan import load_study
 
 
 @pytest.fixture

@@ -14,11 +14,11 @@ import small
 from labs import profile
 from PIL import Image
 
-from masters.analysis.groups import rewarded_groups
 from masters.experiments.arms import arm
 from masters.experiments.lab import Lab
 from masters.experiments.response_plan import ResponsePlan, prepare
-from masters.pages.responses import FILE, QUESTIONS, chosen, responses_page, stored_groups
+from masters_book.analysis.groups import rewarded_groups
+from masters_book.pages.responses import FILE, QUESTIONS, chosen, responses_page, stored_groups
 
 
 @pytest.fixture(scope="module")

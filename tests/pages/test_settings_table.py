@@ -7,8 +7,8 @@ import pytest
 import yaml
 from study_files import Kept
 
-from masters.pages.settings import settings_table
 from masters.settings import PARAMS
+from masters_book.pages.settings import settings_table
 
 
 @pytest.fixture(scope="module")

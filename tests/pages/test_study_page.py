@@ -10,14 +10,14 @@ import pytest
 from claim_lines import claim_line, write_lines
 from study_files import Kept, write
 
-from masters.claims.comparisons import COLUMNS
-from masters.claims.table import read_claims
-from masters.figures.names import title_of
-from masters.pages import study as study_page
-from masters.pages import study_tables
-from masters.pages.first import Judged
-from masters.study.effects import COLUMNS as MAP_COLUMNS
-from masters.study.plan import load_study
+from masters_book.claims.comparisons import COLUMNS
+from masters_book.claims.table import read_claims
+from masters_book.figures.names import title_of
+from masters_book.pages import study as study_page
+from masters_book.pages import study_tables
+from masters_book.pages.first import Judged
+from masters_book.study.effects import COLUMNS as MAP_COLUMNS
+from masters_book.study.plan import load_study
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ from typing import Any
 import pandas as pd
 from study_files import Kept, write
 
-from masters.pages.why import why_page
 from masters.settings import load_profile
+from masters_book.pages.why import why_page
 
 
 def test_each_reason_stands_with_its_numbers(tmp_path: Path) -> None:

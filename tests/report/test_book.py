@@ -15,11 +15,14 @@ import yaml
 from claim_lines import claim_line, write_lines
 
 import masters
-from masters.claims import table as claim_rows
-from masters.claims.comparisons import COLUMNS
-from masters.claims.verdicts import judge_claims, write_claims
-from masters.pages.departures import departures_page, paragraphs
-from masters.pages.first import (
+import masters_book
+from masters.runtime.files import ROOT
+from masters.settings import load_profile
+from masters_book.claims import table as claim_rows
+from masters_book.claims.comparisons import COLUMNS
+from masters_book.claims.verdicts import judge_claims, write_claims
+from masters_book.pages.departures import departures_page, paragraphs
+from masters_book.pages.first import (
     RESULTS,
     Judged,
     abstract,
@@ -29,12 +32,10 @@ from masters.pages.first import (
     headline,
     in_short,
 )
-from masters.pages.parameters import NOTEBOOKS
-from masters.report import book
-from masters.report.finish import BETWEEN
-from masters.runtime.files import ROOT
-from masters.runtime.provenance import record_provenance
-from masters.settings import load_profile
+from masters_book.pages.parameters import NOTEBOOKS
+from masters_book.report import book
+from masters_book.report.finish import BETWEEN
+from masters_book.study.provenance import record_provenance
 
 LOADING = ("src", "srcset", "href", "data", "poster")  # no srcset here has more than one address
 
@@ -139,7 +140,14 @@ def test_front_page_counts_the_verdicts(built_book: Path) -> None:
 
 
 def test_every_module_is_in_the_api() -> None:
-    modules = {"masters", *(info.name for info in pkgutil.walk_packages(masters.__path__, "masters."))}
+    modules = {
+        name
+        for package in (masters, masters_book)
+        for name in (
+            package.__name__,
+            *(info.name for info in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")),
+        )
+    }
     modules -= {"masters.cli.__main__"}
     documented = re.findall(r"automodule:: (\S+)", (ROOT / "book" / "api.md").read_text())
     assert sorted(documented) == sorted(modules)
@@ -307,7 +315,7 @@ def test_every_module_that_departs_is_on_the_page() -> None:
     page = departures_page(ROOT / "book" / "api.md", ROOT)
     sections = dict(re.findall(r"^### (\S+)\n\n```{eval-rst}\n(.*?)\n```$", page, re.MULTILINE | re.DOTALL))
     departing = 0
-    for path in (ROOT / "masters").rglob("*.py"):
+    for path in (path for part in ("masters", "masters_book") for path in (ROOT / part).rglob("*.py")):
         docstring = ast.get_docstring(ast.parse(path.read_text())) or ""
         module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
         if not re.search("^(Departures from the paper|Choices where the paper is silent)", docstring, re.M):

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from masters.claims.claims import CLAIMS
+from masters_book.claims.claims import CLAIMS
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = [

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from masters.report.finish import BETWEEN, finish, finished, in_both_schemes
+from masters_book.report.finish import BETWEEN, finish, finished, in_both_schemes
 
 HEAD = (
     "<html><head><title>A &amp; B</title>\n<script>window.MathJax = {\n}</script>\n"

@@ -3,8 +3,8 @@
 import re
 from pathlib import Path
 
-from masters.report.glossary import TERMS, link_terms, linked_page
 from masters.runtime.files import ROOT
+from masters_book.report.glossary import TERMS, link_terms, linked_page
 
 ADDRESS = "../glossary.html"
 

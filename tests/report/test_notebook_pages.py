@@ -6,9 +6,9 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from masters.pages.answers import answer_box
-from masters.pages.parameters import NOTEBOOKS
-from masters.report.notebook_pages import minutes, notebook_page, write_notebooks
+from masters_book.pages.answers import answer_box
+from masters_book.pages.parameters import NOTEBOOKS
+from masters_book.report.notebook_pages import minutes, notebook_page, write_notebooks
 
 
 @pytest.fixture

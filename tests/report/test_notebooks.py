@@ -11,8 +11,8 @@ from typing import Any
 import nbformat
 import pytest
 
-from masters.pages.parameters import NOTEBOOKS, notebook_parameters
 from masters.runtime.files import ROOT
+from masters_book.pages.parameters import NOTEBOOKS, notebook_parameters
 
 
 def _notebook(name: str) -> Any:

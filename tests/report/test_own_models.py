@@ -14,14 +14,14 @@ import yaml
 from matplotlib import pyplot
 
 from masters import settings
-from masters.claims.table import read_claims
-from masters.cli.main import app
 from masters.experiments.lab import Lab
-from masters.pages.parameters import NOTEBOOKS
-from masters.report import book
-from masters.report.notebooks import checked_parameters, source_of
 from masters.runtime import files
 from masters.settings import PARAMS
+from masters_book.claims.table import read_claims
+from masters_book.commands import app
+from masters_book.pages.parameters import NOTEBOOKS
+from masters_book.report import book
+from masters_book.report.notebooks import checked_parameters, source_of
 
 ROOT = files.ROOT
 

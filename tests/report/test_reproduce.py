@@ -19,12 +19,13 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from masters.pages.parameters import NOTEBOOKS
-from masters.report import notebooks as reproduce
-from masters.runtime import progress, provenance
+from masters.runtime import progress
 from masters.runtime.files import ROOT
-from masters.runtime.provenance import record_provenance
 from masters.settings import profiles
+from masters_book.pages.parameters import NOTEBOOKS
+from masters_book.report import notebooks as reproduce
+from masters_book.study import provenance
+from masters_book.study.provenance import record_provenance
 
 
 def _write(path: Path, *cells: str) -> Path:
@@ -157,7 +158,7 @@ def test_an_interrupt_leaves_nothing_half_written_and_no_process(
         "time.sleep(120)",
     )
     program = (
-        "import masters.cli.main, masters.report.notebooks as r, pathlib, signal, sys\n"
+        "import masters.cli.main, masters_book.report.notebooks as r, pathlib, signal, sys\n"
         "source, output = map(pathlib.Path, sys.argv[1:])\n"
         # Tests that a shell runs in the background inherit that it is ignored.
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
@@ -268,7 +269,7 @@ def test_results_that_are_written_do_not_make_the_code_dirty(
 
 
 def _masters(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "masters.cli.main", *words]
+    command = [sys.executable, "-m", "masters_book.commands", *words]
     return subprocess.run(
         command, capture_output=True, text=True, cwd=ROOT, env={**os.environ, **environment}
     )
@@ -296,7 +297,7 @@ def test_bad_input_is_one_line_and_an_exit_code(words: list[str], message: str) 
 def test_bad_values_are_refused_before_anything_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An r_max of 1.5, a step of 0, a word for a number, a misspelt name: each is named in one line."""
     program = (
-        "import masters.settings as s, masters.cli.main as c, pathlib, sys\n"
+        "import masters.settings as s, masters_book.commands as c, pathlib, sys\n"
         "s.PARAMS = pathlib.Path(sys.argv.pop(1))\n"
         "c.main()"
     )
@@ -337,8 +338,8 @@ def test_plan_says_minutes_and_limits() -> None:
 def test_claims_table_shows_text_as_text(
     example_claims: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    from masters.claims import table as claim_rows
-    from masters.cli import main as cli
+    from masters_book import commands as cli
+    from masters_book.claims import table as claim_rows
 
     hostile = claim_rows.read_claims(example_claims).assign(statement="[red]not markup[/]")
     monkeypatch.setattr(claim_rows, "read_claims", lambda path: hostile)

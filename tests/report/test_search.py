@@ -4,7 +4,7 @@ from docutils import nodes
 from docutils.utils import new_document
 from sphinx import addnodes
 
-from masters.report.search import add_entries
+from masters_book.report.search import add_entries
 
 
 def test_named_rows_become_entries_of_the_search() -> None:

@@ -117,12 +117,14 @@ def test_the_package_imports_only_declared_dependencies() -> None:
         ]
     }
     missing = []
-    for path in (ROOT / "masters").rglob("*.py"):
+    for path in (path for part in ("masters", "masters_book") for path in (ROOT / part).rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             if isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
                 names.append(node.module)
-            for top in {name.split(".")[0] for name in names} - {"masters"} - sys.stdlib_module_names:
+            for top in (
+                {name.split(".")[0] for name in names} - {"masters", "masters_book"} - sys.stdlib_module_names
+            ):
                 owners = {canonicalize_name(owner) for owner in distributions.get(top, [])}
                 if not owners & runtime and top != "vllm":  # vllm needs its own environment
                     missing.append(f"{path.relative_to(ROOT)} imports {top}")

@@ -12,12 +12,12 @@ import pytest
 from fuzzing import count, rounds
 
 from masters import settings
-from masters.claims.table import read_claims
-from masters.pages import parameters
 from masters.runtime.files import ROOT, STUDY
 from masters.runtime.tables import SUMS, Number, Schema, read_json, read_table
-from masters.study import plan
-from masters.study.tables import SCHEMAS, Tables
+from masters_book.claims.table import read_claims
+from masters_book.pages import parameters
+from masters_book.study import plan
+from masters_book.study.tables import SCHEMAS, Tables
 
 RESULTS = [STUDY.parent, STUDY, STUDY.with_name("plateau"), ROOT / "data" / "paper"]
 FILES = [path for folder in RESULTS for path in sorted(folder.iterdir()) if path.is_file() and path.suffix]

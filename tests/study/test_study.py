@@ -15,20 +15,20 @@ from pydantic import ValidationError
 from typer.testing import CliRunner
 
 from masters import settings
-from masters.analysis.costs import measured
-from masters.cli import main as cli
 from masters.experiments.arms import arm
 from masters.experiments.lab import Lab
 from masters.experiments.results import run_arms
 from masters.runtime import files, keys
 from masters.runtime.tables import SUMS
 from masters.settings import LanguageJudge, Profile
-from masters.study import plan as study_plan
-from masters.study import study
-from masters.study.models import keep, with_kept
-from masters.study.plan import StudyPlan, load_study
-from masters.study.study import Study
-from masters.study.tables import PARTS, Tables
+from masters_book import commands as cli
+from masters_book.analysis.costs import measured
+from masters_book.study import plan as study_plan
+from masters_book.study import study
+from masters_book.study.models import keep, with_kept
+from masters_book.study.plan import StudyPlan, load_study
+from masters_book.study.study import Study
+from masters_book.study.tables import PARTS, Tables
 
 DIVERGES = 0.5  # learning rate at which the loss is not finite in these tests
 PLAN: dict[str, Any] = {

@@ -6,11 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from masters.claims.comparisons import paired_effect
-from masters.figures.study import effect_map
 from masters.runtime.statistics import minimum_detectable_effect
 from masters.settings import load_profile
-from masters.study.effects import AXES, COLUMNS, EFFECTS, measure_map
+from masters_book.claims.comparisons import paired_effect
+from masters_book.figures.study import effect_map
+from masters_book.study.effects import AXES, COLUMNS, EFFECTS, measure_map
 
 LADDER = pd.DataFrame(
     {"model": ["tiny", "student", "mid", "large", "huge"], "parameters": [10, 50, 100, 300, 600]}

@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from masters.figures.study import sweep
+from masters_book.figures.study import sweep
 
 
 def test_the_sweep_has_a_line_a_form() -> None:

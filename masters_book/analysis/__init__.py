@@ -1,0 +1,8 @@
+"""Measurements on a lab's models and responses that need no further training.
+
+:mod:`~masters_book.analysis.groups` (rewards and advantages as training computes them),
+:mod:`~masters_book.analysis.example` (one question through all steps),
+:mod:`~masters_book.analysis.masked_teachers` (accuracy and divergence of masked teachers),
+:mod:`~masters_book.analysis.blind` (a baseline without images), :mod:`~masters_book.analysis.costs`
+(offline vs. online).
+"""

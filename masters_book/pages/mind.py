@@ -1,0 +1,129 @@
+"""What would change our mind about each claim: what its comparison could detect, and what may confound it.
+
+Everything follows from the first study's tables, and from the limits that each claim states.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from masters_book.claims.table import signed
+from masters_book.claims.verdicts import judge_comparisons
+from masters_book.figures.names import title_of
+from masters_book.pages.first import Judged, notes, with_titles
+from masters_book.pages.rendering import fill
+from masters_book.study.study import Study
+
+ARMS = ("treatment", "control")
+# What an interval would have to show, by verdict, for claims that something improves accuracy.
+OTHERWISE = {
+    "supported": "an interval that reaches zero, or an effect below the margin",
+    "not supported": "an interval that reaches the margin",
+    "reversed": "an interval that reaches zero",
+    "undecided": "a narrower interval: above zero with an effect of the margin or more, or below the margin",
+    "not tested": "a run of its arms",
+}
+
+
+def mind_page(judged: Judged | None, study: Study | None) -> str:
+    """Return a fold per claim.
+
+    Args:
+        judged: the claims of the first study; None if it has measured none.
+        study: that study.
+    """
+    if judged is None or study is None:
+        return fill("mind.md", claims=[])
+    tried, places = study.tried, study.tables.read("map.csv")
+    compared = judge_comparisons(judged.effects).to_dict("records")
+    claims = [
+        {
+            "row": row,
+            "detects": _detects(row),
+            "seeds": _seeds(row, study),
+            "grid": [
+                words for name in (row["treatment"], row["control"]) if (words := _edge(name, study, tried))
+            ],
+            "confounds": _confounds(row, judged, places, compared),
+            "otherwise": _otherwise(row),
+        }
+        for row in judged.claims.to_dict("records")
+    ]
+    return fill("mind.md", claims=claims)
+
+
+def _detects(row: Mapping[Any, Any]) -> str:
+    if not row["seeds"] > 0:
+        return "Nothing yet: the arms were not run."
+    if math.isnan(row["smallest"]):
+        return "Nothing: both arms answer every question alike."
+    ratio, smallest, unit = row["unit"] == "times", row["smallest"], row["unit"]
+    detected = {
+        "gain": f"{smallest:.1f} {unit}",
+        "at least": f"A ratio of {smallest:.2f} would be found to exceed the margin",
+        "at most": f"A growth of {smallest:.1f} {unit} would be found to stay below the margin",
+        "no worse": f"A difference of {signed(smallest)} {unit} would be found to lie above minus the margin",
+    }[row["kind"]]
+    paper = "gives none"
+    if not math.isnan(row["paper_effect"]):
+        paper = (
+            f"has {row['paper_effect']:.1f} {unit}" if ratio else f"has {signed(row['paper_effect'])} {unit}"
+        )
+    return f"{detected}, four times out of five. The margin is {row['margin']:.2f} {unit}; the paper {paper}."
+
+
+def _seeds(row: Mapping[Any, Any], study: Study) -> str:
+    if not row["seeds"] > 0:
+        return "none"
+    words = f"{int(row['seeds'])} of the {study.plan.seeds} that the main arms have"
+    if row["kind"] == "gain" and row["verdict"] == "undecided" and row["smallest"] > row["margin"]:
+        # The smallest detectable effect falls with the square root of the number of seeds.
+        needed = math.ceil(row["seeds"] * (row["smallest"] / row["margin"]) ** 2)
+        words += (
+            f"; about {needed} would detect an effect as small as the margin, if their spread stays the same"
+        )
+    return words
+
+
+def _edge(name: str, study: Study, tried: pd.DataFrame) -> str:
+    """Return where the learning rate of an arm lies in the grid that it was chosen from; empty if untuned."""
+    head = next((head for head, rest in study.plan.tuned.items() if name in (head, *rest)), name)
+    rates = tried.loc[tried["arm"] == head, "learning_rate"]
+    chosen = tried.loc[(tried["arm"] == head) & tried["chosen"].astype(bool), "learning_rate"]
+    if chosen.empty or rates.nunique() < 2:
+        return ""
+    rate = chosen.iloc[0]
+    where = {rates.min(): "the smallest tried", rates.max(): "the largest tried"}.get(rate, "inside the grid")
+    of = "" if head == name else f", chosen for {title_of(head)}"
+    return f"{title_of(name)}: learning rate {rate:g}{of}, {where}"
+
+
+def _confounds(
+    row: Mapping[Any, Any], judged: Judged, places: pd.DataFrame, compared: Sequence[Mapping[Any, Any]]
+) -> list[str]:
+    trained = [judged.settings.get(row[side], "") for side in ARMS]
+    found = []
+    if trained[0] != trained[1] and not {"", "not trained"} & set(trained):
+        pair = "; ".join(f"{title_of(row[side])} with {how}" for side, how in zip(ARMS, trained, strict=True))
+        found.append(f"The arms were trained apart: {pair}.")
+    at_one_rate = places["control"].str.startswith(f"{row['control']}+learning_rate=")
+    for place in places[at_one_rate & (places["treatment"] == row["treatment"])].to_dict("records"):
+        rate = place["control"].rpartition("=")[2]
+        span = f"{signed(place['low'])} to {signed(place['high'])}"
+        found.append(f"With learning rate {rate} for both: {signed(place['points'])} points ({span}).")
+    found += [f"{note[0].upper()}{note[1:]}." for note in notes(row, compared)]
+    if row["disagree"]:
+        found.append(f"Greedy and sampled answers disagree: {with_titles(row['disagree'])}.")
+    return [*found, row["limits"]]
+
+
+def _otherwise(row: Mapping[Any, Any]) -> str:
+    if row["kind"] == "gain" or row["verdict"] == "not tested":
+        return OTHERWISE[row["verdict"]]
+    below, above = {"no worse": ("below minus", "above minus"), "at most": ("above", "below")}.get(
+        row["kind"], ("below", "above")
+    )
+    reach = f"that reaches {below}" if row["verdict"] == "supported" else above
+    return f"an interval {reach} the margin of {row['margin']:.2f} {row['unit']}"

@@ -1,0 +1,189 @@
+"""The page of a study, from its tracked files: its result, its claims, and what is behind them.
+
+The files are in ``data/results/NAME`` (:mod:`masters_book.study.tables`). This module computes only means
+over seeds and the verdicts, so that these follow today's margins and rule. Missing files are named.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from masters.experiments.arms import arm, settings_of
+from masters.experiments.curriculum import learning_rate_shares
+from masters_book.claims.verdicts import judge_claims, judge_comparisons
+from masters_book.pages import study_tables as tables
+from masters_book.pages.first import (
+    Judged,
+    answer,
+    brief,
+    claim_row,
+    counts,
+    disagreements,
+    draw_claims,
+    in_short,
+)
+from masters_book.pages.rendering import fill
+from masters_book.pages.study_tables import blind_accuracies, number
+from masters_book.study.plan import StudyPlan
+from masters_book.study.study import Study
+
+FILES = (
+    *("comparisons.csv", "map.csv", "runs.csv", "costs.csv", "trials.csv", "tasks.csv", "registers.csv"),
+    *("blind.csv", "machine.json"),
+)
+
+
+def study_page(study: Study, own: Judged, image: Path) -> str:
+    """Return a study's claims beside those of the reader's run, its arms, tuning and machine.
+
+    Only rows that count are shown. Figures are written beside ``image``.
+
+    Raises:
+        ValueError: a file is damaged.
+    """
+    runs = study.runs
+    missing = [file for file in FILES if not (study.folder / file).is_file()]
+    return fill(
+        "study.md",
+        name=study.name,
+        own=own.title,
+        nothing=len(missing) == len(FILES),
+        about=study.plan.about,
+        command=command(study.name),
+        missing=missing,
+        study=_claims(study, runs, own, image),
+        parts=_parts(study, runs, missing, image),
+    )
+
+
+def _parts(study: Study, runs: pd.DataFrame, missing: list[str], image: Path) -> dict[str, Any]:
+    """Return the sections below the claims; those without results are empty."""
+    blind = blind_accuracies(study)
+
+    def of(name: str, section: Any, *arguments: Any) -> Any:
+        return None if name in missing else section(*arguments)
+
+    folded = {
+        "By task": of("tasks.csv", tables.by_task, study, runs, blind),
+        "By register of the answer": of("registers.csv", tables.by_register, study, runs),
+    }
+    return {
+        "arms": _arms(study, runs, blind) if len(runs) else None,
+        "map": of("map.csv", tables.effect_section, study, image, blind),
+        "sweep": tables.sweep_section(runs, image),
+        "costs": of("costs.csv", lambda: tables.costs(study.costs)),
+        "folded": [(summary, table) for summary, table in folded.items() if table],
+        "trials": of("trials.csv", lambda: tables.trials(study.tried)),
+        "machine": of("machine.json", tables.machine, study.folder / "machine.json"),
+    }
+
+
+def settings_of_study(study: Study) -> dict[str, str]:
+    """Return what each arm of a study was trained with, tuned settings included, by the arm's name."""
+    chosen = study.settings()
+    words = settings_of(study.profile, list(chosen.values()))
+    return {name: words[long] for name, long in chosen.items() if long in words}
+
+
+def command(name: str) -> str:
+    """Return the command that runs a study."""
+    return "make study" if name == "study" else f"make study STUDY={name}"
+
+
+def study_sentences(found: Mapping[str, Judged], studies: Mapping[str, Study]) -> str:
+    """Return what the studies found, for the first page; empty without studies.
+
+    Args:
+        found: from :func:`judged`, by the names of the plans.
+        studies: the study of each name.
+    """
+    rows = [
+        {
+            "page": f"{name}.html",
+            "title": of.title,
+            "counts": counts(of.claims),
+            "seeds": _seeds(studies[name].plan, of.claims["seeds"].dropna()),
+        }
+        for name, of in found.items()
+    ]
+    return fill("studies.md", studies=rows)
+
+
+def judged(study: Study) -> Judged | None:
+    """Return the claims of a study; None if it has measured none."""
+    if not (study.folder / "comparisons.csv").is_file():
+        return None
+    effects = study.tables.read("comparisons.csv")
+    return Judged(study.plan.title, judge_claims(effects), effects, settings_of_study(study), study.name)
+
+
+def _claims(study: Study, runs: pd.DataFrame, own: Judged, image: Path) -> dict[str, Any]:
+    found = judged(study)
+    if found is None:
+        return {"claims": None}
+    verdicts, name, arms = brief(own.claims), study.name, set(runs["arm"])
+    rows = []
+    for row in found.claims.to_dict("records"):
+        seeds = str(int(row["seeds"])) if row["seeds"] > 0 else ""
+        shown = [each for each in (row["treatment"], row["control"]) if each in arms]
+        links = [(f"#{tables.anchor(each)}", each) for each in shown]
+        how = {"commands": [command(name)], "rows": links, "file": f"{name}/runs.csv"}
+        p = "under 0.001" if row["p_holm"] < 0.001 else number(row["p_holm"], 3)
+        smallest = f"{row['smallest']:.1f} {row['unit']}" if row["seeds"] > 0 else ""
+        test = f"p {p}\nfinds {smallest}\n{seeds} seeds" if seeds else ""
+        rows.append(claim_row(row, found, [test, verdicts.get(row["id"], "")], how))
+    gap = found.effects["gap"].dropna()
+    return {
+        "short": in_short(found),
+        "answer": answer(found),
+        "seeds": _seeds(study.plan, found.claims["seeds"]),
+        "gap": f"{gap.iloc[0]:.1f}" if len(gap) else "",
+        "comparisons": judge_comparisons(found.effects).to_dict("records"),
+        "claims": {
+            "counts": counts(found.claims),
+            "figure": draw_claims(found.claims, image),
+            "disagreements": disagreements(found.claims),
+            "rows": rows,
+        },
+    }
+
+
+def _seeds(plan: StudyPlan, seeds: pd.Series) -> str:
+    """Return how many seeds the tested claims have, and whether that is all."""
+    done = seeds[seeds > 0]
+    if done.empty:
+        return "No claim has a seed yet."
+    fewest, most = int(done.min()), int(done.max())
+    words = f"Seeds of each arm: {fewest}." if fewest == most else f"Seeds of an arm: {fewest} to {most}."
+    if fewest < plan.few_seeds or most < plan.seeds:
+        words += (
+            f" The study is not finished: {plan.seeds} are planned for the main arms, {plan.few_seeds} for "
+            "the others, and a verdict may still change."
+        )
+    if fewest < 3:
+        words += " With one seed, an interval covers other questions only; with two, it is too narrow."
+    return words
+
+
+def _arms(study: Study, runs: pd.DataFrame, blind: pd.Series) -> dict[str, Any]:
+    above = tables.above_base(runs)
+    return {
+        "gains": tables.gains(above),
+        "schedule": {
+            "kind": study.profile.distillation.lr_schedule,
+            "shares": [(name, _stage_shares(study, name)) for name in ("masters", "mid_then_large")],
+        },
+        **tables.arms(runs, above, settings_of_study(study), blind),
+    }
+
+
+def _stage_shares(study: Study, name: str) -> str:
+    """Return the share of the learning rate's sum that each stage of an arm gets."""
+    spec = arm(study.settings().get(name, name), study.profile)
+    several = len(spec.teachers) > 1
+    return ", ".join(
+        f"{f'{spec.teachers[index]} ' if several else ''}r {ratio:g} {100 * share:.0f} %"
+        for (index, ratio), share in learning_rate_shares(spec).items()
+    )

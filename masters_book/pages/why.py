@@ -1,0 +1,113 @@
+"""The page that explains the null results, from files of the studies and of the reader's run."""
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from masters.runtime.tables import TEXT, Number, Schema, read_table
+from masters.settings import Profile
+from masters_book.figures.names import title_of
+from masters_book.imitation.plan import R_MAX, TEACHER
+from masters_book.imitation.tables import tables
+from masters_book.pages.rendering import fill
+from masters_book.pages.study import settings_of_study
+from masters_book.pages.study_tables import Table, blind_accuracies
+from masters_book.study.study import Study
+
+# A correlation has no value where all responses are equal, for example all wrong.
+REWARDS = Schema({"what": TEXT, "value": Number(optional=True)}, ("what",))
+CORRELATED = {"correct": "correctness", "length": "the length of the response"}
+# Column of a table of doses: its heading and decimals.
+DOSE = {
+    "ratio": ("Mask ratio", 2),
+    "from_whole": ("JSD to the\nwhole teacher", 4),
+    "argmax_changed": ("Argmax\nchanged, %", 1),
+    "entropy": ("Entropy", 3),
+    "to_student": ("JSD to the\nstudent", 4),
+    "loss": ("Loss", 3),
+}
+
+
+def why_page(profile: Profile, run: Path, imitation: Path, study: Study | None) -> str:
+    """Return the page's body; what no file holds is left out.
+
+    Args:
+        profile: the reader's.
+        run: folder of the reader's run, with ``rewards.csv`` of notebook 4.
+        imitation: folder of the imitation study's tables.
+        study: the study that the first page shows.
+    """
+    runs = study is not None and len(study.runs) > 0
+    return fill(
+        "why.md",
+        profile=profile,
+        dose=_dose(imitation),
+        weight=_weight(study) if study and runs else None,
+        sight=_sight(study) if study and runs else None,
+        rewards=_rewards(run / "rewards.csv"),
+    )
+
+
+def _dose(imitation: Path) -> dict[str, Any]:
+    found: dict[str, Any] = {"small": [], "table": None, "pretrained": None}
+    mini = tables(imitation).read("mini.csv")
+    if len(mini):
+        means = mini.drop(columns="replicate").groupby(["model", "ratio"], sort=False).mean().reset_index()
+        whole = means[means["ratio"] == 0].set_index("model")["to_student"]
+        at = means[(means["ratio"] - R_MAX).abs() < 1e-9]
+        found["small"] = at.assign(before=at["model"].map(whole)).to_dict("records")
+        found["table"] = _doses(means)
+    teachers = tables(imitation).read("teachers.csv")
+    frame = teachers[teachers["way"].isin(["whole", "magnitude"]) & (teachers["kind"] == "all")]
+    if len(frame):
+        frame = frame.rename(columns={"value": "ratio", "dose": "from_whole"}).assign(model=TEACHER)
+        found["pretrained"] = frame.set_index("ratio").to_dict()
+        found["pretrained_table"] = _doses(frame)
+    return found
+
+
+def _doses(frame: pd.DataFrame) -> Table:
+    frame = frame.assign(argmax_changed=100 * frame["argmax_changed"])
+    columns = {name: shown for name, shown in DOSE.items() if name in frame}
+    rows = [
+        [title_of(str(row["model"])), *(f"{row[name]:.{digits}f}" for name, (_, digits) in columns.items())]
+        for row in frame.to_dict("records")
+    ]
+    return ["Model", *(words for words, _ in columns.values())], rows
+
+
+def _weight(study: Study) -> dict[str, Any]:
+    settings = settings_of_study(study)
+    names = ("naive_multi", "masked", "masters", "accuracy_only", "distillation_only")
+    swept = study.runs[study.runs["arm"].str.fullmatch(r"masters\+learning_rate=.+")]
+    means = swept.groupby("arm", sort=False)["accuracy"].mean()
+    base = study.runs[(study.runs["arm"] == "base") & study.runs["replicate"].isin(swept["replicate"])]
+    return {
+        "arms": [[name, settings[name]] for name in names if name in settings],
+        "rates": [(str(name).split("=")[1], 100 * accuracy) for name, accuracy in means.items()],
+        "base": 100 * float(base["accuracy"].mean()),
+    }
+
+
+def _sight(study: Study) -> dict[str, float] | None:
+    blind, means = blind_accuracies(study), study.runs.groupby("arm")["accuracy"].mean()
+    if "all" not in blind:
+        return None
+    return {
+        "blind": 100 * blind["all"],
+        **{name: 100 * means[name] for name in ("base", "large") if name in means},
+    }
+
+
+def _rewards(path: Path) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    facts = read_table(path, REWARDS).set_index("what")["value"]
+    advantages = facts[facts.index.str.startswith("advantage_")]
+    correlations = {words: facts[f"correlation_{name}"] for name, words in CORRELATED.items()}
+    return {
+        **facts,
+        "correlations": [(words, value) for words, value in correlations.items() if pd.notna(value)],
+        "advantages": [(str(name).removeprefix("advantage_"), value) for name, value in advantages.items()],
+    }
