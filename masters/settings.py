@@ -34,6 +34,7 @@ PARAMS = ROOT / "notebooks" / "params"
 MAX_BYTES = 1_000_000  # of a parameter file
 # Every number has an upper bound, so that a slip of the keyboard is refused before anything runs.
 Ratio = Annotated[float, Field(ge=0, lt=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1, le=100_000_000)]
 Few = Annotated[int, Field(ge=1, le=10_000)]
 Positive = Annotated[float, Field(gt=0, le=1e15)]
@@ -166,6 +167,7 @@ class ModelSpec(Placement):
         "response", description="token: an answer weighs as much in a long label as in a short one"
     )
     label_share: float = Field(1.0, gt=0, le=1, description="fraction of pictures with labelled questions")
+    wrong_labels: Share | None = Field(None, description="fraction of wrong labels; null: the profile's")
 
     def determining(self) -> dict[str, Any]:
         """Return all that determines the trained model.
@@ -176,7 +178,8 @@ class ModelSpec(Placement):
         return self.model_dump(exclude=set(Placement.model_fields) | usual)
 
 
-LATER = ("weight_decay", "averaging", "label_share")  # fields of ModelSpec younger than stored results
+# Fields of ModelSpec younger than stored results.
+LATER = ("weight_decay", "averaging", "label_share", "wrong_labels")
 
 
 class Sampling(Strict):
@@ -345,9 +348,7 @@ class Profile(Strict):
     train_questions: Count = Field(description="training questions per task, for the ladder")
     validation_questions: Count = Field(description="per task")
     test_questions: Count = Field(description="per task")
-    wrong_labels: float = Field(
-        0.0, ge=0, le=1, description="fraction of wrong training labels; paper: not given"
-    )
+    wrong_labels: Share = Field(0.0, description="fraction of wrong training labels; paper: not given")
     registers: Registers | None = Field(None, description="wordings of the training labels; null: all four")
     ladder: dict[Rung, ModelSpec]
     sampling: Sampling = Sampling()

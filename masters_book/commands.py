@@ -116,6 +116,10 @@ def study(
         f"About {sum(minutes.values()):.0f} minutes with {study.profile.processes} processes, plus the time "
         "to generate responses. Stop at any time: the same command continues with what is missing."
     )
+    if refused := study.refused():
+        console.print(
+            f"Without runs, as their teachers are too weak: replicates {', '.join(map(str, refused))}."
+        )
     if uncertain := study.uncertain(asked):
         console.print(
             f"The models of these replicates are missing and must be retrained: "

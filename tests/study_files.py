@@ -22,6 +22,10 @@ class Kept:
         tuned = "masters+learning_rate=0.001+policy_weight=0.03+beta=0.003"
         return {"masters": tuned, **{name: name for name in names}}
 
+    def refused(self) -> list[int]:
+        """Every replicate has good teachers."""
+        return []
+
     runs = property(lambda self: self.tables.read("runs.csv"))
     costs = property(lambda self: self.tables.read("costs.csv").assign(total_equal=lambda t: t["total"] / 2))
     tried = property(lambda self: self.tables.read("trials.csv"))

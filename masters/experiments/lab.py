@@ -193,12 +193,14 @@ class Lab:
 
     def train_rung(self, name: str) -> None:
         """Train one rung, unless it is there."""
+        spec = self.profile.ladder[name]
+        wrong = self.profile.wrong_labels if spec.wrong_labels is None else spec.wrong_labels
         train_rung(
             name,
-            self.profile.ladder[name],
+            spec,
             self.processor,
             self.questions("train"),
-            self.labels[1],
+            self.labels_with(wrong)[1],
             self._ladder_folder(name),
             self.profile.replicate,
         )

@@ -26,7 +26,6 @@ from masters_book.pages.first import (
 )
 from masters_book.pages.rendering import fill
 from masters_book.pages.study_tables import blind_accuracies, number
-from masters_book.study.plan import StudyPlan
 from masters_book.study.study import Study
 
 FILES = (
@@ -104,7 +103,7 @@ def study_sentences(found: Mapping[str, Judged], studies: Mapping[str, Study]) -
             "page": f"{name}.html",
             "title": of.title,
             "counts": counts(of.claims),
-            "seeds": _seeds(studies[name].plan, of.claims["seeds"].dropna()),
+            "seeds": _seeds(studies[name], of.claims["seeds"].dropna()),
         }
         for name, of in found.items()
     ]
@@ -138,7 +137,7 @@ def _claims(study: Study, runs: pd.DataFrame, own: Judged, image: Path) -> dict[
     return {
         "short": in_short(found),
         "answer": answer(found),
-        "seeds": _seeds(study.plan, found.claims["seeds"]),
+        "seeds": _seeds(study, found.claims["seeds"]),
         "gap": f"{gap.iloc[0]:.1f}" if len(gap) else "",
         "comparisons": judge_comparisons(found.effects).to_dict("records"),
         "claims": {
@@ -150,17 +149,25 @@ def _claims(study: Study, runs: pd.DataFrame, own: Judged, image: Path) -> dict[
     }
 
 
-def _seeds(plan: StudyPlan, seeds: pd.Series) -> str:
+def _seeds(study: Study, seeds: pd.Series) -> str:
     """Return how many seeds the tested claims have, and whether that is all."""
     done = seeds[seeds > 0]
     if done.empty:
         return "No claim has a seed yet."
     fewest, most = int(done.min()), int(done.max())
     words = f"Seeds of each arm: {fewest}." if fewest == most else f"Seeds of an arm: {fewest} to {most}."
-    if fewest < plan.few_seeds or most < plan.seeds:
+    refused = study.refused()
+    few, main = (n - sum(at < n for at in refused) for n in (study.plan.few_seeds, study.plan.seeds))
+    if fewest < few or most < main:
         words += (
-            f" The study is not finished: {plan.seeds} are planned for the main arms, {plan.few_seeds} for "
-            "the others, and a verdict may still change."
+            f" The study is not finished: {main} are planned for the main arms, {few} for the others, and a "
+            "verdict may still change."
+        )
+    if refused:
+        least = 100 * (study.plan.teacher_at_least or 0)
+        words += (
+            f" Replicates without runs, counted from 0: {', '.join(map(str, refused))}. Their large teacher "
+            f"answers less than {least:g} % of the validation questions, or no more than mid does."
         )
     if fewest < 3:
         words += " With one seed, an interval covers other questions only; with two, it is too narrow."

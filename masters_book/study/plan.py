@@ -15,6 +15,7 @@ from masters.settings import (
     ModelSpec,
     Positive,
     Profile,
+    Ratio,
     Registers,
     Rung,
     Strict,
@@ -61,6 +62,11 @@ class StudyPlan(Strict):
     ladder: dict[Rung, ModelSpec] = Field({}, description="models added to the profile's, or replacing them")
     registers: Registers | None = Field(None, description="wordings of the training labels; null: all four")
     distillation: dict[str, Any] = Field({}, description="settings that replace the profile's")
+    teacher_at_least: Ratio | None = Field(
+        None,
+        description="accuracy of the large model on the validation questions, which must also be above that "
+        "of the mid model; a replicate with other models has no runs",
+    )
     trials: Trials
     main: tuple[str, ...] = Field(description="arms that run at all seeds: those of the first claims")
     tuned: dict[str, tuple[str, ...]] = Field(

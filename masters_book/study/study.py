@@ -11,6 +11,9 @@ Finished runs are rows of small tables in ``data/results/NAME/``, which git trac
 of all that determines the run, and counts only while that key is current. Its checkpoints and responses may
 be deleted. A session runs what has no row.
 
+A plan may refuse replicates whose teacher is too weak on the validation questions (``teacher_at_least``):
+their models are trained and measured, and stay in the tables, but no arm runs.
+
 Training is not bit-reproducible across machines, so the models of a replicate are kept beside the tables
 (:mod:`masters_book.study.models`). A row also holds the hashes of its models' weights and counts only while
 these match the replicate's models. If those are lost and retrain to other weights, the replicate is rerun in
@@ -142,11 +145,14 @@ class Study:
         table, settings = self.tables.read("runs.csv"), self.settings()
         weights = self.tables.read("ladder.csv").set_index(["replicate", "model"])["weights"].to_dict()
 
+        refused = self.refused()
+
         def behind(setting: str, replicate: int) -> str:
             return "+".join(weights.get((replicate, name), "") for name in arm(setting, self.profile).models)
 
         counts = [
             row["replicate"] in self.replicates(row["arm"])
+            and row["replicate"] not in refused
             and row["setting"] == settings.get(row["arm"])
             and row["key"] == self.key(row["setting"], row["replicate"])
             and row["weights"] == behind(row["setting"], row["replicate"])
@@ -164,12 +170,26 @@ class Study:
     def missing(self, replicates: Iterable[int] | None = None) -> dict[int, list[str]]:
         """Return the arms without a run, by replicate, including those that still need trials."""
         found: dict[int, list[str]] = {}
+        refused = self.refused()
         there = set(self.runs[["replicate", "arm"]].itertuples(index=False, name=None))
         for replicate in range(self.plan.seeds) if replicates is None else replicates:
-            for name in self.plan.arms():
+            for name in () if replicate in refused else self.plan.arms():
                 if replicate in self.replicates(name) and (replicate, name) not in there:
                     found.setdefault(replicate, []).append(name)
         return found
+
+    def refused(self) -> list[int]:
+        """Return the replicates whose models were measured and are not good enough for the plan."""
+        least = self.plan.teacher_at_least
+        if least is None:
+            return []
+        weights = self.tables.read("ladder.csv").set_index(["replicate", "model"])["weights"].to_dict()
+        scores: dict[int, dict[str, float]] = {}
+        for row in self.tables.read("admissions.csv").to_dict("records"):
+            if weights.get((row["replicate"], row["model"])) == row["weights"]:
+                scores.setdefault(row["replicate"], {})[row["model"]] = row["accuracy"]
+        whole = {at: of for at, of in scores.items() if {"mid", "large"} <= set(of)}
+        return [at for at, of in whole.items() if of["large"] < least or of["large"] <= of["mid"]]
 
     def uncertain(self, replicates: Iterable[int] | None = None) -> list[int]:
         """Return the unfinished replicates that have runs but would have to retrain their models."""
@@ -277,6 +297,7 @@ class Study:
             for replicate in filter(todo.get, todo):
                 lab = self.lab(replicate)
                 self._keep_ladder(lab, replicate)
+                self._measure_teachers(lab, replicate)
                 # All of its arms, if its models were retrained to other weights.
                 names = self.missing([replicate]).get(replicate, [])
                 for some in _chunks([name for name in names if name in main or not is_main]):
@@ -310,6 +331,15 @@ class Study:
                 "happens on another machine: these runs are repeated; git has the old rows",
                 stacklevel=2,
             )
+
+    def _measure_teachers(self, lab: Lab, replicate: int) -> None:
+        """Keep the teachers' accuracies on the validation questions, if the plan refuses weak ones."""
+        if self.plan.teacher_at_least is None:
+            return
+        runs = run_arms(lab, ["mid", "large"], seeds=[0], split="validation").runs
+        weights = [lab.source(name).weights() for name in runs["arm"]]
+        rows = runs.rename(columns={"arm": "model"}).assign(replicate=replicate, weights=weights)
+        self.tables.add("admissions.csv", rows[list(SCHEMAS["admissions.csv"].columns)])
 
     def _keep(self, lab: Lab, results: Results, names: dict[str, str], replicate: int) -> None:
         runs = results.runs.rename(columns={"arm": "setting", "key": "folder"})

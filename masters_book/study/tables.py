@@ -65,6 +65,9 @@ SCHEMAS = {
         | {"seconds": Number(low=0, optional=True)},  # none of a model that was not trained here
         ("replicate", "model"),
     ),
+    "admissions.csv": Schema(
+        {"replicate": COUNT, "model": TEXT, "weights": TEXT, "accuracy": FRACTION}, ("replicate", "model")
+    ),
     "tasks.csv": Schema({**_GROUP, "task": TEXT, **_SHARES}, (*_GROUP, "task")),
     "registers.csv": Schema({**_GROUP, "register": TEXT, **_SHARES}, (*_GROUP, "register")),
     "blind.csv": Schema({"task": TEXT, "accuracy": FRACTION, "questions": COUNT}, ("task",)),

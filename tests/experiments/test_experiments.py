@@ -120,6 +120,14 @@ def test_options_that_came_later_leave_the_keys_of_trained_models_as_they_were()
     assert ModelSpec(label_share=0.2, averaging="token").determining()["label_share"] == 0.2
 
 
+def test_a_rung_may_have_wrong_labels_of_its_own(lab: Lab) -> None:
+    def weights(**changes: float) -> str:
+        spec = ModelSpec(width=16, layers=1, steps=6, batch=2, **changes)
+        return Lab(profile().model_copy(update={"ladder": {"huge": spec}})).source("huge").weights()
+
+    assert weights() == weights(wrong_labels=0.0) != weights(wrong_labels=1.0)
+
+
 def test_the_ladders_log(lab: Lab) -> None:
     log = lab.ladder_log()
     assert list(log) == ["model", "step", "loss"]

@@ -324,6 +324,35 @@ def test_a_stop_between_two_writes_loses_no_run(finished: Study, tmp_path: Path)
     pd.testing.assert_frame_equal(Study(folder=tmp_path).runs[columns], finished.runs[columns])
 
 
+def test_a_replicate_whose_teacher_is_weak_has_no_runs(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def strict(least: float) -> Study:
+        arms = {"main": ["mid_then_large"], "tuned": {}, "fixed": ["mid_then_large"]}
+        plan = StudyPlan(**(PLAN | arms | {"teacher_at_least": least}))
+        monkeypatch.setattr(study, "load_study", lambda name: (plan, profile()))
+        return Study(folder=tmp_path)
+
+    refusing = strict(0.999)
+    assert refusing.refused() == [] and refusing.missing() == {at: ["mid_then_large"] for at in (0, 1)}
+    refusing.run([0])
+    assert refusing.refused() == [0] and refusing.runs.empty
+    assert refusing.missing() == {1: ["mid_then_large"]}
+    found = refusing.tables.read("admissions.csv")
+    assert set(found["model"]) == {"mid", "large"} and found["accuracy"].between(0, 1).all()
+
+    def with_scores(mid: float, large: float, weights: str = "") -> list[int]:
+        scores = found.assign(accuracy=[{"mid": mid, "large": large}[name] for name in found["model"]])
+        if weights:
+            scores["weights"] = weights
+        (tmp_path / SUMS).unlink(missing_ok=True)
+        scores.to_csv(tmp_path / "admissions.csv", index=False)
+        return strict(0.85).refused()
+
+    assert with_scores(0.7, 0.85) == [] and with_scores(0.7, 0.84) == [0] and with_scores(0.9, 0.9) == [0]
+    assert with_scores(0.7, 0.1, weights="of other models") == []
+
+
 def test_the_shell_says_what_is_missing_and_does_it(
     finished: Study, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
