@@ -9,6 +9,7 @@ import yaml
 from scipy.stats import binomtest
 
 from masters.distillation.run_file import RunFile
+from masters.judges import accuracies
 from masters.runtime.files import write_atomic
 from masters.runtime.statistics import Interval, mean_interval
 
@@ -43,7 +44,7 @@ def mean_score(frame: pd.DataFrame) -> float:
 
 def _values(frame: pd.DataFrame) -> np.ndarray:
     labelled = frame[frame["label"] != ""]
-    return labelled["score"].fillna(0).to_numpy(dtype=float)[None]
+    return accuracies(labelled["score"])[None]
 
 
 def shown(name: str, interval: Interval, questions: int) -> str:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import Field, field_validator, model_validator
 
-from masters.experiments.arms import CHANGES, RunSpec, arm
+from masters.experiments.arms import CHANGES, RunSpec, arm, split
 from masters.masking.schedule import MaskSchedule
 from masters.objective.options import LossOptions
 from masters.settings import (
@@ -140,11 +140,12 @@ class RunFile(Strict):
     @model_validator(mode="after")
     def _agree(self) -> "RunFile":
         MaskSchedule(self.mask.r_max, self.mask.step)
-        if self.method.split("+")[0] not in CHANGES:
+        variants = self._variants
+        if not set(variants) <= set(CHANGES):
             raise ValueError(f"method {self.method!r} is unknown; there are: {', '.join(CHANGES)}")
-        if self.method.split("+")[0] in ("base", "mid", "large", "online"):
+        if {"base", "mid", "large", "online"}.intersection(variants):
             raise ValueError(f"method {self.method!r} distills nothing; choose one such as masters")
-        if self.method.split("+")[0] == "reasoning":
+        if "reasoning" in variants:
             raise ValueError(
                 "method 'reasoning' learns from rationales, which data of your own do not have; choose sft"
             )
@@ -162,7 +163,12 @@ class RunFile(Strict):
     @property
     def learns_from_labels_alone(self) -> bool:
         """Whether the method reads labels and no teacher."""
-        return self.method.split("+")[0] in ("sft", "reasoning")
+        return "sft" in self._variants
+
+    @property
+    def _variants(self) -> list[str]:
+        """The names that the method joins, without values such as ``r_max=0.4``."""
+        return split(self.method)[0].split("+")
 
     @property
     def output(self) -> Path:

@@ -4,11 +4,12 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from transformers import PreTrainedModel
 
 from masters.data.questions import Questions
-from masters.judges import Judge, score_labelled
+from masters.judges import Judge, accuracies, score_labelled
 from masters.responses.engines import Response
 from masters.responses.engines.local import generate
 from masters.runtime.progress import report
@@ -101,10 +102,10 @@ def evaluate(
     return pd.concat(frames, ignore_index=True)
 
 
-def _correct(scores: pd.Series) -> pd.Series:
+def _correct(scores: pd.Series) -> np.ndarray:
     """Return the scores, with 0 where there is no verdict; True and False if all are whole."""
-    known = scores.fillna(0)
-    return known == 1 if known.isin((0, 1)).all() else known
+    known = accuracies(scores)
+    return known == 1 if np.isin(known, (0, 1)).all() else known
 
 
 def check_labels(judge: Judge, questions: pd.DataFrame) -> None:

@@ -28,6 +28,7 @@ from masters.experiments.arms import RunSpec
 from masters.experiments.curriculum import ResponseSet, Stage, all_stages, grouped, order, stages
 from masters.experiments.evaluation import answers
 from masters.experiments.lab import Lab
+from masters.judges import accuracies
 from masters.runtime import distributed
 from masters.runtime.errors import one_line
 from masters.runtime.files import write_atomic
@@ -94,7 +95,7 @@ def refreshed(
     # Always read from disk, so that a resumed run gets the same values.
     try:
         frame, n = pd.read_parquet(path, page_checksum_verification=True), spec.student_responses
-        accuracy = frame["score"].astype(float).fillna(0).to_numpy(np.float32).reshape(-1, n)
+        accuracy = accuracies(frame["score"]).astype(np.float32).reshape(-1, n)
     except (KeyError, OSError, ValueError) as error:
         raise ValueError(
             f"{path} is damaged ({one_line(error)}): delete {folder}, and the run starts again"

@@ -13,7 +13,10 @@ not the image; the paper does not say. An empty response gets 0 without a call. 
 verdict, the verdict is ``None``, neither right nor wrong.
 """
 
+from collections.abc import Iterable
 from typing import Any, Protocol
+
+import numpy as np
 
 
 class Judge(Protocol):
@@ -27,6 +30,11 @@ class Judge(Protocol):
 
     def score_many(self, questions: list[str], labels: list[str], responses: list[str]) -> list[Any]:
         """Return 1 for right, 0 for wrong, None without a valid verdict; scorers also return shares."""
+
+
+def accuracies(verdicts: Iterable[Any]) -> np.ndarray:
+    """Return verdicts as accuracy rewards (Eq. 6) in float64, 0 where there is no verdict."""
+    return np.nan_to_num(np.array(list(verdicts), dtype=np.float64))
 
 
 def score_labelled(judge: Judge, questions: Any, labels: Any, responses: Any) -> list[Any]:

@@ -13,7 +13,7 @@ from typing import NamedTuple, overload
 import numpy as np
 
 from masters.data.questions import Questions, Ragged
-from masters.judges import Judge
+from masters.judges import Judge, accuracies
 from masters.responses.cached import judged
 from masters.responses.store import ResponseStore
 from masters.runtime.files import cache_dir, write_folder_once
@@ -87,7 +87,7 @@ def response_arrays(
             add_behavior = files.enter_context(Ragged.writing(target, "behavior", np.dtype(np.float32)))
             for frame in judged(store, questions, wanted, n, judge, labels):
                 complete &= not frame["logprobs"].isna().any()
-                accuracy.append(frame["correct"].astype(float).fillna(0).to_numpy(np.float32))
+                accuracy.append(accuracies(frame["correct"]).astype(np.float32))
                 for tokens in frame["tokens"]:
                     add_tokens(tokens)
                 for logprobs in frame["logprobs"] if complete else ():

@@ -13,6 +13,7 @@ from masters.data.questions import Ragged
 from masters.experiments.arms import arm
 from masters.experiments.curriculum import all_stages, grouped, wanted_responses
 from masters.experiments.lab import Lab
+from masters.judges import accuracies
 from masters.objective.divergence import jsd
 from masters.objective.rewards import distillation_reward, group_advantages
 from masters.objective.topk import Packed
@@ -53,7 +54,7 @@ def rewarded_groups(lab: Lab) -> pd.DataFrame:
     groups = (len(lab.pool), -1)
     divergence = torch.tensor(table["divergence"].to_numpy()).reshape(groups)
     table["reward_distillation"] = distillation_reward(divergence, normalize=spec.normalize).flatten().numpy()
-    table["correct"] = table["correct"].astype(float).fillna(0)
+    table["correct"] = accuracies(table["correct"])
     table["reward"] = table["correct"] + table["reward_distillation"]
     advantages = group_advantages(torch.tensor(table["reward"].to_numpy()).reshape(groups))
     table["advantage"] = advantages.values.flatten().numpy()

@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from masters.experiments.arms import split
 from masters_book.claims.table import signed
 from masters_book.claims.verdicts import judge_comparisons
 from masters_book.figures.names import title_of
@@ -108,9 +109,11 @@ def _confounds(
     if trained[0] != trained[1] and not {"", "not trained"} & set(trained):
         pair = "; ".join(f"{title_of(row[side])} with {how}" for side, how in zip(ARMS, trained, strict=True))
         found.append(f"The arms were trained apart: {pair}.")
-    at_one_rate = places["control"].str.startswith(f"{row['control']}+learning_rate=")
-    for place in places[at_one_rate & (places["treatment"] == row["treatment"])].to_dict("records"):
-        rate = place["control"].rpartition("=")[2]
+    for place in places[places["treatment"] == row["treatment"]].to_dict("records"):
+        control, values = split(place["control"])
+        if control != row["control"] or set(values) != {"learning_rate"}:
+            continue
+        rate = values["learning_rate"]
         span = f"{signed(place['low'])} to {signed(place['high'])}"
         found.append(f"With learning rate {rate} for both: {signed(place['points'])} points ({span}).")
     found += [f"{note[0].upper()}{note[1:]}." for note in notes(row, compared)]

@@ -14,6 +14,7 @@ from masters_book.pages.rendering import fill
 from masters_book.pages.study import settings_of_study
 from masters_book.pages.study_tables import Table, blind_accuracies
 from masters_book.study.study import Study
+from masters_book.study.sweep import swept
 
 # A correlation has no value where all responses are equal, for example all wrong.
 REWARDS = Schema({"what": TEXT, "value": Number(optional=True)}, ("what",))
@@ -80,12 +81,12 @@ def _doses(frame: pd.DataFrame) -> Table:
 def _weight(study: Study) -> dict[str, Any]:
     settings = settings_of_study(study)
     names = ("naive_multi", "masked", "masters", "accuracy_only", "distillation_only")
-    swept = study.runs[study.runs["arm"].str.fullmatch(r"masters\+learning_rate=.+")]
-    means = swept.groupby("arm", sort=False)["accuracy"].mean()
-    base = study.runs[(study.runs["arm"] == "base") & study.runs["replicate"].isin(swept["replicate"])]
+    rates = swept(study.runs).query("form == 'masters'")
+    means = rates.groupby("rate")["accuracy"].mean()
+    base = study.runs[(study.runs["arm"] == "base") & study.runs["replicate"].isin(rates["replicate"])]
     return {
         "arms": [[name, settings[name]] for name in names if name in settings],
-        "rates": [(str(name).split("=")[1], 100 * accuracy) for name, accuracy in means.items()],
+        "rates": [(f"{rate:g}", 100 * accuracy) for rate, accuracy in means.items()],
         "base": 100 * float(base["accuracy"].mean()),
     }
 

@@ -263,10 +263,11 @@ class Study:
 
     def tune(self, arms: Iterable[str] | None = None) -> None:
         """Run the missing trials, of all arms or of those that ``arms`` depend on."""
+        head_of = {setting: head for head in self.plan.tuned for setting in self.trials(head)}
         for settings in _chunks(self.untried(arms)):
             results = run_arms(self.lab(0), settings, seeds=[0], split="validation", diverged=True)
             rows = results.runs.rename(columns={"arm": "setting", "key": "folder"}).assign(
-                arm=[name.split("+learning_rate=")[0] for name in settings],
+                arm=[head_of[setting] for setting in settings],
                 key=[self.key(setting, 0, "validation") for setting in settings],
                 chosen=False,
             )

@@ -2,11 +2,15 @@
 
 import pandas as pd
 
+from masters.experiments.arms import split
+
 
 def swept(runs: pd.DataFrame) -> pd.DataFrame:
-    """Select arms whose name ends in a learning rate; split the name into ``form`` and ``rate``."""
-    named = runs["arm"].astype(str).str.extract(r"^([^+]+)\+learning_rate=([^+]+)$")
-    return runs.assign(form=named[0], rate=named[1].astype(float)).dropna(subset="form")
+    """Select arms that differ from another in the learning rate alone: the other's name is ``form``."""
+    named = [split(str(arm)) for arm in runs["arm"]]
+    swept = [set(values) == {"learning_rate"} and "+" not in form for form, values in named]
+    forms, rates = [form for form, _ in named], [values.get("learning_rate") for _, values in named]
+    return runs.assign(form=forms, rate=pd.Series(rates, runs.index, dtype=float))[swept]
 
 
 def whole(runs: pd.DataFrame) -> pd.DataFrame:
