@@ -88,6 +88,9 @@ class Hostile:
     def settings(self) -> dict[str, str]:
         return {"masters": "masters", "mid_then_large": "mid_then_large"}
 
+    def refused(self) -> list[int]:
+        return []
+
 
 def test_first_page(profile: Profile, own: first_page.Judged, tmp_path: Path) -> None:
     is_text(first_page.headline(own, None, tmp_path / "claims.svg"), 3)
@@ -148,4 +151,4 @@ def test_markup_in_a_cell_is_text() -> None:
 
 def test_templates_are_shipped() -> None:
     data = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
-    assert "pages/templates/*" in data["masters"]
+    assert "pages/templates/*" in data["masters_book"]

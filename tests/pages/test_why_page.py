@@ -41,7 +41,7 @@ def test_each_reason_stands_with_its_numbers(tmp_path: Path) -> None:
         "(loss 6.99)",
         "SmolLM2-135M-Instruct</th><td>0.20</td><td>0.0873</td><td>36.7</td><td>3.300</td><td>3.760</td>",
         "weight 0.03, beta 0.003, lr 0.001 linear, 3 mask stages from r 0.2",
-        "the student before training 44.0 %): 1e-04: 37.5 %",
+        "the student before training 44.0 %): 0.0001: 37.5 %",
         "scores 37.0 %. The student before training scores 45.0 %, the large teacher 78.1 %",
         "-0.23 with the length",
         "+0.22 for those of the large teacher, -0.22 for those of the student",
