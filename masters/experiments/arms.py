@@ -179,7 +179,7 @@ FAMILIES = {
         lambda value: {"teachers": tuple(value.split(","))},
         lambda value: f"teachers {value.replace(',', ', then ')}",
     ),
-    "student": _sets("student", "mid", r"[a-z]+"),
+    "student": _sets("student", "mid", r"[a-z]+\d*"),
     "judge": _sets("judge", "embedding", _one_of(Judge)),
     "learning_rate": _sets("learning_rate", "1e-4", NUMBER),
     "policy_weight": _sets("policy_weight", "0.1", NUMBER),

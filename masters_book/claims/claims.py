@@ -197,7 +197,10 @@ CLAIMS: tuple[Claim, ...] = (
         "C10",
         "Eight responses per question beat two.",
         "Eight responses, not two",
-        (Comparison("masters", "responses=2", note="equal steps, not equal computation"),),
+        (
+            Comparison("masters", "responses=2", note="equal steps, not equal computation"),
+            Comparison("masters", "responses=2+steps=800", role="shown", note="about equal computation"),
+        ),
         "3_response_caching",
         f"The paper plots this and gives no numbers. {_STEPS} Sixteen responses, run in the studies, are "
         "not part of the verdict.",
@@ -215,6 +218,7 @@ CLAIMS: tuple[Claim, ...] = (
             ),
             Comparison("naive_multi", "naive+steps=1700", role="shown", note="about equal computation"),
             Comparison("naive_multi", "naive+steps=420", role="shown", note="about equal computation"),
+            Comparison("naive_multi", "naive+steps=1080", role="shown", note="about equal computation"),
         ),
         "5_offline_rl",
         f"{_STEPS} The studies also compare at about equal computation. Labels come in several styles, so "
@@ -260,6 +264,7 @@ CLAIMS: tuple[Claim, ...] = (
             ),
             Comparison("masters", "mid"),
             Comparison("masters+student=mid", "large", role="where run"),
+            Comparison("teachers=mid", "mid", role="shown", note="a teacher hardly better than the student"),
         ),
         "6_benchmark_evaluation",
         "Matching means not worse by more than the margin. Relative to their size, the gaps between these "
