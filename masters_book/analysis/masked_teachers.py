@@ -63,6 +63,17 @@ def masked_accuracy(
     return pd.concat([_read(_path(lab, *one)) for one in wanted], ignore_index=True)
 
 
+def over_tasks(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the accuracy over the questions of all tasks, ``(models, ratios)``.
+
+    Args:
+        frame: from :func:`masked_accuracy`.
+    """
+    correct = frame.assign(correct=frame["accuracy"] * frame["questions"])
+    total = correct.groupby(["model", "ratio"], sort=False)[["correct", "questions"]].sum()
+    return (total["correct"] / total["questions"]).unstack()
+
+
 def _read(path: Path) -> pd.DataFrame:
     try:
         return pd.read_parquet(path, page_checksum_verification=True)

@@ -1,7 +1,8 @@
 """The rule that turns a measured effect into a verdict.
 
-The rule is fixed here before a run, as arms and margins are in :mod:`masters_book.claims.claims`. A verdict
-follows from the data, never from inspecting a figure.
+Arms and margins are in :mod:`masters_book.claims.claims`. A verdict follows from the data, never from
+inspecting a figure. ``book/history.md`` lists the changes of the rule that were made after results were
+known.
 
 Let d be the paired difference of two arms (treatment minus control, greedy accuracy in points), [low, high]
 its 95 % interval over seeds and questions, and m the margin. The first match decides:
@@ -20,11 +21,13 @@ least, of a ratio): supported if low > m, not supported if high < m. Otherwise t
 
 A claim with several deciding comparisons gets the least favorable of their verdicts (reversed, not supported,
 undecided, supported) and shows that comparison; of several, the one with the smallest lower bound. Requiring
-all of them needs no correction: the p-value of a supported claim is the largest of its comparisons. It tests
-d = 0, or for the other kinds d = -m or d = m, one-sided.
+all of them needs no correction: the p-value of a supported claim is the largest of its comparisons. Otherwise
+one of them is enough, so the p-value shown is multiplied by their number (Bonferroni). It tests d = 0, or for
+the other kinds d = -m or d = m, one-sided.
 
-Each verdict comes with the smallest effect that the design finds with a power of 0.8 (for "at most" the
-largest), whether the interval excludes the paper's matched effect, the effect as a percentage of the gap
+Each verdict comes with the smallest true effect whose own interval excludes the tested value with a power of
+0.8 (for "at most" the largest). *Supported* needs more than that: the margin, and Holm's correction. It also
+comes with whether the interval excludes the paper's matched effect, the effect as a percentage of the gap
 between base student and large teacher, and the same effect on sampled answers.
 
 Departures from the paper: it reports single runs, without intervals and without a rule.
@@ -85,7 +88,10 @@ def excludes_paper(effect: Interval, comparison: Comparison) -> str:
 
 
 def disagree(row: Mapping[Any, Any]) -> bool:
-    """Return whether the intervals of greedy and sampled answers lie on different sides of zero."""
+    """Return whether greedy and sampled intervals say different things: above zero, below zero, or neither.
+
+    This compares two statements, not two effects: these may differ little.
+    """
     sides = [_side(row[f"{name}_low"], row[f"{name}_high"]) for name in ("effect", "sampled")]
     return bool(np.isfinite(row["sampled"])) and sides[0] != sides[1]
 
@@ -99,11 +105,11 @@ def judge_claims(effects: pd.DataFrame, claims: Sequence[Claim] = CLAIMS) -> pd.
     Returns:
         One row per claim: ``id``, ``statement``, ``paper``, ``ours``, ``low``, ``high``, ``unit``,
         ``verdict``, ``where`` as text; numbers in the claim's unit (NaN if there is none): ``paper_effect``,
-        ``effect``, ``effect_low``, ``effect_high``, ``smallest`` (the effect this design finds with a power
-        of 0.8), ``p``, ``p_holm``, ``seeds`` (shared by the two arms), ``margin``, ``share`` (of the capacity
-        gap, in percent), ``sampled``, ``sampled_low``, ``sampled_high``; and ``kind``, ``treatment``,
-        ``control``, ``cells``, ``excludes_paper``, ``disagree`` (comparisons whose greedy and sampled effects
-        disagree), ``limits``.
+        ``effect``, ``effect_low``, ``effect_high``, ``smallest`` (the effect whose interval excludes the
+        tested value with a power of 0.8), ``p``, ``p_holm``, ``seeds`` (shared by the two arms), ``margin``,
+        ``share`` (of the capacity gap, in percent), ``sampled``, ``sampled_low``, ``sampled_high``; and
+        ``kind``, ``treatment``, ``control``, ``cells``, ``excludes_paper``, ``disagree`` (comparisons whose
+        greedy and sampled effects disagree), ``limits``.
     """
     compared = judge_comparisons(effects, claims).to_dict("records")
     frame = pd.DataFrame([_judged(claim, compared) for claim in claims])
@@ -199,7 +205,8 @@ def _judged(claim: Claim, compared: Sequence[Mapping[Any, Any]]) -> dict[str, ob
     needed = {(each.treatment, each.control) for each in deciding if each.role == "decides"}
     if run and needed <= arms:
         shown = min(run, key=lambda row: (SEVERITY.index(row["verdict"]), row["effect_low"]))
-        p = max(row["p"] for row in run if shown["verdict"] == "supported" or row is shown)
+        needs_all = shown["verdict"] == "supported"
+        p = max(row["p"] for row in run) if needs_all else min(1.0, shown["p"] * len(run))
         differing = "; ".join(_greedy_and_sampled(row) for row in run if row["disagree"])
     else:
         nothing: dict[str, Any] = dict.fromkeys((*EFFECT, *SAMPLED, "smallest", "share"), np.nan)

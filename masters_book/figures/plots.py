@@ -175,7 +175,7 @@ def training_curves(log: pd.DataFrame, y: str = "loss", hue: str = "arm") -> Dra
 def masked_accuracy(frame: pd.DataFrame) -> Drawing:
     """Draw the accuracy of masked models vs. the mask ratio, over all tasks.
 
-    Error bars are 95 % binomial intervals over questions: there is one model of each kind.
+    Error bars are 95 % Wilson intervals over questions: there is one model of each kind.
 
     Args:
         frame: ``model``, ``ratio``, ``task``, ``accuracy``, ``questions``.
@@ -186,8 +186,8 @@ def masked_accuracy(frame: pd.DataFrame) -> Drawing:
     for index, (model, rows) in enumerate(correct.groupby("model", sort=False)):
         total = rows.groupby("ratio")[["correct", "questions"]].sum()
         mean = (total["correct"] / total["questions"]).to_numpy()
-        half = 196.0 * np.sqrt(mean * (1 - mean) / total["questions"].to_numpy())
-        points = pd.DataFrame({"estimate": 100 * mean, "high": 100 * mean + half})
+        low, high = _wilson(mean, total["questions"].to_numpy())
+        points = 100 * pd.DataFrame({"estimate": mean, "low": low, "high": high})
         x = total.index.to_numpy(dtype=float)
         _points(
             axis, x, points, COLORS[index % 10], f"-{MARKERS[index % len(MARKERS)]}", title_of(str(model))
@@ -365,9 +365,15 @@ def growth(table: pd.DataFrame) -> Drawing:
 
 
 def _points(axis: Axes, x: np.ndarray, points: pd.DataFrame, color: Any, line: str, label: str) -> None:
-    y = points["estimate"].to_numpy(dtype=float)
-    half = points["high"].to_numpy(dtype=float) - y
-    axis.errorbar(x, y, yerr=half, fmt=line, color=color, capsize=3, label=label)
+    low, y, high = (points[column].to_numpy(dtype=float) for column in ("low", "estimate", "high"))
+    axis.errorbar(x, y, yerr=[y - low, high - y], fmt=line, color=color, capsize=3, label=label)
+
+
+def _wilson(share: np.ndarray, n: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the bounds of Wilson's 95 % interval of a share of n, which has a width at 0 and 1 too."""
+    z = 1.96
+    middle, half = share + z**2 / (2 * n), z * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    return (middle - half) / (1 + z**2 / n), (middle + half) / (1 + z**2 / n)
 
 
 def _rows(axis: Axes, names: Iterable[object]) -> None:

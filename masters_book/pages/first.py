@@ -8,6 +8,7 @@ import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from masters.runtime.files import ROOT
 from masters.settings import Profile
 from masters_book.claims.claims import HELPS
 from masters_book.claims.table import VERDICTS, signed
-from masters_book.claims.verdicts import disagree, judge_comparisons
+from masters_book.claims.verdicts import judge_comparisons
 from masters_book.figures.claims import claims_figure, overview
 from masters_book.figures.names import title_of
 from masters_book.figures.style import Drawing, write_png, write_svg
@@ -48,6 +49,11 @@ class Judged:
     effects: pd.DataFrame
     settings: Mapping[str, str]
     page: str = ""
+
+    @cached_property
+    def compared(self) -> list[dict[Any, Any]]:
+        """Every comparison, judged alone."""
+        return judge_comparisons(self.effects).to_dict("records")
 
 
 def headline(lead: Judged, places: pd.DataFrame | None, image: Path) -> str:
@@ -109,9 +115,8 @@ def abstract(judged: Judged, places: pd.DataFrame | None = None) -> list[tuple[s
         numbers = f"{_effect(masters)} over the student before training, {_effect(between)} over distillation"
         whether = f"{in_short(judged).removesuffix('.')}: {numbers} on as many responses."
     rows = [row for row in judged.claims.to_dict("records") if row["kind"] == "gain"]
-    compared = judge_comparisons(judged.effects).to_dict("records")
     helps = [
-        f"{row['statement']} ({'; '.join([_of_claim(row), *notes(row, compared)])})"
+        f"{row['statement']} ({'; '.join([_of_claim(row), *notes(row, judged.compared)])})"
         for row in rows
         if row["verdict"] == "supported"
     ]
@@ -121,14 +126,15 @@ def abstract(judged: Judged, places: pd.DataFrame | None = None) -> list[tuple[s
     hurts = "; ".join(established) + "." if established else "No claim is reversed."
     if others:
         hurts += f" {'; '.join(others)}."
-    if words := _losses(places):
-        hurts += f" {words}"
+    gains, losses = _beyond_zero(places)
     tested = sum(row["verdict"] != "not tested" for row in rows)
-    rest = f"{len(helps)} of {tested} tested claims that something improves accuracy are supported."
+    rest = "No claim that something improves accuracy was tested."
+    if tested:
+        rest = f"{len(helps)} of {tested} tested claims that something improves accuracy are supported."
     return [
         ("Does it help?", whether),
-        ("What helps?", " ".join([*(each.replace(". (", " (") + "." for each in helps), rest])),
-        ("What hurts?", hurts),
+        ("What helps?", " ".join([*(each.replace(". (", " (") + "." for each in helps), rest, *gains])),
+        ("What hurts?", " ".join([hurts, *losses])),
     ]
 
 
@@ -156,19 +162,27 @@ def notes(row: Mapping[Any, Any], compared: Sequence[Mapping[Any, Any]]) -> list
     return found
 
 
-def _losses(places: pd.DataFrame | None) -> str:
-    """Return how often masking and rewards lose on the map of settings, and the largest losses."""
+def _beyond_zero(places: pd.DataFrame | None) -> tuple[list[str], list[str]]:
+    """Return how often masking and rewards gain, and lose, on the map of settings; nothing where never."""
     if places is None:
-        return ""
-    found = []
+        return [], []
+    gains: list[str] = []
+    losses: list[str] = []
     for effect, pairs in places.drop_duplicates(["treatment", "control"]).groupby("effect", sort=False):
-        lost = pairs[pairs["high"] < 0]
-        if len(lost):
-            worst = lost.nsmallest(1, "points").iloc[0]
-            arms = f"{title_of(worst['treatment'])} against {title_of(worst['control'])}"
-            most = f"most of all {arms}: {signed(worst['points'])} points"
-            found.append(f"{effect} in {len(lost)} of {len(pairs)} pairs of arms ({most})")
-    return f"Intervals below zero at other settings, not corrected: {'; '.join(found)}." if found else ""
+        for beyond, found in ((pairs[pairs["low"] > 0], gains), (pairs[pairs["high"] < 0], losses)):
+            if len(beyond):
+                most = beyond.iloc[int(beyond["points"].abs().argmax())]
+                arms = f"{title_of(most['treatment'])} against {title_of(most['control'])}"
+                words = f"most of all {arms}: {signed(most['points'])} points"
+                found.append(f"{effect} in {len(beyond)} of {len(pairs)} pairs of arms ({words})")
+    return (
+        [f"On the map of settings, not corrected, intervals above zero: {'; '.join(gains)}."]
+        if gains
+        else [],
+        [f"On the map of settings, not corrected, intervals below zero: {'; '.join(losses)}."]
+        if losses
+        else [],
+    )
 
 
 def _effect(row: Mapping[Any, Any]) -> str:
@@ -232,12 +246,10 @@ def answer(judged: Judged) -> str:
     verb = _by_side(masters, "effect", "helps", "harms", "has no established effect")
     words = f"Training with Masters {verb}: {_points(masters)} over the student before training."
     if unmasked is not None and between is not None:
-        add = ("they help", "they harm", "no established effect")
-        greedy, sampled = (_by_side(between, name, *add) for name in ("effect", "sampled"))
+        found = _by_side(between, "effect", "they help", "they harm", "no established effect")
         words += (
             f" Distillation on as many responses without mask and rewards gives {_points(unmasked)}. Mask "
-            f"and rewards together add {_points(between)}: {greedy}"
-            + (f" (on sampled answers: {sampled})." if disagree(between) else ".")
+            f"and rewards together add {_points(between)}: {found}."
         )
     trained = judged.settings.get("masters")
     return f"{words} Masters was trained with {trained}." if trained else words
@@ -250,11 +262,10 @@ def in_short(judged: Judged) -> str:
     if masters is None or between is None:
         return ""
     helps = _by_side(masters, "effect", "helps", "harms", "has no established effect on")
-    beyond = "have no established effect beyond"
-    add = _by_side(between, "effect", "add to", "take away from", beyond)
-    link = "but" if helps == "helps" and add == beyond else "and"
-    words = f"Training with Masters {helps} the student, {link} mask and rewards {add} distillation"
-    return f"{words} without them."
+    neither = "add nothing established to"
+    add = _by_side(between, "effect", "add to", "take away from", neither)
+    link = "but" if helps == "helps" and add == neither else "and"
+    return f"Training with Masters {helps} the student, {link} mask and rewards {add} plain distillation."
 
 
 def _helps(judged: Judged) -> list[dict[Any, Any] | None]:
@@ -319,17 +330,16 @@ def claim_row(
         how: ``commands`` of the runs; ``rows`` and ``file``, links to results; ``of``, the claim of the run
             with these commands, if another; ``folder`` of the notebooks, relative to the page.
     """
-    compared = judge_comparisons(judged.effects).to_dict("records")
-    compared = [each for each in compared if each["id"] == row["id"]]
+    compared = [each for each in judged.compared if each["id"] == row["id"]]
     arms = (row["treatment"], row["control"])
-    notes = [e["note"] for e in compared if e["role"] != "shown" and (e["treatment"], e["control"]) == arms]
+    of_arms = [each for each in compared if (each["treatment"], each["control"]) == arms]
     return {
         **row,
         "after": after,
         "how": {"of": row, "folder": "notebooks/", "results": RESULTS, **how},
         "trained": dict.fromkeys(judged.settings[name] for name in arms if name in judged.settings),
-        "notes": [note for note in notes if note],
-        "differs": any(each["disagree"] for each in compared if (each["treatment"], each["control"]) == arms),
+        "notes": [each["note"] for each in of_arms if each["note"] and each["role"] != "shown"],
+        "differs": any(each["disagree"] for each in of_arms),
         "beside": [each for each in compared if each["role"] == "shown"],
     }
 

@@ -4,14 +4,13 @@ Everything follows from the first study's tables, and from the limits that each 
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
 
 from masters.experiments.arms import split
 from masters_book.claims.table import signed
-from masters_book.claims.verdicts import judge_comparisons
 from masters_book.figures.names import title_of
 from masters_book.pages.first import Judged, notes, with_titles
 from masters_book.pages.rendering import fill
@@ -20,10 +19,11 @@ from masters_book.study.study import Study
 ARMS = ("treatment", "control")
 # What an interval would have to show, by verdict, for claims that something improves accuracy.
 OTHERWISE = {
-    "supported": "an interval that reaches zero, or an effect below the margin",
+    "supported": "an effect below the margin, or one that is not significant after the correction",
     "not supported": "an interval that reaches the margin",
-    "reversed": "an interval that reaches zero",
-    "undecided": "a narrower interval: above zero with an effect of the margin or more, or below the margin",
+    "reversed": "a loss below the margin, or one that is not significant after the correction",
+    "undecided": "a narrower interval, all of it below the margin; or an effect of at least the margin, "
+    "significant after the correction",
     "not tested": "a run of its arms",
 }
 
@@ -38,16 +38,15 @@ def mind_page(judged: Judged | None, study: Study | None) -> str:
     if judged is None or study is None:
         return fill("mind.md", claims=[])
     tried, places = study.tried, study.tables.read("map.csv")
-    compared = judge_comparisons(judged.effects).to_dict("records")
     claims = [
         {
             "row": row,
             "detects": _detects(row),
-            "seeds": _seeds(row, study),
+            "replicates": _replicates(row, study),
             "grid": [
                 words for name in (row["treatment"], row["control"]) if (words := _edge(name, study, tried))
             ],
-            "confounds": _confounds(row, judged, places, compared),
+            "confounds": _confounds(row, judged, places),
             "otherwise": _otherwise(row),
         }
         for row in judged.claims.to_dict("records")
@@ -72,20 +71,16 @@ def _detects(row: Mapping[Any, Any]) -> str:
         paper = (
             f"has {row['paper_effect']:.1f} {unit}" if ratio else f"has {signed(row['paper_effect'])} {unit}"
         )
-    return f"{detected}, four times out of five. The margin is {row['margin']:.2f} {unit}; the paper {paper}."
+    return (
+        f"{detected}, four times out of five, before the correction for all claims. The margin is "
+        f"{row['margin']:.2f} {unit}; the paper {paper}."
+    )
 
 
-def _seeds(row: Mapping[Any, Any], study: Study) -> str:
+def _replicates(row: Mapping[Any, Any], study: Study) -> str:
     if not row["seeds"] > 0:
         return "none"
-    words = f"{int(row['seeds'])} of the {study.plan.seeds} that the main arms have"
-    if row["kind"] == "gain" and row["verdict"] == "undecided" and row["smallest"] > row["margin"]:
-        # The smallest detectable effect falls with the square root of the number of seeds.
-        needed = math.ceil(row["seeds"] * (row["smallest"] / row["margin"]) ** 2)
-        words += (
-            f"; about {needed} would detect an effect as small as the margin, if their spread stays the same"
-        )
-    return words
+    return f"{int(row['seeds'])} of the {study.plan.seeds} that the main arms have"
 
 
 def _edge(name: str, study: Study, tried: pd.DataFrame) -> str:
@@ -101,9 +96,7 @@ def _edge(name: str, study: Study, tried: pd.DataFrame) -> str:
     return f"{title_of(name)}: learning rate {rate:g}{of}, {where}"
 
 
-def _confounds(
-    row: Mapping[Any, Any], judged: Judged, places: pd.DataFrame, compared: Sequence[Mapping[Any, Any]]
-) -> list[str]:
+def _confounds(row: Mapping[Any, Any], judged: Judged, places: pd.DataFrame) -> list[str]:
     trained = [judged.settings.get(row[side], "") for side in ARMS]
     found = []
     if trained[0] != trained[1] and not {"", "not trained"} & set(trained):
@@ -116,7 +109,7 @@ def _confounds(
         rate = values["learning_rate"]
         span = f"{signed(place['low'])} to {signed(place['high'])}"
         found.append(f"With learning rate {rate} for both: {signed(place['points'])} points ({span}).")
-    found += [f"{note[0].upper()}{note[1:]}." for note in notes(row, compared)]
+    found += [f"{note[0].upper()}{note[1:]}." for note in notes(row, judged.compared)]
     if row["disagree"]:
         found.append(f"Greedy and sampled answers disagree: {with_titles(row['disagree'])}.")
     return [*found, row["limits"]]

@@ -131,7 +131,7 @@ def _claims(study: Study, runs: pd.DataFrame, own: Judged, image: Path) -> dict[
         how = {"commands": [command(name)], "rows": links, "file": f"{name}/runs.csv"}
         p = "under 0.001" if row["p_holm"] < 0.001 else number(row["p_holm"], 3)
         smallest = f"{row['smallest']:.1f} {row['unit']}" if row["seeds"] > 0 else ""
-        test = f"p {p}\nfinds {smallest}\n{seeds} seeds" if seeds else ""
+        test = f"p {p}\ndetects {smallest}\n{seeds} replicates" if seeds else ""
         rows.append(claim_row(row, found, [test, verdicts.get(row["id"], "")], how))
     gap = found.effects["gap"].dropna()
     return {
@@ -153,9 +153,13 @@ def _seeds(study: Study, seeds: pd.Series) -> str:
     """Return how many seeds the tested claims have, and whether that is all."""
     done = seeds[seeds > 0]
     if done.empty:
-        return "No claim has a seed yet."
+        return "No claim has a replicate yet."
     fewest, most = int(done.min()), int(done.max())
-    words = f"Seeds of each arm: {fewest}." if fewest == most else f"Seeds of an arm: {fewest} to {most}."
+    words = (
+        f"Replicates of each arm: {fewest}."
+        if fewest == most
+        else f"Replicates of an arm: {fewest} to {most}."
+    )
     refused = study.refused()
     few, main = (n - sum(at < n for at in refused) for n in (study.plan.few_seeds, study.plan.seeds))
     if fewest < few or most < main:
@@ -170,7 +174,10 @@ def _seeds(study: Study, seeds: pd.Series) -> str:
             f"answers less than {least:g} % of the validation questions, or no more than mid does."
         )
     if fewest < 3:
-        words += " With one seed, an interval covers other questions only; with two, it is too narrow."
+        words += (
+            " With one replicate, an interval covers other questions only; with two it is wide, and still "
+            "covers less than it says."
+        )
     return words
 
 

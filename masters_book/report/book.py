@@ -90,21 +90,22 @@ def assemble(profile: str, book: Path, run: Path) -> None:
     kept = {name: Study(name, STUDY.with_name(name)) for name in pages_of_studies}
     found = {name: of for name, study in kept.items() if (of := judged(study))}
     lead = next(iter(found.values()), own)
-    places = kept[lead.page].tables.read("map.csv") if lead.page else None
+    of_lead = kept.get(lead.page)
+    places = of_lead.tables.read("map.csv") if of_lead else None
     pages = {
         "headline": headline(lead, places, extra / "claims.svg"),
         "claims": claims_section(settings, own, list(found.values())),
         "studies": study_sentences(found, kept),
         "citation": fill("citation.md", edition=edition()),
         **{name: study_page(study, own, extra / f"{name}.svg") for name, study in kept.items()},
-        "why": why_page(settings, run, FOLDER, next(iter(kept.values()), None)),
+        "why": why_page(settings, run, FOLDER, of_lead),
         "imitation": imitation_page(extra / "imitation.svg"),
-        "mind": mind_page(next(iter(found.values()), None), next(iter(kept.values()), None)),
+        "mind": mind_page(lead if of_lead else None, of_lead),
         **{
             f"method/{part}": page
             for part, page in method_parts(read_worked(run / "example.json"), extra / "method.svg").items()
         },
-        "paper": paper_page(kept),
+        "paper": paper_page(kept, lead.page),
         "responses": responses_page(run / RESPONSES, settings.cannot_show),
         "settings": settings_table("mini", kept),
         "departures": departures_page(book / "api.md", ROOT),

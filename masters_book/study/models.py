@@ -59,5 +59,6 @@ def _kept(profile: Profile, name: str, folder: Path) -> Path:
         profile=profile.model_dump(mode="json", include={"tasks", "train_questions", "wrong_labels"}),
         spec=spec.model_dump(mode="json", exclude_defaults=True),
         replicate=profile.replicate,
+        registers=profile.registers,
     )
     return folder / str(profile.replicate) / f"{name}-{key}"

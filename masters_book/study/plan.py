@@ -3,11 +3,12 @@
 A plan is a file ``notebooks/params/NAME.yaml``: a profile (:mod:`masters.settings`) and what differs from it.
 """
 
+from pathlib import Path
 from typing import Any
 
 from pydantic import Field, model_validator
 
-from masters.experiments.arms import arm
+from masters.experiments.arms import RunSpec, arm
 from masters.settings import (
     PARAMS,
     Count,
@@ -119,9 +120,18 @@ def load_study(name: str = "study") -> tuple[StudyPlan, Profile]:
         ),
     }
     profile = profile.model_copy(update=changed)
+    models: set[str] = set()
+    for name_of_arm in plan.main:
+        models |= set(_checked(name_of_arm, profile, path).models)
     for name_of_arm in plan.arms():
-        try:
-            arm(name_of_arm, profile)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
+        _checked(name_of_arm, profile, path)
+    if plan.teacher_at_least is not None and not {"mid", "large"} <= models:
+        raise ValueError(f"{path}: teacher_at_least compares mid and large, which the main arms do not need")
     return plan, profile
+
+
+def _checked(name: str, profile: Profile, path: Path) -> RunSpec:
+    try:
+        return arm(name, profile)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None

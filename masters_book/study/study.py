@@ -5,7 +5,7 @@ question order. The spread between replicates covers all of it. Within a replica
 responses and are compared in pairs.
 
 Before any test question is used, each tuned arm tries the same number of settings on the validation questions
-of replicate 0. Its variants reuse the chosen setting.
+of one replicate, the first that is not refused. Its variants reuse the chosen setting.
 
 Finished runs are rows of small tables in ``data/results/NAME/``, which git tracks. Each row has a key, a hash
 of all that determines the run, and counts only while that key is current. Its checkpoints and responses may
@@ -119,7 +119,8 @@ class Study:
     def _tried(self, table: pd.DataFrame) -> pd.DataFrame:
         wanted = [setting for name in self.plan.tuned for setting in self.trials(name)]
         table = table.set_index("setting", drop=False).rename_axis(None)
-        kept = [s for s in wanted if s in table.index and table.at[s, "key"] == self.key(s, 0, "validation")]
+        at = self.tuned_at()
+        kept = [s for s in wanted if s in table.index and table.at[s, "key"] == self.key(s, at, "validation")]
         table = table.loc[kept].reset_index(drop=True)
         best = table.groupby("arm")["accuracy"].transform("max")
         first = ~table[table["accuracy"] == best].duplicated("arm")
@@ -186,10 +187,17 @@ class Study:
         weights = self.tables.read("ladder.csv").set_index(["replicate", "model"])["weights"].to_dict()
         scores: dict[int, dict[str, float]] = {}
         for row in self.tables.read("admissions.csv").to_dict("records"):
-            if weights.get((row["replicate"], row["model"])) == row["weights"]:
-                scores.setdefault(row["replicate"], {})[row["model"]] = row["accuracy"]
+            model, at = row["model"], row["replicate"]
+            current = self.key(model, at, "validation"), weights.get((at, model))
+            if (row["key"], row["weights"]) == current:
+                scores.setdefault(at, {})[model] = row["accuracy"]
         whole = {at: of for at, of in scores.items() if {"mid", "large"} <= set(of)}
         return [at for at, of in whole.items() if of["large"] < least or of["large"] <= of["mid"]]
+
+    def tuned_at(self) -> int:
+        """Return the replicate on whose validation questions settings are tried: the first not refused."""
+        refused = self.refused()
+        return next((at for at in range(self.plan.seeds) if at not in refused), 0)
 
     def uncertain(self, replicates: Iterable[int] | None = None) -> list[int]:
         """Return the unfinished replicates that have runs but would have to retrain their models."""
@@ -230,7 +238,7 @@ class Study:
         if len(ladder):
             of_ladder = float(ladder.groupby("replicate")["seconds"].sum().mean())
         missing, untried = self.missing(replicates), self.untried()
-        needed = {0, *missing} if untried else set(missing)
+        needed = {self.tuned_at(), *missing} if untried else set(missing)
         untrained = [replicate for replicate in needed if not self._is_trained(replicate)]
         share = 1 / (60 * self.profile.processes)
         return {
@@ -263,12 +271,15 @@ class Study:
 
     def tune(self, arms: Iterable[str] | None = None) -> None:
         """Run the missing trials, of all arms or of those that ``arms`` depend on."""
+        if not self.untried(arms):
+            return
+        at = self._first_admitted()
         head_of = {setting: head for head in self.plan.tuned for setting in self.trials(head)}
         for settings in _chunks(self.untried(arms)):
-            results = run_arms(self.lab(0), settings, seeds=[0], split="validation", diverged=True)
+            results = run_arms(self.lab(at), settings, seeds=[at], split="validation", diverged=True)
             rows = results.runs.rename(columns={"arm": "setting", "key": "folder"}).assign(
                 arm=[head_of[setting] for setting in settings],
-                key=[self.key(setting, 0, "validation") for setting in settings],
+                key=[self.key(setting, at, "validation") for setting in settings],
                 chosen=False,
             )
             with self.tables.lock:
@@ -276,6 +287,27 @@ class Study:
                 tried = self._tried(table)
                 chosen = tried.loc[tried["chosen"], "setting"]
                 self.tables.write("trials.csv", table.assign(chosen=table["setting"].isin(chosen)))
+
+    def _first_admitted(self) -> int:
+        """Train and measure the models of one replicate after the other, up to the first that is not refused.
+
+        Raises:
+            ValueError: all are refused.
+        """
+        if self.plan.teacher_at_least is not None:
+            for at in range(self.plan.seeds):
+                lab = self.lab(at)
+                self._keep_ladder(lab, at)
+                self._measure_teachers(lab, at)
+                if at not in self.refused():
+                    break
+            else:
+                raise ValueError(
+                    f"study {self.name}: no replicate has a large model that answers "
+                    f"{self.plan.teacher_at_least:g} of the validation questions and more than mid: train it "
+                    "longer, or lower teacher_at_least"
+                )
+        return self.tuned_at()
 
     def run(self, replicates: Iterable[int] | None = None) -> None:
         """Run what is missing and write the tables every few runs.
@@ -337,9 +369,12 @@ class Study:
         """Keep the teachers' accuracies on the validation questions, if the plan refuses weak ones."""
         if self.plan.teacher_at_least is None:
             return
-        runs = run_arms(lab, ["mid", "large"], seeds=[0], split="validation").runs
-        weights = [lab.source(name).weights() for name in runs["arm"]]
-        rows = runs.rename(columns={"arm": "model"}).assign(replicate=replicate, weights=weights)
+        runs = run_arms(lab, ["mid", "large"], seeds=[replicate], split="validation").runs
+        rows = runs.rename(columns={"arm": "model"}).assign(
+            replicate=replicate,
+            key=[self.key(name, replicate, "validation") for name in runs["arm"]],
+            weights=[lab.source(name).weights() for name in runs["arm"]],
+        )
         self.tables.add("admissions.csv", rows[list(SCHEMAS["admissions.csv"].columns)])
 
     def _keep(self, lab: Lab, results: Results, names: dict[str, str], replicate: int) -> None:

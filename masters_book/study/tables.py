@@ -66,7 +66,8 @@ SCHEMAS = {
         ("replicate", "model"),
     ),
     "admissions.csv": Schema(
-        {"replicate": COUNT, "model": TEXT, "weights": TEXT, "accuracy": FRACTION}, ("replicate", "model")
+        {"replicate": COUNT, "model": TEXT, "key": TEXT, "weights": TEXT, "accuracy": FRACTION},
+        ("replicate", "model"),
     ),
     "tasks.csv": Schema({**_GROUP, "task": TEXT, **_SHARES}, (*_GROUP, "task")),
     "registers.csv": Schema({**_GROUP, "register": TEXT, **_SHARES}, (*_GROUP, "register")),

@@ -89,13 +89,13 @@ def test_the_page_says_what_the_files_say(study: Path, own: Judged) -> None:
     assert "The study tested 4 of the paper's 15 claims: <strong>1 supported</strong>, <strong>1 not" in text
     assert "Training with Masters helps: +1.6 points" in text and "together add -0.4 points" in text
     assert "answers 30.0 points more of the questions" in text
-    assert "Seeds of an arm: 2 to 3." in text and load_study()[0].about in text
+    assert "Replicates of an arm: 2 to 3." in text and load_study()[0].about in text
     cells = {
         "Effect": "+2.0 points<br>+1.5 to +2.5<br><small>+7 % of the gap</small>",
         "Sampled answers": "+3.0 points<br>+2.5 to +3.5",
         "Paper's matched effect": "+0.7 points<br>table 1: +large_teacher minus base<br>"
         "<small>excluded: yes</small>",
-        "The test": "p under 0.001<br>finds 0.7 points<br>3 seeds",
+        "The test": "p under 0.001<br>detects 0.7 points<br>3 replicates",
         "Your run (mini)": "reversed<br>-2.5",
     }
     assert "".join(f'<td data-label="{name}">{cell}</td>' for name, cell in cells.items()) in text
@@ -219,14 +219,14 @@ def test_the_map_says_where_an_effect_was_found_and_how_large_one_would_have_bee
     assert (
         "## Where masking and rewards help" in text
         and '<img src="study-map.svg" alt="' in text
-        and "intervals over seeds and questions.</figcaption>" in text
+        and "intervals over replicates and questions.</figcaption>" in text
     )
     assert (study / "study-map.svg").is_file()
     assert (
-        "<em>masking</em>: pairs of arms compared 2, the interval above zero in 1 and below in 0; estimates "
-        "from +0.0 to +1.3 points. Half of the comparisons would have found an effect of 0.6 points four "
-        "times out of five, all of them one of 0.8.</li><li><em>rewards</em>: pairs of arms compared 1, the "
-        "interval above zero in 0 and below in 1;"
+        "<em>masking</em>, 2 pairs of arms: the interval lies above zero in 1 of them and below in 0; "
+        "estimates reach from +0.0 to +1.3 points. A true effect of 0.6 points would be detected four times "
+        "out of five in half of the pairs, one of 0.8 in all.</li><li><em>rewards</em>, 1 pairs of arms: the "
+        "interval lies above zero in 0 of them and below in 1;"
     ) in text
     assert (
         "gap 61.2</th><td>23.8 (below blind)</td><td>masking</td><td>"

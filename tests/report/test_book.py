@@ -243,8 +243,8 @@ def test_three_sentences_say_what_helps_and_what_hurts() -> None:
 
     whether, helps, hurts = answers()
     assert whether == (
-        "Training with Masters helps the student, and mask and rewards take away from distillation without "
-        "them: +1.6 points (+1.4 to +1.8) over the student before training, -0.4 points (-0.6 to -0.2) over "
+        "Training with Masters helps the student, and mask and rewards take away from plain distillation: "
+        "+1.6 points (+1.4 to +1.8) over the student before training, -0.4 points (-0.6 to -0.2) over "
         "distillation on as many responses."
     )
     assert helps == (
@@ -254,8 +254,8 @@ def test_three_sentences_say_what_helps_and_what_hurts() -> None:
     below = "Masters with skewed KL scores below skewed KL alone (C12: -0.5 points, -1.0 to -0.02"
     assert hurts == f"No claim is reversed. {below}; less than the margin).", "a larger model is no change"
     assert answers(places)[2].endswith(
-        "Intervals below zero at other settings, not corrected: rewards in 2 of 3 pairs of arms (most of all "
-        "Masters, learning rate 1e-04 against mask-progressive, learning rate 1e-04: -6.6 points)."
+        "On the map of settings, not corrected, intervals below zero: rewards in 2 of 3 pairs of arms (most "
+        "of all Masters, learning rate 1e-04 against mask-progressive, learning rate 1e-04: -6.6 points)."
     )
     effects.loc[effects["id"] == "C12", ["effect", "effect_low", "effect_high"]] = [-4.0, -4.5, -3.5]
     hurts = answers()[2]
@@ -277,11 +277,11 @@ def test_first_page_answers_whether_the_method_helps(tmp_path: Path) -> None:
         "Training with Masters helps: +1.6 points (+0.9 to +2.4; sampled +3.1, +2.2 to +4.0) over the "
         "student before training. Distillation on as many responses without mask and rewards gives +2.1 "
         "points (+1.1 to +3.0; sampled +3.1, +2.2 to +4.0). Mask and rewards together add -0.4 points (-0.9 "
-        "to +0.1; sampled +3.1, +2.2 to +4.0): no established effect (on sampled answers: they help). "
+        "to +0.1; sampled +3.1, +2.2 to +4.0): no established effect. "
         "Masters was trained with policy weight 0.03."
     )
     assert "Training with Masters harms: -1.0 points" in page((-1, -2, -0.5), (0, -1, 1), (-1, -2, -0.5))
-    assert "they harm (on sampled answers: they help)" in page((-1, -2, -0.5), (0, -1, 1), (-1, -2, -0.5))
+    assert "+4.0): they harm. Masters" in page((-1, -2, -0.5), (0, -1, 1), (-1, -2, -0.5))
     none = page((0.1, -0.2, 0.4), (0, -1, 1), (1.0, 0.2, 1.8))
     assert "Training with Masters has no established effect: +0.1 points" in none
     assert "sampled +3.1, +2.2 to +4.0): they help. Masters was" in none
@@ -290,7 +290,7 @@ def test_first_page_answers_whether_the_method_helps(tmp_path: Path) -> None:
     rows = [["helps", *pair, "accuracy", 1.0, 0.5, 1.5, 9.0, 10, 0, 0, 0, 30.0] for pair in pairs]
     found = pd.DataFrame(rows, columns=COLUMNS)
     assert in_short(Judged("x", found, found, {})) == (
-        "Training with Masters helps the student, and mask and rewards add to distillation without them."
+        "Training with Masters helps the student, and mask and rewards add to plain distillation."
     )
 
 

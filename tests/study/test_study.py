@@ -333,6 +333,12 @@ def test_a_replicate_whose_teacher_is_weak_has_no_runs(
         monkeypatch.setattr(study, "load_study", lambda name: (plan, profile()))
         return Study(folder=tmp_path)
 
+    tuned = {"main": ["mid_then_large", "masked"], "tuned": {"masked": []}, "fixed": ["mid_then_large"]}
+    every = StudyPlan(**(PLAN | tuned | {"teacher_at_least": 0.999}))
+    monkeypatch.setattr(study, "load_study", lambda name: (every, profile()))
+    with pytest.raises(ValueError, match=r"no replicate has a large model that answers 0\.999 of"):
+        Study(folder=tmp_path / "tuned").run()
+
     refusing = strict(0.999)
     assert refusing.refused() == [] and refusing.missing() == {at: ["mid_then_large"] for at in (0, 1)}
     refusing.run([0])
@@ -349,6 +355,7 @@ def test_a_replicate_whose_teacher_is_weak_has_no_runs(
         scores.to_csv(tmp_path / "admissions.csv", index=False)
         return strict(0.85).refused()
 
+    assert refusing.tuned_at() == 1
     assert with_scores(0.7, 0.85) == [] and with_scores(0.7, 0.84) == [0] and with_scores(0.9, 0.9) == [0]
     assert with_scores(0.7, 0.1, weights="of other models") == []
 
