@@ -59,7 +59,9 @@ def make_on_ray(
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         given = {"profile": lab.profile, "wanted": list(wanted), "pool": list(pool), "shares": shares}
-        gpus = 1 if torch.cuda.is_available() and lab.profile.generation.engine != "openai" else 0
+        engine = lab.profile.generation
+        each = engine.vllm.get("tensor_parallel_size", 1) if engine.engine == "vllm" else 1
+        gpus = each if torch.cuda.is_available() and engine.engine != "openai" else 0
         rows = ray.data.from_items([{"share": index} for index in range(shares)], override_num_blocks=shares)
         make_share: Any = _share  # Ray's types know the row alone
         retry = {"max_retries": -1}

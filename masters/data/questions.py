@@ -347,7 +347,9 @@ def _encode(parts: list[tuple[str, datasets.Dataset]], processor: Any, folder: P
             images = [Image.open(io.BytesIO(image["bytes"])).convert("RGB") for image in chunk["image"]]
             texts = [prompt_text(processor, question) for question in chunk["question"]]
             # One list of images per prompt, because some processors assign a flat list to one prompt.
-            encoded = processor(text=texts, images=[[image] for image in images])
+            encoded = processor(
+                text=texts, images=[[image] for image in images], **text_options(processor, texts[0])
+            )
             prompts.extend(np.asarray(ids, dtype=np.int32) for ids in encoded["input_ids"])
             for i, image_id in enumerate(chunk["image_id"]):
                 # The id alone may be that of another image in another task.
@@ -359,7 +361,8 @@ def _encode(parts: list[tuple[str, datasets.Dataset]], processor: Any, folder: P
                 files.append(np.frombuffer(chunk["image"][i]["bytes"], dtype=np.uint8))
                 # One image at a time, because some processors concatenate the patches of several images;
                 # with its prompt, because some override the settings of their image processor.
-                made = processor(text=[texts[i]], images=[[images[i]]], return_tensors="pt")
+                options = text_options(processor, texts[i])
+                made = processor(text=[texts[i]], images=[[images[i]]], return_tensors="pt", **options)
                 seen = hashlib.sha256()
                 for name in sorted(made.keys() - OF_TEXT):
                     array = made[name].numpy()
@@ -386,6 +389,12 @@ def prompt_text(processor: Any, question: str) -> str:
     """Apply the chat template to a question with an image, up to the start of the response."""
     text: str = processor.apply_chat_template(messages(question), add_generation_prompt=True)
     return text
+
+
+def text_options(processor: Any, text: str) -> dict[str, bool]:
+    """Return what keeps the tokenizer from beginning a text again that its template has begun."""
+    start = getattr(processor.tokenizer, "bos_token", None)
+    return {"add_special_tokens": False} if start and text.startswith(start) else {}
 
 
 def messages(question: str) -> list[dict[str, Any]]:

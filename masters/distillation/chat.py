@@ -7,6 +7,8 @@ import torch
 from PIL import Image
 from transformers import PreTrainedModel
 
+from masters.data.questions import text_options
+
 
 @torch.inference_mode()
 def answer(
@@ -21,7 +23,8 @@ def answer(
     text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
     images = [list(pictures)] if pictures else None
     writer: Any = model
-    inputs = processor(text=[text], images=images, return_tensors="pt").to(model.device)
+    options = text_options(processor, text)
+    inputs = processor(text=[text], images=images, return_tensors="pt", **options).to(model.device)
     made = writer.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
     tokens = made[0, inputs["input_ids"].shape[1] :]
     found: str = processor.tokenizer.decode(tokens, skip_special_tokens=True)

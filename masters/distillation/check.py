@@ -6,7 +6,7 @@ device does per second, times the share that such work usually reaches. Two cost
 of weights and are measured, too: processing a question's pictures, which every phase does again, and calling
 the modules of a model. How long responses get is unknown, so hours have a range: from responses of a quarter
 of ``max_new_tokens`` to all of it. The shares were set with
-the models of ``examples/trial.py`` on one core; nothing was compared on a GPU.
+the models of ``examples/trial.py`` on one core, and not checked on a GPU.
 """
 
 import shutil
@@ -30,7 +30,7 @@ from masters.objective.topk import bytes_per_token
 from masters.responses.engines.local import ROWS, row_bytes
 from masters.responses.teacher_logprobs import BATCH
 from masters.runtime import distributed
-from masters.training.memory import device_memory
+from masters.training.memory import adapter_weights, device_memory
 
 GIB = 2**30
 # Share of the measured matrix products per second: reading or learning, and generating token by token.
@@ -119,12 +119,15 @@ def estimate_run(lab: Lab, spec: RunSpec, sample: Questions, evaluated: int, out
     top_k = settings.top_k_logprobs
     per_token = 2 * vocabulary if top_k is None else bytes_per_token(vocabulary, top_k)
     scored = sum(w.responses.n for w in plan.scores) * questions * longest
-    trained = 4 * parameter_count(models[spec.student])
+    student = models[spec.student]
+    stored = sum(weight.numel() * weight.element_size() for weight in student.parameters())
+    lora = settings.memory_savings.lora
+    trained = 4 * (parameter_count(student) if lora is None else adapter_weights(student, lora.rank))
     disk = {
         "responses": responses * longest * RESPONSE_BYTES,
         "teacher log-probabilities": scored * per_token,
         "checkpoints": 2 * 3 * trained,
-        "model": trained,
+        "model": stored,
     }
 
     speed = Speed.measured(sample)

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import yaml
 from filelock import FileLock, Timeout
@@ -25,14 +26,19 @@ from masters.distillation.outputs import card, mean_score, resolved, scores, sho
 from masters.distillation.run_file import RunFile, from_options, keys_of_the_file, load_run_file
 from masters.distillation.upload import check_upload, upload
 from masters.experiments.arms import LABELS, RunSpec
+from masters.experiments.curriculum import all_stages
 from masters.experiments.evaluation import answers, check_labels
 from masters.experiments.lab import Lab
 from masters.experiments.response_plan import ResponsePlan, prepare
 from masters.experiments.run import budget_of, train_student
+from masters.judges import Judge
+from masters.masking.schedule import MaskSchedule
+from masters.models.compatibility import context
 from masters.models.loading import load
 from masters.own_data.question_set import OwnQuestions, encode_own, load_own_data
 from masters.runtime import distributed
 from masters.runtime.files import write_atomic, write_folder_once
+from masters.runtime.memory import release
 from masters.runtime.tables import read_json
 from masters.training.checkpoints import last_checkpoint
 from masters.training.trainer import Evaluation
@@ -53,6 +59,11 @@ class Prepared:
     def evaluation(self) -> str | None:
         """The split of the evaluation: test if there is one, else eval; None without either."""
         return next((split for split in ("test", "eval") if split in self.own.splits), None)
+
+    @property
+    def judge(self) -> Judge:
+        """The judge of the reward, which also judges the evaluation."""
+        return self.lab.judge_of("llm" if self.lab.profile.judge else "rule")
 
 
 def distill(run_file: Path | str | None = None, say: Say = print, **options: Any) -> Path:
@@ -99,6 +110,8 @@ def _distill(run: RunFile, say: Say) -> Path:
     lab, spec = prepared.lab, prepared.spec
     if main:
         _same_data(prepared)
+        if not model_folder.is_dir():
+            _check_lengths(prepared)
         write_atomic(output / "config.yaml", resolved(run))
         _write_skipped(prepared)
         if not model_folder.is_dir():
@@ -146,10 +159,37 @@ def _prepare(run: RunFile, say: Say) -> Prepared:
         everything = profile.distillation.model_copy(update={"top_k_logprobs": None})
         lab = Lab(profile.model_copy(update={"distillation": everything}))
     teachers = ", ".join(f"teacher {teacher.path}" for teacher in run.teachers) or "no teacher"
-    for rows in own.splits.values():
+    for rows in own.splits.values() if profile.judge is None else ():
         check_labels(lab.judge, rows.select_columns(["id", "question", "answer"]).to_pandas())
     say(f"student {run.student}, {teachers}, vocabulary {vocabulary:,}, {spec.steps:,} steps")
+    ratios = MaskSchedule(spec.r_max, spec.r_step).ratios
+    if spec.teachers and len(all_stages(spec)) < len(spec.teachers) * len(ratios):
+        say(
+            f"attention: {spec.steps} steps are too few for {len(ratios)} mask ratios of each teacher: the "
+            "last ones, and the whole teacher, are left out; raise training.epochs or mask.step"
+        )
     return Prepared(run, own, lab, spec)
+
+
+def _check_lengths(prepared: Prepared) -> None:
+    """Check that every prompt and a response to it fit the models, before anything is generated.
+
+    Raises:
+        ValueError: a prompt is too long; the message names its question.
+    """
+    lab = prepared.lab
+    limit = min(context(lab.skeleton(name)) for name in prepared.spec.models)
+    longest = lab.profile.sampling.max_new_tokens
+    for split in ("train", *filter(None, [prepared.evaluation])):
+        questions = lab.questions("validation" if split == "eval" else split)
+        sizes = [len(questions.prompt(index)) for index in range(len(questions))]
+        if max(sizes) + longest > limit:
+            place = int(np.argmax(sizes))
+            raise ValueError(
+                f"question {questions.table['id'].iloc[place]!r} of {split}: a prompt of {sizes[place]:,} "
+                f"tokens and a response of {longest:,} do not fit {limit:,g} positions of the models: lower "
+                "data.max_pixels or responses.max_new_tokens, or remove the row"
+            )
 
 
 def _estimate(prepared: Prepared, say: Say) -> None:
@@ -184,6 +224,7 @@ def _train(prepared: Prepared, say: Say) -> None:
     steps = run.training.eval_steps
     evaluation = Evaluation(steps, score) if steps else None
     train_student(prepared.lab, prepared.spec, seed, checkpoints, output / "model", describe, evaluation)
+    release()
     if distributed.rank() == 0:
         if (files := checkpoints / "runs").is_dir():  # where trackers such as tensorboard write
             os.replace(files, output / "logs")
@@ -205,6 +246,7 @@ def _evaluate(prepared: Prepared, name: str, load_model: Callable[[], PreTrained
     if split is None or path.is_file():
         return
     frame = _answers(prepared, load_model(), split, f"answers {name}")
+    release()  # the next process may need this GPU
     path.parent.mkdir(exist_ok=True)
     write_atomic(path, frame.to_parquet())
     say(f"{path.relative_to(prepared.run.output)}: {len(frame)} answers")
@@ -215,7 +257,7 @@ def _answers(prepared: Prepared, model: PreTrainedModel, split: str, what: str) 
     lab = prepared.lab
     questions = lab.questions("validation" if split == "eval" else split)
     sampling, everything = lab.profile.sampling, range(len(questions))
-    frame = answers(model, lab.processor, questions, everything, 1, lab.judge, sampling, None, what)
+    frame = answers(model, lab.processor, questions, everything, 1, prepared.judge, sampling, None, what)
     return frame.assign(tokens=frame["tokens"].map(len)).drop(columns="logprobs")
 
 

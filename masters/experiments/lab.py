@@ -272,7 +272,15 @@ class Lab:
         if asked is None:
             raise ValueError(f"profile {self.profile.name} names no language model: judge: {{server, model}}")
         key = os.environ.get("OPENAI_API_KEY")
-        return LLMJudge(asked.server, asked.model, key, memory=cache_dir() / "verdicts")
+        return LLMJudge(
+            asked.server,
+            asked.model,
+            key,
+            asked.timeout,
+            workers=asked.concurrency,
+            memory=cache_dir() / "verdicts",
+            max_tokens=asked.max_tokens,
+        )
 
     def store(self, model: str, ratio: float, choice: MaskChoice = PAPERS) -> ResponseStore:
         """Return the store of a model's responses at a mask ratio."""

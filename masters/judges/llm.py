@@ -57,6 +57,8 @@ that digit inside this tag, where DIGIT stands for it:
 
 EXPLAIN_TOKENS = 512
 REDUCE_TOKENS = 64
+# A judge that gives so many responses no verdict, and at least so many responses, is no judge.
+MOST_INVALID, AT_LEAST = 0.2, 20
 
 # The start of a tag or of a special token of a chat template, in ASCII or a look-alike.
 _TAG_START = re.compile(r"[<＜﹤](?=\s*[/|!a-zA-Z])")
@@ -65,16 +67,19 @@ _TAG_START = re.compile(r"[<＜﹤](?=\s*[/|!a-zA-Z])")
 class LLMJudge:
     """The paper's two-step judge on any OpenAI-compatible server (vLLM, transformers serve, a hosted one).
 
-    If a verdict is unreadable, both steps are repeated. After ``retries`` repetitions it is ``None``.
+    If a verdict is unreadable, both steps are repeated. After ``retries`` repetitions it is ``None``, and is
+    not stored.
 
     Args:
         base_url, model, api_key, timeout, retries, backoff: as :class:`masters.runtime.server.Server`.
         workers: requests in flight in ``score_many``.
+        max_tokens: of each reply; None: :data:`EXPLAIN_TOKENS` and :data:`REDUCE_TOKENS`.
         memory: folder of the stored verdicts, keyed by prompts, model and judged texts; None stores nothing.
 
     Attributes:
         name: model and a hash of the prompts.
         judged, remembered, invalid: new verdicts, stored verdicts that were read, and unreadable verdicts.
+        cut: replies that ended at their limit of tokens.
     """
 
     def __init__(
@@ -87,12 +92,14 @@ class LLMJudge:
         workers: int = 4,
         backoff: float = 1.0,
         memory: Path | None = None,
+        max_tokens: int | None = None,
     ) -> None:
         self.server = Server(base_url, model, api_key, timeout, retries, backoff, "judge server")
         self.retries, self.workers = retries, workers
-        meaning = [model, EXPLAIN_PROMPT, REDUCE_PROMPT, EXPLAIN_TOKENS, REDUCE_TOKENS]
+        self.limits = (max_tokens or EXPLAIN_TOKENS, max_tokens or REDUCE_TOKENS)
+        meaning = [model, EXPLAIN_PROMPT, REDUCE_PROMPT, *self.limits]
         self.name = f"llm-{re.sub(r'[^A-Za-z0-9.]+', '-', model).strip('-')[:100]}-{hash_of(meaning)}"
-        self.judged = self.remembered = self.invalid = 0
+        self.judged = self.remembered = self.invalid = self.cut = 0
         self._lock = threading.Lock()
         self._verdicts = None if memory is None else _Verdicts(memory / f"{self.name}.sqlite")
 
@@ -111,13 +118,13 @@ class LLMJudge:
         if not response.strip():
             return 0
         key = key_of("verdict", judge=self.name, question=question, label=label, response=response)
-        stored = self._verdicts.read(key) if self._verdicts else ()
-        verdict = stored[0] if stored else self._judge(question, label, response)
-        if self._verdicts and not stored:
+        stored = self._verdicts.read(key) if self._verdicts else None
+        verdict = self._judge(question, label, response) if stored is None else stored
+        if self._verdicts and stored is None and verdict is not None:
             self._verdicts.add(key, verdict)
         with self._lock:
-            self.judged += not stored
-            self.remembered += bool(stored)
+            self.judged += stored is None
+            self.remembered += stored is not None
             self.invalid += verdict is None
         return verdict
 
@@ -127,7 +134,8 @@ class LLMJudge:
         """Return the ``score`` of each triple, in order; equal triples are judged once.
 
         Raises:
-            ValueError: the three lengths differ. Any error cancels the pending requests.
+            ValueError: the three lengths differ, or too many verdicts are unreadable. Any error cancels the
+                pending requests.
         """
         asked = list(zip(questions, labels, responses, strict=True))
         distinct = list(dict.fromkeys(asked))
@@ -141,15 +149,22 @@ class LLMJudge:
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
+        invalid = sum(verdict is None for verdict in verdicts.values())
+        if len(verdicts) >= AT_LEAST and invalid > MOST_INVALID * len(verdicts):
+            raise ValueError(
+                f"the judge {self.server.model} gave no readable verdict to {invalid} of {len(verdicts)} "
+                f"responses, and {self.cut} replies ended at their limit of tokens: set max_tokens of the "
+                "judge to some thousands if it reasons first, or take another model"
+            )
         return [verdicts[triple] for triple in asked]
 
     def _judge(self, question: str, label: str, response: str) -> int | None:
         data = {"question": question, "label": " or ".join(accepted(label)), "response": response}
         for _ in range(self.retries + 1):
-            explanation, _ = self._ask(EXPLAIN_PROMPT, EXPLAIN_TOKENS, data)
+            explanation, _ = self._ask(EXPLAIN_PROMPT, self.limits[0], data)
             if not explanation:
                 continue
-            reply, nonce = self._ask(REDUCE_PROMPT, REDUCE_TOKENS, {"explanation": explanation})
+            reply, nonce = self._ask(REDUCE_PROMPT, self.limits[1], {"explanation": explanation})
             if verdict := re.search(rf"<verdict-{nonce}>\s*([01])\s*</verdict-{nonce}>\s*\Z", reply):
                 return int(verdict[1])
         return None
@@ -163,6 +178,8 @@ class LLMJudge:
             [{"role": "user", "content": content}], temperature=0, max_tokens=tokens
         )
         whole = choice.get("finish_reason") != "length"
+        with self._lock:
+            self.cut += not whole
         return (choice["message"]["content"] if whole else ""), nonce
 
 
@@ -181,19 +198,19 @@ class _Verdicts:
         self._run("PRAGMA synchronous=FULL")
         self._run("CREATE TABLE IF NOT EXISTS verdicts (key TEXT PRIMARY KEY, verdict INTEGER)")
 
-    def read(self, key: str) -> tuple[()] | tuple[int | None]:
-        """Return the verdict of a key; nothing if there is none."""
+    def read(self, key: str) -> int | None:
+        """Return the verdict of a key; None if there is none, or an unreadable one of an earlier version."""
         rows = self._run("SELECT verdict FROM verdicts WHERE key = ?", key)
         for verdict in (0, 1, None):
             if rows and rows[0][0] in (verdict, _checked(key, verdict)):
-                return (verdict,)
+                return verdict
         if rows:
             raise self._damaged(f"a verdict is {str(rows[0][0])[:50]!r}")
-        return ()
+        return None
 
-    def add(self, key: str, verdict: int | None) -> None:
-        """Store a verdict, unless another process has stored one first."""
-        self._run("INSERT OR IGNORE INTO verdicts VALUES (?, ?)", key, _checked(key, verdict))
+    def add(self, key: str, verdict: int) -> None:
+        """Store a verdict in the place of an unreadable one."""
+        self._run("INSERT OR REPLACE INTO verdicts VALUES (?, ?)", key, _checked(key, verdict))
 
     def _run(self, query: str, *values: str) -> list[tuple[Any, ...]]:
         try:

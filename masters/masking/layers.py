@@ -11,11 +11,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
+TYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 # A mask that leaves most weights alone would silently be another method.
 LEAST_COVERED = 0.5
 
@@ -106,6 +108,8 @@ def linear_layers(model: nn.Module, include: str | None = None) -> list[Layer]:
             name_of_weight = f"{name}.{parameter}" if name else parameter
             try:
                 if isinstance(module, nn.Linear) and parameter == "weight":
+                    if weight.dtype not in TYPES:
+                        raise ValueError(f"a weight of type {weight.dtype} is quantized: mask a whole model")
                     layers.append(Layer(name_of_weight, weight, shard_group(weight)))
                 elif weight.ndim == 3 and "Experts" in type(module).__name__:
                     layers += _experts(name_of_weight, weight)

@@ -25,8 +25,8 @@ from masters.models.loading import token_types
 from masters.models.packing import pack, response_logits
 from masters.runtime.errors import typed_line
 
-# Largest difference of a token's logits, relative to their norm; a wrong mask or position gives more.
 MEASURED = 64  # kinds of images
+# Largest difference of a token's logits, relative to their norm; a wrong mask or position gives more.
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 
 _warned: set[str] = set()
@@ -104,7 +104,7 @@ def measure(models: Sequence[PreTrainedModel], questions: Questions) -> Compatib
         together=all([reads_packed(model, questions) for model in models]),
         image_token=models[0].config.image_token_id,
         image_tokens=known,
-        positions=min(_context(model) for model in models),
+        positions=min(context(model) for model in models),
         bos=getattr(text, "bos_token_id", None),
     )
 
@@ -210,7 +210,8 @@ def _own_logits(
     return found[0, len(prompt) - 1 :].float()
 
 
-def _context(model: PreTrainedModel) -> float:
+def context(model: PreTrainedModel) -> float:
+    """Return how many tokens a model can read; infinity if its configuration does not say."""
     return getattr(model.config.get_text_config(), "max_position_embeddings", None) or math.inf
 
 

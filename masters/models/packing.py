@@ -29,6 +29,8 @@ from masters.models.loading import image_positions, token_types
 from masters.objective.logits import Logits, Projection, dense
 from masters.runtime.distributed import in_pieces
 
+NOTHING = (1.0, None)  # of _finish
+
 
 @dataclass
 class PackedBatch:
@@ -157,7 +159,8 @@ def response_hidden(model: PreTrainedModel, batch: PackedBatch) -> Tensor:
         **_positions(model, batch),
         **batch.images,
     ).last_hidden_state
-    return hidden.flatten(0, 1)[batch.predictors]
+    # A model that is spread over several GPUs ends on another than it began on.
+    return hidden.flatten(0, 1)[batch.predictors.to(hidden.device)]
 
 
 def hidden_in_parts(model: PreTrainedModel, parts: Sequence[PackedBatch]) -> Tensor:
@@ -212,11 +215,25 @@ def response_projection(model: PreTrainedModel, batch: PackedBatch, vocabulary: 
 def project(model: PreTrainedModel, hidden: Tensor, vocabulary: int | None = None) -> Logits:
     """Apply the output head to hidden states ``(..., width)``; see :func:`response_projection`."""
     head: Any = model.get_output_embeddings()
-    if type(head) is not nn.Linear or in_pieces(head.weight):
-        made: Tensor = head(hidden)
-        return made[..., :vocabulary]
+    if type(head) is not nn.Linear or in_pieces(head.weight) or _finish(model) != NOTHING:
+        made: Tensor = head(hidden)[..., :vocabulary]
+        scale, cap = _finish(model)
+        made = made if scale == 1 else made * scale
+        return made if cap is None else cap * torch.tanh(made / cap)
     rows = len(head.weight)
+    hidden = hidden.to(head.weight.device)
     return Projection(hidden, head.weight, head.bias, rows if vocabulary is None else min(vocabulary, rows))
+
+
+def _finish(model: PreTrainedModel) -> tuple[float, float | None]:
+    """Return what the model's own forward pass does to its head's output: a factor, and a soft cap.
+
+    Gemma caps its logits, Granite divides them, Cohere multiplies them.
+    """
+    text: Any = model.config.get_text_config()
+    factor = getattr(text, "logit_scale", None) or getattr(text, "output_multiplier", None) or 1.0
+    factor /= getattr(text, "logits_scaling", None) or 1.0
+    return factor, getattr(text, "final_logit_softcapping", None)
 
 
 def response_logits(model: PreTrainedModel, batch: PackedBatch, vocabulary: int | None = None) -> Tensor:

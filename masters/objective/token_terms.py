@@ -64,10 +64,11 @@ def token_terms(student: Logits, given: Given) -> Terms:
     logprobs = log_q.gather(1, given.tokens.unsqueeze(1)).squeeze(1)
     from_teacher = from_reference = None
     if given.teacher is not None:
-        from_teacher = divergence(dense(given.teacher), log_q, given.kind, mix=given.mix)
+        teacher = dense(given.teacher).to(log_q.device)
+        from_teacher = divergence(teacher, log_q, given.kind, mix=given.mix)
     if given.reference is not None:
         regularised = log_q if given.regularised else log_q.detach()
-        from_reference = divergence(dense(given.reference), regularised, "reverse_kl")
+        from_reference = divergence(dense(given.reference).to(log_q.device), regularised, "reverse_kl")
     return Terms(from_teacher, from_reference, logprobs)
 
 
@@ -100,7 +101,7 @@ def _pass(
     for rows in chunks(len(head.hidden), len(head.weight)):
         z = head.logits(rows)
         teacher, reference = (
-            None if source is None else dense(select(source, rows)).to(z.dtype)
+            None if source is None else dense(select(source, rows)).to(z)
             for source in (given.teacher, given.reference)
         )
         size = block_rows(z)

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from masters.data.questions import OF_TEXT, Questions, Ragged, kind_of, processor_hash
+from masters.data.questions import OF_TEXT, Questions, Ragged, kind_of, processor_hash, text_options
 from masters.own_data.pictures import PictureError, open_picture, png
 from masters.runtime.errors import one_line
 from masters.runtime.files import cache_dir, write_folder_once
@@ -77,11 +77,7 @@ def processed(
         raise ValueError(f"{place}: {error}") from None
     try:
         text = processor.apply_chat_template(json.loads(row["messages"]), add_generation_prompt=True)
-        # Where the template writes the token that begins a text, the tokenizer must not write a second one.
-        start = getattr(processor.tokenizer, "bos_token", None)
-        options: dict[str, Any] = {}
-        if start and text.startswith(start):
-            options["add_special_tokens"] = False
+        options: dict[str, Any] = text_options(processor, text)
         if pictures:
             options["images"] = [pictures]
         made = processor(text=[text], return_tensors="pt", **options)

@@ -113,11 +113,14 @@ class Damaged(ValueError):
     """Raised for a damaged shard; the message names it and says what to do."""
 
     def __init__(self, path: Path, reason: object) -> None:
-        self.reason = str(reason).strip().partition("\n")[0]
+        self.path, self.reason = path, str(reason).strip().partition("\n")[0]
         super().__init__(
             f"{path} is damaged ({self.reason}); "
             "delete it and run again: only its responses are generated again"
         )
+
+    def __reduce__(self) -> tuple[type["Damaged"], tuple[Path, str]]:
+        return Damaged, (self.path, self.reason)  # an error of a worker is pickled
 
 
 def mark(text: str, finish: str) -> str:

@@ -134,8 +134,9 @@ def _score(
     np.save(folder / f"{name}.offsets.npy", offsets)
     shape = (int(lengths.sum()), width)
     kept = np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=kind, shape=shape)
-    with open(folder / f"{name}.npy", "r+b") as file:  # writing to a map on a full disk kills the process
-        os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
+    if hasattr(os, "posix_fallocate"):  # not on macOS; writing to a map on a full disk kills the process
+        with open(folder / f"{name}.npy", "r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
     what = f"scoring responses with {scorer.title}"
     start, size, each = 0, BATCH, len(groups[0]) if groups else 0
     while start < len(wanted):

@@ -1,5 +1,6 @@
 """Free memory, and how errors tell that it is full."""
 
+import gc
 import re
 
 import psutil
@@ -9,9 +10,10 @@ _FULL = re.compile(r"out of memory|can't allocate memory|not enough memory", re.
 
 
 def free_bytes(device: torch.device) -> int:
-    """Return the free memory of a device, in bytes."""
+    """Return the free memory of a device, in bytes; what PyTorch holds and does not use is free."""
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + held
     return int(psutil.virtual_memory().available)
 
 
@@ -23,6 +25,7 @@ def is_full(error: Exception) -> bool:
 
 
 def release() -> None:
-    """Return cached memory to the GPU, after :func:`is_full` and before the next, smaller try."""
+    """Return unused memory to the GPU, for the next try or for another process."""
     if torch.cuda.is_available():
+        gc.collect()
         torch.cuda.empty_cache()

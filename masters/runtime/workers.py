@@ -29,7 +29,9 @@ def run(jobs: Sequence[Job], processes: int, what: str) -> None:
     if not jobs:
         return
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    with ProcessPoolExecutor(min(processes, len(jobs)), get_context("spawn"), _begin) as pool:
+    several = min(processes, len(jobs))
+    visible = (several, visible_devices())
+    with ProcessPoolExecutor(several, get_context("spawn"), _begin, visible) as pool:
         waiting = [pool.submit(job, *arguments) for job, arguments in jobs]
         try:
             report(what, 0, len(waiting))  # the first job may take minutes
@@ -43,12 +45,26 @@ def run(jobs: Sequence[Job], processes: int, what: str) -> None:
             raise
 
 
-def _begin() -> None:
+def visible_devices() -> list[str]:
+    """Return the GPUs of this process, as ``CUDA_VISIBLE_DEVICES`` names them."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return [str(n) for n in range(torch.cuda.device_count())] if named is None else named.split(",")
+
+
+def share(devices: Sequence[str], processes: int, number: int) -> list[str]:
+    """Return the GPUs of one of several processes: its part of them, or one that it shares with others."""
+    place = number % processes
+    return list(devices[place::processes] or devices[place % len(devices) :][:1])
+
+
+def _begin(processes: int, devices: Sequence[str]) -> None:
     for name in distributed.LAUNCH:  # a worker is no rank of a distributed run
         os.environ.pop(name, None)
     torch.set_num_threads(1)
-    if torch.cuda.is_available():  # workers are numbered from 1
-        torch.cuda.set_device(current_process()._identity[0] % torch.cuda.device_count())
+    if devices and processes > 1:
+        # Hidden, as the Trainer moves to the first GPU that it sees. Nothing here has used a GPU yet.
+        own = share(devices, processes, current_process()._identity[0])
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(own)
     Thread(target=_end_with_parent, daemon=True).start()
 
 

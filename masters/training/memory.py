@@ -112,7 +112,7 @@ def estimate(
         ValueError: the configuration of the student does not give the sizes of its layers.
     """
     count = sum(p.numel() for p in student.parameters())
-    adapters = 0 if savings.lora is None else _adapters(student, savings.lora.rank)
+    adapters = 0 if savings.lora is None else adapter_weights(student, savings.lora.rank)
     trained = 4 * (adapters or count)
     cast = 2 * count if savings.bf16 else 0  # copies that autocast keeps during a step
     activations = _activations(student, shape, savings)
@@ -224,7 +224,7 @@ def _sizes(config: Any) -> tuple[int, int, int, int]:
     return int(layers), int(h), int(heads * (first("head_dim") or h // heads)), int(f)
 
 
-def _adapters(student: Any, rank: int) -> int:
+def adapter_weights(student: Any, rank: int) -> int:
     """Return the weights of LoRA in every linear layer except the output head."""
     return sum(rank * (m.in_features + m.out_features) for m in _linear(student))
 

@@ -39,6 +39,7 @@ from masters.runtime.progress import report
 from masters.settings import Sampling
 from masters.training import adapters
 from masters.training.train import Budget, quiet
+from masters.training.trainer import one_device
 
 TIMED = ("generation_seconds", "judging_seconds", "picture_seconds")
 MEASURED = ("seconds", *TIMED, "responses", "response_tokens")
@@ -134,10 +135,12 @@ def train_online(
         meter.watching(pictures, "preprocess", "picture_seconds"),
     ):
         warnings.simplefilter("ignore", FutureWarning)  # TRL uses old names of transformers
+        arguments = GRPOConfig(**settings)
+        one_device(arguments)
         trainer = GRPOTrainer(
             model=model,
             reward_funcs=reward,
-            args=GRPOConfig(**settings),
+            args=arguments,
             train_dataset=rows(questions, wanted),
             processing_class=processor,
             callbacks=[meter],

@@ -90,6 +90,15 @@ class Evaluation:
     score: Callable[[PreTrainedModel], float]
 
 
+def one_device(arguments: Any) -> None:
+    """Keep a Trainer that no launcher started on one GPU.
+
+    With several it would multiply the batch by their number and split it among copies of the model
+    (``nn.DataParallel``), which cannot split a :class:`Batch`.
+    """
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+
+
 class MastersTrainer(Trainer):
     """``transformers.Trainer`` on packed questions with their responses, logging every term of the loss."""
 
@@ -106,6 +115,7 @@ class MastersTrainer(Trainer):
         evaluation: Evaluation | None = None,
         **kwargs: Any,
     ) -> None:
+        one_device(kwargs["args"])
         super().__init__(*args, **kwargs)
         self.evaluation = evaluation
         self.objective, self.watch, self.plateau = objective, watch or Watch(), plateau

@@ -20,15 +20,17 @@ import torch
 import yaml
 from filelock import FileLock
 from fuzzing import count, rounds
+from judge_server import explains, said, serving, verdict
 from peft import PeftModel
 from PIL import Image
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 import masters
 from masters.distillation.check import Speed
 from masters.distillation.run import check
 from masters.distillation.run_file import keys_of_the_file, load_run_file
 from masters.experiments.lab import Lab
+from masters.objective.diagnostics import Diverged
 from masters.runtime.files import ROOT
 from masters.settings import MemorySavings
 from masters.training.memory import advice
@@ -221,6 +223,55 @@ def test_labels_alone_and_keywords(folder: Path, monkeypatch: pytest.MonkeyPatch
     assert (model / "config.json").is_file()
     with pytest.raises(ValueError, match="not both"):
         masters.distill("run.yaml", **options)
+
+
+def test_a_language_model_that_rewards_also_judges_the_evaluation(folder: Path) -> None:
+    with serving() as server:
+        server.reply = lambda prompt: said("right") if explains(prompt) else said(verdict(prompt, 1))
+        reward = {"llm": {"server": server.url, "model": "grader", "concurrency": 1}}
+        masters.distill(own_models.file(folder, reward=reward), [].append)
+        calls = len(server.requests)
+    frame = pd.read_parquet(folder / "out" / "eval" / "before.parquet")
+    answered = frame["answer"] != ""  # an empty response is wrong without a call
+    assert calls and (frame["score"] == answered).all()
+
+
+def test_a_prompt_that_leaves_no_room_for_a_response_is_named_before_anything_is_generated(
+    folder: Path,
+) -> None:
+    limit = AutoConfig.from_pretrained(folder / "student").get_text_config().max_position_embeddings
+    long = {"teacher": 2, "student": 2, "max_new_tokens": limit}
+    with pytest.raises(ValueError, match=r"question '.*' of train: a prompt of .* do not fit .* positions"):
+        masters.distill(own_models.file(folder, responses=long), [].append)
+    assert not (folder / "out" / "config.yaml").exists() and not (folder / "out" / "eval").exists()
+
+
+def test_too_few_steps_for_the_mask_ratios_are_said(folder: Path) -> None:
+    told: list[str] = []
+    check(own_models.file(folder, mask={"r_max": 0.6, "step": 0.05}), told.append)
+    assert any(line.startswith("attention: 4 steps are too few for 13 mask ratios") for line in told)
+    told.clear()
+    check(own_models.file(folder), told.append)
+    assert not any("attention" in line for line in told)
+
+
+def test_adapters_learn_faster_unless_told_otherwise(folder: Path) -> None:
+    rates = [
+        load_run_file(own_models.file(folder, training=training)).training.learning_rate
+        for training in (
+            {},
+            {"lora": {"rank": 2}},
+            {"lora": None},
+            {"lora": {"rank": 2}, "learning_rate": 1e-5},
+        )
+    ]
+    assert rates == [1e-6, 1e-4, 1e-6, 1e-5]
+
+
+def test_a_run_may_be_stopped_by_its_kl(folder: Path) -> None:
+    training = {"learning_rate": 1e-1, "batch": 2, "watch": {"kl": 1e-6}}
+    with pytest.raises(Diverged, match="stopped at step"):
+        masters.distill(own_models.file(folder, training=training), [].append)
 
 
 @pytest.mark.parametrize(

@@ -729,13 +729,26 @@ def test_verdicts_are_stored_one_by_one(server: Server, tmp_path: Path) -> None:
         again.score(COUNT, "1", "1")
 
 
-def test_an_invalid_verdict_is_stored_and_counted(server: Server, tmp_path: Path) -> None:
+def test_an_invalid_verdict_is_counted_and_asked_for_again(server: Server, tmp_path: Path) -> None:
     server.reply = lambda prompt: said("no verdict")
-    assert judge_at(server, memory=tmp_path).score(COUNT, "7", "7") is None
-    again = judge_at(server, memory=tmp_path)
-    assert again.score(COUNT, "7", "7") is None
-    assert (again.server.calls, again.invalid) == (0, 1)
-    assert "0 new and 1 stored verdicts; 0 calls" in again.usage() and "invalid: 100.0 %" in again.usage()
+    judge = judge_at(server, memory=tmp_path)
+    assert judge.score(COUNT, "7", "7") is None and judge.invalid == 1
+    assert "1 new and 0 stored verdicts" in judge.usage() and "invalid: 100.0 %" in judge.usage()
+    server.reply = honest
+    assert judge_at(server, memory=tmp_path).score(COUNT, "7", "7") == 1
+
+
+def test_a_judge_whose_replies_are_cut_off_is_no_judge(server: Server) -> None:
+    """A model that reasons first needs more tokens than the two steps usually take."""
+    server.reply = lambda prompt: said("let me think", finish="length")
+    responses = [f"the answer is {number} ." for number in range(20)]
+    with pytest.raises(
+        ValueError, match=r"no readable verdict to 20 of 20 responses, and 60 replies ended at"
+    ):
+        judge_at(server).score_many([COUNT] * 20, ["7"] * 20, responses)
+    judge_at(server, max_tokens=4000).score_many([COUNT] * 2, ["7"] * 2, responses[:2])
+    assert server.requests[-1]["max_tokens"] == 4000 != server.requests[0]["max_tokens"]
+    assert judge_at(server, max_tokens=4000).name != judge_at(server).name
 
 
 def test_calls_and_tokens_are_counted(server: Server) -> None:

@@ -346,3 +346,11 @@ def test_a_global_threshold_compares_across_precisions() -> None:
         expected[scores.argsort(stable=True)[:450]] = True
         assert torch.equal(removed, expected)
     assert raw(model) == before
+
+
+def test_a_quantized_weight_is_refused() -> None:
+    """Its codes do not order its weights: the scale of each block belongs to them."""
+    model = nn.Sequential(nn.Linear(8, 8))
+    model[0].weight = nn.Parameter(model[0].weight.detach().to(torch.float8_e4m3fn), requires_grad=False)
+    with pytest.raises(ValueError, match=r"0\.weight: a weight of type torch\.float8_e4m3fn is quantized"):
+        TeacherMask(model)

@@ -1,4 +1,5 @@
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,7 +9,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from masters.data.questions import Questions
-from masters.models.packing import PackedBatch, pack, response_logits
+from masters.models.packing import PackedBatch, pack, project, response_logits
+from masters.objective.logits import dense
 from masters.objective.loss import cross_entropy
 
 torch.set_num_threads(1)
@@ -165,3 +167,23 @@ def test_the_matrix_holds_the_pairs_that_one_by_one_gives() -> None:
     tokens = (batch.segment >= 0)[:, None, :, None]
     assert torch.equal(batch.matrix & tokens, one_by_one(batch, prompts) & tokens)
     assert batch.matrix.any(-1).all(), "a softmax over no token would be NaN"
+
+
+@pytest.mark.parametrize(
+    ("settings", "finished"),
+    [
+        ({"final_logit_softcapping": 2.0}, lambda logits: 2 * torch.tanh(logits / 2)),  # Gemma
+        ({"logits_scaling": 8.0}, lambda logits: logits / 8),  # Granite
+        ({"logit_scale": 0.25}, lambda logits: logits / 4),  # Cohere
+        ({"final_logit_softcapping": None}, lambda logits: logits),
+    ],
+)
+def test_a_head_whose_output_is_capped_or_scaled(
+    settings: dict[str, float], finished: Callable[[Tensor], Tensor]
+) -> None:
+    model = small.build()[0]
+    for name, value in settings.items():
+        setattr(model.config.get_text_config(), name, value)
+    head: Any = model.get_output_embeddings()
+    hidden = torch.randn(3, 5, head.in_features)
+    torch.testing.assert_close(dense(project(model, hidden, 7)), finished(head(hidden))[..., :7])

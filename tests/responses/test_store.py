@@ -1,6 +1,7 @@
 """The store and its manifest, on made-up responses: stored, missing and damaged ones."""
 
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from masters.judges import Judge
 from masters.judges.rule import RuleJudge
 from masters.responses import manifest
 from masters.responses.engines import Response
-from masters.responses.store import ResponseStore, StoreSpec, all_stores, mark
+from masters.responses.store import Damaged, ResponseStore, StoreSpec, all_stores, mark
 from masters.settings import Sampling
 
 COUNT = 40
@@ -203,3 +204,9 @@ def test_a_flipped_bit_is_found(store: ResponseStore) -> None:
 )
 def test_a_bad_generation_is_marked(text: str, finish: str, expected: str) -> None:
     assert mark(text, finish) == expected
+
+
+def test_damage_that_a_worker_finds_is_named_in_the_parent() -> None:
+    found = Damaged(Path("shard.parquet"), "a flipped bit\nin the footer")
+    again = pickle.loads(pickle.dumps(found))
+    assert str(again) == str(found) and "shard.parquet is damaged (a flipped bit)" in str(again)

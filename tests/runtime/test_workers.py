@@ -34,6 +34,13 @@ def test_jobs_end_when_their_parent_is_killed(tmp_path: Path) -> None:
     child.wait(30)
 
 
+def test_each_worker_has_its_part_of_the_gpus() -> None:
+    four = ["0", "1", "2", "3"]
+    assert [workers.share(four, 4, number) for number in (1, 2, 3, 4)] == [["1"], ["2"], ["3"], ["0"]]
+    assert [workers.share(four, 2, number) for number in (1, 2)] == [["1", "3"], ["0", "2"]]
+    assert [workers.share(["7"], 3, number) for number in (1, 2, 3)] == [["7"]] * 3
+
+
 def look(folder: Path, report: Path) -> None:
     report.write_text(" ".join(progress.lines(folder)))
 

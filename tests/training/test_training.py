@@ -320,3 +320,12 @@ def test_the_trajectory_of_masters_is_the_recorded_one(asked: Questions, tmp_pat
     assert len(golden["losses"]) == 12 and np.ptp(golden["losses"]) > 0.01
     assert np.abs(difference).max() < 3e-4, told
     assert abs(difference.mean()) < 1e-4, told
+
+
+def test_on_several_gpus_without_a_launcher_one_is_used(tmp_path: Path) -> None:
+    """Otherwise the Trainer multiplies the batch, and splits it among copies of the model."""
+    model = small.build()[0]
+    arguments = TrainingArguments(output_dir=str(tmp_path), per_device_train_batch_size=2, use_cpu=True)
+    arguments._n_gpu = 4
+    trainer = MastersTrainer(model=model, args=arguments, objective=Objective(), train_dataset=[])
+    assert trainer.args.n_gpu == 1 and trainer.args.train_batch_size == 2

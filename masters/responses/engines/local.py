@@ -18,7 +18,9 @@ from transformers import DynamicCache, PreTrainedModel
 
 from masters.data.questions import Questions
 from masters.models.loading import prompt_positions, token_types
+from masters.models.packing import project
 from masters.models.source import Source
+from masters.objective.logits import dense
 from masters.responses.engines import Response, Writer
 from masters.responses.engines.batch import Request, prepare
 from masters.responses.engines.native import generate_natively, log_probabilities
@@ -217,7 +219,7 @@ def _generate_shared(asked: Request, wanted: Sequence[int], responses: Sequence[
         **token_types(model, input_ids),
         **images,
     ).last_hidden_state[:, -1]
-    logits = model.get_output_embeddings()(hidden).float().repeat_interleave(n, 0)
+    logits = dense(project(model, hidden)).float().repeat_interleave(n, 0)
     rows = len(input_ids) * n
     position = position.repeat_interleave(n, 0)
     history = torch.zeros(rows, longest + limit, dtype=torch.long, device=device)
@@ -253,5 +255,5 @@ def _generate_shared(asked: Request, wanted: Sequence[int], responses: Sequence[
                 past_key_values=cache,
             ).last_hidden_state[:, -1]
             position = position + 1
-            logits = model.get_output_embeddings()(hidden).float()
+            logits = dense(project(model, hidden)).float()
     return batch.finished(asked.processor, tokens, logprobs, support, lengths)

@@ -127,7 +127,7 @@ def save_masked(model: Path, ratio: float, folder: Path, choice: MaskChoice = PA
     """
     if folder.exists():
         raise ValueError(f"{folder} exists; give the name of a folder that does not")
-    loaded, processor = load(model)
+    loaded, processor = load(model, device_map="cpu")  # the GPU is for who reads the folder
     choice.mask(loaded).apply(ratio)
 
     def save(target: Path) -> None:
