@@ -13,7 +13,7 @@ import pandas as pd
 
 from benchmarks.training import Step
 from masters.models.loading import parameter_count
-from masters.runtime.statistics import power_law
+from masters_book.claims.significance import power_law
 
 REPETITIONS = 5
 AXES: dict[str, tuple[tuple[int, ...], Callable[[int], Step]]] = {

@@ -88,7 +88,7 @@ def study(
 ) -> None:
     """Run what is missing of a study. Results are kept in data/results/NAME."""
     from masters.runtime import progress
-    from masters.runtime.files import STUDY
+    from masters_book.results import STUDY
     from masters_book.study.study import Study
 
     asked = _numbers(replicates)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from masters.runtime.tables import Column, Number, Text
+from masters_book.results.tables import Column, Number, Text
 from masters_book.study.plan import load_study
 from masters_book.study.tables import SCHEMAS, Tables
 

@@ -2,12 +2,13 @@
 
 from pathlib import Path
 
-from masters.runtime.files import ROOT, STUDY
-from masters.runtime.tables import read_table
+from masters.runtime.files import ROOT
 from masters_book.claims.comparisons import EFFECTS
 from masters_book.claims.verdicts import judge_claims
 from masters_book.figures.claims import claims_figure
 from masters_book.figures.style import write_svg
+from masters_book.results import STUDY
+from masters_book.results.tables import read_table
 
 
 def draw(path: Path) -> None:

@@ -23,7 +23,8 @@ ALLOWED: dict[str, set[str]] = {
     "masking": set(),
     "objective": set(),
     "runtime": set(),
-    "claims": {"runtime"},
+    "results": {"runtime"},
+    "claims": {"results", "runtime"},
     "settings": BASE,
     "data": BASE,
     "judges": {"data", *BASE},
@@ -32,8 +33,18 @@ ALLOWED: dict[str, set[str]] = {
     "training": {"models", *GROUND},
     "own_data": GROUND - {"judges"},
     "experiments": {"own_data", "training", "responses", "models", *GROUND},
-    "analysis": {"experiments", "own_data", "training", "responses", "models", *GROUND},
-    "study": {"analysis", "experiments", "own_data", "training", "responses", "models", "claims", *GROUND},
+    "analysis": {"results", "experiments", "own_data", "training", "responses", "models", *GROUND},
+    "study": {
+        "results",
+        "analysis",
+        "experiments",
+        "own_data",
+        "training",
+        "responses",
+        "models",
+        "claims",
+        *GROUND,
+    },
 }
 ALLOWED["imitation"] = {"study", *ALLOWED["study"]}
 ALLOWED["figures"] = {"imitation", *ALLOWED["imitation"]}

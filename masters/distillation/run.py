@@ -37,9 +37,9 @@ from masters.models.compatibility import context
 from masters.models.loading import load
 from masters.own_data.question_set import OwnQuestions, encode_own, load_own_data
 from masters.runtime import distributed
+from masters.runtime.checksums import read_json
 from masters.runtime.files import write_atomic, write_folder_once
 from masters.runtime.memory import release
-from masters.runtime.tables import read_json
 from masters.training.checkpoints import last_checkpoint
 from masters.training.trainer import Evaluation
 

@@ -128,23 +128,6 @@ def all_stages(spec: RunSpec) -> list[Stage]:
     return list(dict.fromkeys(map(stages(spec), range(spec.steps))))
 
 
-def learning_rate_shares(spec: RunSpec) -> dict[Stage, float]:
-    """Return each stage's share of the learning rate summed over all steps.
-
-    Equal stages get equal shares at a constant rate, as in the paper. With a linear decay to zero, the last
-    stages, those of the whole teacher, get little of it.
-    """
-    stage_of, shares = stages(spec), dict.fromkeys(all_stages(spec), 0.0)
-    warm_up = max(1, spec.steps // 50)
-    for step in range(spec.steps):
-        rate = 1.0
-        if spec.lr_schedule == "linear":
-            rate = min(step / warm_up, (spec.steps - step) / max(1, spec.steps - warm_up))
-        shares[stage_of(step)] += rate
-    total = sum(shares.values())
-    return {stage: share / total for stage, share in shares.items()}
-
-
 def wanted_responses(spec: RunSpec, stage: Stage) -> list[WantedResponses]:
     """Return the responses that a stage reads: the teacher's, then the student's; or the labels."""
     if spec.learn_from in LABELS:

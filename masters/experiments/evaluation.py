@@ -1,6 +1,5 @@
 """Evaluate a model: its greedy and sampled answers to a set of questions, judged."""
 
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -139,19 +138,3 @@ def register(text: str) -> str:
     if text.startswith("the answer is"):
         return "sentence"
     return "rationale" if "so the answer is" in text else "wordy"
-
-
-def latency(
-    model: PreTrainedModel, processor: Any, questions: Questions, count: int, max_new_tokens: int
-) -> dict[str, float]:
-    """Return ``seconds_per_question`` and ``tokens`` per answer, greedy, one question at a time."""
-    sampling = Sampling(max_new_tokens=max_new_tokens)
-
-    def length(index: int) -> int:
-        (answer,) = next(generate(model, processor, questions, [index], range(1), sampling, None))
-        return len(answer.tokens)
-
-    length(0)  # the first call warms up
-    count, start = min(count, len(questions)), time.perf_counter()
-    tokens = sum(map(length, range(count))) / count
-    return {"seconds_per_question": (time.perf_counter() - start) / count, "tokens": tokens}

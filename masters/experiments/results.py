@@ -11,18 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 
 from masters.experiments.arms import arm
-from masters.experiments.evaluation import check_labels, latency
+from masters.experiments.evaluation import check_labels
 from masters.experiments.lab import Lab
 from masters.experiments.memory import memory_line
 from masters.experiments.response_plan import ResponsePlan, prepare
 from masters.experiments.run import run, run_folder
-from masters.models.loading import load
 from masters.objective.diagnostics import Diverged
 from masters.runtime import distributed
-from masters.runtime.checksums import check, is_whole
+from masters.runtime.checksums import is_whole
 from masters.runtime.errors import one_line
 
 
@@ -111,26 +109,6 @@ def _check_labels(lab: Lab, split: str) -> None:
     """Check the labels of the pool and of a split with the rule judge, which judges all of them."""
     check_labels(lab.judge, lab.questions("train").table.iloc[lab.pool])
     check_labels(lab.judge, lab.questions(split).table)
-
-
-def answer_times(lab: Lab, arms: Sequence[str], questions: int) -> pd.DataFrame:
-    """Return seconds per question of the arms' models at seed 0, one at a time, and tokens per answer."""
-    run_arms(lab, arms)
-    rows = []
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        for name in arms:
-            spec = arm(name, lab.profile)
-            saved = run_folder(lab, spec, 0) / "model"
-            check(saved, f"delete {saved.parent}, and the run is repeated")
-            model, processor = load(saved if saved.is_dir() else lab.folder(spec.student))
-            longest = lab.profile.sampling.max_new_tokens
-            timed = latency(model, processor, lab.questions("test"), questions, longest)
-            rows.append({"arm": name} | timed)
-    finally:
-        torch.set_num_threads(threads)
-    return pd.DataFrame(rows)
 
 
 def run_arm(lab: Lab, name: str, seed: int) -> Path:

@@ -11,9 +11,9 @@ from safetensors.torch import save
 from masters.data.questions import Questions
 from masters.masking.criteria import input_norms
 from masters.models.loading import load
+from masters.runtime.checksums import read_intact
 from masters.runtime.files import cache_dir, write_intact
 from masters.runtime.keys import key_of
-from masters.runtime.tables import read_intact
 
 CALIBRATION = 128  # questions at least, if the pool has them; papers on pruning use as many sequences
 

@@ -5,8 +5,10 @@ that are written again and again (:func:`masters.runtime.files.write_intact`).
 """
 
 import hashlib
+import json
 import re
 from pathlib import Path
+from typing import Any
 
 SUMS = "SHA256SUMS"
 REMEDY = "restore it with git, or delete it"
@@ -71,6 +73,35 @@ def read_listed(path: Path) -> tuple[bytes, bool]:
         if intact:
             break
     return content, intact
+
+
+def read_intact(path: Path) -> bytes:
+    """Read a file.
+
+    Raises:
+        ValueError: its checksum differs from that in ``SHA256SUMS``.
+        OSError: the file cannot be read.
+    """
+    content, intact = read_listed(path)
+    if not intact:
+        raise ValueError(f"{path} has another checksum than in {SUMS}: {REMEDY}")
+    return content
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read names and values from a JSON file.
+
+    Raises:
+        ValueError: the file is damaged.
+        OSError: the file cannot be read.
+    """
+    try:
+        content = json.loads(read_intact(path))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not valid JSON ({error}): {REMEDY}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds {type(content).__name__}, not names and values: {REMEDY}")
+    return content
 
 
 def _sha256(path: Path) -> str:

@@ -12,14 +12,11 @@ from functools import lru_cache, partial
 from itertools import count
 from pathlib import Path
 
-import pandas as pd
 from filelock import FileLock
 
 from masters.runtime.checksums import SUMS, check, read_list, write_list
-from masters.runtime.tables import read_table
 
 ROOT = Path(__file__).resolve().parents[2]
-STUDY = ROOT / "data" / "results" / "study"  # tables that the study writes and the book reads
 FULL = 1 << 20  # free bytes of a disk below which a failed write means that it is full
 
 
@@ -169,16 +166,3 @@ def _is_whole(folder: Path) -> bool:
 def _check_once(folder: Path, files: tuple[tuple[Path, int, int], ...]) -> None:
     """Compare a folder with its checksums, once per process and state of its files; reading takes long."""
     check(folder, "delete this folder and run again: it is made again")
-
-
-def paper_table(name: str) -> pd.DataFrame:
-    """Read a table of the paper from ``data/paper/``, such as ``table5a_rmax``.
-
-    Raises:
-        ValueError: the table does not exist; the message lists those that do.
-    """
-    path = ROOT / "data" / "paper" / f"{name}.csv"
-    if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in path.parent.glob("*.csv")))
-        raise ValueError(f"no paper table {name!r} in {path.parent}; there are: {known}")
-    return read_table(path)

@@ -4,5 +4,6 @@
 :mod:`~masters_book.analysis.example` (one question through all steps),
 :mod:`~masters_book.analysis.masked_teachers` (accuracy and divergence of masked teachers),
 :mod:`~masters_book.analysis.blind` (a baseline without images), :mod:`~masters_book.analysis.costs`
-(offline vs. online).
+(offline vs. online), :mod:`~masters_book.analysis.latency` (time per answer),
+:mod:`~masters_book.analysis.trained_with` (settings of arms in words).
 """

@@ -48,9 +48,9 @@ from masters.experiments.results import Results
 from masters.masking.schedule import MaskSchedule
 from masters.responses.manifest import read
 from masters.responses.teacher_logprobs import seconds
-from masters.runtime.files import paper_table
 from masters.settings import Count, Positive, Strict
 from masters.training.online import MEASURED, TIMED
+from masters_book.results.paper import paper_table
 
 # The arm that TRL trains, and the arm whose rates it gets in :func:`with_equal_rates`.
 ONLINE, OFFLINE = "online", "own_accuracy"

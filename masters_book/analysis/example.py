@@ -19,7 +19,7 @@ from masters.experiments.lab import Lab
 from masters.models.loading import load
 from masters.objective.divergence import jsd
 from masters.objective.loss import masters_loss
-from masters.runtime.tables import read_json
+from masters.runtime.checksums import read_json
 from masters.settings import Strict
 from masters_book.analysis.groups import log_probabilities
 

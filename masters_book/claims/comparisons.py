@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 
 from masters.runtime.statistics import Interval, mean_interval
-from masters.runtime.tables import COUNT, NUMBER, TEXT, Number, Schema, Text
 from masters_book.claims.evidence import Evidence
+from masters_book.results.tables import COUNT, NUMBER, TEXT, Number, Schema, Text
 
 # Other names of the same run.
 SAME_RUN = {"naive_rewards": ("r_max=0", "r_max=0.0")}

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from masters.runtime.files import paper_table
+from masters_book.results.paper import paper_table
 
 Rows = Mapping[str, str | float | tuple[str, ...]]
 # The students of tables 1, 3 and 4 with their large teachers.

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from masters.runtime.tables import TEXT, Number, Schema, Text, read_table
+from masters_book.results.tables import TEXT, Number, Schema, Text, read_table
 
 VERDICTS = ("supported", "not supported", "reversed", "undecided", "not tested")
 _NUMBERS = (

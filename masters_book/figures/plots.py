@@ -16,7 +16,7 @@ from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter, PercentFo
 from scipy import stats
 
 from masters.masking.schedule import MaskSchedule
-from masters.runtime.statistics import power_law
+from masters_book.claims.significance import power_law
 from masters_book.figures.names import title_of
 from masters_book.figures.style import (
     COLORS,

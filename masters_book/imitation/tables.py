@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from masters.runtime.files import STUDY
-from masters.runtime.tables import COUNT, FRACTION, NUMBER, POSITIVE, TEXT, Schema, Text
 from masters_book.imitation import plan
 from masters_book.imitation.distances import DIVERGENCES, TEACHER_WAYS
+from masters_book.results import STUDY
+from masters_book.results.tables import COUNT, FRACTION, NUMBER, POSITIVE, TEXT, Schema, Text
 from masters_book.study.tables import Tables
 
 FOLDER = STUDY.with_name("imitation")

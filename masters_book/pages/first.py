@@ -40,7 +40,7 @@ class Judged:
         title: for headings.
         claims: from :func:`masters_book.claims.verdicts.judge_claims`.
         effects: from :func:`masters_book.claims.comparisons.measure`.
-        settings: what each arm was trained with (:func:`masters.experiments.arms.settings_of`).
+        settings: what each arm was trained with (:func:`masters_book.analysis.trained_with.settings_of`).
         page: page of the study; empty for the reader's run.
     """
 

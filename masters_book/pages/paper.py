@@ -11,12 +11,12 @@ from typing import Any
 
 import pandas as pd
 
-from masters.runtime.files import paper_table
 from masters_book.claims.claims import CLAIMS
 from masters_book.claims.table import signed
 from masters_book.figures.names import title_of
 from masters_book.pages.rendering import fill
 from masters_book.pages.study_tables import Table
+from masters_book.results.paper import paper_table
 from masters_book.study.study import Study
 
 NOT_RUN = "not run: "

@@ -22,7 +22,7 @@ from masters.experiments.evaluation import register
 from masters.experiments.lab import Lab
 from masters.experiments.response_plan import status
 from masters.own_data.pictures import open_picture
-from masters.runtime.tables import read_json
+from masters.runtime.checksums import read_json
 from masters_book.analysis.groups import rewarded_groups
 from masters_book.pages.rendering import fill
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pandas as pd
 
-from masters.experiments.arms import arm, settings_of
-from masters.experiments.curriculum import learning_rate_shares
+from masters.experiments.arms import arm
+from masters_book.analysis.trained_with import learning_rate_shares, settings_of
 from masters_book.claims.verdicts import judge_claims, judge_comparisons
 from masters_book.pages import study_tables as tables
 from masters_book.pages.first import (

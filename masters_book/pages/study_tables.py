@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from masters.runtime.tables import read_json
+from masters.runtime.checksums import read_json
 from masters_book.figures.names import title_of
 from masters_book.figures.study import effect_map, sweep
 from masters_book.figures.style import Drawing, write_svg

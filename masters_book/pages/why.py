@@ -5,7 +5,6 @@ from typing import Any
 
 import pandas as pd
 
-from masters.runtime.tables import TEXT, Number, Schema, read_table
 from masters.settings import Profile
 from masters_book.figures.names import title_of
 from masters_book.imitation.plan import R_MAX, TEACHER
@@ -13,6 +12,7 @@ from masters_book.imitation.tables import tables
 from masters_book.pages.rendering import fill
 from masters_book.pages.study import settings_of_study
 from masters_book.pages.study_tables import Table, blind_accuracies
+from masters_book.results.tables import TEXT, Number, Schema, read_table
 from masters_book.study.study import Study
 from masters_book.study.sweep import swept
 

@@ -17,12 +17,12 @@ from typing import Any
 
 import pandas as pd
 
-from masters.experiments.arms import settings_of
 from masters.experiments.lab import Lab
-from masters.runtime.files import ROOT, STUDY, write_atomic
-from masters.runtime.tables import read_intact, read_json, read_table
+from masters.runtime.checksums import read_intact, read_json
+from masters.runtime.files import ROOT, write_atomic
 from masters.settings import load_profile, profiles
 from masters_book.analysis.example import read_worked
+from masters_book.analysis.trained_with import settings_of
 from masters_book.claims.comparisons import COLUMNS, EFFECTS
 from masters_book.claims.table import read_claims
 from masters_book.claims.verdicts import write_claims
@@ -43,6 +43,8 @@ from masters_book.pages.why import why_page
 from masters_book.report.finish import finish
 from masters_book.report.glossary import link_terms
 from masters_book.report.notebook_pages import write_notebooks
+from masters_book.results import STUDY
+from masters_book.results.tables import read_table
 from masters_book.study.plan import studies
 from masters_book.study.study import Study
 

@@ -17,10 +17,10 @@ from collections.abc import Iterator, Mapping
 import pandas as pd
 
 from masters.experiments.arms import joined, split
-from masters.runtime.statistics import minimum_detectable_effect
-from masters.runtime.tables import COUNT, NUMBER, TEXT, Number, Schema, Text
 from masters.settings import Distillation
 from masters_book.claims.comparisons import SAME_RUN, paired_effect
+from masters_book.claims.significance import minimum_detectable_effect
+from masters_book.results.tables import COUNT, NUMBER, TEXT, Number, Schema, Text
 
 PAIRS = {
     "masking": ("masked", "naive_multi"),

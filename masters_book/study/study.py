@@ -31,13 +31,14 @@ import pandas as pd
 from masters.experiments.arms import arm
 from masters.experiments.lab import Lab
 from masters.experiments.results import Results, run_arms
-from masters.runtime.files import STUDY, cache_dir, write_intact
+from masters.runtime.files import cache_dir, write_intact
 from masters.runtime.keys import key_of
 from masters_book.analysis.blind import blind_table
 from masters_book.analysis.costs import measured, with_equal_rates
 from masters_book.claims.claims import CLAIMS, all_pairs
 from masters_book.claims.comparisons import measure
 from masters_book.claims.verdicts import judge_claims
+from masters_book.results import STUDY
 from masters_book.study.effects import measure_map
 from masters_book.study.models import keep, with_kept
 from masters_book.study.plan import load_study

@@ -12,23 +12,21 @@ from pathlib import Path
 import pandas as pd
 from filelock import FileLock
 
-from masters.runtime.checksums import SUMS, read_list
+from masters.runtime.checksums import REMEDY, SUMS, read_intact, read_list
 from masters.runtime.errors import one_line
 from masters.runtime.files import write_intact
-from masters.runtime.tables import (
+from masters_book.claims.comparisons import EFFECTS
+from masters_book.results.tables import (
     COUNT,
     FLAG,
     FRACTION,
     POSITIVE,
-    REMEDY,
     TEXT,
     Number,
     Schema,
     Text,
-    read_intact,
     read_table,
 )
-from masters_book.claims.comparisons import EFFECTS
 from masters_book.study.effects import MAP
 
 PARTS = ("generation", "judging", "scoring", "training")  # seconds

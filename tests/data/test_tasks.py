@@ -16,7 +16,8 @@ from sklearn.datasets import load_digits
 from masters.data import charts, digits, easy_vqa, labels, scenes, shapes, tasks
 from masters.data.labels import with_labels
 from masters.data.tasks import load_task, task_hash, vocabulary
-from masters.runtime.files import ROOT, paper_table
+from masters.runtime.files import ROOT
+from masters_book.results.paper import paper_table
 
 CARDS = (ROOT / "data" / "README.md").read_text()
 

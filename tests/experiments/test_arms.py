@@ -3,8 +3,9 @@ import re
 import pytest
 from pydantic import ValidationError
 
-from masters.experiments.arms import CHANGES, RunSpec, arm, is_papers_form, setting, title
+from masters.experiments.arms import CHANGES, RunSpec, arm, title
 from masters.settings import LanguageJudge, Profile, load_profile
+from masters_book.analysis.trained_with import is_papers_form, setting
 
 
 @pytest.fixture(scope="module")

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from masters.experiments.arms import RunSpec
-from masters.experiments.curriculum import ResponseSet, curriculum, learning_rate_shares, order
+from masters.experiments.curriculum import ResponseSet, curriculum, order
 from masters.training.ladder import epochs
+from masters_book.analysis.trained_with import learning_rate_shares
 
 SIZE = 10
 ACCURACY = np.array([1, 1, 1, 1, 0.75, 0.75, 0.5, 0.5, 0, 0])

@@ -14,11 +14,12 @@ from labs import profile
 
 from masters.experiments.arms import arm
 from masters.experiments.lab import Lab
-from masters.experiments.results import answer_times, run_arms
+from masters.experiments.results import run_arms
 from masters.experiments.run import run_folder
 from masters.models.loading import load
 from masters.objective.diagnostics import Diverged
 from masters.settings import Profile, TrainerOptions, Watch
+from masters_book.analysis.latency import answer_times
 from masters_book.study.models import keep, with_kept
 
 ARM = "masters+steps=4"

@@ -7,10 +7,11 @@ import torch
 from transformers import PreTrainedModel
 
 from masters.data.questions import Questions
-from masters.experiments.evaluation import evaluate, latency, register
+from masters.experiments.evaluation import evaluate, register
 from masters.judges.rule import RuleJudge
 from masters.training.train import Budget, train
 from masters.training.trainer import Objective
+from masters_book.analysis.latency import latency
 
 torch.set_num_threads(1)
 

@@ -22,7 +22,7 @@ from masters.experiments.curriculum import stages as stages_of
 from masters.experiments.lab import Lab
 from masters.experiments.memory import memory
 from masters.experiments.response_plan import ResponsePlan, prepare
-from masters.experiments.results import Results, answer_times, run_arm, run_arms
+from masters.experiments.results import Results, run_arm, run_arms
 from masters.experiments.run import response_set, run, run_folder
 from masters.judges.rule import RuleJudge
 from masters.masking.choice import PAPERS
@@ -37,6 +37,7 @@ from masters.training.checkpoints import last_checkpoint
 from masters.training.ladder import epochs, labelled
 from masters.training.memory import Memory
 from masters_book.analysis import masked_teachers as teachers
+from masters_book.analysis.latency import answer_times
 
 ARMS = ["base", "sft", "naive", "masked", "masters", "mid_then_large", "own_accuracy"]
 RUN_COLUMNS = {

@@ -21,12 +21,12 @@ from matplotlib.patches import Rectangle
 from scipy import stats
 
 from masters.masking.schedule import MaskSchedule
-from masters.runtime.files import paper_table
 from masters_book.claims.claims import CLAIMS, all_pairs
 from masters_book.claims.comparisons import COLUMNS, measure
 from masters_book.claims.verdicts import judge_claims
 from masters_book.figures import claims, plots
 from masters_book.figures.style import BAND, COLORS, INK, QUIET, WIDTH, in_dark, svg, svg_in_dark
+from masters_book.results.paper import paper_table
 
 
 @pytest.fixture(autouse=True)

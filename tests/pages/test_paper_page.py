@@ -9,8 +9,9 @@ import pytest
 from study_files import Kept, write
 
 from masters.experiments.arms import arm
-from masters.runtime.files import ROOT, paper_table
+from masters.runtime.files import ROOT
 from masters_book.pages.paper import NOT_RUN, TABLES, Beside, paper_page
+from masters_book.results.paper import paper_table
 from masters_book.study.plan import load_study
 
 

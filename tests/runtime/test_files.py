@@ -11,14 +11,8 @@ import torch
 from safetensors.torch import save_file
 
 from masters.runtime import files
-from masters.runtime.files import (
-    cache_dir,
-    data_dir,
-    paper_table,
-    write_atomic,
-    write_folder,
-    write_folder_once,
-)
+from masters.runtime.files import cache_dir, data_dir, write_atomic, write_folder, write_folder_once
+from masters_book.results.paper import paper_table
 
 LARGE = torch.rand(2**17)  # 512 KiB
 

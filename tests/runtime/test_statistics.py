@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from masters.runtime.statistics import (
-    Interval,
+from masters.runtime.statistics import Interval, mean_interval
+from masters_book.claims.significance import (
     holm,
-    mean_interval,
     minimum_detectable_effect,
     p_value,
     power_law,

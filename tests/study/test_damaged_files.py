@@ -12,10 +12,12 @@ import pytest
 from fuzzing import count, rounds
 
 from masters import settings
-from masters.runtime.files import ROOT, STUDY
-from masters.runtime.tables import SUMS, Number, Schema, read_json, read_table
+from masters.runtime.checksums import SUMS, read_json
+from masters.runtime.files import ROOT
 from masters_book.claims.table import read_claims
 from masters_book.pages import parameters
+from masters_book.results import STUDY
+from masters_book.results.tables import Number, Schema, read_table
 from masters_book.study import plan
 from masters_book.study.tables import SCHEMAS, Tables
 

@@ -18,10 +18,11 @@ from masters import settings
 from masters.experiments.arms import arm
 from masters.experiments.lab import Lab
 from masters.experiments.results import run_arms
-from masters.runtime import files, keys
-from masters.runtime.tables import SUMS
+from masters.runtime import keys
+from masters.runtime.checksums import SUMS
 from masters.settings import LanguageJudge, Profile
 from masters_book import commands as cli
+from masters_book import results
 from masters_book.analysis.costs import measured
 from masters_book.study import plan as study_plan
 from masters_book.study import study
@@ -363,7 +364,7 @@ def test_a_replicate_whose_teacher_is_weak_has_no_runs(
 def test_the_shell_says_what_is_missing_and_does_it(
     finished: Study, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(files, "STUDY", tmp_path / "study")
+    monkeypatch.setattr(results, "STUDY", tmp_path / "study")
     told = CliRunner().invoke(cli.app, ["study", "--dry-run"])
     assert told.exit_code == 0 and "runs of replicate 1" in told.output and not list(tmp_path.iterdir())
     done = CliRunner().invoke(cli.app, ["study", "--replicates", "0"])

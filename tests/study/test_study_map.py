@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from masters.runtime.statistics import minimum_detectable_effect
 from masters.settings import load_profile
 from masters_book.claims.comparisons import paired_effect
+from masters_book.claims.significance import minimum_detectable_effect
 from masters_book.figures.study import effect_map
 from masters_book.study.effects import AXES, COLUMNS, EFFECTS, measure_map
 

@@ -1,4 +1,4 @@
-"""Reading of files that results rest on: damage is named with file, line and cause, never computed with.
+"""Reading of the tables that results rest on: damage is named with file, line and cause, never computed with.
 
 A table is checked line by line against its schema. Where the file ``SHA256SUMS`` in its folder (the format of
 ``sha256sum``) names it, it must also have that checksum. This finds what still looks like a table: a changed
@@ -7,13 +7,12 @@ digit, a renamed arm, lines lost at the end.
 
 import csv
 import io
-import json
 import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pandas as pd
 
@@ -90,35 +89,6 @@ def read_table(path: Path, schema: Schema = Schema(), remedy: str = REMEDY) -> p
     except (ValueError, csv.Error) as error:
         raise ValueError(f"{path} {error}: {remedy}") from None
     return table
-
-
-def read_intact(path: Path) -> bytes:
-    """Read a file.
-
-    Raises:
-        ValueError: its checksum differs from that in ``SHA256SUMS``.
-        OSError: the file cannot be read.
-    """
-    content, intact = checksums.read_listed(path)
-    if not intact:
-        raise ValueError(f"{path} has another checksum than in {SUMS}: {REMEDY}")
-    return content
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read names and values from a JSON file.
-
-    Raises:
-        ValueError: the file is damaged.
-        OSError: the file cannot be read.
-    """
-    try:
-        content = json.loads(read_intact(path))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}): {REMEDY}") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds {type(content).__name__}, not names and values: {REMEDY}")
-    return content
 
 
 def _table(text: str, schema: Schema) -> pd.DataFrame:
