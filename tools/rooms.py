@@ -34,18 +34,8 @@ ALLOWED: dict[str, set[str]] = {
     "own_data": GROUND - {"judges"},
     "experiments": {"own_data", "training", "responses", "models", *GROUND},
     "analysis": {"results", "experiments", "own_data", "training", "responses", "models", *GROUND},
-    "study": {
-        "results",
-        "analysis",
-        "experiments",
-        "own_data",
-        "training",
-        "responses",
-        "models",
-        "claims",
-        *GROUND,
-    },
 }
+ALLOWED["study"] = {"analysis", "claims", *ALLOWED["analysis"]}
 ALLOWED["imitation"] = {"study", *ALLOWED["study"]}
 ALLOWED["figures"] = {"imitation", *ALLOWED["imitation"]}
 ALLOWED["pages"] = {"figures", *ALLOWED["figures"]}

@@ -1,12 +1,12 @@
 """The student in training: float32 weights, and the savings of :class:`masters.settings.MemorySavings`.
 
-Weights are always trained in float32, whatever type they are stored in. bfloat16 has 8 significant bits: at
+Weights that are trained are float32, whatever type they are stored in. bfloat16 has 8 significant bits: at
 the paper's learning rate, 1e-6, a step is smaller than the last bit of almost every weight and would be lost.
 With ``bf16`` the forward and backward pass compute in bfloat16; weights and optimizer states stay in float32.
 
-LoRA (arXiv 2106.09685) freezes a weight W and uses ``W + alpha / rank * B A``, where only A and B, with
-``rank`` rows and columns, are trained. After training the product is added to W in float32, so the result is
-an ordinary model.
+LoRA (arXiv 2106.09685) freezes a weight W, in the type in which it is stored, and uses
+``W + alpha / rank * B A``, where only A and B, with ``rank`` rows and columns, are trained, in float32. After
+training the product is added to W in float32, layer by layer, so the result is an ordinary model.
 
 Departures from the paper: LoRA, bf16, gradient checkpointing and accumulation are off unless a profile sets
 them.
@@ -17,6 +17,8 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
+from torch import nn
 from transformers import PreTrainedModel
 
 from masters.runtime import distributed
@@ -33,7 +35,7 @@ def in_float32(model: PreTrainedModel, name: str) -> None:
 
 
 def prepare(model: PreTrainedModel, savings: MemorySavings, seed: int) -> Any:
-    """Return the model to train: the same, in float32, or with adapters added to it if LoRA is set."""
+    """Return the model to train: the same, or with adapters in float32 added to it if LoRA is set."""
     if savings.lora is None:
         return model
     # "all-linear" leaves out the output head.
@@ -51,8 +53,16 @@ def whole(model: Any) -> PreTrainedModel:
 
 def finish(model: Any) -> None:
     """Merge adapters into the weights, in float32, and remove them; do nothing without adapters."""
-    if isinstance(model, PeftModel):
-        model.merge_and_unload().requires_grad_(True)
+    if not isinstance(model, PeftModel):
+        return
+    for module in model.modules():
+        if isinstance(module, LoraLayer) and isinstance(module, nn.Module):
+            weight: Any = module.get_base_layer().weight
+            stored = weight.dtype
+            weight.data = weight.data.float()
+            module.merge()
+            weight.data = weight.data.to(stored)
+    model.unload().requires_grad_(True)
 
 
 def arguments(savings: MemorySavings) -> dict[str, Any]:

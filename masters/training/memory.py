@@ -112,9 +112,11 @@ def estimate(
         ValueError: the configuration of the student does not give the sizes of its layers.
     """
     count = sum(p.numel() for p in student.parameters())
+    stored = sum(p.numel() * p.element_size() for p in student.parameters())
     adapters = 0 if savings.lora is None else adapter_weights(student, savings.lora.rank)
     trained = 4 * (adapters or count)
-    cast = 2 * count if savings.bf16 else 0  # copies that autocast keeps during a step
+    weights = 4 * count if savings.lora is None else stored + 4 * adapters
+    cast = 2 * count if savings.bf16 and weights >= 4 * count else 0  # copies that autocast keeps for a step
     activations = _activations(student, shape, savings)
     logits = 4 * LOGITS * min(shape.tokens * shape.vocabulary, logits_module.CHUNK)
     gradients = trained // shards
@@ -122,7 +124,7 @@ def estimate(
     # Teachers are masked one at a time.
     masks = [_mask_bytes(teacher, mask_ratio) for teacher in teachers]
     return Memory(
-        weights=4 * (count + adapters) // shards + cast,
+        weights=weights // shards + cast,
         gradients=gradients if savings.accumulate > 1 else max(0, gradients - activations - logits),
         optimizer=2 * trained // shards,
         buckets=trained if replicas > 1 else 0,

@@ -143,7 +143,7 @@ def train(
     and reference stay sharded.
 
     Args:
-        model: in its initial state, on the device to train on; its weights become float32.
+        model: in its initial state, on the device to train on; its weights become float32, except with LoRA.
         examples: in the order of the steps.
         folder: of the checkpoints, with one of the last step; a call with more steps begins there. The caller
             removes it once the model is saved.
@@ -189,7 +189,8 @@ def train(
         **adapters.arguments(savings),
         **measured,
     )
-    adapters.in_float32(model, name)
+    if savings.lora is None:
+        adapters.in_float32(model, name)
     readable = compatibility.measure([model, *objective.beside], questions)
     if sharded == "FSDP":
         distributed.name_layers(model)
