@@ -166,7 +166,7 @@ class ModelSpec(Placement):
     averaging: Averaging = Field(
         "response", description="token: an answer weighs as much in a long label as in a short one"
     )
-    label_share: float = Field(1.0, gt=0, le=1, description="fraction of pictures with labelled questions")
+    label_share: float = Field(1.0, gt=0, le=1, description="fraction of pictures with labeled questions")
     wrong_labels: Share | None = Field(None, description="fraction of wrong labels; null: the profile's")
 
     def determining(self) -> dict[str, Any]:

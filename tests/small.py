@@ -119,7 +119,7 @@ def tokens(text: str) -> np.ndarray:
     return np.array([*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id])
 
 
-def labelled(asked: Questions, budget: Budget = BUDGET, die_at: int | None = None) -> Examples:
+def labeled(asked: Questions, budget: Budget = BUDGET, die_at: int | None = None) -> Examples:
     """Supervised examples in a fixed order; the process is killed when it reads the one at ``die_at``."""
     answers = [tokens(f"{answer} .") for answer in asked.table["answer"]]
 
@@ -165,7 +165,7 @@ if __name__ == "__main__":
     train(
         student,
         squares,
-        labelled(squares, die_at=step * BUDGET.batch),
+        labeled(squares, die_at=step * BUDGET.batch),
         Objective(),
         BUDGET,
         where / "run",

@@ -21,7 +21,7 @@ COLOR_WORDS = ("black", "gray", "red", "blue", "green", "yellow", "teal", "brown
 SHAPE_WORDS = ("circle", "rectangle", "triangle")
 
 
-def normalise(text: str) -> str:
+def normalize(text: str) -> str:
     """Normalize case, spaces and punctuation: "Is it RED?" becomes "is it red ?"."""
     return " ".join(re.findall(r"\w+|[^\w\s]", text.lower()))
 
@@ -74,7 +74,7 @@ def _published(part: str) -> dict[int, Scene]:
     folder = Path(str(files("easy_vqa"))) / "data" / part
     asked: dict[int, list[tuple[str, str]]] = defaultdict(list)
     for question, answer, number in loads((folder / "questions.json").read_text()):
-        asked[number].append((normalise(question), normalise(answer)))
+        asked[number].append((normalize(question), normalize(answer)))
     scenes = {}
     for number, pairs in sorted(asked.items()):
         color, shape = _known(pairs, COLOR_WORDS), _known(pairs, SHAPE_WORDS)

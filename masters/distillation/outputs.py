@@ -43,8 +43,8 @@ def mean_score(frame: pd.DataFrame) -> float:
 
 
 def _values(frame: pd.DataFrame) -> np.ndarray:
-    labelled = frame[frame["label"] != ""]
-    return accuracies(labelled["score"])[None]
+    labeled = frame[frame["label"] != ""]
+    return accuracies(labeled["score"])[None]
 
 
 def shown(name: str, interval: Interval, questions: int) -> str:

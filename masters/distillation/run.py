@@ -143,11 +143,11 @@ def _prepare(run: RunFile, say: Say) -> Prepared:
         say(f"data: {problem}")
     evaluated = max((len(rows) for split, rows in own.splits.items() if split != "train"), default=0)
     profile = run.profile(len(train), evaluated)
-    labelled = sum(answer != "" for answer in train["answer"])
-    spec = run.spec(profile, labelled > 0)
-    if spec.learn_from in LABELS and labelled < len(train):
+    labeled = sum(answer != "" for answer in train["answer"])
+    spec = run.spec(profile, labeled > 0)
+    if spec.learn_from in LABELS and labeled < len(train):
         raise ValueError(
-            f"method {run.method!r} learns from answers, and {len(train) - labelled} training questions have "
+            f"method {run.method!r} learns from answers, and {len(train) - labeled} training questions have "
             "none: remove these rows or choose a method that learns from responses, such as masters"
         )
     if "eval" not in own.splits and "test" not in own.splits:

@@ -248,12 +248,12 @@ class RunFile(Strict):
             ),
         )
 
-    def spec(self, profile: Profile, labelled: bool) -> RunSpec:
+    def spec(self, profile: Profile, labeled: bool) -> RunSpec:
         """Return the training run.
 
         Args:
             profile: :meth:`profile`.
-            labelled: whether the training questions have answers. Without any there is no accuracy reward.
+            labeled: whether the training questions have answers. Without any there is no accuracy reward.
         """
         name = self.method
         if len(self.teachers) > 1 and "teachers=" not in name:
@@ -261,7 +261,7 @@ class RunFile(Strict):
         if isinstance(self.reward, dict):
             name += "+judge=llm"
         spec = arm(name, profile)
-        if not labelled:
+        if not labeled:
             rewards = tuple(reward for reward in spec.rewards if reward != "accuracy")
             if spec.rewards and (not rewards or spec.flat == "skip"):
                 needs = "loss: {flat: skip}" if rewards else f"method {self.method!r}"

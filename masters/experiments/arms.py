@@ -90,7 +90,7 @@ CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
     "masters": ("Masters", {}),
     "accuracy_only": ("accuracy reward only", {"rewards": ("accuracy",)}),
     "distillation_only": ("distillation reward only", {"rewards": ("distillation",)}),
-    "unnormalised": ("distillation reward not normalised", {"normalize": False}),
+    "unnormalised": ("distillation reward not normalized", {"normalize": False}),
     "mid_only": ("mid teacher only", {"teachers": ("mid",)}),
     "mid_then_large": ("mid, then large teacher", {"teachers": ("mid", "large")}),
     "clipped": ("clipped ratio", {"policy_ratio": "clipped"}),

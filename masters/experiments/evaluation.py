@@ -8,7 +8,7 @@ import pandas as pd
 from transformers import PreTrainedModel
 
 from masters.data.questions import Questions
-from masters.judges import Judge, accuracies, score_labelled
+from masters.judges import Judge, accuracies, score_labeled
 from masters.responses.engines import Response
 from masters.responses.engines.local import generate
 from masters.runtime.progress import report
@@ -56,7 +56,7 @@ def answers(
             "logprobs": [response.logprobs for response in made],
         }
     )
-    verdicts = score_labelled(judge, frame["question"], frame["label"], frame["answer"])
+    verdicts = score_labeled(judge, frame["question"], frame["label"], frame["answer"])
     return frame.assign(score=pd.Series(verdicts, dtype=float))
 
 
@@ -116,8 +116,8 @@ def check_labels(judge: Judge, questions: pd.DataFrame) -> None:
     Raises:
         ValueError: the judge refuses a label; the message names the question.
     """
-    labelled = questions[questions["answer"] != ""]
-    for name, asked, label in labelled[["id", "question", "answer"]].itertuples(index=False):
+    labeled = questions[questions["answer"] != ""]
+    for name, asked, label in labeled[["id", "question", "answer"]].itertuples(index=False):
         try:
             judge.score_many([asked], [label], [label])
         except ValueError as error:

@@ -37,7 +37,7 @@ def accuracies(verdicts: Iterable[Any]) -> np.ndarray:
     return np.nan_to_num(np.array(list(verdicts), dtype=np.float64))
 
 
-def score_labelled(judge: Judge, questions: Any, labels: Any, responses: Any) -> list[Any]:
+def score_labeled(judge: Judge, questions: Any, labels: Any, responses: Any) -> list[Any]:
     """Return the verdict of each response, None where the label is empty: the question has no answer."""
     places = [place for place, label in enumerate(labels) if label]
     asked = [[column[place] for place in places] for column in map(list, (questions, labels, responses))]

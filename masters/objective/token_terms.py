@@ -39,7 +39,7 @@ class Given(NamedTuple):
     reference: Logits | None = None
     kind: Kind = "jsd"
     mix: float = 0.5
-    regularised: bool = True
+    regularized: bool = True
     """Whether the KL is in the loss; otherwise it is computed without gradient."""
 
 
@@ -67,8 +67,8 @@ def token_terms(student: Logits, given: Given) -> Terms:
         teacher = dense(given.teacher).to(log_q.device)
         from_teacher = divergence(teacher, log_q, given.kind, mix=given.mix)
     if given.reference is not None:
-        regularised = log_q if given.regularised else log_q.detach()
-        from_reference = divergence(dense(given.reference).to(log_q.device), regularised, "reverse_kl")
+        regularized = log_q if given.regularized else log_q.detach()
+        from_reference = divergence(dense(given.reference).to(log_q.device), regularized, "reverse_kl")
     return Terms(from_teacher, from_reference, logprobs)
 
 

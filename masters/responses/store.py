@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 from filelock import FileLock
 from pydantic import Field
 
-from masters.judges import Judge, score_labelled
+from masters.judges import Judge, score_labeled
 from masters.responses import manifest
 from masters.responses.engines import Response
 from masters.responses.manifest import Held, Line, runs_of
@@ -277,7 +277,7 @@ class ResponseStore:
             places = list(zip(of_shard["key"].tolist(), of_shard["label"].tolist(), strict=True))
             new = of_shard[[place not in known for place in places]]
             if len(new):
-                scores = score_labelled(judge, new["asked"], new["label"], new["text"])
+                scores = score_labeled(judge, new["asked"], new["label"], new["text"])
                 judged = dict(zip(zip(new["key"], new["label"], strict=True), scores, strict=True))
                 with FileLock(f"{path}.lock"):  # another process may have judged more of this shard
                     known = _known_verdicts(path, judge.name) | judged

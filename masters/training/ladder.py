@@ -129,7 +129,7 @@ def _examples(
     described &= len(pictures) > 0
     order = np.empty(len(described), dtype=np.int64)
     order[described] = epochs(rng, len(pictures), int(described.sum()))
-    asked = labelled(questions, spec.label_share)
+    asked = labeled(questions, spec.label_share)
     order[~described] = asked[epochs(rng, len(asked), int((~described).sum()))]
     prompt = _caption_prompt(processor, questions.prompt(int(where[0]))) if len(where) else None
 
@@ -142,7 +142,7 @@ def _examples(
     return Examples(len(order), make)
 
 
-def labelled(questions: Questions, share: float) -> np.ndarray:
+def labeled(questions: Questions, share: float) -> np.ndarray:
     """Return the indices of the questions about the last ``share`` of the pictures of each task.
 
     At least one picture per task is among them. The last, because distillation takes its pool from the first.

@@ -67,7 +67,7 @@ def test_text_is_lower_case_words_with_single_spaces(texts):
     for frame in texts.values():
         for column in ("question", "answer", "facts"):
             unique = frame[column].unique()
-            assert all(text == easy_vqa.normalise(text) and text for text in unique)
+            assert all(text == easy_vqa.normalize(text) and text for text in unique)
         assert frame.question.str.endswith(" ?").all()
         assert frame.question.str.split().str.len().max() <= 12
         assert frame.answer.str.split().str.len().max() <= 5
@@ -462,7 +462,7 @@ def test_registers():
     for text in wordy:
         assert text.endswith("answer is red .") and text.count("answer is") == 1
         assert 14 <= len(text.split()) <= 20
-        assert text == easy_vqa.normalise(text)
+        assert text == easy_vqa.normalize(text)
     with pytest.raises(ValueError, match="no register 'verbose'"):
         labels.label_text(*parts, "verbose")
 
@@ -483,22 +483,22 @@ def core(label: str) -> str:
 
 
 def test_labels_use_registers_evenly_and_give_the_answer():
-    labelled = with_labels(load_task("charts", "train", 4000)).remove_columns("image").to_pandas()
-    shares = labelled.register.value_counts(normalize=True)
+    labeled = with_labels(load_task("charts", "train", 4000)).remove_columns("image").to_pandas()
+    shares = labeled.register.value_counts(normalize=True)
     assert set(shares.index) == set(labels.REGISTERS)
     assert shares.between(0.22, 0.28).all()
-    assert (labelled.label.map(core) == labelled.answer).all() and (labelled.core == labelled.answer).all()
-    wordy = labelled.label[labelled.register == "wordy"]
+    assert (labeled.label.map(core) == labeled.answer).all() and (labeled.core == labeled.answer).all()
+    wordy = labeled.label[labeled.register == "wordy"]
     assert wordy.str.split().str[:2].str.join(" ").nunique() == labels.VARIANTS
 
 
 def test_wrong_labels_have_their_share_and_stay_within_the_skill():
     dataset = load_task("shapes", "train", 4000)
-    labelled = with_labels(dataset, wrong_share=0.24).remove_columns("image").to_pandas()
-    said = labelled.label.map(core)
-    wrong = said != labelled.answer
-    assert abs(wrong.mean() - 0.24) < 0.025 and (said == labelled.core).all()
-    for skill, group in labelled.groupby("skill"):
+    labeled = with_labels(dataset, wrong_share=0.24).remove_columns("image").to_pandas()
+    said = labeled.label.map(core)
+    wrong = said != labeled.answer
+    assert abs(wrong.mean() - 0.24) < 0.025 and (said == labeled.core).all()
+    for skill, group in labeled.groupby("skill"):
         assert set(said[group.index]) <= set(group.answer), skill
         assert 0.18 < wrong[group.index].mean() < 0.30
     every = with_labels(dataset, wrong_share=1.0).remove_columns("image").to_pandas()
@@ -548,8 +548,8 @@ def test_vocabulary_covers_the_test_split_and_every_label(texts):
         frame = texts[name, "test"]
         for column in ("question", "answer", "facts"):
             assert {w for text in frame[column].unique() for w in text.split()} <= words
-        labelled = with_labels(load_task(name, "train", 2000), wrong_share=0.5)
-        assert {w for text in labelled["label"] for w in text.split()} <= words
+        labeled = with_labels(load_task(name, "train", 2000), wrong_share=0.5)
+        assert {w for text in labeled["label"] for w in text.split()} <= words
     whole = vocabulary()
     assert whole == sorted(set(whole)) and whole == vocabulary(tasks.TASKS[::-1])
     assert {".", "?", ",", "answer", "is", "yes", "no", "20"} <= set(whole)

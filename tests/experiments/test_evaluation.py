@@ -27,7 +27,7 @@ def trained(asked: Questions, tmp_path_factory: pytest.TempPathFactory) -> tuple
     model, processor = small.build()
     budget = Budget(steps=60, batch=4, learning_rate=1e-2)
     folder = tmp_path_factory.mktemp("run")
-    train(model, asked, small.labelled(asked, budget), Objective(), budget, folder, "colours")
+    train(model, asked, small.labeled(asked, budget), Objective(), budget, folder, "colours")
     return model, processor
 
 

@@ -34,7 +34,7 @@ from masters.objective.divergence import jsd
 from masters.runtime.keys import hash_of
 from masters.settings import LanguageJudge, Lora, MemorySavings, ModelSpec, Sampling, TrainerOptions, Watch
 from masters.training.checkpoints import last_checkpoint
-from masters.training.ladder import epochs, labelled
+from masters.training.ladder import epochs, labeled
 from masters.training.memory import Memory
 from masters_book.analysis import masked_teachers as teachers
 from masters_book.analysis.latency import answer_times
@@ -105,9 +105,9 @@ def test_the_ladder_is_trained_once(lab: Lab) -> None:
 def test_a_share_of_the_labels_belongs_to_the_last_pictures_of_each_task(lab: Lab) -> None:
     few = profile().model_copy(update={"tasks": ("charts", "digits"), "train_questions": 40})
     table = (questions := Lab(few).questions("train")).table
-    assert labelled(questions, 1).tolist() == list(range(80))
+    assert labeled(questions, 1).tolist() == list(range(80))
     for share in (0.01, 0.3):
-        chosen = table.iloc[labelled(questions, share)]
+        chosen = table.iloc[labeled(questions, share)]
         for task, of_task in table.groupby("task"):
             pictures, some = list(of_task["picture"].unique()), chosen[chosen["task"] == task]
             last = pictures[-max(1, round(share * len(pictures))) :]

@@ -304,7 +304,7 @@ def test_out_of_memory_is_one_line_with_the_setting_to_change(
 
     monkeypatch.setattr(trainer, "response_projection", full)
     student, _ = small.build()
-    run = (small.labelled(asked), Objective(), small.BUDGET, tmp_path / "run", "a run")
+    run = (small.labeled(asked), Objective(), small.BUDGET, tmp_path / "run", "a run")
     with pytest.raises(MemoryError, match=r"^a run: out of memory; set distillation") as caught:
         train(student, asked, *run)
     assert "memory_savings.accumulate: 2" in str(caught.value) and "\n" not in str(caught.value)

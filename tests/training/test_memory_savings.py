@@ -167,7 +167,7 @@ def test_a_bfloat16_student_keeps_small_steps(
     student = small.build()[0].to(torch.bfloat16)
     start = {name: p.detach().clone() for name, p in student.named_parameters()}
     train(
-        student, asked, small.labelled(asked, budget), Objective(), budget, tmp_path / "run", "mine", savings
+        student, asked, small.labeled(asked, budget), Objective(), budget, tmp_path / "run", "mine", savings
     )
     moved = sum(int((p != start[name]).sum()) for name, p in student.named_parameters())
     assert student.dtype == torch.float32

@@ -61,20 +61,20 @@ def trainer(objective: Objective, model: PreTrainedModel, asked: Questions, fold
 
 def supervised(asked: Questions, folder: Path, budget: Budget = small.BUDGET) -> tuple[str, pd.DataFrame]:
     model, _ = small.build()
-    log = train(model, asked, small.labelled(asked, budget), Objective(), budget, folder, "test")
+    log = train(model, asked, small.labeled(asked, budget), Objective(), budget, folder, "test")
     return small.weights_hash(model), log
 
 
 def test_the_loss_goes_down_and_the_pictures_are_told_apart(asked: Questions, tmp_path: Path) -> None:
     budget = Budget(steps=60, batch=4, learning_rate=1e-2, log_every=10)
     model, _ = small.build()
-    log = train(model, asked, small.labelled(asked, budget), Objective(), budget, tmp_path / "run", "test")
+    log = train(model, asked, small.labeled(asked, budget), Objective(), budget, tmp_path / "run", "test")
     assert list(log["step"]) == [10, 20, 30, 40, 50, 60]
     assert log["loss"].iloc[0] > 0.5 and log["loss"].iloc[-1] < 0.1
     assert not model.training
     kept = str(tmp_path / "run" / "checkpoint-60")
     assert last_checkpoint(tmp_path / "run") == kept, "until the student is saved"
-    batch: PackedBatch = Collator(asked)([small.labelled(asked)[i] for i in range(4)]).packed
+    batch: PackedBatch = Collator(asked)([small.labeled(asked)[i] for i in range(4)]).packed
     with torch.no_grad():
         guessed = response_logits(model, batch)[:, 0, 0].argmax(-1)
     assert guessed.tolist() == batch.tokens[:, 0, 0].tolist()
@@ -96,7 +96,7 @@ def test_a_budget_makes_the_arguments_of_the_trainer(asked: Questions, tmp_path:
     made = TrainingArguments(**budget.arguments(tmp_path, use_cpu=True))
     assert (made.max_grad_norm, made.optim, made.weight_decay, made.adam_beta2) == (0.25, "sgd", 0.1, 0.9)
     model, _ = small.build()
-    examples = small.labelled(asked, budget)
+    examples = small.labeled(asked, budget)
     log = train(model, asked, examples, Objective(), budget, tmp_path / "run", "test")
     assert list(log["learning_rate"]) == pytest.approx([0, 0.005, 0.01, 0.01]), "two steps of warm-up"
     usual = TrainingArguments(**Budget(100, 2, 1e-2).arguments(tmp_path, use_cpu=True))
@@ -117,7 +117,7 @@ def test_a_run_in_two_parts_has_the_learning_rates_of_the_whole(asked: Questions
     budget = Budget(steps=8, batch=2, learning_rate=1e-2, log_every=1, planned=8)
     whole, log = supervised(asked, tmp_path / "whole", budget)
     assert log["learning_rate"][1:].is_monotonic_decreasing and log["learning_rate"].iloc[-1] < 2e-3
-    examples = small.labelled(asked, budget)
+    examples = small.labeled(asked, budget)
     for steps in (5, 8):
         model, _ = small.build()
         part = replace(budget, steps=steps)
@@ -144,7 +144,7 @@ def test_a_killed_training_goes_on_and_ends_bit_for_bit_as_if_undisturbed(
     (half / "model.safetensors").write_bytes(b"half of a file")
 
     read: list[int] = []
-    examples = small.labelled(asked)
+    examples = small.labeled(asked)
 
     def watched(position: int) -> Example:
         read.append(position)
@@ -180,7 +180,7 @@ def test_a_full_disk_at_a_checkpoint_is_one_line(asked: Questions, small_disk: P
     with pytest.raises(
         OSError, match=r"^\[Errno 28\] No space left on device: free some for .*run and start"
     ) as told:
-        train(model, asked, small.labelled(asked), Objective(), small.BUDGET, small_disk / "run", "full")
+        train(model, asked, small.labeled(asked), Objective(), small.BUDGET, small_disk / "run", "full")
     assert "\n" not in str(told.value)
 
 
@@ -286,13 +286,13 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_one_line(asked: Questions,
     with torch.no_grad():
         next(model.parameters()).fill_(float("nan"))
     with pytest.raises(FloatingPointError, match="loss is nan at step 0; lower the learning rate") as caught:
-        train(model, asked, small.labelled(asked), Objective(), small.BUDGET, tmp_path / "r", "t")
+        train(model, asked, small.labeled(asked), Objective(), small.BUDGET, tmp_path / "r", "t")
     assert "\n" not in str(caught.value)
 
 
 def test_a_wrong_number_of_examples_is_refused(asked: Questions, tmp_path: Path) -> None:
     model, _ = small.build()
-    short = Examples(15, small.labelled(asked).make)
+    short = Examples(15, small.labeled(asked).make)
     with pytest.raises(ValueError, match="short run: 15 examples for 8 steps of 2"):
         train(model, asked, short, Objective(), small.BUDGET, tmp_path / "r", "short run")
 
