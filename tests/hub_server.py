@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import pairwise
 from pathlib import Path
 from threading import Thread
 
@@ -84,6 +85,10 @@ def serving(root: Path, writable: bool = True) -> Iterator[tuple[str, set[str]]]
             if parts == ["api", "whoami-v2"]:
                 allowed = "Authorization" in self.headers
                 self._answer(b'{"name": "owner", "orgs": []}' if allowed else b"{}", 200 if allowed else 401)
+                return
+            asked = [after for name, after in pairwise(parts) if name in ("revision", "tree", "resolve")]
+            if not {"main", COMMIT}.issuperset(asked):
+                self._answer(b"{}", 404, X_Error_Code="RevisionNotFound")
                 return
             if parts[0] == "api":
                 folder = _folder(parts[1:])

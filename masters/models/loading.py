@@ -11,6 +11,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from threading import Thread
@@ -23,6 +24,7 @@ from huggingface_hub.errors import (
     HFValidationError,
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
+    RevisionNotFoundError,
 )
 from safetensors import SafetensorError, safe_open
 from transformers import (
@@ -94,7 +96,7 @@ def local_folder(name_or_folder: str | Path, weights: bool = True) -> Path:
     """Return the folder of a model; of a hub model only the files that are read here are downloaded.
 
     Args:
-        name_or_folder: hub name or folder.
+        name_or_folder: folder, or hub name, with ``@`` and a commit, tag or branch if not the newest.
         weights: whether they are needed, or only configuration and processor.
 
     Raises:
@@ -102,14 +104,13 @@ def local_folder(name_or_folder: str | Path, weights: bool = True) -> Path:
     """
     if Path(name_or_folder).is_dir():
         return Path(name_or_folder)
-    name, wanted = str(name_or_folder), ["*.json", "*.jinja", "*.txt", "*.model"]
-    if weights:
-        wanted.append("*.safetensors")
+    name = str(name_or_folder)
     try:
-        # Other formats of the same weights are in subfolders.
-        return Path(snapshot_download(name, allow_patterns=wanted, ignore_patterns=["*/*"]))
+        return _downloaded(name, weights)
     except HFValidationError:
         problem = "it is neither a folder nor a hub name"
+    except RevisionNotFoundError:
+        problem = "the hub has no such commit, tag or branch of it"
     except RepositoryNotFoundError:
         problem = "the hub has no such model, or you are not allowed to read it (hf auth login)"
     except (LocalEntryNotFoundError, HfHubHTTPError, ConnectionError):
@@ -121,6 +122,16 @@ def local_folder(name_or_folder: str | Path, weights: bool = True) -> Path:
     raise ValueError(
         f"cannot load a vision-language model from {name!r}: {problem}; "
         "give a hub name or a folder with config.json and *.safetensors"
+    )
+
+
+@lru_cache  # the hub is asked once per process
+def _downloaded(name: str, weights: bool) -> Path:
+    wanted = ["*.json", "*.jinja", "*.txt", "*.model", *(["*.safetensors"] if weights else [])]
+    name, _, revision = name.partition("@")
+    # Other formats of the same weights are in subfolders.
+    return Path(
+        snapshot_download(name, revision=revision or None, allow_patterns=wanted, ignore_patterns=["*/*"])
     )
 
 

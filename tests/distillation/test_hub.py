@@ -84,6 +84,13 @@ def test_a_name_that_the_hub_lacks_is_one_line(folder: Path) -> None:
     assert code == 1 and "'owner/nobody': the hub has no such model" in line
 
 
+def test_a_commit_may_be_named(folder: Path) -> None:
+    with hub_server.serving(folder / "hub") as (address, _):
+        assert _distill(folder, address, "--check", teacher=f"owner/teacher@{hub_server.COMMIT}") == (0, "")
+        code, line = _distill(folder, address, "--check", teacher="owner/teacher@nowhere")
+    assert code == 1 and "'owner/teacher@nowhere': the hub has no such commit, tag or branch of it" in line
+
+
 def test_a_hub_that_cannot_be_reached_is_one_line(folder: Path) -> None:
     code, line = _distill(folder, "http://127.0.0.1:9", "--check")
     assert code == 1 and "'owner/student': the hub cannot be reached" in line
