@@ -43,7 +43,7 @@ help: ## list the targets
 	@echo
 	@echo "profiles: $(notdir $(patsubst %/profile.yaml,%,$(wildcard notebooks/params/*/profile.yaml)))"
 
-reproduce: $(INSTALLED) ## train, generate, distil, evaluate, build the book (PROFILE=mini unless you say otherwise)
+reproduce: $(INSTALLED) ## train, generate, distill, evaluate, build the book (PROFILE=mini unless you say otherwise)
 	@$(BIN)/masters plan $(PROFILE)
 	@$(MAKE) --no-print-directory book PROFILE=$(PROFILE)
 	@$(BIN)/masters claims $(PROFILE)

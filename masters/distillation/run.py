@@ -86,7 +86,7 @@ def distill(run_file: Path | str | None = None, say: Say = print, **options: Any
         raise ValueError("give a run file or its parameters as keywords, not both")
     run = from_options(options) if run_file is None else load_run_file(run_file)
     run.output.mkdir(parents=True, exist_ok=True)
-    with _alone(run.output), _cache_in(run.output), keys_of_the_file():
+    with _locked(run.output), _cache_in(run.output), keys_of_the_file():
         return _distill(run, say)
 
 
@@ -286,7 +286,7 @@ def _finish(prepared: Prepared, say: Say) -> None:
 
 
 @contextmanager
-def _alone(output: Path) -> Iterator[None]:
+def _locked(output: Path) -> Iterator[None]:
     """Hold the lock of an output folder; ranks of one run share it."""
     lock = FileLock(output / ".lock")
     if distributed.rank() == 0:

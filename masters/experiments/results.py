@@ -106,7 +106,7 @@ def run_arms(
 
 
 def _check_labels(lab: Lab, split: str) -> None:
-    """Check the labels of the pool and of a split with the rule judge, which judges all of them."""
+    """Check the labels of the pool and of a split with the judge of the evaluation."""
     check_labels(lab.judge, lab.questions("train").table.iloc[lab.pool])
     check_labels(lab.judge, lab.questions(split).table)
 

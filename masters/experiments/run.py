@@ -92,15 +92,15 @@ def run(lab: Lab, spec: RunSpec, seed: int, split: str = "test") -> Path:
     """
     folder = run_folder(lab, spec, seed, split)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    alone, work = distributed.rank() == 0, Path(f"{folder}.run")
-    with FileLock(f"{folder}.lock") if alone else nullcontext():
+    main, work = distributed.rank() == 0, Path(f"{folder}.run")
+    with FileLock(f"{folder}.lock") if main else nullcontext():
         if distributed.from_main(partial(is_whole, folder, "result.json")):
             return folder
         student = work / "student"
         trained = partial(is_whole, student, "training.json")
         if spec.learn_from != "nothing" and not distributed.from_main(trained):
             _train(lab, spec, seed, work, student)
-        if alone:
+        if main:
             write_folder(folder, partial(_evaluate, lab, spec, seed, split, student))
             shutil.rmtree(work, ignore_errors=True)
         distributed.wait()
@@ -190,7 +190,7 @@ def train_student(
     base = lab.folder(spec.student)
     model, processor = load(base)
     dtype = stored_dtype(base)
-    log = distil(lab, model, spec, seed, checkpoints, evaluation)
+    log = train_in_place(lab, model, spec, seed, checkpoints, evaluation)
 
     def save(target: Path) -> None:
         save_student(model, processor, target, dtype)
@@ -214,7 +214,7 @@ def budget_of(profile: Profile, spec: RunSpec, seed: int) -> Budget:
     )
 
 
-def distil(
+def train_in_place(
     lab: Lab, model: Any, spec: RunSpec, seed: int, folder: Path, evaluation: Evaluation | None = None
 ) -> pd.DataFrame:
     """Train a student in place as a spec says and return the log, see :func:`masters.training.train.train`.

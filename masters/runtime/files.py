@@ -157,8 +157,9 @@ def _save_with_checksums(save: Callable[[Path], object], folder: Path) -> None:
 def _is_whole(folder: Path) -> bool:
     if not (folder / SUMS).is_file():
         return False
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    _check_once(folder, tuple((path, path.stat().st_size, path.stat().st_mtime_ns) for path in files))
+    if os.environ.get("RANK", "0") == "0":  # for all ranks of a launch
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        _check_once(folder, tuple((path, path.stat().st_size, path.stat().st_mtime_ns) for path in files))
     return True
 
 

@@ -366,7 +366,7 @@ def test_a_stopped_refreshed_run_ends_the_same(
     watch = stopping_at(step, pd.read_parquet(refreshed_run / "log.parquet"))
     used, spec = Lab(profile(watch=watch)), arm("refreshed", lab.profile)
     with pytest.raises(Diverged, match=f"^stopped at step {step}: the KL"):
-        runs.distil(used, load(lab.folder("student"))[0], spec, 0, tmp_path / "run")
+        runs.train_in_place(used, load(lab.folder("student"))[0], spec, 0, tmp_path / "run")
     assert [path.name for path in tmp_path.glob("run/checkpoint-*")] == ["checkpoint-2"]
     model, _ = load(lab.folder("student"))
     if lost:
@@ -375,9 +375,9 @@ def test_a_stopped_refreshed_run_ends_the_same(
         with pytest.raises(
             ValueError, match=r"1\.parquet is damaged \(.*\): delete .*run, and the run starts"
         ):
-            runs.distil(lab, model, spec, 0, tmp_path / "run")
+            runs.train_in_place(lab, model, spec, 0, tmp_path / "run")
         kept.unlink()
-    log = runs.distil(lab, model, spec, 0, tmp_path / "run")
+    log = runs.train_in_place(lab, model, spec, 0, tmp_path / "run")
     assert list(log["step"]) == list(range(1, 7))
     assert small.weights_hash(model) == small.weights_hash(load(refreshed_run / "model")[0])
 
@@ -389,7 +389,7 @@ def test_each_stage_learns_from_what_the_student_says_then(
     every = TrainerOptions(save_steps=2, args={"save_total_limit": 9})
     used, spec = Lab(profile(trainer=every)), arm("clipped+refreshed+source=4:0", lab.profile)
     model, _ = load(lab.folder("student"))
-    log = runs.distil(used, model, spec, 0, tmp_path).set_index("step")
+    log = runs.train_in_place(used, model, spec, 0, tmp_path).set_index("step")
     assert all(abs(log["log_ratio"][step]) < 1e-4 for step in (1, 3, 5)) and abs(log["log_ratio"][6]) > 1e-4
     questions, large = lab.questions("train"), load(lab.folder("large"))[0]
     for stage, step in ((0, 0.1), 2), ((0, 0.0), 4):
@@ -412,7 +412,7 @@ def test_refreshed_responses_want_one_process(
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="need a single process, but 2 train: start without torchrun"):
-        runs.distil(lab, None, arm("refreshed", lab.profile), 0, tmp_path / "run")
+        runs.train_in_place(lab, None, arm("refreshed", lab.profile), 0, tmp_path / "run")
 
 
 def test_stages_may_be_decided_while_a_run_trains(lab: Lab, results: Results, tmp_path: Path) -> None:
@@ -424,7 +424,7 @@ def test_stages_may_be_decided_while_a_run_trains(lab: Lab, results: Results, tm
         model, _ = load(used.folder("student"))
         # A student that hardly learns does not improve, so every measurement counts towards the end.
         spec = arm("plateau+steps=12+learning_rate=1e-9", used.profile)
-        logs.append(runs.distil(used, model, spec, 0, tmp_path / str(len(logs))))
+        logs.append(runs.train_in_place(used, model, spec, 0, tmp_path / str(len(logs))))
     cached, along = logs
     assert list(cached["mask_ratio"]) == list(along["mask_ratio"])
     assert list(cached["stage"]) == sorted(cached["stage"]) and set(cached["stage"]) == {0, 1, 2}
@@ -441,9 +441,9 @@ def test_another_mask_is_the_same_for_all_who_read_the_teacher(
     assert run_folder(lab, spec, 0) != run_folder(lab, arm("masters", lab.profile), 0)
     prepare(lab, ResponsePlan.of([spec]))
     before = files(folder / "cache")
-    cached = runs.distil(lab, load(lab.folder("student"))[0], spec, 0, tmp_path / "cached")
+    cached = runs.train_in_place(lab, load(lab.folder("student"))[0], spec, 0, tmp_path / "cached")
     assert files(folder / "cache") == before  # nothing was missing
-    beside = runs.distil(along, load(lab.folder("student"))[0], spec, 0, tmp_path / "beside")
+    beside = runs.train_in_place(along, load(lab.folder("student"))[0], spec, 0, tmp_path / "beside")
     assert np.allclose(beside["divergence"], cached["divergence"], atol=2e-3)
     assert np.allclose(beside["kl"], cached["kl"], atol=2e-3)
     paper = of_arm(results.log, "masters")
@@ -462,7 +462,7 @@ def test_a_run_on_the_largest_log_probabilities_is_near_and_has_a_key_of_its_own
     spec = arm("masters", top.profile)
     assert run_folder(top, spec, 0) != run_folder(lab, arm("masters", lab.profile), 0)
     model, _ = load(top.folder("student"))
-    log = runs.distil(top, model, spec, 0, tmp_path / "run")
+    log = runs.train_in_place(top, model, spec, 0, tmp_path / "run")
     whole = of_arm(results.log, "masters")
     assert np.allclose(log["divergence"], whole["divergence"], atol=2e-2)
 
@@ -567,7 +567,7 @@ def test_a_tempered_teacher_is_the_same_cached_and_along(lab: Lab, results: Resu
         where = Lab(profile(**changes))
         spec = arm("mid_then_large+teacher_temperature=2.5", where.profile)
         model, _ = load(where.folder("student"))
-        logs.append(runs.distil(where, model, spec, 0, tmp_path / str(number)))
+        logs.append(runs.train_in_place(where, model, spec, 0, tmp_path / str(number)))
     cached, along = logs
     plain = of_arm(results.log, "mid_then_large")
     assert np.allclose(cached["divergence"], along["divergence"], atol=2e-3)
@@ -578,16 +578,16 @@ def test_a_tempered_teacher_is_the_same_cached_and_along(lab: Lab, results: Resu
 def test_a_stopped_replay_resumes_with_the_same_questions(lab: Lab, results: Results, tmp_path: Path) -> None:
     spec = arm("replay", lab.profile)
 
-    def distil(folder: Path, **changes: Any) -> tuple[pd.DataFrame, str]:
+    def train_in_place(folder: Path, **changes: Any) -> tuple[pd.DataFrame, str]:
         model, _ = load(lab.folder("student"))
         used = Lab(profile(trainer=SAVING, **changes))
-        return runs.distil(used, model, spec, 0, folder), small.weights_hash(model)
+        return runs.train_in_place(used, model, spec, 0, folder), small.weights_hash(model)
 
-    log, undisturbed = distil(tmp_path / "whole")
+    log, undisturbed = train_in_place(tmp_path / "whole")
     with pytest.raises(Diverged, match=r"^stopped at step 5"):
-        distil(tmp_path / "stopped", watch=stopping_at(5, log))
+        train_in_place(tmp_path / "stopped", watch=stopping_at(5, log))
     assert last_checkpoint(tmp_path / "stopped") == str(tmp_path / "stopped" / "checkpoint-4")
-    assert distil(tmp_path / "stopped")[1] == undisturbed
+    assert train_in_place(tmp_path / "stopped")[1] == undisturbed
     plain = run_folder(lab, arm("masters", lab.profile), 0)
     assert undisturbed != small.weights_hash(load(plain / "model")[0])
 
@@ -673,7 +673,7 @@ def test_the_online_baseline_refuses_what_it_has_not(lab: Lab, tmp_path: Path) -
     for used, name in ((lab, "online+distillation_only"), (Lab(profile(memory_savings=fit)), "online")):
         spec = arm(name, used.profile).model_copy(update={"learn_from": "online"})
         with pytest.raises(ValueError, match="the accuracy reward alone and trains all weights in float32"):
-            runs.distil(used, load(lab.folder("student"))[0], spec, 0, tmp_path / "run")
+            runs.train_in_place(used, load(lab.folder("student"))[0], spec, 0, tmp_path / "run")
 
 
 def test_latency(lab: Lab, results: Results) -> None:
