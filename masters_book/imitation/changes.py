@@ -132,7 +132,8 @@ def effects(learned: pd.DataFrame) -> pd.DataFrame:
     Returns:
         One row per start, comparison and step whose runs are all finished: start, arm, control, step,
         ``before`` and ``after`` (JSD of the control arm's student to the whole teacher, at first and at this
-        step), and change, low, high in percent of ``after``.
+        step), change, low, high in percent of ``after``, and ``loss`` and ``loss_control``, of the next token
+        under the students of both arms.
     """
     found = []
     for start in plan.STARTS:
@@ -149,11 +150,13 @@ def effects(learned: pd.DataFrame) -> pd.DataFrame:
                 }
                 kinds = at.drop_duplicates("sequence").sort_values("sequence")["kind"].to_numpy()
                 after = float(table[control].mean())
+                losses = at.groupby("arm")["loss"].mean()
                 first = pair[(pair["step"] == 0) & (pair["arm"] == control)]
                 found.append(
                     {"start": start, "arm": arm, "control": control, "step": step, "after": after}
                     | {"before": float(first["jsd"].mean())}
                     | _percent(table[arm] - table[control], after, kinds)
+                    | {"loss": float(losses[arm]), "loss_control": float(losses[control])}
                 )
     return pd.DataFrame(found)
 

@@ -23,6 +23,12 @@ DIRECTIONS = {
     "no change": "as far as before from {}",
     "undecided": "undecided for {}",
 }
+VERDICTS = {
+    "helps": "these teachers help",
+    "harms": "these teachers harm",
+    "no help": "these teachers make no difference",
+    "undecided": "these stay undecided",
+}
 
 
 def imitation_page(picture: Path, folder: Path = FOLDER) -> str:
@@ -46,6 +52,7 @@ def imitation_page(picture: Path, folder: Path = FOLDER) -> str:
     figure = imitation_figure(students, jsd, mini[mini["ratio"] == plan.R_MAX])
     write_svg(figure, picture)
     done, lacking = missing(folder)["runs of learning"]
+    found = effects(learned(folder))
     return fill(
         "imitation.md",
         found=_found(students) | _beside(students, jsd, of_all),
@@ -59,7 +66,12 @@ def imitation_page(picture: Path, folder: Path = FOLDER) -> str:
         kinds=_kinds(changes),
         agree=_kinds_agree(students, changes),
         mini=_mini_table(mini),
-        learning={"done": done, "all": done + lacking, "effects": _learning(effects(learned(folder)))},
+        learning={
+            "done": done,
+            "all": done + lacking,
+            "said": _said(found),
+            "effects": _learning(found),
+        },
         criteria=plan.CRITERIA,
     )
 
@@ -218,10 +230,28 @@ def _mini_table(mini: pd.DataFrame) -> Table:
     return header, rows
 
 
+def _said(found: pd.DataFrame) -> list[str]:
+    """Return what came out at the last step, a sentence per start and verdict."""
+    if found.empty:
+        return []
+    last = found.assign(verdict=helps(found))
+    last = last[(last["step"] == plan.STEPS) & (last["control"] == "whole")]
+    said = []
+    for (start, verdict), rows in last.groupby(["start", "verdict"], sort=False):
+        of = plan.STARTS[str(start)]
+        effects_said = [f"{row['arm']} {_effect(row)}".replace("\n", " ") for row in rows.to_dict("records")]
+        said.append(
+            f"From the {start} start ({of.layers} layers, {of.healed:,} tokens), {VERDICTS[str(verdict)]}: "
+            f"{'; '.join(effects_said)}."
+        )
+    return said
+
+
 def _learning(found: pd.DataFrame) -> Table | None:
     if found.empty:
         return None
     header = ["Start", "Arm", "Against", "Step", "JSD to the whole\nteacher, nats", "Change", "Verdict"]
+    header.append("Next-token loss,\narm and control")
     rows = [
         [
             row["start"],
@@ -231,6 +261,7 @@ def _learning(found: pd.DataFrame) -> Table | None:
             f"{row['before']:.3f} to {row['after']:.3f}",
             _effect(row),
             said,
+            f"{row['loss']:.3f}\n{row['loss_control']:.3f}",
         ]
         for row, said in zip(found.to_dict("records"), helps(found), strict=True)
     ]

@@ -354,6 +354,7 @@ def test_an_effect_needs_all_runs_of_its_comparison(small: Path) -> None:
     table = effects(read_learning(small))
     assert list(table["arm"]) == ["constant", "constant"]
     np.testing.assert_allclose(table["change"], -10, rtol=1e-4)
+    assert (table[["loss", "loss_control"]] == 2.0).all().all()
     assert effects(read_learning(small)[lambda rows: rows["key"] != "whole 1"]).empty
 
 
@@ -399,6 +400,18 @@ def test_the_page_shows_students_and_what_is_missing(compared: Path, tmp_path: P
     assert "No verdict: 0 of 20 runs are finished" in page
     for words in plan.CRITERIA.values():
         assert words.split(".")[0].replace("`", "") in page
+
+
+def test_the_page_says_which_teachers_help(
+    compared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for arm, share in (("whole", 1.0), ("constant", 0.9), ("temperature", 1.1)):
+        _learned(compared, arm, share)
+    monkeypatch.setattr("masters_book.pages.imitation.learned", read_learning)
+    page = " ".join(imitation_page(tmp_path / "imitation.svg", compared).split())
+    assert "From the far start" in page and "these teachers help: constant -10.0 % (-10.0 to -10.0)." in page
+    assert "these teachers harm: temperature +10.0 % (+10.0 to +10.0)." in page
+    assert "<td>0.300 to 0.100</td>" in page and "<td>2.000<br>2.000</td>" in page
 
 
 def test_the_page_says_that_nothing_was_measured(tmp_path: Path) -> None:
