@@ -233,8 +233,8 @@ class LanguageJudge(Strict):
     """A language model as judge; see :class:`masters.judges.llm.LLMJudge`."""
 
     server: str = Field(description="address of an OpenAI-compatible server; OPENAI_API_KEY is sent if set")
-    model: str = Field(min_length=1, max_length=200, description="its name there; paper: the teacher")
-    max_tokens: Count | None = Field(None, description="per reply, if it reasons; null: 512 and 64")
+    model: str = Field(min_length=1, max_length=200, description="name on that server; paper: the teacher")
+    max_tokens: Count | None = Field(None, description="per reply; more if the model reasons")
     timeout: Positive = Field(60.0, description="seconds per request")
     concurrency: Few = Field(4, description="requests in flight")
 

@@ -324,7 +324,8 @@ def load_questions(tasks: Sequence[str], split: str, limit: int | None, processo
     """
     parts = [(task, load_task(task, split, limit)) for task in tasks]
     contents = [[task, task_hash(task, split, limit)] for task, _ in parts]
-    key = key_of("questions", tasks=contents, split=split, processor=processor_hash(processor))
+    begun = text_options(processor, prompt_text(processor, "what ?")) or None
+    key = key_of("questions", tasks=contents, split=split, processor=processor_hash(processor), begun=begun)
     folder = cache_dir() / "questions" / f"{split}-{key}"
     write_folder_once(folder, partial(_encode, parts, processor))
     return Questions(folder)

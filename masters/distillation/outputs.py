@@ -110,7 +110,7 @@ def card(run: RunFile, questions: int, found: dict[str, Interval], evaluated: in
     """
     lines = [f"- {shown(name, interval, evaluated)}" for name, interval in found.items()]
     return CARD.format(
-        base=run.student,
+        base=run.student.partition("@")[0],
         name=run.output.name,
         method=run.method,
         teachers=", then ".join(teacher.path for teacher in run.teachers) or "labels alone",

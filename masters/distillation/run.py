@@ -165,8 +165,8 @@ def _prepare(run: RunFile, say: Say) -> Prepared:
     ratios = MaskSchedule(spec.r_max, spec.r_step).ratios
     if spec.teachers and len(all_stages(spec)) < len(spec.teachers) * len(ratios):
         say(
-            f"attention: {spec.steps} steps are too few for {len(ratios)} mask ratios of each teacher: the "
-            "last ones, and the whole teacher, are left out; raise training.epochs or mask.step"
+            f"attention: {spec.steps} steps are too few for {len(ratios)} mask ratios of each teacher: some "
+            "of them, and the whole teacher, are left out; raise training.epochs or mask.step"
         )
     return Prepared(run, own, lab, spec)
 

@@ -36,13 +36,14 @@ from masters.settings import (
     read,
 )
 
+_RESPONSES = "|".join([*Sampling.model_fields, *Generation.model_fields])
 # Messages name the keys of a profile, which a run file has under other names.
 KEYS = {
     r"(distillation\.)?memory_savings\.": "training.",
     r"distillation\.cache_teacher: true": "teacher_cache: {top_k: 64}",
     r"distillation\.teacher_responses and student_responses": "responses.teacher and responses.student",
     r"set top_k_logprobs, such as 64": "set teacher_cache: {top_k: 64}",
-    r"\b(sampling|generation)\.(?=[a-z])": "responses.",
+    rf"(?<![/\w])(sampling|generation)\.(?=({_RESPONSES})\b)": "responses.",
 }
 
 

@@ -57,7 +57,7 @@ that digit inside this tag, where DIGIT stands for it:
 
 EXPLAIN_TOKENS = 512
 REDUCE_TOKENS = 64
-# A judge that gives so many responses no verdict, and at least so many responses, is no judge.
+# Of AT_LEAST responses or more, a larger share without a verdict stops the run.
 MOST_INVALID, AT_LEAST = 0.2, 20
 
 # The start of a tag or of a special token of a chat template, in ASCII or a look-alike.

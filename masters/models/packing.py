@@ -12,10 +12,12 @@ A model that cannot read such rows (:mod:`masters.models.compatibility` finds ou
 a causal mask and the positions that it computes itself: slower, with the same numbers.
 """
 
+import inspect
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
-from typing import Any
+from functools import cached_property, lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -28,8 +30,6 @@ from masters.data.questions import concatenate
 from masters.models.loading import image_positions, token_types
 from masters.objective.logits import Logits, Projection, dense
 from masters.runtime.distributed import in_pieces
-
-NOTHING = (1.0, None)  # of _finish
 
 
 @dataclass
@@ -215,25 +215,51 @@ def response_projection(model: PreTrainedModel, batch: PackedBatch, vocabulary: 
 def project(model: PreTrainedModel, hidden: Tensor, vocabulary: int | None = None) -> Logits:
     """Apply the output head to hidden states ``(..., width)``; see :func:`response_projection`."""
     head: Any = model.get_output_embeddings()
-    if type(head) is not nn.Linear or in_pieces(head.weight) or _finish(model) != NOTHING:
-        made: Tensor = head(hidden)[..., :vocabulary]
-        scale, cap = _finish(model)
-        made = made if scale == 1 else made * scale
+    factor, cap = head_output(model)
+    if type(head) is not nn.Linear or in_pieces(head.weight) or cap is not None:
+        made: Tensor = factor * head(hidden)[..., :vocabulary]
         return made if cap is None else cap * torch.tanh(made / cap)
     rows = len(head.weight)
-    hidden = hidden.to(head.weight.device)
-    return Projection(hidden, head.weight, head.bias, rows if vocabulary is None else min(vocabulary, rows))
+    hidden, bias = hidden.to(head.weight.device), head.bias
+    if factor != 1:
+        hidden, bias = factor * hidden, None if bias is None else factor * bias
+    return Projection(hidden, head.weight, bias, rows if vocabulary is None else min(vocabulary, rows))
 
 
-def _finish(model: PreTrainedModel) -> tuple[float, float | None]:
-    """Return what the model's own forward pass does to its head's output: a factor, and a soft cap.
+class HeadOutput(NamedTuple):
+    """What a model's own forward pass does to the output z of its head: ``cap * tanh(factor * z / cap)``."""
 
-    Gemma caps its logits, Granite divides them, Cohere multiplies them.
+    factor: float = 1.0
+    cap: float | None = None
+
+
+def head_output(model: Any) -> HeadOutput:
+    """Return what a model does to the output of its head: nothing in most families.
+
+    Gemma caps it, Granite divides it, HyperCLOVAX multiplies it. The same names in a configuration mean
+    different things, or nothing, in different families, so the source of the class decides.
     """
+    kind: Any = type(model)
+    times, over, capped = _in_source(kind)
     text: Any = model.config.get_text_config()
-    factor = getattr(text, "logit_scale", None) or getattr(text, "output_multiplier", None) or 1.0
-    factor /= getattr(text, "logits_scaling", None) or 1.0
-    return factor, getattr(text, "final_logit_softcapping", None)
+    factor = getattr(text, times) if times else 1.0
+    return HeadOutput(
+        factor / getattr(text, over) if over else factor,
+        getattr(text, "final_logit_softcapping", None) if capped else None,
+    )
+
+
+@lru_cache
+def _in_source(kind: Any) -> tuple[str, str, bool]:
+    """Return the names of the setting that a class multiplies and divides logits by, and if it caps them."""
+    try:
+        source = inspect.getsource(kind.forward)
+    except (OSError, TypeError):
+        return "", "", False
+    times = re.search(r"\* *(?:self\.)?(?:\w+\.)*(logits_scaling|logit_scale|output_multiplier)\b", source)
+    over = re.search(r"/ *(?:self\.)?(?:\w+\.)*(logits_scaling)\b", source)
+    capped = "final_logit_softcapping" in source and "tanh" in source
+    return times[1] if times else "", over[1] if over else "", capped
 
 
 def response_logits(model: PreTrainedModel, batch: PackedBatch, vocabulary: int | None = None) -> Tensor:

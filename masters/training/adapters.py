@@ -4,9 +4,10 @@ Weights that are trained are float32, whatever type they are stored in. bfloat16
 the paper's learning rate, 1e-6, a step is smaller than the last bit of almost every weight and would be lost.
 With ``bf16`` the forward and backward pass compute in bfloat16; weights and optimizer states stay in float32.
 
-LoRA (arXiv 2106.09685) freezes a weight W, in the type in which it is stored, and uses
-``W + alpha / rank * B A``, where only A and B, with ``rank`` rows and columns, are trained, in float32. After
-training the product is added to W in float32, layer by layer, so the result is an ordinary model.
+LoRA (arXiv 2106.09685) freezes a weight W and uses ``W + alpha / rank * B A``, where only A and B, with
+``rank`` rows and columns, are trained, in float32. Frozen bfloat16 weights stay as they are stored, and the
+student then computes in bfloat16. After training the product is added to W in float32, layer by layer, so the
+result is an ordinary model.
 
 Departures from the paper: LoRA, bf16, gradient checkpointing and accumulation are off unless a profile sets
 them.

@@ -10,7 +10,8 @@ normalization and the backward pass of one layer come to ``6 h + 3 f`` once. Wit
 layer keeps its input, and one layer at a time all of the above. In bfloat16 the normalizations stay in
 float32.
 
-Weights are stored in float32, with as much again for gradients and twice that for AdamW's moments. Gradients
+Weights are stored in float32 (frozen bfloat16 weights as they are), those that are trained with as much again
+for gradients and twice that for AdamW's moments. Gradients
 come as activations go, so only the larger of the two counts, unless gradients accumulate over several parts
 of a batch. DDP copies gradients into buckets. Teachers and the reference count as weights, and a mask holds
 the values it has removed.
@@ -27,6 +28,7 @@ import psutil
 import torch
 from torch import Tensor, nn
 
+from masters.models.packing import head_output
 from masters.objective import logits as logits_module
 from masters.settings import MemorySavings
 
@@ -112,13 +114,16 @@ def estimate(
         ValueError: the configuration of the student does not give the sizes of its layers.
     """
     count = sum(p.numel() for p in student.parameters())
-    stored = sum(p.numel() * p.element_size() for p in student.parameters())
+    stored = (2 if student.dtype == torch.bfloat16 else 4) * count
     adapters = 0 if savings.lora is None else adapter_weights(student, savings.lora.rank)
     trained = 4 * (adapters or count)
     weights = 4 * count if savings.lora is None else stored + 4 * adapters
     cast = 2 * count if savings.bf16 and weights >= 4 * count else 0  # copies that autocast keeps for a step
-    activations = _activations(student, shape, savings)
-    logits = 4 * LOGITS * min(shape.tokens * shape.vocabulary, logits_module.CHUNK)
+    half = savings.bf16 or (savings.lora is not None and student.dtype == torch.bfloat16)
+    activations = _activations(student, shape, half, savings.gradient_checkpointing)
+    several = shape.tokens * shape.vocabulary
+    # Capped logits are not computed in chunks.
+    logits = 4 * LOGITS * (several if head_output(student).cap else min(several, logits_module.CHUNK))
     gradients = trained // shards
     along = sum(p.numel() * p.element_size() for teacher in teachers for p in teacher.parameters())
     # Teachers are masked one at a time.
@@ -181,8 +186,13 @@ def advice(name: str, savings: MemorySavings, questions: int, teachers: bool) ->
     return f"{name}: out of memory; {knob}"
 
 
-def _activations(student: Any, shape: Shape, savings: MemorySavings) -> int:
-    """Return the bytes kept for the backward pass of text model and vision tower."""
+def _activations(student: Any, shape: Shape, half: bool, checkpointing: bool) -> int:
+    """Return the bytes kept for the backward pass of text model and vision tower.
+
+    Args:
+        half: whether they are bfloat16.
+        checkpointing: whether each layer keeps its input alone.
+    """
     config, total = student.config, 0
     names = [name for name, module in student.named_modules() if not isinstance(module, nn.Identity)]
     vision = [name for name in names if "vis" in name]  # vision_tower, vision_model, visual
@@ -195,13 +205,11 @@ def _activations(student: Any, shape: Shape, savings: MemorySavings) -> int:
         normed = any(name.endswith("q_norm") for name in modules)
         norms = (6 if gated else 4) * h + (3 * a if normed else 0)
         linear = 5 * a + (4 if gated else 3) * f
-        if savings.bf16:  # a linear layer keeps a copy of the normalized input
+        if half:  # a linear layer keeps a copy of the normalized input
             layer, once, kept = 4 * norms + 2 * (2 * h + linear), 2 * (6 * h + 3 * f), 4 * h
         else:
             layer, once, kept = 4 * (norms + linear), 4 * (6 * h + 3 * f), 4 * h
-        total += tokens * (
-            once + (layers * kept + layer if savings.gradient_checkpointing else layers * layer)
-        )
+        total += tokens * (once + (layers * kept + layer if checkpointing else layers * layer))
     return total
 
 

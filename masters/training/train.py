@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, TrainingArguments
 from transformers.integrations import get_available_reporting_integrations
 from transformers.training_args import OptimizerNames
@@ -143,7 +144,8 @@ def train(
     and reference stay sharded.
 
     Args:
-        model: in its initial state, on the device to train on; its weights become float32, except with LoRA.
+        model: in its initial state, on the device to train on; its weights become float32, except
+            bfloat16 ones with LoRA.
         examples: in the order of the steps.
         folder: of the checkpoints, with one of the last step; a call with more steps begins there. The caller
             removes it once the model is saved.
@@ -189,7 +191,7 @@ def train(
         **adapters.arguments(savings),
         **measured,
     )
-    if savings.lora is None:
+    if savings.lora is None or model.dtype is torch.float16:  # whose small gradients would vanish
         adapters.in_float32(model, name)
     readable = compatibility.measure([model, *objective.beside], questions)
     if sharded == "FSDP":

@@ -366,7 +366,8 @@ def growth(table: pd.DataFrame) -> Drawing:
 
 def _points(axis: Axes, x: np.ndarray, points: pd.DataFrame, color: Any, line: str, label: str) -> None:
     low, y, high = (points[column].to_numpy(dtype=float) for column in ("low", "estimate", "high"))
-    axis.errorbar(x, y, yerr=[y - low, high - y], fmt=line, color=color, capsize=3, label=label)
+    half = np.maximum(0, [y - low, high - y])  # rounding may put a bound on the other side
+    axis.errorbar(x, y, yerr=half, fmt=line, color=color, capsize=3, label=label)
 
 
 def _wilson(share: np.ndarray, n: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -262,7 +262,7 @@ def in_short(judged: Judged) -> str:
     if masters is None or between is None:
         return ""
     helps = _by_side(masters, "effect", "helps", "harms", "has no established effect on")
-    neither = "add nothing established to"
+    neither = "have no established effect on top of"
     add = _by_side(between, "effect", "add to", "take away from", neither)
     link = "but" if helps == "helps" and add == neither else "and"
     return f"Training with Masters {helps} the student, {link} mask and rewards {add} plain distillation."

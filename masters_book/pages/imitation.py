@@ -235,13 +235,14 @@ def _said(found: pd.DataFrame) -> list[str]:
     if found.empty:
         return []
     last = found.assign(verdict=helps(found))
-    last = last[(last["step"] == plan.STEPS) & (last["control"] == "whole")]
+    last = last[(last["step"] == plan.STEPS) & (last["control"] == "whole") & (last["arm"] != "step length")]
     said = []
     for (start, verdict), rows in last.groupby(["start", "verdict"], sort=False):
         of = plan.STARTS[str(start)]
         effects_said = [f"{row['arm']} {_effect(row)}".replace("\n", " ") for row in rows.to_dict("records")]
         said.append(
-            f"From the {start} start ({of.layers} layers, {of.healed:,} tokens), {VERDICTS[str(verdict)]}: "
+            f"From the {start} start ({of.layers} layers, {of.healed:,} tokens), {VERDICTS[str(verdict)]}, "
+            "by the final JSD to the whole teacher against learning from it unchanged: "
             f"{'; '.join(effects_said)}."
         )
     return said

@@ -297,6 +297,8 @@ class Study:
         """
         if self.plan.teacher_at_least is not None:
             for at in range(self.plan.seeds):
+                if at in self.refused():
+                    continue
                 lab = self.lab(at)
                 self._keep_ladder(lab, at)
                 self._measure_teachers(lab, at)

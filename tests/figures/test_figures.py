@@ -121,6 +121,15 @@ def test_masked_accuracy_weighs_tasks_by_questions() -> None:
     readable(figure)
 
 
+@pytest.mark.parametrize("share", [0.0, 1.0])
+@pytest.mark.parametrize("questions", [11, 22, 27, 100, 500, 4000])
+def test_a_share_of_nothing_or_all_has_an_interval(share: float, questions: int) -> None:
+    """Rounding may put its bound on the other side of the share."""
+    frame = pd.DataFrame([("large", 0.0, "a", share, questions)])
+    frame.columns = ["model", "ratio", "task", "accuracy", "questions"]
+    assert plots.masked_accuracy(frame).alt
+
+
 def test_schedule_is_the_staircase_that_trains() -> None:
     figure = plots.schedule(0.2, 0.05, 50)
     x, y = xy(figure.axes[0])

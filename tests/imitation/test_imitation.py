@@ -409,8 +409,12 @@ def test_the_page_says_which_teachers_help(
         _learned(compared, arm, share)
     monkeypatch.setattr("masters_book.pages.imitation.learned", read_learning)
     page = " ".join(imitation_page(tmp_path / "imitation.svg", compared).split())
-    assert "From the far start" in page and "these teachers help: constant -10.0 % (-10.0 to -10.0)." in page
-    assert "these teachers harm: temperature +10.0 % (+10.0 to +10.0)." in page
+    how = "by the final JSD to the whole teacher against learning from it unchanged:"
+    assert f"these teachers help, {how} constant -10.0 % (-10.0 to -10.0)." in page
+    assert (
+        f"From the far start (8 layers, 16,384 tokens), these teachers harm, {how} temperature +10.0 %"
+        in page
+    )
     assert "<td>0.300 to 0.100</td>" in page and "<td>2.000<br>2.000</td>" in page
 
 

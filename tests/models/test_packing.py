@@ -1,6 +1,9 @@
-from collections.abc import Callable, Sequence
+import importlib
+from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
+import families
 import numpy as np
 import pytest
 import small
@@ -9,8 +12,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from masters.data.questions import Questions
-from masters.models.packing import PackedBatch, pack, project, response_logits
-from masters.objective.logits import dense
+from masters.models import packing
+from masters.models.packing import HeadOutput, PackedBatch, head_output, pack, project, response_logits
+from masters.objective.logits import Projection, dense
 from masters.objective.loss import cross_entropy
 
 torch.set_num_threads(1)
@@ -169,21 +173,45 @@ def test_the_matrix_holds_the_pairs_that_one_by_one_gives() -> None:
     assert batch.matrix.any(-1).all(), "a softmax over no token would be NaN"
 
 
-@pytest.mark.parametrize(
-    ("settings", "finished"),
-    [
-        ({"final_logit_softcapping": 2.0}, lambda logits: 2 * torch.tanh(logits / 2)),  # Gemma
-        ({"logits_scaling": 8.0}, lambda logits: logits / 8),  # Granite
-        ({"logit_scale": 0.25}, lambda logits: logits / 4),  # Cohere
-        ({"final_logit_softcapping": None}, lambda logits: logits),
-    ],
-)
-def test_a_head_whose_output_is_capped_or_scaled(
-    settings: dict[str, float], finished: Callable[[Tensor], Tensor]
-) -> None:
+HEADS = {
+    "gemma4.Gemma4": ({"final_logit_softcapping": 30.0}, HeadOutput(1.0, 30.0)),
+    "gemma3.Gemma3": ({"final_logit_softcapping": 30.0}, HeadOutput()),  # its text model alone caps
+    "granite4_vision.Granite4Vision": ({"logits_scaling": 8.0}, HeadOutput(0.125)),
+    "hyperclovax_vision_v2.HyperCLOVAXVisionV2": ({"logits_scaling": 8.0}, HeadOutput(8.0)),
+    "aya_vision.AyaVision": ({"logit_scale": 0.0625}, HeadOutput()),
+    "qwen3_vl.Qwen3VL": ({}, HeadOutput()),
+}
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_what_a_family_does_to_the_output_of_its_head(name: str) -> None:
+    """The same setting multiplies in one family, divides in another, and does nothing in a third."""
+    settings, expected = HEADS[name]
+    module, kind = name.split(".")
+    of = importlib.import_module(f"transformers.models.{module}.modeling_{module}")
+    model = object.__new__(getattr(of, f"{kind}ForConditionalGeneration"))
+    text = SimpleNamespace(**settings)
+    object.__setattr__(model, "config", SimpleNamespace(get_text_config=lambda: text))
+    assert head_output(model) == expected
+
+
+def test_capped_logits_are_those_of_the_models_own_forward() -> None:
+    config, _ = families.configuration("paligemma")
+    config.get_text_config().final_logit_softcapping = 0.1
+    model, ids = families.build(config).eval(), torch.randint(1, 30, (1, 6))
+    with torch.no_grad():
+        own = model(input_ids=ids, use_cache=False).logits
+        hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state
+        ours, bare = dense(project(model, hidden)), model.get_output_embeddings()(hidden)
+    torch.testing.assert_close(ours, own)
+    assert float((bare - own).abs().max()) > 1e-3
+
+
+def test_a_factor_of_the_logits_leaves_them_to_be_computed_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     model = small.build()[0]
-    for name, value in settings.items():
-        setattr(model.config.get_text_config(), name, value)
+    monkeypatch.setattr(packing, "head_output", lambda of: HeadOutput(0.25))
     head: Any = model.get_output_embeddings()
     hidden = torch.randn(3, 5, head.in_features)
-    torch.testing.assert_close(dense(project(model, hidden, 7)), finished(head(hidden))[..., :7])
+    made = project(model, hidden, 7)
+    assert isinstance(made, Projection)
+    torch.testing.assert_close(dense(made), 0.25 * head(hidden)[..., :7])
