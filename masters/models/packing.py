@@ -17,7 +17,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property, lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -217,10 +217,11 @@ def project(model: PreTrainedModel, hidden: Tensor, vocabulary: int | None = Non
     head: Any = model.get_output_embeddings()
     factor, cap = head_output(model)
     if type(head) is not nn.Linear or in_pieces(head.weight) or cap is not None:
-        made: Tensor = factor * head(hidden)[..., :vocabulary]
+        made: Tensor = head(hidden)[..., :vocabulary]
+        made = made if factor == 1 else factor * made
         return made if cap is None else cap * torch.tanh(made / cap)
     rows = len(head.weight)
-    hidden, bias = hidden.to(head.weight.device), head.bias
+    hidden, bias = hidden.to(head.weight.device), cast(Tensor | None, head.bias)
     if factor != 1:
         hidden, bias = factor * hidden, None if bias is None else factor * bias
     return Projection(hidden, head.weight, bias, rows if vocabulary is None else min(vocabulary, rows))
