@@ -11,13 +11,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
-TYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+# Of quantized layers: their codes do not order their weights, as each block has a scale of its own.
+SCALES = {"weight_scale_inv", "weight_scale", "quant_state"}
 # A mask that leaves most weights alone would silently be another method.
 LEAST_COVERED = 0.5
 
@@ -108,8 +108,8 @@ def linear_layers(model: nn.Module, include: str | None = None) -> list[Layer]:
             name_of_weight = f"{name}.{parameter}" if name else parameter
             try:
                 if isinstance(module, nn.Linear) and parameter == "weight":
-                    if weight.dtype not in TYPES:
-                        raise ValueError(f"a weight of type {weight.dtype} is quantized: mask a whole model")
+                    if scale := SCALES.intersection(vars(module) | module._parameters | module._buffers):
+                        raise ValueError(f"it is quantized ({min(scale)}): mask a model that is not")
                     layers.append(Layer(name_of_weight, weight, shard_group(weight)))
                 elif weight.ndim == 3 and "Experts" in type(module).__name__:
                     layers += _experts(name_of_weight, weight)

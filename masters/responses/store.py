@@ -275,9 +275,7 @@ class ResponseStore:
             path = self.folder / f"{Path(str(shard)).stem}.{name}.verdicts"
             known = _known_verdicts(path, judge.name)
             places = list(zip(of_shard["key"].tolist(), of_shard["label"].tolist(), strict=True))
-            # With a label and without a verdict the judge failed, and is asked again.
-            failed = {place for place, verdict in known.items() if verdict is None and place[1]}
-            new = of_shard[[place not in known or place in failed for place in places]]
+            new = of_shard[[place not in known for place in places]]
             if len(new):
                 scores = score_labeled(judge, new["asked"], new["label"], new["text"])
                 judged = dict(zip(zip(new["key"], new["label"], strict=True), scores, strict=True))

@@ -352,5 +352,8 @@ def test_a_quantized_weight_is_refused() -> None:
     """Its codes do not order its weights: the scale of each block belongs to them."""
     model = nn.Sequential(nn.Linear(8, 8))
     model[0].weight = nn.Parameter(model[0].weight.detach().to(torch.float8_e4m3fn), requires_grad=False)
-    with pytest.raises(ValueError, match=r"0\.weight: a weight of type torch\.float8_e4m3fn is quantized"):
+    model[0].weight_scale_inv = nn.Parameter(torch.ones(1, 1))
+    with pytest.raises(
+        ValueError, match=r"0\.weight: it is quantized \(weight_scale_inv\): mask a model that"
+    ):
         TeacherMask(model)
