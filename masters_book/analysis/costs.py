@@ -187,7 +187,7 @@ def with_equal_rates(table: pd.DataFrame) -> pd.DataFrame:
 
     Args:
         table: one row per run: seed, arm, and the columns of ``costs.csv``
-        (:mod:`masters_book.study.tables`).
+            (:mod:`masters_book.study.tables`).
 
     Returns:
         The table with the column; for runs of :data:`ONLINE` NaN unless the seed has a run of
