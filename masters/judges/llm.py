@@ -73,7 +73,7 @@ class LLMJudge:
     Args:
         base_url, model, api_key, timeout, retries, backoff: as :class:`masters.runtime.server.Server`.
         workers: requests in flight in ``score_many``.
-        max_tokens: of each reply; None: :data:`EXPLAIN_TOKENS` and :data:`REDUCE_TOKENS`.
+        max_tokens: limit per reply; None: :data:`EXPLAIN_TOKENS` and :data:`REDUCE_TOKENS`.
         memory: folder of the stored verdicts, keyed by prompts, model and judged texts; None stores nothing.
 
     Attributes:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
-# Of quantized layers: their codes do not order their weights, as each block has a scale of its own.
+# Of quantized layers: their codes do not order their weights, as each block is scaled differently.
 SCALES = {"weight_scale_inv", "weight_scale", "quant_state"}
 # A mask that leaves most weights alone would silently be another method.
 LEAST_COVERED = 0.5

@@ -144,8 +144,8 @@ def train(
     and reference stay sharded.
 
     Args:
-        model: in its initial state, on the device to train on; its weights become float32, except
-            bfloat16 ones with LoRA.
+        model: the student in its initial state, on the device to train on; its weights become float32,
+            except bfloat16 ones with LoRA.
         examples: in the order of the steps.
         folder: of the checkpoints, with one of the last step; a call with more steps begins there. The caller
             removes it once the model is saved.

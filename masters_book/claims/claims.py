@@ -7,7 +7,7 @@ contains no result.
 
 The margin of an accuracy comparison is half of the paper's matched effect, and at least
 :data:`SMALLEST_MARGIN` points, which also holds where the paper gives no number. So half of the paper's
-effect is enough, unless that is smaller than anything that counts here: C2's is 0.1 points.
+effect is enough, except where that half is below the smallest margin.
 
 Departures from the paper: it has no margins; these are ours.
 """
