@@ -98,15 +98,17 @@ def study(
         _imitation(processes or 2, dry_run)
         return
     study = Study(name, STUDY.parent / name, processes)
-    if asked and max(asked) >= study.plan.seeds:
-        raise ValueError(f"no replicate {max(asked)}: the plan has replicates 0 to {study.plan.seeds - 1}")
+    if asked and (unplanned := [str(at) for at in asked if at not in {*study.planned(), *study.refused()}]):
+        raise ValueError(
+            f"no replicate {', '.join(unplanned)}: the plan has {', '.join(map(str, study.planned()))}"
+        )
     minutes, missing, untried = study.minutes(asked), study.missing(asked), study.untried()
     table = new_table(f"study {name}", [""], ["finished", "missing", "minutes"])
     table.add_row("ladders to train", "", "", f"{minutes['ladder']:.0f}")
     table.add_row("trials (validation)", str(len(study.tried)), str(len(untried)), f"{minutes['trials']:.0f}")
     finished = study.runs.groupby("replicate").size()
     each = minutes["runs"] / max(1, sum(map(len, missing.values())))
-    for replicate in range(study.plan.seeds) if asked is None else asked:
+    for replicate in study.planned() if asked is None else asked:
         lacking = len(missing.get(replicate, []))
         counts = (str(finished.get(replicate, 0)), str(lacking), f"{lacking * each:.0f}")
         table.add_row(f"runs of replicate {replicate}", *counts)
@@ -118,7 +120,8 @@ def study(
     )
     if refused := study.refused():
         console.print(
-            f"Without runs, as their teachers are too weak: replicates {', '.join(map(str, refused))}."
+            f"Without runs, as their teachers are too weak: replicates {', '.join(map(str, refused))}. "
+            "Others take their place."
         )
     if uncertain := study.uncertain(asked):
         console.print(

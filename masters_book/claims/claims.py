@@ -88,6 +88,12 @@ CLAIMS: tuple[Claim, ...] = (
                     {"masking": "naive", "multi_response": "yes"},
                 ),
             ),
+            Comparison(
+                "naive_multi+teacher_temperature=2",
+                "naive_multi",
+                role="shown",
+                note="a softer whole teacher, no mask",
+            ),
         ),
         "5_offline_rl",
         "Both arms learn from the same number of responses and differ only in the mask, as in table 5d. The "
@@ -128,6 +134,12 @@ CLAIMS: tuple[Claim, ...] = (
                     {"teachers": "38B+78B"},
                 ),
                 role="where run",
+            ),
+            Comparison(
+                "mid_then_large",
+                "mid_then_large+r_max=0.0",
+                role="shown",
+                note="the mask, with both teachers",
             ),
         ),
         "5_offline_rl",
@@ -177,11 +189,25 @@ CLAIMS: tuple[Claim, ...] = (
         "C8",
         "A language model as judge gives a better accuracy reward than a rule.",
         "Language model as judge",
-        (Comparison("accuracy_only+judge=llm", "accuracy_only", rewards("acc", "acc_rule_based")),),
+        (
+            Comparison("accuracy_only+judge=llm", "accuracy_only", rewards("acc", "acc_rule_based")),
+            Comparison(
+                "accuracy_only+judge=embedding", "accuracy_only", role="shown", note="embedding as judge"
+            ),
+            *(
+                Comparison(
+                    f"accuracy_only+label_noise={share}",
+                    "accuracy_only",
+                    role="shown",
+                    note=f"the rule with {100 * share:g} % wrong labels",
+                )
+                for share in (0.05, 0.1, 0.2, 0.4)
+            ),
+        ),
         "4_reward_design",
         "Needs a server with a language model as judge. The rule that rewards one of the arms also scores "
         "the answers of both, so this design favors the rule and cannot support the claim where the two "
-        "judges disagree.",
+        "judges disagree. The studies show beside it what worse judges cost.",
     ),
     Claim(
         "C9",
@@ -266,6 +292,12 @@ CLAIMS: tuple[Claim, ...] = (
             Comparison("masters", "mid"),
             Comparison("masters+student=mid", "large", role="where run"),
             Comparison("teachers=mid", "mid", role="shown", note="taught by the mid teacher alone"),
+            Comparison(
+                "teachers=teacher1",
+                "base+student=teacher1",
+                role="shown",
+                note="taught by a teacher with a fifth of wrong labels",
+            ),
         ),
         "6_benchmark_evaluation",
         "Matching means not worse by more than the margin, which is a tolerance here and does not grow with "

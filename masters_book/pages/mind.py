@@ -80,8 +80,7 @@ def _detects(row: Mapping[Any, Any]) -> str:
 def _replicates(row: Mapping[Any, Any], study: Study) -> str:
     if not row["seeds"] > 0:
         return "none"
-    planned = study.plan.seeds - len(study.refused())
-    return f"{int(row['seeds'])} of the {planned} that the main arms have"
+    return f"{int(row['seeds'])} of the {study.plan.seeds} that the main arms have"
 
 
 def _edge(name: str, study: Study, tried: pd.DataFrame) -> str:

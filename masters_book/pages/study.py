@@ -161,7 +161,7 @@ def _seeds(study: Study, seeds: pd.Series) -> str:
         else f"Replicates of an arm: {fewest} to {most}."
     )
     refused = study.refused()
-    few, main = (n - sum(at < n for at in refused) for n in (study.plan.few_seeds, study.plan.seeds))
+    few, main = study.plan.few_seeds, study.plan.seeds
     if fewest < few or most < main:
         words += (
             f" The study is not finished: {main} are planned for the main arms, {few} for the others, and a "
@@ -170,8 +170,9 @@ def _seeds(study: Study, seeds: pd.Series) -> str:
     if refused:
         least = 100 * (study.plan.teacher_at_least or 0)
         words += (
-            f" Replicates without runs, counted from 0: {', '.join(map(str, refused))}. Their large teacher "
-            f"answers less than {least:g} % of the validation questions, or no more than mid does."
+            f" Replicates without runs, counted from 0: {', '.join(map(str, refused))}. Their large "
+            f"teacher answers less than {least:g} % of the validation questions, or no more than mid does; "
+            "others take their place."
         )
     if fewest < 3:
         words += (

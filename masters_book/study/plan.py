@@ -66,7 +66,7 @@ class StudyPlan(Strict):
     teacher_at_least: Ratio | None = Field(
         None,
         description="accuracy of the large model on the validation questions, which must also be above that "
-        "of the mid model; a replicate with other models has no runs",
+        "of the mid model; a replicate with other models has no runs, and the next takes its place",
     )
     trials: Trials
     main: tuple[str, ...] = Field(description="arms that run at all seeds: those of the first claims")

@@ -12,7 +12,8 @@ of all that determines the run, and counts only while that key is current. Its c
 be deleted. A session runs what has no row.
 
 A plan may refuse replicates whose teacher is too weak on the validation questions (``teacher_at_least``):
-their models are trained and measured, and stay in the tables, but no arm runs.
+their models are trained and measured, and stay in the tables, but no arm runs. The next replicates take their
+place, up to :data:`TRIED` for each that is planned.
 
 Training is not bit-reproducible across machines, so the models of a replicate are kept beside the tables
 (:mod:`masters_book.study.models`). A row also holds the hashes of its models' weights and counts only while
@@ -54,6 +55,7 @@ COMPARED_BY_COST = {
     for arm_of in (each.treatment, each.control)
 }
 AT_ONCE = 8  # runs per write of the tables
+TRIED = 2  # replicates that may be trained for each planned one, if some are refused
 
 
 class Study:
@@ -76,9 +78,19 @@ class Study:
 
     # --- what is planned ------------------------------------------------------------------------------------
 
-    def replicates(self, name: str) -> range:
-        """Return the replicates at which an arm runs."""
-        return range(self.plan.seeds if name in self.plan.main else self.plan.few_seeds)
+    def replicates(self) -> dict[str, list[int]]:
+        """Return the replicates at which each arm runs: the first that are not refused."""
+        main, refused = set(self.plan.main), set(self.refused())
+        candidates = range(TRIED * self.plan.seeds) if refused else range(self.plan.seeds)
+        admitted = [at for at in candidates if at not in refused]
+        return {
+            name: admitted[: self.plan.seeds if name in main else self.plan.few_seeds]
+            for name in self.plan.arms()
+        }
+
+    def planned(self) -> list[int]:
+        """Return the replicates of all arms."""
+        return sorted(set().union(*self.replicates().values()))
 
     def trials(self, name: str) -> list[str]:
         """Return the settings tried for an arm, as names of arms; none for a model that is not trained."""
@@ -144,17 +156,14 @@ class Study:
     @property
     def runs(self) -> pd.DataFrame:
         """Runs that count, one row per run."""
-        table, settings = self.tables.read("runs.csv"), self.settings()
+        table, settings, planned = self.tables.read("runs.csv"), self.settings(), self.replicates()
         weights = self.tables.read("ladder.csv").set_index(["replicate", "model"])["weights"].to_dict()
-
-        refused = self.refused()
 
         def behind(setting: str, replicate: int) -> str:
             return "+".join(weights.get((replicate, name), "") for name in arm(setting, self.profile).models)
 
         counts = [
-            row["replicate"] in self.replicates(row["arm"])
-            and row["replicate"] not in refused
+            row["replicate"] in planned.get(row["arm"], ())
             and row["setting"] == settings.get(row["arm"])
             and row["key"] == self.key(row["setting"], row["replicate"])
             and row["weights"] == behind(row["setting"], row["replicate"])
@@ -172,11 +181,11 @@ class Study:
     def missing(self, replicates: Iterable[int] | None = None) -> dict[int, list[str]]:
         """Return the arms without a run, by replicate, including those that still need trials."""
         found: dict[int, list[str]] = {}
-        refused = self.refused()
+        planned = self.replicates()
         there = set(self.runs[["replicate", "arm"]].itertuples(index=False, name=None))
-        for replicate in range(self.plan.seeds) if replicates is None else replicates:
-            for name in () if replicate in refused else self.plan.arms():
-                if replicate in self.replicates(name) and (replicate, name) not in there:
+        for replicate in self.planned() if replicates is None else replicates:
+            for name, at in planned.items():
+                if replicate in at and (replicate, name) not in there:
                     found.setdefault(replicate, []).append(name)
         return found
 
@@ -197,8 +206,7 @@ class Study:
 
     def tuned_at(self) -> int:
         """Return the replicate on whose validation questions settings are tried: the first not refused."""
-        refused = self.refused()
-        return next((at for at in range(self.plan.seeds) if at not in refused), 0)
+        return next(iter(self.planned()), 0)
 
     def uncertain(self, replicates: Iterable[int] | None = None) -> list[int]:
         """Return the unfinished replicates that have runs but would have to retrain their models."""
@@ -252,7 +260,7 @@ class Study:
 
     def lab(self, replicate: int) -> Lab:
         """Return the lab of a replicate, with the models that its arms need."""
-        specs = [arm(name, self.profile) for name in self.plan.arms() if replicate in self.replicates(name)]
+        specs = [arm(name, self.profile) for name, at in self.replicates().items() if replicate in at]
         needed = {model for spec in specs for model in spec.models}
         ladder = {name: spec for name, spec in self.profile.ladder.items() if name in needed}
         profile = self.profile.model_copy(update={"replicate": replicate, "ladder": ladder})
@@ -295,34 +303,31 @@ class Study:
         Raises:
             ValueError: all are refused.
         """
-        if self.plan.teacher_at_least is not None:
-            for at in range(self.plan.seeds):
-                if at in self.refused():
-                    continue
-                lab = self.lab(at)
-                self._keep_ladder(lab, at)
-                self._measure_teachers(lab, at)
-                if at not in self.refused():
-                    break
-            else:
-                raise ValueError(
-                    f"study {self.name}: no replicate has a large model that answers "
-                    f"{self.plan.teacher_at_least:g} of the validation questions and more than mid: train it "
-                    "longer, or lower teacher_at_least"
-                )
-        return self.tuned_at()
+        if self.plan.teacher_at_least is None:
+            return self.tuned_at()
+        measured = None
+        while (planned := self.planned()) and planned[0] != measured:
+            measured = planned[0]
+            lab = self.lab(measured)
+            self._keep_ladder(lab, measured)
+            self._measure_teachers(lab, measured)
+        if not planned:
+            raise ValueError(
+                f"study {self.name}: no replicate has a large model that answers "
+                f"{self.plan.teacher_at_least:g} of the validation questions and more than mid: train it "
+                "longer, or lower teacher_at_least"
+            )
+        return planned[0]
 
     def run(self, replicates: Iterable[int] | None = None) -> None:
         """Run what is missing and write the tables every few runs.
 
-        Main arms run first at all replicates, then the others. Each group is tuned before it runs.
+        Main arms run first at all replicates, then the others. Each group is tuned before it runs. A
+        replicate that is refused on the way is replaced, unless ``replicates`` names those to run.
         """
-        missing, main = self.missing(replicates), set(self.plan.main)
+        main = set(self.plan.main)
         for is_main in (True, False):
-            todo = {
-                at: [name for name in names if (name in main) == is_main] for at, names in missing.items()
-            }
-            asked = {name for names in todo.values() for name in names}
+            asked = {name for names in self._todo(is_main, replicates).values() for name in names}
             self.tune(asked)
             settings = self.settings()
             if lacking := sorted(asked - set(settings)):
@@ -330,7 +335,10 @@ class Study:
                     f"{self.folder / 'trials.csv'} lost trials of {', '.join(lacking)} during this run: run "
                     "the same command again"
                 )
-            for replicate in filter(todo.get, todo):
+            done: set[int] = set()
+            while left := [at for at in self._todo(is_main, replicates) if at not in done]:
+                replicate = left[0]
+                done.add(replicate)
                 lab = self.lab(replicate)
                 self._keep_ladder(lab, replicate)
                 self._measure_teachers(lab, replicate)
@@ -341,6 +349,14 @@ class Study:
                     results = run_arms(lab, list(arms), seeds=[replicate], diverged=True)
                     self._keep_costs(lab, results, arms, replicate)
                     self._keep(lab, results, arms, replicate)
+
+    def _todo(self, is_main: bool, replicates: Iterable[int] | None) -> dict[int, list[str]]:
+        """Return the missing arms that are main arms, or that are not, by replicate."""
+        found = {
+            at: [name for name in names if (name in self.plan.main) == is_main]
+            for at, names in self.missing(replicates).items()
+        }
+        return {at: names for at, names in found.items() if names}
 
     def judge(self, resamples: int = 2000) -> pd.DataFrame:
         """Write the claims, every comparison behind them, and the map."""

@@ -337,14 +337,16 @@ def test_a_replicate_whose_teacher_is_weak_has_no_runs(
     tuned = {"main": ["mid_then_large", "masked"], "tuned": {"masked": []}, "fixed": ["mid_then_large"]}
     every = StudyPlan(**(PLAN | tuned | {"teacher_at_least": 0.999}))
     monkeypatch.setattr(study, "load_study", lambda name: (every, profile()))
+    hopeless = Study(folder=tmp_path / "tuned")
     with pytest.raises(ValueError, match=r"no replicate has a large model that answers 0\.999 of"):
-        Study(folder=tmp_path / "tuned").run()
+        hopeless.run()
+    assert hopeless.refused() == [0, 1, 2, 3] and hopeless.missing() == {}
 
     refusing = strict(0.999)
     assert refusing.refused() == [] and refusing.missing() == {at: ["mid_then_large"] for at in (0, 1)}
     refusing.run([0])
     assert refusing.refused() == [0] and refusing.runs.empty
-    assert refusing.missing() == {1: ["mid_then_large"]}
+    assert refusing.missing() == {at: ["mid_then_large"] for at in (1, 2)}  # the next takes its place
     found = refusing.tables.read("admissions.csv")
     assert set(found["model"]) == {"mid", "large"} and found["accuracy"].between(0, 1).all()
 
