@@ -68,7 +68,7 @@ def accepted(label: str) -> tuple[str, ...]:
     if label.startswith("["):
         try:
             answers = json.loads(label)
-        except ValueError:
+        except (ValueError, RecursionError):
             return (label,)
         if isinstance(answers, list) and answers and all(isinstance(answer, str) for answer in answers):
             return tuple(answers)

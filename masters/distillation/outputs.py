@@ -1,6 +1,7 @@
 """What a run writes: answers and scores in ``eval/``, and the student's folder with its model card."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -99,11 +100,14 @@ processor = AutoProcessor.from_pretrained("{name}")
 """
 
 
-def card(run: RunFile, questions: int, found: dict[str, Interval], evaluated: int) -> str:
+def card(
+    run: RunFile, teachers: Sequence[str], questions: int, found: dict[str, Interval], evaluated: int
+) -> str:
     """Return the model card of the student.
 
     Args:
         run: the run.
+        teachers: those that taught; the file may name more.
         questions: training questions.
         found: :func:`scores`; empty without evaluation.
         evaluated: questions of the evaluation.
@@ -113,7 +117,7 @@ def card(run: RunFile, questions: int, found: dict[str, Interval], evaluated: in
         base=run.student.partition("@")[0],
         name=run.output.name,
         method=run.method,
-        teachers=", then ".join(teacher.path for teacher in run.teachers) or "labels alone",
+        teachers=", then ".join(teachers) or "labels alone",
         questions=questions,
         results="\n".join(lines) or "Not evaluated.",
         reward=run.reward if isinstance(run.reward, str) else run.reward["llm"].model,

@@ -61,6 +61,11 @@ class Prepared:
         return next((split for split in ("test", "eval") if split in self.own.splits), None)
 
     @property
+    def teachers(self) -> list[str]:
+        """The teachers that the method uses, as the file names them, in order."""
+        return [teacher.path for teacher, _ in zip(self.run.teachers, self.spec.teachers, strict=False)]
+
+    @property
     def judge(self) -> Judge:
         """The judge of the reward, which also judges the evaluation."""
         return self.lab.judge_of("llm" if self.lab.profile.judge else "rule")
@@ -123,7 +128,7 @@ def _distill(run: RunFile, say: Say) -> Path:
         _train(prepared, say if main else lambda line: None)
     if main:
         for number, name in enumerate(spec.teachers):
-            title = f"teacher-{number + 1}-{Path(run.teachers[number].path).name}"
+            title = f"teacher-{number + 1}-{Path(prepared.teachers[number]).name}"
             _evaluate(prepared, title, lab.source(name).load, say)
         _evaluate(prepared, "after", lambda: load(model_folder)[0], say)
         _finish(prepared, say)
@@ -208,12 +213,14 @@ def _estimate(prepared: Prepared, say: Say) -> None:
 
 
 def _train(prepared: Prepared, say: Say) -> None:
-    """Train the student and save it; remove the checkpoints once it is saved."""
+    """Train the student and save it."""
     run, output, seed = prepared.run, prepared.run.output, prepared.run.training.seed
     checkpoints = output / "checkpoints"
 
     def describe(folder: Path, log: pd.DataFrame) -> None:
-        write_atomic(folder / "README.md", card(run, len(prepared.own.splits["train"]), {}, 0))
+        write_atomic(
+            folder / "README.md", card(run, prepared.teachers, len(prepared.own.splits["train"]), {}, 0)
+        )
         write_atomic(output / "log.parquet", log.to_parquet())
         if run.training.lora is not None:
             write_folder_once(output / "adapter", partial(_copy_adapter, checkpoints))
@@ -226,9 +233,6 @@ def _train(prepared: Prepared, say: Say) -> None:
     train_student(prepared.lab, prepared.spec, seed, checkpoints, output / "model", describe, evaluation)
     release()
     if distributed.rank() == 0:
-        if (files := checkpoints / "runs").is_dir():  # where trackers such as tensorboard write
-            os.replace(files, output / "logs")
-        shutil.rmtree(checkpoints, ignore_errors=True)
         say(f"student saved: {output / 'model'}")
     distributed.wait()
 
@@ -262,16 +266,20 @@ def _answers(prepared: Prepared, model: PreTrainedModel, split: str, what: str) 
 
 
 def _finish(prepared: Prepared, say: Say) -> None:
-    """Write scores and model card, upload if asked, and say what to do with the student."""
+    """Write scores and model card, clean up, upload if asked, and say what to do with the student."""
     run, output = prepared.run, prepared.run.output
-    model = output / "model"
+    model, checkpoints = output / "model", output / "checkpoints"
+    if (logs := checkpoints / "runs").is_dir():  # where trackers such as tensorboard write
+        shutil.copytree(logs, output / "logs", dirs_exist_ok=True)
+    shutil.rmtree(checkpoints, ignore_errors=True)
     files = sorted((output / "eval").glob("*.parquet"))
     frames = {path.stem: pd.read_parquet(path) for path in files}
     found = scores(frames)
     evaluated = int((frames["after"]["label"] != "").sum()) if "after" in frames else 0
     if found:
         write_scores(output / "eval", found, evaluated)
-    write_atomic(model / "README.md", card(run, len(prepared.own.splits["train"]), found, evaluated))
+    questions = len(prepared.own.splits["train"])
+    write_atomic(model / "README.md", card(run, prepared.teachers, questions, found, evaluated))
     for name, interval in found.items():
         say(shown(name, interval, evaluated))
     say(f"the student: {model}")

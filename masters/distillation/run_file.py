@@ -42,6 +42,7 @@ KEYS = {
     r"(distillation\.)?memory_savings\.": "training.",
     r"distillation\.cache_teacher: true": "teacher_cache: {top_k: 64}",
     r"distillation\.teacher_responses and student_responses": "responses.teacher and responses.student",
+    r"set teacher_responses or student_responses": "set responses.teacher or responses.student",
     r"set top_k_logprobs, such as 64": "set teacher_cache: {top_k: 64}",
     rf"(?<![/\w])(sampling|generation)\.(?=({_RESPONSES})\b)": "responses.",
 }

@@ -249,6 +249,8 @@ def _idle(spec: RunSpec, profile: Profile) -> str:
             )
         if spec.replay or spec.label_noise or spec.schedule == "plateau":
             return "cannot combine refreshed with replay, label_noise or plateau: leave out refreshed"
+    if spec.learn_from == "responses" and not spec.teacher_responses + spec.student_responses:
+        return "has no responses to learn from: set teacher_responses or student_responses above 0"
     tempered = spec.teacher_temperature != 1
     if tempered and not spec.teachers:
         return "has no teacher: leave out teacher_temperature"

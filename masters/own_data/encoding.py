@@ -85,9 +85,7 @@ def processed(
         raise RefusedRow(f"the processor refuses {place}: {one_line(error)}") from error
     prompt = made["input_ids"][0].numpy().astype(np.int32)
     if not pictures and (prompt == getattr(processor, "image_token_id", None)).any():
-        raise ValueError(
-            f"{row['source']} row {row['row']} has no picture, and its text holds the image token"
-        )
+        raise RefusedRow(f"{place} has no picture, and its text holds the image token")
     return prompt, {name: made[name] for name in sorted(made.keys() - OF_TEXT)}
 
 

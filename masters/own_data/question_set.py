@@ -33,6 +33,7 @@ from masters.own_data.encoding import encode
 from masters.own_data.pictures import PictureError, open_picture, reference
 from masters.own_data.rows import RowError, parse_row
 from masters.own_data.sources import RawRow, Source, find_sources
+from masters.runtime.errors import typed_line
 from masters.runtime.files import cache_dir, write_atomic, write_folder
 from masters.runtime.keys import hash_of, key_of
 from masters.runtime.progress import report
@@ -245,6 +246,8 @@ class _Reader:
             return "its text is not valid Unicode"
         except (RowError, PictureError) as error:
             return str(error)
+        except Exception as error:  # a malformed value fails in one of many places and ways
+            return f"it cannot be read: {typed_line(error)}"
         return {
             "id": f"{self.settings.name}/{raw.source}:{raw.number}",
             "source": raw.source,

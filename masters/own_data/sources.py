@@ -151,10 +151,11 @@ def find_sources(entries: str | list[str], base: Path, split: str) -> list[Sourc
         elif entry.count("**") > 2:  # each one multiplies the time of the search
             raise ValueError(f"data.{split}: {entry[:80]!r} has more than two '**'; name a folder instead")
         elif any(character in entry for character in "*?["):
-            found = sorted(glob.glob(str(path), recursive=True))
+            pattern = os.path.expanduser(entry)  # the base folder's own name is no pattern
+            found = sorted(glob.glob(pattern, root_dir=base, recursive=True))
             if not found:
                 raise ValueError(f"data.{split}: no file matches {entry!r} in {base}")
-            sources += [_file(os.path.relpath(name, base), Path(name)) for name in found]
+            sources += [_file(os.path.relpath(base / name, base), (base / name).absolute()) for name in found]
         elif HUB.fullmatch(entry) and not entry.lower().endswith(FORMATS):
             sources.append(_hub(entry, split))
         else:

@@ -32,7 +32,7 @@ from PIL import Image
 from transformers import PreTrainedModel, PrinterCallback, TrainerCallback
 
 from masters.data.questions import Questions
-from masters.judges import Judge
+from masters.judges import Judge, score_labeled
 from masters.models.loading import banned_tokens
 from masters.runtime import distributed
 from masters.runtime.progress import report
@@ -104,7 +104,7 @@ def train_online(
         about = questions.table.iloc[question]
         texts = [message[0]["content"].strip() for message in completions]
         with meter.timed("judging_seconds"):
-            verdicts = judge.score_many(list(about["question"]), list(about["answer"]), texts)
+            verdicts = score_labeled(judge, about["question"], about["answer"], texts)
         return [float(verdict or 0) for verdict in verdicts]
 
     settings = budget.arguments(

@@ -218,9 +218,19 @@ def test_two_at_once_in_one_folder_are_refused(folder: Path) -> None:
 
 def test_labels_alone_and_keywords(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
-    options = yaml.safe_load(own_models.file(folder, method="sft", teachers=[]).read_text())
+    options = yaml.safe_load(own_models.file(folder, method="sft").read_text())
+    assert options["teachers"]
     model = masters.distill(say=[].append, **options)
     assert (model / "config.json").is_file()
+    assert "labels alone" in (model / "README.md").read_text()
+    # A run that was stopped after it saved the student leaves its checkpoints to the next start.
+    written = folder / "out" / "checkpoints" / "runs" / "events"
+    for text in ("first", "second"):
+        written.parent.mkdir(parents=True)
+        written.with_name(text).write_text(text)
+        masters.distill(say=[].append, **options)
+        assert not (folder / "out" / "checkpoints").exists()
+    assert {path.name for path in (folder / "out" / "logs").iterdir()} == {"first", "second"}
     with pytest.raises(ValueError, match="not both"):
         masters.distill("run.yaml", **options)
 
@@ -286,6 +296,10 @@ def test_a_run_may_be_stopped_by_its_kl(folder: Path) -> None:
         ({"method": "reasoning"}, "rationales, which data of your own do not have"),
         ({"training": {"args": {"save_strategy": "no"}}}, "args cannot set 'save_strategy'"),
         ({"method": "base"}, "distills nothing"),
+        (
+            {"responses": {"teacher": 0, "student": 0}},
+            "no responses to learn from: set responses.teacher or responses.student above 0",
+        ),
         ({"mask": {"r_max": 1.0}}, "mask.r_max: .*less than 1"),
         ({"training": {"learning_rat": 1}}, r"training.learning_rat: .*\(known: "),
         ({"training": {"optim": "adam9"}}, "no optimizer 'adam9'"),

@@ -225,6 +225,34 @@ def test_bad_rows_are_skipped_and_listed(base: Path) -> None:
         load(base, on_bad_row="stop")
 
 
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"prompt": [{"role": "user", "content": "q"}], "completion": 3},
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": 5}]}]},
+        {"question": "q", "answer": "a", "system": 5},
+        {"question": "q", "answer": "a", "options": "[{1, [2]}]"},
+        {"question": "q", "answer": "[" * 100_000},
+        {"messages": "[" * 100_000},
+        {"question": "q", "image": "data:image/png;base64,\u00e9"},
+        {"question": "q", "image": "\u00e9" * 2_000},
+    ],
+    ids=lambda values: "+".join(values),
+)
+def test_a_malformed_row_stops_no_other(values: dict[str, Any], base: Path) -> None:
+    write(base / "train.jsonl", [*rows(2), values])
+    own = load(base)
+    assert len(own.splits["train"]) + len(own.skipped) == 3 and own.skipped["row"].tolist() in ([], [3])
+    assert all(own.skipped["reason"].str.len() < 400)
+
+
+def test_a_folder_may_have_the_signs_of_a_pattern_in_its_name(base: Path) -> None:
+    inside = base / "runs [1]*"
+    (inside / "a").mkdir(parents=True)
+    write(inside / "a" / "x.jsonl", [{"question": "q", "answer": "a"}])
+    assert list(load(inside, train="*/x.jsonl").splits["train"]["id"]) == ["own/a/x.jsonl:1"]
+
+
 def test_a_file_that_is_listed_twice_is_used_once(base: Path) -> None:
     write(base / "train.jsonl", rows(2))
     own = load(base, train=["train.jsonl", "train.jsonl"])

@@ -129,6 +129,14 @@ def test_prompts_and_pictures_are_those_of_the_offline_runs(run: Run, squares: Q
     assert next(asked, None) is None
 
 
+def test_a_question_without_an_answer_is_not_judged(
+    online: Train, squares: Questions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(squares.table, "answer", squares.table["answer"].where(squares.table.index != 0, ""))
+    log = online().log  # the rule refuses an empty label
+    assert len(log) == BUDGET.steps and log["reward_accuracy"].between(0, 1).all()
+
+
 def test_rows_are_read_when_they_are_needed(squares: Questions) -> None:
     made = rows(squares, np.array(WANTED))
     assert made[1]["question"] == WANTED[1] and len(made) == len(WANTED)
