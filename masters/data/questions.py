@@ -8,7 +8,6 @@ and mapped from disk; those of other sets (:mod:`masters.own_data.encoding`) are
 
 import hashlib
 import io
-import math
 import os
 import shutil
 from array import array
@@ -56,12 +55,6 @@ class Ragged:
     def __getitem__(self, index: int) -> np.ndarray:
         array = self.values[self.offsets[index] : self.offsets[index + 1]]
         return array if self._shapes is None else array.reshape(self._shapes[index])
-
-    def shape(self, index: int) -> tuple[int, ...]:
-        """Return the shape of an array without reading it."""
-        if self._shapes is not None:
-            return tuple(self._shapes[index].tolist())
-        return (int(self.offsets[index + 1] - self.offsets[index]), *self.values.shape[1:])
 
     @staticmethod
     def write(folder: Path, name: str, arrays: Sequence[np.ndarray]) -> None:
@@ -184,15 +177,18 @@ class Questions:
         kind = self._pictures.kinds()
         return kind, np.unique(kind, return_index=True)[1].tolist()
 
+    def pictures(self, index: int) -> list[Image.Image]:
+        """Return a question's images in RGB, in the order of their places."""
+        return [Image.open(io.BytesIO(file)).convert("RGB") for file in self.images(index)]
+
     def samples(self, indices: Iterable[int]) -> list[dict[str, Any]]:
         """Return questions to show: ``question``, ``answer`` and the first ``image``; those with an image."""
         shown = []
         for index in indices:
             about = self.table.iloc[index]
-            if files := self.images(index):
-                image = Image.open(io.BytesIO(files[0])).convert("RGB")
+            if pictures := self.pictures(index):
                 answer = " | ".join(accepted(about["answer"]))
-                shown.append({"image": image, "question": about["question"], "answer": answer})
+                shown.append({"image": pictures[0], "question": about["question"], "answer": answer})
         return shown
 
     def position(self) -> dict[str, int]:
@@ -272,32 +268,19 @@ class _Stored:
         known: dict[tuple[Any, ...], int] = {}
         rows = range(int(self._picture.max(initial=-1)) + 1)
         of_picture = [
-            known.setdefault(tuple(_kind(ragged, row) for ragged in self._features.values()), len(known))
+            known.setdefault(kind_of({name: of[row] for name, of in self._features.items()}), len(known))
             for row in rows
         ]
         return np.array(of_picture, dtype=np.int64)[self._picture]
 
 
-def _kind(ragged: Ragged, row: int) -> tuple[int, ...]:
-    shape = ragged.shape(row)
-    return _shape_and_values(shape, ragged[row] if _is_few(ragged.values.dtype, shape) else None)
-
-
-def kind_of(features: Mapping[str, torch.Tensor]) -> tuple[Any, ...]:
+def kind_of(features: Mapping[str, torch.Tensor | np.ndarray]) -> tuple[Any, ...]:
     """Return what images of a kind have in common, see :meth:`Questions.kinds`."""
-    arrays = {name: features[name].numpy() for name in sorted(features)}
+    arrays = {name: np.asarray(features[name]) for name in sorted(features)}
+    few = {name: array.dtype.kind in "iu" and array.size <= FEW for name, array in arrays.items()}
     return tuple(
-        (name, _shape_and_values(array.shape, array if _is_few(array.dtype, array.shape) else None))
-        for name, array in arrays.items()
+        (name, *array.shape, *(array.ravel().tolist() if few[name] else ())) for name, array in arrays.items()
     )
-
-
-def _is_few(kind: np.dtype, shape: Sequence[int]) -> bool:
-    return kind.kind in "iu" and math.prod(shape) <= FEW
-
-
-def _shape_and_values(shape: Sequence[int], values: np.ndarray | None) -> tuple[int, ...]:
-    return (*shape,) if values is None else (*shape, *values.ravel().tolist())
 
 
 def processor_hash(processor: Any) -> str:

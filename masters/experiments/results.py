@@ -125,8 +125,6 @@ def run_arm(lab: Lab, name: str, seed: int) -> Path:
         _check_labels(lab, "test")
         if spec.learn_from not in ("nothing", "online"):
             print(memory_line(lab, spec), file=sys.stderr, flush=True)
-        for model in set(spec.models):
-            lab.folder(model)
         if not is_whole(run_folder(lab, spec, seed), "result.json"):
             prepare(lab, ResponsePlan.of([spec], lab.profile.distillation.cache_teacher))
     distributed.wait()

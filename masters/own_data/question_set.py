@@ -11,7 +11,7 @@ import os
 import shutil
 import warnings
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -134,11 +134,7 @@ def encode_own(own: OwnQuestions, split: str, processor: Any) -> Questions:
 
 def _open(settings: OwnData, folder: Path) -> OwnQuestions:
     about = json.loads((folder / "about.json").read_text())
-    splits = {}
-    for split, file in about["files"].items():
-        rows = datasets.Dataset.from_file(str(folder / file))
-        chosen = folder / f"{split}.npy"
-        splits[split] = rows.select(np.load(chosen)) if chosen.is_file() else rows
+    splits = _splits(folder, about["files"])
     return OwnQuestions(
         settings.name,
         splits,
@@ -149,6 +145,16 @@ def _open(settings: OwnData, folder: Path) -> OwnQuestions:
         settings.max_pixels,
         settings.on_bad_row,
     )
+
+
+def _splits(folder: Path, files: Mapping[str, str]) -> dict[str, datasets.Dataset]:
+    """Return the rows of each split: all of its file, or those that were cut from it."""
+    splits = {}
+    for split, file in files.items():
+        rows = datasets.Dataset.from_file(str(folder / file))
+        chosen = folder / f"{split}.npy"
+        splits[split] = rows.select(np.load(chosen)) if chosen.is_file() else rows
+    return splits
 
 
 def _unchanged(folder: Path) -> bool:
@@ -282,11 +288,7 @@ def _read(settings: OwnData, sources: dict[str, list[Source]], folder: Path) -> 
             left = left[kept]
         np.save(folder / "train.npy", left)
     files = {split: files[split] for split in ("train", "eval", "test") if split in files}
-    splits = {}
-    for split, file in files.items():
-        rows = datasets.Dataset.from_file(str(folder / file))
-        chosen = folder / f"{split}.npy"
-        splits[split] = rows.select(np.load(chosen)) if chosen.is_file() else rows
+    splits = _splits(folder, files)
     skipped = pd.DataFrame(reader.skipped, columns=["source", "row", "reason"])
     skipped.astype({"row": "int64"}).to_parquet(folder / "skipped.parquet")
     stats = [(path, *about) for path, about in sorted(reader.files.items())]

@@ -17,7 +17,6 @@ Departures from the paper's method:
     * A stopped run starts again: there are no checkpoints.
 """
 
-import io
 import shutil
 import time
 import warnings
@@ -28,7 +27,6 @@ from typing import Any
 
 import datasets
 import pandas as pd
-from PIL import Image
 from transformers import PreTrainedModel, PrinterCallback, TrainerCallback
 
 from masters.data.questions import Questions
@@ -163,12 +161,8 @@ def rows(questions: Questions, wanted: Sequence[int]) -> datasets.Dataset:
 
     def read(batch: dict[str, list[int]]) -> dict[str, list[Any]]:
         indices = batch["question"]
-        pictures = [
-            [Image.open(io.BytesIO(file)).convert("RGB") for file in questions.images(index)]
-            for index in indices
-        ]
-        asked = [questions.conversation(i) for i in indices]
-        return {"prompt": asked, "images": pictures, "question": indices}
+        asked = [questions.conversation(index) for index in indices]
+        return {"prompt": asked, "images": list(map(questions.pictures, indices)), "question": indices}
 
     return datasets.Dataset.from_dict({"question": list(map(int, wanted))}).with_transform(read)
 

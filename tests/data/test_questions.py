@@ -89,7 +89,7 @@ def test_arrays_that_differ_in_every_dimension_are_read_as_written(tmp_path: Pat
     arrays = [generator.normal(size=shape) for shape in shapes]
     Ragged.write(tmp_path, "values", arrays)
     ragged = Ragged(tmp_path, "values")
-    assert len(ragged) == 3 and [ragged.shape(index) for index in range(3)] == shapes
+    assert len(ragged) == 3 and [ragged[index].shape for index in range(3)] == shapes
     for index, array in enumerate(arrays):
         np.testing.assert_array_equal(ragged[index], array)
 

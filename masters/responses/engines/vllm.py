@@ -6,7 +6,6 @@ vLLM has loaded it, and all masked teachers use the same one in turn, so at most
 vLLM pins its own torch version, so it needs its own environment: `make test-vllm` creates one.
 """
 
-import io
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
-from PIL import Image
 
 from masters.data.questions import Questions
 from masters.masking.choice import PAPERS, MaskChoice
@@ -158,7 +156,7 @@ def _write(
     prompts, settings, identity = [], [], []
     for index in wanted:
         row = questions.table.iloc[index]
-        pictures = [Image.open(io.BytesIO(file)).convert("RGB") for file in questions.images(index)]
+        pictures = questions.pictures(index)
         conversation = questions.conversation(index)
         prompt: dict[str, Any] = {
             "prompt": processor.apply_chat_template(conversation, add_generation_prompt=True)
