@@ -29,6 +29,7 @@ from masters_book.claims.verdicts import write_claims
 from masters_book.imitation.tables import FOLDER
 from masters_book.pages.api import api_pages
 from masters_book.pages.departures import departures_page
+from masters_book.pages.earlier import earlier_page
 from masters_book.pages.first import Judged, claims_section, edition, headline
 from masters_book.pages.imitation import imitation_page
 from masters_book.pages.method import method_parts
@@ -101,6 +102,7 @@ def assemble(profile: str, book: Path, run: Path) -> None:
         "citation": fill("citation.md", edition=edition()),
         **{name: study_page(study, own, extra / f"{name}.svg") for name, study in kept.items()},
         "why": why_page(settings, run, FOLDER, of_lead),
+        "earlier": earlier_page(),
         "imitation": imitation_page(extra / "imitation.svg"),
         "mind": mind_page(lead if of_lead else None, of_lead),
         **{

@@ -43,7 +43,9 @@ def test_every_table_and_row_of_the_paper_is_there(study: Any) -> None:
 
 
 def test_arms_beside_the_paper_can_run() -> None:
-    _, profile = load_study("plateau")  # its ladder has every size
+    _, profile = load_study()
+    sizes = dict.fromkeys(("tiny", "small"), profile.ladder["student"])
+    profile = profile.model_copy(update={"ladder": sizes | profile.ladder})
     for of in TABLES:
         for name in of.arms.values():
             if not name.startswith(NOT_RUN):

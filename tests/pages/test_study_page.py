@@ -1,5 +1,6 @@
 """The page of the study: what its files say, whichever of them are there."""
 
+import html
 import json
 import re
 from pathlib import Path
@@ -161,13 +162,16 @@ def test_nothing_there(tmp_path: Path, own: Judged) -> None:
 
 
 def test_each_study_has_its_page_and_command(study: Path, own: Judged) -> None:
-    plateau: Any = Kept(study, "plateau")
-    text = study_page.study_page(plateau, own, study / "plateau.svg")
-    assert load_study("plateau")[0].about in text and "<code>make study STUDY=plateau</code>" in text
-    assert 'href="plateau/claims.csv"' in text
-    told = study_page.study_sentences({"plateau": study_page.judged(plateau)}, {"plateau": plateau})
-    title = load_study("plateau")[0].title
-    assert f'<li><a href="plateau.html">{title}</a> tested 4 of the paper\'s 15 claims: <strong>1' in told
+    other: Any = Kept(study, "sighted")
+    text = study_page.study_page(other, own, study / "sighted.svg")
+    assert (
+        load_study("sighted")[0].about in html.unescape(text)
+        and "<code>make study STUDY=sighted</code>" in text
+    )
+    assert 'href="sighted/claims.csv"' in text
+    told = study_page.study_sentences({"sighted": study_page.judged(other)}, {"sighted": other})
+    title = load_study("sighted")[0].title
+    assert f'<li><a href="sighted.html">{title}</a> tested 4 of the paper\'s 15 claims: <strong>1' in told
     assert "study.html" not in told
 
 

@@ -30,7 +30,7 @@ KINDS = [
     "imitation.html",
     "method.html",
     "notebooks/4_reward_design.html",
-    "plateau.html",
+    "earlier.html",
     "responses.html",
     "verdicts.html",
     "your_models.html",

@@ -14,14 +14,14 @@ from fuzzing import count, rounds
 from masters import settings
 from masters.runtime.checksums import SUMS, read_json
 from masters.runtime.files import ROOT
-from masters_book.claims.table import read_claims
+from masters_book.claims.table import CLAIMS, read_claims
 from masters_book.pages import parameters
 from masters_book.results import STUDY
 from masters_book.results.tables import Number, Schema, read_table
 from masters_book.study import plan
 from masters_book.study.tables import SCHEMAS, Tables
 
-RESULTS = [STUDY.parent, STUDY, STUDY.with_name("plateau"), ROOT / "data" / "paper"]
+RESULTS = [STUDY.parent, STUDY, STUDY.with_name("earlier"), ROOT / "data" / "paper"]
 FILES = [path for folder in RESULTS for path in sorted(folder.iterdir()) if path.is_file() and path.suffix]
 PARAMS = sorted(path.relative_to(settings.PARAMS) for path in settings.PARAMS.rglob("*.yaml"))
 MARKERS = b"<<<<<<< HEAD\n%s=======\n%s>>>>>>> other\n"
@@ -33,6 +33,8 @@ def read(path: Path) -> pd.DataFrame:
         return pd.DataFrame([read_json(path)])
     if path.suffix == ".parquet":
         return Tables(path.parent).answers(int(path.stem.split("-")[1]))
+    if path.parent.name == "earlier":
+        return read_table(path, CLAIMS)
     if path.name == "claims.csv":
         return read_claims(path)
     if path.name == "bench.csv":

@@ -406,9 +406,6 @@ def test_the_plans_of_the_project(name: str) -> None:
     assert plan.test_questions * len(of_runs.tasks) >= 10_000
     for each in plan.arms():
         arm(each, of_runs)
-    teachers = [load_study(each)[1].ladder for each in ("study", "plateau")]
-    for model in ("mid", "large"):  # which these two share
-        assert teachers[0][model] == teachers[1][model]  # type: ignore[index]
 
 
 def test_the_main_plan_has_power() -> None:
@@ -421,7 +418,7 @@ def test_the_main_plan_has_power() -> None:
 def test_settings_of_a_plan_stand_in_the_place_of_the_profile_s(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan = yaml.safe_load((settings.PARAMS / "plateau.yaml").read_text())
+    plan = yaml.safe_load((settings.PARAMS / "study.yaml").read_text())
     del plan["distillation"]
     source = yaml.safe_dump(plan)
     shutil.copytree(settings.PARAMS / "mini", tmp_path / "mini")
