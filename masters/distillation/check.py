@@ -169,7 +169,8 @@ class Speed:
         Args:
             sample: questions with the pictures to process.
         """
-        layer, row = torch.nn.Linear(8, 8), torch.ones(1, 8)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        layer, row = torch.nn.Linear(8, 8, device=device), torch.ones(1, 8, device=device)
         with torch.inference_mode():
             call = _seconds(lambda: layer(row), 500)
         few = range(min(FEW, len(sample)))
@@ -278,10 +279,10 @@ def _size(count: int) -> str:
     return f"{count / GIB:.1f} GiB" if count >= GIB / 10 else f"{count / 2**20:.1f} MiB"
 
 
-def _products_per_second(size: int = 1024) -> float:
+def _products_per_second() -> float:
     """Measure the operations per second of a matrix product on this device, in the type it trains with."""
     gpu = torch.cuda.is_available()
-    dtype = torch.bfloat16 if gpu else torch.float32
+    size, dtype = (8192, torch.bfloat16) if gpu else (1024, torch.float32)  # a small one leaves a GPU idle
     a = torch.ones(size, size, device="cuda" if gpu else "cpu", dtype=dtype)
     return 2 * size**3 / _seconds(lambda: float((a @ a)[0, 0]), 8)  # a number waits for the device
 

@@ -1,6 +1,7 @@
 """What a run writes: answers and scores in ``eval/``, and the student's folder with its model card."""
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -77,7 +78,7 @@ tags: [distillation, masters]
 # {name}
 
 {base}, distilled with the method *{method}* of Masters
-([arXiv 2512.22238](https://arxiv.org/abs/2512.22238)) from {teachers}, on {questions:,} questions.
+([arXiv 2512.22238](https://arxiv.org/abs/2512.22238)) from {teachers}, on {questions:,} questions.{changed}
 
 {results}
 
@@ -101,7 +102,12 @@ processor = AutoProcessor.from_pretrained("{name}")
 
 
 def card(
-    run: RunFile, teachers: Sequence[str], questions: int, found: dict[str, Interval], evaluated: int
+    run: RunFile,
+    teachers: Sequence[str],
+    questions: int,
+    found: dict[str, Interval],
+    evaluated: int,
+    changed: float = math.nan,
 ) -> str:
     """Return the model card of the student.
 
@@ -111,14 +117,17 @@ def card(
         questions: training questions.
         found: :func:`scores`; empty without evaluation.
         evaluated: questions of the evaluation.
+        changed: share of the weights that differ from the base, if known.
     """
     lines = [f"- {shown(name, interval, evaluated)}" for name, interval in found.items()]
+    share = f" {100 * changed:.1f} % of the stored weights differ from it." if changed == changed else ""
     return CARD.format(
         base=run.student.partition("@")[0],
         name=run.output.name,
         method=run.method,
         teachers=", then ".join(teachers) or "labels alone",
         questions=questions,
+        changed=share,
         results="\n".join(lines) or "Not evaluated.",
         reward=run.reward if isinstance(run.reward, str) else run.reward["llm"].model,
         settings=resolved(run),

@@ -34,7 +34,7 @@ from masters.experiments.run import budget_of, train_student
 from masters.judges import Judge
 from masters.masking.schedule import MaskSchedule
 from masters.models.compatibility import context
-from masters.models.loading import load
+from masters.models.loading import changed_share, load, stored_dtype
 from masters.own_data.question_set import OwnQuestions, encode_own, load_own_data
 from masters.runtime import distributed
 from masters.runtime.checksums import read_json
@@ -44,6 +44,7 @@ from masters.training.checkpoints import last_checkpoint
 from masters.training.trainer import Evaluation
 
 Say = Callable[[str], None]
+FEW_CHANGED = 0.1  # share of changed weights below which a hint is given
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,11 @@ class Prepared:
     def evaluation(self) -> str | None:
         """The split of the evaluation: test if there is one, else eval; None without either."""
         return next((split for split in ("test", "eval") if split in self.own.splits), None)
+
+    @property
+    def start(self) -> Path:
+        """The folder of the student before training."""
+        return self.lab.folder(self.spec.student)
 
     @property
     def teachers(self) -> list[str]:
@@ -278,10 +284,14 @@ def _finish(prepared: Prepared, say: Say) -> None:
     evaluated = int((frames["after"]["label"] != "").sum()) if "after" in frames else 0
     if found:
         write_scores(output / "eval", found, evaluated)
-    questions = len(prepared.own.splits["train"])
-    write_atomic(model / "README.md", card(run, prepared.teachers, questions, found, evaluated))
+    questions, changed = len(prepared.own.splits["train"]), changed_share(prepared.start, model)
+    write_atomic(model / "README.md", card(run, prepared.teachers, questions, found, evaluated, changed))
     for name, interval in found.items():
         say(shown(name, interval, evaluated))
+    say(f"weights: {100 * changed:.1f} % differ from those of {run.student}")
+    if changed < FEW_CHANGED:
+        dtype = str(stored_dtype(model)).removeprefix("torch.")
+        say(f"         {dtype} cannot hold most changes: train longer, or raise training.learning_rate")
     say(f"the student: {model}")
     say(f"chat:    masters chat {model}")
     say(f"serve:   vllm serve {model}")

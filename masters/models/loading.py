@@ -251,6 +251,28 @@ def stored_dtype(folder: str | Path) -> torch.dtype:
     return counts.most_common(1)[0][0]
 
 
+def changed_share(before: Path, after: Path) -> float:
+    """Return the share of a model's weights that differ between two folders, both as stored.
+
+    Changes that the stored type rounds away do not count. NaN if no weight has one name and shape in both.
+    """
+    places = {name: path for path in before.glob("*.safetensors") for name in _names(path)}
+    changed = weights = 0
+    for path in after.glob("*.safetensors"):
+        for name in places.keys() & _names(path):
+            with safe_open(places[name], "pt") as old, safe_open(path, "pt") as new:
+                first, second = old.get_tensor(name), new.get_tensor(name)
+            if first.shape == second.shape:
+                changed += int((first != second).sum())
+                weights += first.numel()
+    return changed / weights if weights else math.nan
+
+
+def _names(path: Path) -> set[str]:
+    with safe_open(path, "pt") as file:
+        return set(file.keys())
+
+
 def skeleton(name_or_folder: str | Path) -> Any:
     """Return a model on the meta device: configuration, modules and shapes, without reading weights.
 

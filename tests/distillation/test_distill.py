@@ -393,6 +393,12 @@ def test_a_bfloat16_student_of_another_family_with_several_pictures_or_none(
     ]
     assert sum(changed) / len(changed) > 0.5
     assert any(line.startswith("memory, training: about") for line in said)
+    (share,) = (float(line.split()[1]) for line in said if line.startswith("weights: "))
+    assert share > 50 and f" {share} % of the stored weights differ" in (saved / "README.md").read_text()
+    # The learning rate of the paper, for a few steps: what changes is lost in bfloat16.
+    slow = {"learning_rate": 1e-9, "batch": 4}
+    masters.distill(own_models.file(tmp_path, data=data, training=slow, output_dir="slow"), said.append)
+    assert any("bfloat16 cannot hold most changes" in line for line in said), said
 
 
 WHOLE_FILE = """
