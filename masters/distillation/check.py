@@ -24,7 +24,7 @@ from masters.experiments.arms import RunSpec
 from masters.experiments.curriculum import all_stages, wanted_responses
 from masters.experiments.lab import Lab
 from masters.experiments.memory import memory
-from masters.experiments.response_plan import ResponsePlan
+from masters.experiments.response_plan import RunPlan
 from masters.models.loading import parameter_count
 from masters.objective.topk import bytes_per_token
 from masters.responses.engines.local import ROWS, row_bytes
@@ -89,12 +89,15 @@ class Estimate:
         return found
 
 
-def estimate_run(lab: Lab, spec: RunSpec, sample: Questions, evaluated: int, output: Path) -> Estimate:
+def estimate_run(
+    lab: Lab, spec: RunSpec, seed: int, sample: Questions, evaluated: int, output: Path
+) -> Estimate:
     """Estimate a run.
 
     Args:
         lab: the profile's assets; no weights are loaded.
         spec: the run.
+        seed: seed of the run.
         sample: some of the training questions, encoded.
         evaluated: questions that student and teachers answer for the evaluation.
         output: the output folder, for the free space of its disk.
@@ -102,10 +105,10 @@ def estimate_run(lab: Lab, spec: RunSpec, sample: Questions, evaluated: int, out
     settings, vocabulary = lab.profile.distillation, len(lab.processor.tokenizer)
     models = {name: lab.skeleton(name) for name in dict.fromkeys(spec.models)}
     stages, longest = all_stages(spec), lab.profile.sampling.max_new_tokens
-    plan = ResponsePlan.of([spec], settings.cache_teacher)
     n = max((sum(w.n for w in wanted_responses(spec, stage)) for stage in stages), default=1)
     prompts = [len(sample.prompt(index)) for index in range(len(sample))]
     questions, mean = settings.questions, float(np.mean(prompts))
+    plan = RunPlan.of(spec, seed, questions, settings.cache_teacher)
     try:
         step: int | None = memory(lab, spec, sample, range(len(sample))).total
     except (AttributeError, KeyError, TypeError, ValueError):  # a config that names its sizes otherwise
@@ -115,10 +118,10 @@ def estimate_run(lab: Lab, spec: RunSpec, sample: Questions, evaluated: int, out
         for name in models
     ]
 
-    responses = sum(wanted.n for wanted in plan.responses) * questions
+    responses = sum(wanted.n * len(places) for wanted, places in plan.responses.items())
     top_k = settings.top_k_logprobs
     per_token = 2 * vocabulary if top_k is None else bytes_per_token(vocabulary, top_k)
-    scored = sum(w.responses.n for w in plan.scores) * questions * longest
+    scored = sum(wanted.responses.n * count for wanted, count in plan.scores) * longest
     student = models[spec.student]
     stored = sum(weight.numel() * weight.element_size() for weight in student.parameters())
     lora = settings.memory_savings.lora
@@ -202,7 +205,7 @@ class Speed:
 def _hours(
     lab: Lab,
     spec: RunSpec,
-    plan: ResponsePlan,
+    plan: RunPlan,
     models: dict[str, Any],
     speed: Speed,
     prompt: float,
@@ -218,11 +221,14 @@ def _hours(
         share: length of a response as a share of ``max_new_tokens``.
     """
     settings, length = lab.profile.distillation, share * lab.profile.sampling.max_new_tokens
-    questions, student = settings.questions, models[spec.student]
-    generating = sum(speed.generate(models[w.model], w.n, questions, prompt, length) for w in plan.responses)
+    student = models[spec.student]
+    generating = sum(
+        speed.generate(models[wanted.model], wanted.n, len(places), prompt, length)
+        for wanted, places in plan.responses.items()
+    )
     reading = sum(
-        speed.read(models[w.scorer], questions, prompt + w.responses.n * length, questions / BATCH)
-        for w in plan.scores
+        speed.read(models[wanted.scorer], count, prompt + wanted.responses.n * length, count / BATCH)
+        for wanted, count in plan.scores
     )
     learned = spec.steps * spec.batch  # questions
     n = max((sum(w.n for w in wanted_responses(spec, stage)) for stage in all_stages(spec)), default=1)

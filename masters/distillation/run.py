@@ -29,8 +29,7 @@ from masters.experiments.arms import LABELS, RunSpec
 from masters.experiments.curriculum import all_stages
 from masters.experiments.evaluation import answers, check_labels
 from masters.experiments.lab import Lab
-from masters.experiments.response_plan import ResponsePlan, prepare
-from masters.experiments.run import budget_of, train_student
+from masters.experiments.run import budget_of, prepare_alone, train_student
 from masters.judges import Judge
 from masters.masking.schedule import MaskSchedule
 from masters.models.compatibility import context
@@ -128,7 +127,7 @@ def _distill(run: RunFile, say: Say) -> Path:
         if not model_folder.is_dir():
             _estimate(prepared, say)
             _evaluate(prepared, "before", lab.source(spec.student).load, say)
-            prepare(lab, ResponsePlan.of([spec], lab.profile.distillation.cache_teacher))
+            prepare_alone(lab, spec, run.training.seed)
     distributed.wait()
     if not distributed.from_main(model_folder.is_dir):
         _train(prepared, say if main else lambda line: None)
@@ -214,7 +213,8 @@ def _estimate(prepared: Prepared, say: Say) -> None:
     sample = encode_own(few, "train", prepared.lab.processor)
     split = prepared.evaluation
     evaluated = len(prepared.own.splits[split]) if split else 0
-    for line in estimate_run(prepared.lab, prepared.spec, sample, evaluated, prepared.run.output).lines():
+    lab, spec, run = prepared.lab, prepared.spec, prepared.run
+    for line in estimate_run(lab, spec, run.training.seed, sample, evaluated, run.output).lines():
         say(line)
 
 
@@ -236,10 +236,11 @@ def _train(prepared: Prepared, say: Say) -> None:
 
     steps = run.training.eval_steps
     evaluation = Evaluation(steps, score) if steps else None
-    train_student(prepared.lab, prepared.spec, seed, checkpoints, output / "model", describe, evaluation)
+    model = output / "model"
+    train_student(prepared.lab, prepared.spec, seed, checkpoints, model, describe, evaluation, alone=True)
     release()
     if distributed.rank() == 0:
-        say(f"student saved: {output / 'model'}")
+        say(f"student saved: {model}")
     distributed.wait()
 
 

@@ -86,7 +86,7 @@ class ResponseSet:
         accuracy: ``(questions, n)``, 1 where a response is correct.
         teacher: full log-probabilities of the stage's teacher, one array per response, questions in order.
         reference: the same of the student before training.
-        rows: the row of each question by its place in the pool; None where row and place are the same.
+        places: ascending places in the pool of the questions; None: all of the pool.
     """
 
     n: int
@@ -95,11 +95,11 @@ class ResponseSet:
     accuracy: np.ndarray | None = None
     teacher: Any = None
     reference: Any = None
-    rows: Mapping[int, int] | None = None
+    places: np.ndarray | None = None
 
     def row(self, place: int) -> int:
         """Return the row of the question at a place of the pool."""
-        return place if self.rows is None else self.rows[place]
+        return place if self.places is None else int(np.searchsorted(self.places, place))
 
 
 def stages(spec: RunSpec) -> Callable[[int], Stage]:
@@ -146,14 +146,18 @@ def wanted_scores(spec: RunSpec) -> list[WantedScores]:
 
     Those of refreshed responses are left out, since no two runs share them.
     """
-    found: dict[WantedScores, None] = {}
-    for stage in all_stages(spec) if spec.teachers else ():
-        for responses in wanted_responses(spec, stage):
-            if responses.model != REFRESHED:
-                unjudged = replace(responses, judge="rule")
-                found[WantedScores(spec.teachers[stage[0]], unjudged, stage[1], spec.choice())] = None
-                found[WantedScores(spec.student, unjudged)] = None
-    return list(found)
+    return list(dict.fromkeys(wanted for stage in all_stages(spec) for wanted in scores_at(spec, stage)))
+
+
+def scores_at(spec: RunSpec, stage: Stage) -> list[WantedScores]:
+    """Return the log-probabilities that a stage learns from, as :func:`wanted_scores`."""
+    found = []
+    for responses in wanted_responses(spec, stage) if spec.teachers else ():
+        if responses.model != REFRESHED:
+            unjudged = replace(responses, judge="rule")
+            found.append(WantedScores(spec.teachers[stage[0]], unjudged, stage[1], spec.choice()))
+            found.append(WantedScores(spec.student, unjudged))
+    return found
 
 
 def order(spec: RunSpec, seed: int, size: int, accuracy: np.ndarray | None = None) -> np.ndarray:
@@ -183,6 +187,13 @@ def order(spec: RunSpec, seed: int, size: int, accuracy: np.ndarray | None = Non
     shares = weights / weights.sum() if weights.any() else None
     drawn = np.random.default_rng([seed, 2]).choice(size, (spec.steps, hard), p=shares)
     return np.concatenate([plain.reshape(spec.steps, -1), drawn], axis=1).ravel()
+
+
+def places_at(spec: RunSpec, seed: int, size: int, stage: Stage) -> np.ndarray:
+    """Return the places in a pool of ``size`` questions that a stage sees, ascending, each once."""
+    stage_of = stages(spec)
+    steps = [step for step in range(spec.steps) if stage_of(step) == stage]
+    return np.unique(order(spec, seed, size).reshape(spec.steps, spec.batch)[steps])
 
 
 def curriculum(

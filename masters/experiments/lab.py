@@ -241,16 +241,20 @@ class Lab:
         """Return the pool's responses, generated and judged where they are missing."""
         return pd.concat(self.judged(wanted), ignore_index=True)
 
-    def response_arrays(self, wanted: WantedResponses, noise: float = 0.0) -> ResponseArrays:
-        """Return the pool's responses as training reads them, generated and judged where they are missing.
+    def response_arrays(
+        self, wanted: WantedResponses, noise: float = 0.0, questions: Sequence[int] | None = None
+    ) -> ResponseArrays:
+        """Return responses as training reads them, generated and judged where they are missing.
 
         Args:
             wanted: whose, and how many; neither labels nor refreshed ones.
             noise: share of questions whose responses are judged by a wrong label, see :meth:`labels_with`.
+            questions: indices of the training questions; None: the pool.
         """
-        labels = list(self.labels_with(noise)[0]["core"].iloc[self.pool]) if noise else None
-        store, judge = self._generate(wanted, self.pool), self.judge_of(wanted.judge)
-        return response_arrays(store, self.questions("train"), self.pool, wanted.n, judge, labels)
+        asked = self.pool if questions is None else questions
+        labels = list(self.labels_with(noise)[0]["core"].iloc[list(asked)]) if noise else None
+        store, judge = self._generate(wanted, asked), self.judge_of(wanted.judge)
+        return response_arrays(store, self.questions("train"), asked, wanted.n, judge, labels)
 
     def judge_of(self, name: str) -> Judge:
         """Return a judge by name: ``rule`` (the profile's reward), ``embedding`` or ``llm`` (its model).

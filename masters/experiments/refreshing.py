@@ -25,7 +25,7 @@ import pandas as pd
 from transformers import PreTrainedModel
 
 from masters.experiments.arms import RunSpec
-from masters.experiments.curriculum import ResponseSet, Stage, all_stages, grouped, order, stages
+from masters.experiments.curriculum import ResponseSet, Stage, all_stages, grouped, places_at, stages
 from masters.experiments.evaluation import answers
 from masters.experiments.lab import Lab
 from masters.judges import accuracies
@@ -40,13 +40,6 @@ FOLDER = "refreshed"  # inside the run's folder
 def first_step(spec: RunSpec, stage: Stage) -> int:
     """Return the first step of a stage."""
     return list(map(stages(spec), range(spec.steps))).index(stage)
-
-
-def questions_of(spec: RunSpec, seed: int, size: int, stage: Stage) -> list[int]:
-    """Return the places in the pool of the questions that a stage sees, each once, in pool order."""
-    stage_of, places = stages(spec), order(spec, seed, size)
-    seen = {int(place) for i, place in enumerate(places) if stage_of(i // spec.batch) == stage}
-    return sorted(seen)
 
 
 def refreshed(
@@ -75,7 +68,7 @@ def refreshed(
         )
     number = all_stages(spec).index(stage)
     path = folder / FOLDER / f"{number}.parquet"
-    places = questions_of(spec, seed, len(lab.pool), stage)
+    places = places_at(spec, seed, len(lab.pool), stage)
     wanted = [lab.pool[place] for place in places]
     if not path.is_file():
         what = f"responses of the student for stage {number + 1}"
@@ -115,5 +108,5 @@ def refreshed(
         accuracy,
         teacher,
         reference,
-        {place: row for row, place in enumerate(places)},
+        places,
     )

@@ -4,9 +4,10 @@ One plan serves training, ``masters generate``, its ``--dry-run``, and the cost 
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import pandas as pd
 
 from masters.experiments.arms import RunSpec, arm
@@ -14,6 +15,8 @@ from masters.experiments.curriculum import (
     WantedResponses,
     WantedScores,
     all_stages,
+    places_at,
+    scores_at,
     wanted_responses,
     wanted_scores,
 )
@@ -65,6 +68,60 @@ class ResponsePlan:
     def models(self) -> set[str]:
         """Return the rungs whose weights the plan needs."""
         return {wanted.model for wanted in self.responses} | {wanted.scorer for wanted in self.scores}
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """What a single run reads, if no other shares it: at each stage, the questions of that stage alone.
+
+    A run of one epoch sees each question at one mask ratio, so nothing is generated at the others.
+
+    Attributes:
+        responses: each store once, with the places in the pool of the questions that are asked.
+        scores: log-probabilities, each with the number of its questions.
+    """
+
+    responses: Mapping[WantedResponses, Sequence[int]]
+    scores: Sequence[tuple[WantedScores, int]]
+
+    @classmethod
+    def of(cls, spec: RunSpec, seed: int, size: int, cache_teacher: bool = True) -> "RunPlan":
+        """Return the plan of a run.
+
+        Args:
+            size: questions of the pool.
+            cache_teacher: as in :meth:`ResponsePlan.of`.
+        """
+        if not by_stage(spec, size):
+            whole = ResponsePlan.of([spec], cache_teacher)
+            return cls(
+                dict.fromkeys(whole.responses, range(size)), [(wanted, size) for wanted in whole.scores]
+            )
+        most: dict[WantedResponses, int] = {}
+        seen: dict[WantedResponses, list[np.ndarray]] = {}
+        scores = []
+        for stage in all_stages(spec):
+            places = places_at(spec, seed, size, stage)
+            for wanted in wanted_responses(spec, stage):
+                if wanted.is_stored:
+                    store = replace(wanted, n=0)
+                    most[store] = max(wanted.n, most.get(store, 0))
+                    seen.setdefault(store, []).append(places)
+            if cache_teacher:
+                scores += [(wanted, len(places)) for wanted in scores_at(spec, stage)]
+        asked = {
+            replace(store, n=n): np.unique(np.concatenate(seen[store])).tolist() for store, n in most.items()
+        }
+        return cls(asked, scores)
+
+
+def by_stage(spec: RunSpec, size: int) -> bool:
+    """Return whether a run that shares nothing reads each stage's questions alone.
+
+    From the third epoch on, stages share so many questions that reading the pool once is cheaper.
+    """
+    known = spec.learn_from not in ("nothing", "online") and spec.schedule == "equal" and not spec.replay
+    return known and len(all_stages(spec)) > 1 and spec.steps * spec.batch <= 2 * size
 
 
 def prepare(lab: Lab, plan: ResponsePlan) -> None:

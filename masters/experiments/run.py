@@ -20,6 +20,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from filelock import FileLock
 
@@ -32,11 +33,13 @@ from masters.experiments.curriculum import (
     all_stages,
     curriculum,
     order,
+    places_at,
     wanted_responses,
 )
 from masters.experiments.evaluation import evaluate, unanswered
 from masters.experiments.lab import Lab
 from masters.experiments.refreshing import first_step, refreshed
+from masters.experiments.response_plan import ResponsePlan, RunPlan, by_stage, prepare
 from masters.models.loading import load, save_student, stored_dtype
 from masters.models.source import Source
 from masters.objective.diagnostics import NotFinite
@@ -175,10 +178,12 @@ def train_student(
     folder: Path,
     describe: Callable[[Path, pd.DataFrame], None],
     evaluation: Evaluation | None = None,
+    alone: bool = False,
 ) -> None:
     """Train the student of a run; rank 0 saves it in the type of the weights that it started from.
 
     Args:
+        alone: no other run shares its responses, see :func:`prepare_alone`.
         checkpoints: kept there, so remove them once the student is saved.
         folder: where the student is saved once it is trained.
         describe: gets the student's new folder and the log, and may add files.
@@ -190,7 +195,7 @@ def train_student(
     base = lab.folder(spec.student)
     model, processor = load(base)
     dtype = stored_dtype(base)
-    log = train_in_place(lab, model, spec, seed, checkpoints, evaluation)
+    log = train_in_place(lab, model, spec, seed, checkpoints, evaluation, alone)
 
     def save(target: Path) -> None:
         save_student(model, processor, target, dtype)
@@ -215,7 +220,13 @@ def budget_of(profile: Profile, spec: RunSpec, seed: int) -> Budget:
 
 
 def train_in_place(
-    lab: Lab, model: Any, spec: RunSpec, seed: int, folder: Path, evaluation: Evaluation | None = None
+    lab: Lab,
+    model: Any,
+    spec: RunSpec,
+    seed: int,
+    folder: Path,
+    evaluation: Evaluation | None = None,
+    alone: bool = False,
 ) -> pd.DataFrame:
     """Train a student in place as a spec says and return the log, see :func:`masters.training.train.train`.
 
@@ -248,8 +259,15 @@ def train_in_place(
         vocabulary=len(lab.processor.tokenizer),
         choices=[lab.choice(name, spec.choice()) for name in spec.teachers] if live else (),
     )
+    staged = alone and by_stage(spec, len(lab.pool))
+
+    def sets_at(stage: Stage, own: ResponseSet | None = None) -> list[ResponseSet]:
+        return response_sets(
+            lab, spec, stage, own, places_at(spec, seed, len(lab.pool), stage) if staged else None
+        )
+
     first, *later = all_stages(spec)
-    sets = {first: response_sets(lab, spec, first)}
+    sets = {first: sets_at(first)}
     examples, plateau = curriculum(spec, seed, lab.pool, sets)
 
     def learn(student: Any, steps: int) -> pd.DataFrame:
@@ -276,36 +294,87 @@ def train_in_place(
         own = None
         if spec.refreshed:
             own = refreshed(lab, spec, seed, stage, folder, partial(as_before, stage))
-        sets[stage] = response_sets(lab, spec, stage, own)
+        sets[stage] = sets_at(stage, own)
     return learn(model, spec.steps)
 
 
+def prepare_alone(lab: Lab, spec: RunSpec, seed: int) -> None:
+    """Generate, judge and score what a run reads if no other shares it, see :class:`RunPlan`."""
+    if not by_stage(spec, len(lab.pool)):
+        prepare(lab, ResponsePlan.of([spec], lab.profile.distillation.cache_teacher))
+        return
+    for name in spec.models:
+        lab.folder(name)
+    plan = RunPlan.of(spec, seed, len(lab.pool))
+    generating = [
+        (Lab.make_responses, (wanted, [lab.pool[place] for place in places]))
+        for wanted, places in plan.responses.items()
+    ]
+    lab.parallel(generating, "sets of responses", lab.writers)
+    if lab.profile.distillation.cache_teacher:
+        scoring = [
+            (_score, (spec, seed, stage, wanted))
+            for stage in all_stages(spec)
+            for wanted in wanted_responses(spec, stage)
+            if wanted.model != REFRESHED
+        ]
+        lab.parallel(scoring, "sets of responses scored")
+
+
+def _score(lab: Lab, spec: RunSpec, seed: int, stage: Stage, wanted: WantedResponses) -> None:
+    """Store the log-probabilities that a stage reads of some of its responses."""
+    places = places_at(spec, seed, len(lab.pool), stage)
+    response_set(lab, wanted, spec.label_noise, _teacher(lab, spec, stage), spec.student, places)
+
+
+def _teacher(lab: Lab, spec: RunSpec, stage: Stage) -> Source | None:
+    return lab.source(spec.teachers[stage[0]], stage[1], spec.choice()) if spec.teachers else None
+
+
 def response_sets(
-    lab: Lab, spec: RunSpec, stage: Stage, refreshed_set: ResponseSet | None = None
+    lab: Lab,
+    spec: RunSpec,
+    stage: Stage,
+    refreshed_set: ResponseSet | None = None,
+    places: np.ndarray | None = None,
 ) -> list[ResponseSet]:
     """Return what a stage reads: the teacher's responses, then the student's; or the labels.
 
     Args:
         refreshed_set: the student's responses, where they are refreshed.
+        places: ascending places in the pool of the questions; None: all.
     """
-    teacher = lab.source(spec.teachers[stage[0]], stage[1], spec.choice()) if spec.teachers else None
+    # The next run often reads the same responses to the whole pool.
+    read = _of_the_pool if places is None else partial(response_set, places=places)
     return [
         refreshed_set
         if refreshed_set and wanted.model == REFRESHED
-        else response_set(lab, wanted, spec.label_noise, teacher, spec.student)
+        else read(lab, wanted, spec.label_noise, _teacher(lab, spec, stage), spec.student)
         for wanted in wanted_responses(spec, stage)
     ]
 
 
-@lru_cache(maxsize=8)  # the next run often reads the same responses
 def response_set(
-    lab: Lab, wanted: WantedResponses, label_noise: float, teacher: Source | None, student: str
+    lab: Lab,
+    wanted: WantedResponses,
+    label_noise: float,
+    teacher: Source | None,
+    student: str,
+    places: np.ndarray | None = None,
 ) -> ResponseSet:
+    """Return the responses of one model, or the labels, with their log-probabilities if they are stored."""
+    asked = None if places is None else [lab.pool[place] for place in places]
     if wanted.model in LABELS:
-        found = ResponseSet(1, lab.labels_of_pool(wanted.ratio, wanted.model))
+        labels = lab.labels_of_pool(wanted.ratio, wanted.model)
+        found = ResponseSet(
+            1, labels if places is None else [labels[place] for place in places], places=places
+        )
     else:
-        found = ResponseSet(wanted.n, *lab.response_arrays(wanted, label_noise))
+        found = ResponseSet(wanted.n, *lab.response_arrays(wanted, label_noise, asked), places=places)
     if teacher is None or not lab.profile.distillation.cache_teacher:
         return found
-    reference = lab.scores_of(lab.source(student), found.tokens)
-    return replace(found, teacher=lab.scores_of(teacher, found.tokens), reference=reference)
+    reference = lab.scores_of(lab.source(student), found.tokens, asked)
+    return replace(found, teacher=lab.scores_of(teacher, found.tokens, asked), reference=reference)
+
+
+_of_the_pool = lru_cache(maxsize=8)(response_set)

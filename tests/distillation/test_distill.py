@@ -71,6 +71,9 @@ def test_a_run_ends_in_a_student_with_a_card_answers_and_scores(folder: Path) ->
     assert len(pd.read_parquet(output / "log.parquet"))
     assert not (output / "checkpoints").exists()
     assert any("masters chat" in line for line in said)
+    # 8 questions, each answered twice by the student and by the teacher at the one ratio it is seen at.
+    shards = (output / "responses" / "responses").rglob("part-*.parquet")
+    assert sum(len(pd.read_parquet(path)) for path in shards) == 8 * (2 + 2)
     # A second start does nothing again.
     times = {path: path.stat().st_mtime_ns for path in output.rglob("*.safetensors")}
     masters.distill(folder / "run.yaml", said.append)
@@ -156,11 +159,11 @@ def test_the_hours_of_a_check_count_the_pictures_of_every_phase(
     said: list[str] = []
     check(own_models.file(folder), said.append)
     (line,) = [line for line in said if line.startswith("hours")]
-    # 8 questions: answered by the teacher at 3 mask ratios and by the student, read 6 times by the teacher
-    # and 4 times by the student, trained on once. 4 others: answered by the student twice and the teacher.
-    for phase in ("generating 32 to 32", "reading 80 to 80", "training 8 to 8", "evaluating 12 to 12"):
+    # 8 questions: answered by the teacher at one mask ratio and by the student, the responses of each read by
+    # both, trained on once. 4 others: answered by the student twice and the teacher.
+    for phase in ("generating 16 to 16", "reading 32 to 32", "training 8 to 8", "evaluating 12 to 12"):
         assert phase in line
-    assert line.startswith("hours, rough: 132 to 132 (")
+    assert line.startswith("hours, rough: 68 to 68 (")
 
 
 def test_the_hours_of_a_check_grow_with_the_responses(folder: Path) -> None:

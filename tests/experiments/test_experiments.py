@@ -17,11 +17,17 @@ from transformers import AutoModelForImageTextToText
 from masters.experiments import refreshing
 from masters.experiments import run as runs
 from masters.experiments.arms import RunSpec, arm
-from masters.experiments.curriculum import WantedResponses, WantedScores, wanted_responses, wanted_scores
+from masters.experiments.curriculum import (
+    WantedResponses,
+    WantedScores,
+    places_at,
+    wanted_responses,
+    wanted_scores,
+)
 from masters.experiments.curriculum import stages as stages_of
 from masters.experiments.lab import Lab
 from masters.experiments.memory import memory
-from masters.experiments.response_plan import ResponsePlan, prepare
+from masters.experiments.response_plan import ResponsePlan, RunPlan, by_stage, prepare
 from masters.experiments.results import Results, run_arm, run_arms
 from masters.experiments.run import response_set, run, run_folder
 from masters.judges.rule import RuleJudge
@@ -395,8 +401,11 @@ def test_each_stage_learns_from_what_the_student_says_then(
     for stage, step in ((0, 0.1), 2), ((0, 0.0), 4):
         student = AutoModelForImageTextToText.from_pretrained(tmp_path / f"checkpoint-{step}").eval()
         found: Any = refreshing.refreshed(lab, spec, 0, stage, tmp_path, lambda: pytest.fail("answers again"))
-        seen = refreshing.questions_of(spec, 0, len(lab.pool), stage)
-        assert list(found.rows) == seen and found.accuracy.shape == (len(found.tokens), 4) == (len(seen), 4)
+        seen = places_at(spec, 0, len(lab.pool), stage).tolist()
+        assert found.places.tolist() == seen and found.accuracy.shape == (len(found.tokens), 4) == (
+            len(seen),
+            4,
+        )
         row, index = found.row(seen[-1]), lab.pool[seen[-1]]
         batch = pack([questions.prompt(index)], [found.tokens[row]], [questions.image_features([index])])
         with torch.no_grad(), TeacherMask(large).apply(stage[1]):
@@ -430,6 +439,31 @@ def test_stages_may_be_decided_while_a_run_trains(lab: Lab, results: Results, tm
     assert list(cached["stage"]) == sorted(cached["stage"]) and set(cached["stage"]) == {0, 1, 2}
     for column in ("divergence", "kl", "held_out_divergence"):
         assert np.allclose(cached[column], along[column], atol=2e-3) and (cached[column] > -1e-6).all()
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["masters+steps=4", "mid_then_large+steps=5", "naive+r_max=0.2+steps=4", "masters+refreshed+steps=4"],
+)
+def test_a_run_alone_reads_less_and_learns_the_same(
+    lab: Lab, results: Results, folder: Path, tmp_path: Path, name: str
+) -> None:
+    spec = arm(name, lab.profile)
+    assert by_stage(spec, len(lab.pool))
+    alone, whole = RunPlan.of(spec, 0, len(lab.pool)), ResponsePlan.of([spec])
+    assert sum(n for _, n in alone.scores) < len(whole.scores) * len(lab.pool)
+    for wanted, places in alone.responses.items():
+        assert wanted in whole.responses and 0 < len(places) <= len(lab.pool)
+    learned = []
+    for number in (False, True):
+        if number:
+            runs.prepare_alone(lab, spec, 0)
+            before = files(folder / "cache")
+        model, _ = load(lab.folder("student"))
+        log = runs.train_in_place(lab, model, spec, 0, tmp_path / f"{number}", alone=number)
+        learned.append((small.weights_hash(model), log["loss"].tolist()))
+    assert files(folder / "cache") == before  # nothing was missing
+    assert learned[0] == learned[1]
 
 
 @pytest.mark.parametrize("what", ["criterion=random", "criterion=activation", "masked=vision"])
