@@ -22,6 +22,11 @@ class Kept:
         tuned = "masters+learning_rate=0.001+policy_weight=0.03+beta=0.003"
         return {"masters": tuned, **{name: name for name in names}}
 
+    def missing(self) -> dict[int, list[str]]:
+        """Return a replicate without Masters if fewer have it than are planned."""
+        runs = self.runs
+        return {} if (runs["arm"] == "masters").sum() >= self.plan.seeds else {9: ["masters"]}
+
     def refused(self) -> list[int]:
         """Every replicate has good teachers."""
         return []

@@ -51,7 +51,9 @@ def is_papers_form(spec: RunSpec) -> bool:
     paper = RunSpec(
         r_max=spec.r_max,
         r_step=PAPERS_STEP,
-        **spec.model_dump(include={"teachers", "judge", "questions", "steps", "batch", "learning_rate"}),
+        **spec.model_dump(
+            include={"student", "teachers", "judge", "questions", "steps", "batch", "learning_rate"}
+        ),
     )
     return spec == paper and spec.r_max > 0
 

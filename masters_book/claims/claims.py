@@ -258,7 +258,6 @@ CLAIMS: tuple[Claim, ...] = (
                 note="equal steps, not equal computation",
             ),
             Comparison("naive_multi", "naive+steps=1700", role="shown", note="about equal computation"),
-            Comparison("naive_multi", "naive+steps=420", role="shown", note="about equal computation"),
             Comparison("naive_multi", "naive+steps=1080", role="shown", note="about equal computation"),
         ),
         "5_offline_rl",

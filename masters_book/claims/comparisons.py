@@ -5,7 +5,7 @@ sampled answers, seed by seed. :mod:`masters_book.claims.verdicts` decides what 
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -62,11 +62,13 @@ class Comparison:
 
     def names_among(self, arms: set[str]) -> tuple[str, str] | None:
         """Return the names that treatment and control have among ``arms``; None if one is missing."""
-        names = [
-            next((name for name in (arm, *SAME_RUN.get(arm, ())) if name in arms), None)
-            for arm in (self.treatment, self.control)
-        ]
+        names = [name_among(arm, arms) for arm in (self.treatment, self.control)]
         return None if names[0] is None or names[1] is None else (names[0], names[1])
+
+
+def name_among(arm: str, arms: Container[str]) -> str | None:
+    """Return the name that an arm has among ``arms``; None if it is not there."""
+    return next((name for name in (arm, *SAME_RUN.get(arm, ())) if name in arms), None)
 
 
 def measure(

@@ -219,7 +219,7 @@ def _wrapped(text: str, room: float, lines: int) -> Sequence[str]:
 def _words(example: Worked) -> str:
     mask = example.mask
     answers = "; ".join(
-        f"{answer.source}: {_said(answer)}, {'right' if answer.correct else 'wrong'}, divergence "
+        f"{answer.source}: {_said(answer)}, accuracy reward {answer.correct:g}, divergence "
         f"{answer.divergence:.3f}, distillation reward {answer.reward_distillation:.2f}, advantage "
         f"{signed(answer.advantage)}"
         for answer in example.answers

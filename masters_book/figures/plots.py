@@ -87,9 +87,12 @@ def samples(rows: Iterable[Mapping[str, Any]]) -> Drawing:
     """Draw images in a grid, each with its answer above and its question below.
 
     Args:
-        rows: at least one, each with ``image``, ``question`` and ``answer``, such as a ``datasets.Dataset``.
+        rows: each with ``image``, ``question`` and ``answer``, such as a ``datasets.Dataset``.
     """
-    shown, columns = list(rows), 4
+    shown, columns = (
+        list(rows) or [{"image": [[1.0]], "question": "", "answer": "no question has a picture"}],
+        4,
+    )
     chars = int(WIDTH / columns * 12.5)
     texts = [[textwrap.fill(str(row[name]), chars) for name in ("question", "answer")] for row in shown]
     lines = max(question.count("\n") + answer.count("\n") + 2 for question, answer in texts)

@@ -6,7 +6,6 @@ tried, then students learn, the far start first.
 """
 
 import math
-from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
@@ -116,8 +115,9 @@ def run(processes: int, folder: Path = FOLDER) -> None:
         _learn([run for run in todo if run.arm == "step length"], processes, folder)
 
 
-def _learn(todo: Iterable[Run], processes: int, folder: Path) -> None:
-    teacher_folder()
+def _learn(todo: list[Run], processes: int, folder: Path) -> None:
+    if todo:
+        teacher_folder()
     workers.run([(learn_one, (run, folder)) for run in todo], processes, "runs of the imitation study")
 
 
@@ -151,7 +151,7 @@ def _store(run: Run, rows: pd.DataFrame, folder: Path) -> None:
 def mini() -> pd.DataFrame:
     """Measure the same on the small vision-language models of the main study (:func:`mask_dose`)."""
     study, tables = Study("study"), []
-    for replicate in range(MINI_REPLICATES):
+    for replicate in study.planned()[:MINI_REPLICATES]:
         lab = study.lab(replicate)
         models = [name for name in lab.profile.ladder if name in ("mid", "large")]
         tables.append(mask_dose(lab, models, plan.RATIOS).assign(replicate=replicate))

@@ -9,7 +9,8 @@ from typing import Any
 
 import pandas as pd
 
-from masters.experiments.arms import split
+from masters.experiments.arms import arm, split
+from masters_book.claims.comparisons import name_among
 from masters_book.claims.table import signed
 from masters_book.figures.names import title_of
 from masters_book.pages.first import Judged, notes, with_titles
@@ -46,7 +47,7 @@ def mind_page(judged: Judged | None, study: Study | None) -> str:
             "grid": [
                 words for name in (row["treatment"], row["control"]) if (words := _edge(name, study, tried))
             ],
-            "confounds": _confounds(row, judged, places),
+            "confounds": _confounds(row, judged, places, study),
             "otherwise": _otherwise(row),
         }
         for row in judged.claims.to_dict("records")
@@ -80,12 +81,13 @@ def _detects(row: Mapping[Any, Any]) -> str:
 def _replicates(row: Mapping[Any, Any], study: Study) -> str:
     if not row["seeds"] > 0:
         return "none"
-    return f"{int(row['seeds'])} of the {study.plan.seeds} that the main arms have"
+    return f"{int(row['seeds'])}; {study.plan.seeds} are planned for the main arms"
 
 
 def _edge(name: str, study: Study, tried: pd.DataFrame) -> str:
     """Return where the learning rate of an arm lies in the grid that it was chosen from; empty if untuned."""
-    head = next((head for head, rest in study.plan.tuned.items() if name in (head, *rest)), name)
+    asked = name_among(name, study.plan.arms()) or name
+    head = next((head for head, rest in study.plan.tuned.items() if asked in (head, *rest)), name)
     rates = tried.loc[tried["arm"] == head, "learning_rate"]
     chosen = tried.loc[(tried["arm"] == head) & tried["chosen"].astype(bool), "learning_rate"]
     if chosen.empty or rates.nunique() < 2:
@@ -96,12 +98,27 @@ def _edge(name: str, study: Study, tried: pd.DataFrame) -> str:
     return f"{title_of(name)}: learning rate {rate:g}{of}, {where}"
 
 
-def _confounds(row: Mapping[Any, Any], judged: Judged, places: pd.DataFrame) -> list[str]:
-    trained = [judged.settings.get(row[side], "") for side in ARMS]
-    found = []
-    if trained[0] != trained[1] and not {"", "not trained"} & set(trained):
-        pair = "; ".join(f"{title_of(row[side])} with {how}" for side, how in zip(ARMS, trained, strict=True))
-        found.append(f"The arms were trained apart: {pair}.")
+def _tuned_apart(row: Mapping[Any, Any], study: Study) -> list[str]:
+    """Return a sentence if tuning chose other settings for the two arms, beside what makes them arms."""
+    settings = study.settings()
+    names = [name_among(row[side], settings) for side in ARMS]
+    specs = [arm(settings[name], study.profile) for name in names if name]
+    if len(specs) < 2 or "nothing" in (spec.learn_from for spec in specs):
+        return []
+    chosen = ["learning_rate", *(["policy_weight", "beta"] if all(spec.rewards for spec in specs) else [])]
+    first, second = ({field: getattr(spec, field) for field in chosen} for spec in specs)
+    if not (differ := [field for field in chosen if first[field] != second[field]]):
+        return []
+    pair = [
+        f"{title_of(row[side])} with "
+        + ", ".join(f"{field.replace('_', ' ')} {of[field]:g}" for field in differ)
+        for side, of in zip(ARMS, (first, second), strict=True)
+    ]
+    return [f"The arms were tuned apart: {'; '.join(pair)}."]
+
+
+def _confounds(row: Mapping[Any, Any], judged: Judged, places: pd.DataFrame, study: Study) -> list[str]:
+    found = _tuned_apart(row, study)
     for place in places[places["treatment"] == row["treatment"]].to_dict("records"):
         control, values = split(place["control"])
         if control != row["control"] or set(values) != {"learning_rate"}:

@@ -5,7 +5,7 @@ the paper's, from ``data/paper``, and those of the studies' runs that count. Lev
 and questions differ. So each number also has its effect, the difference from another row of the same table.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -245,6 +245,7 @@ def paper_page(studies: Mapping[str, Study], lead: str) -> str:
     """
     accuracies = {name: _wide(study.runs, "replicate", "accuracy", 100) for name, study in studies.items()}
     seconds = {name: _wide(study.costs, "seed", "total_equal", 1) for name, study in studies.items()}
+    planned = {name: study.plan.arms() for name, study in studies.items()}
     sections = [
         {
             "title": of.title,
@@ -252,7 +253,7 @@ def paper_page(studies: Mapping[str, Study], lead: str) -> str:
             "claims": of.claims(),
             "named": len(of.keys),
             "ours": len(studies) + 1,
-            "table": _beside(of, seconds if of.name == DAYS else accuracies),
+            "table": _beside(of, seconds if of.name == DAYS else accuracies, planned),
             "cells": None if of.name == DAYS else _cells(of.name),
         }
         for of in TABLES
@@ -260,7 +261,7 @@ def paper_page(studies: Mapping[str, Study], lead: str) -> str:
     return fill("paper.md", sections=sections, figures=FIGURES, lead=lead)
 
 
-def _beside(of: Beside, ours: Mapping[str, pd.DataFrame]) -> Table:
+def _beside(of: Beside, ours: Mapping[str, pd.DataFrame], planned: Mapping[str, Collection[str]]) -> Table:
     """Return a table: what names a row, the paper's numbers, our arm, and its result in each study."""
     paper, over, days = of.rows(), of.effects(), of.name == DAYS
     short = of.across or len(paper.columns) <= 5
@@ -285,17 +286,24 @@ def _beside(of: Beside, ours: Mapping[str, pd.DataFrame]) -> Table:
             _with_effect(f"{value:g}" if days else f"{value:.1f}", value, earlier.get(column), days)
             for column, value in values.items()
         ]
-        found = [_ours(wide, arm, of.arms.get(before or "", ""), days) for wide in shared.values()]
+        found = [
+            _ours(wide, arm, of.arms.get(before or "", ""), days, planned[study])
+            for study, wide in shared.items()
+        ]
         names = key.split(" ") if len(of.keys) > 1 else [key]
         rows.append([*map(_label, names), *cells, title_of(arm), *found])
     return header, rows
 
 
-def _ours(wide: pd.DataFrame, arm: str, before: str, days: bool) -> str:
+def _ours(wide: pd.DataFrame, arm: str, before: str, days: bool, planned: Collection[str]) -> str:
     """Return an arm's mean over replicates, and its effect over another arm."""
     if arm not in wide:
-        return "not run" if arm.startswith(NOT_RUN) else f"{NOT_RUN}not an arm of this study"
+        if arm.startswith(NOT_RUN):
+            return "not run"
+        return f"{NOT_RUN}{'planned' if arm in planned else 'not an arm of this study'}"
     values = wide[arm]
+    if values.empty:
+        return "no replicate has all arms of this table"
     mean = f"{values.mean():.0f} s" if days else f"{values.mean():.1f}"
     if len(values) > 1:
         mean += f" ± {values.std():.0f}" if days else f" ± {values.std():.1f}"

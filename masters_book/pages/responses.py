@@ -34,7 +34,7 @@ PICTURES = 4  # per question
 LONGEST = 400  # characters of a text
 SPREADS = {
     "differs": "the accuracy reward differs",
-    "equal": "all responses correct, or all wrong",
+    "equal": "all responses have the same accuracy reward",
     "flat": "no spread in both rewards together",
 }
 
@@ -122,7 +122,7 @@ def _question(questions: Questions, index: Any, group: pd.DataFrame, student: st
                 "source": "student" if row["source"] == student else "teacher",
                 "text": _short(row["text"]),
                 "register": register(row["text"]),
-                "verdict": "correct" if row["correct"] == 1 else "wrong",
+                "verdict": {0: "wrong", 1: "correct"}.get(row["correct"], "in part"),
                 "accuracy": float(row["correct"]),
                 "distillation": float(row["reward_distillation"]),
                 "advantage": float(row["advantage"]),

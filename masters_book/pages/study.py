@@ -12,6 +12,7 @@ import pandas as pd
 
 from masters.experiments.arms import arm
 from masters_book.analysis.trained_with import learning_rate_shares, settings_of
+from masters_book.claims.comparisons import SAME_RUN, name_among
 from masters_book.claims.verdicts import judge_claims, judge_comparisons
 from masters_book.pages import study_tables as tables
 from masters_book.pages.first import (
@@ -26,12 +27,15 @@ from masters_book.pages.first import (
 )
 from masters_book.pages.rendering import fill
 from masters_book.pages.study_tables import blind_accuracies, number
-from masters_book.study.study import Study
+from masters_book.study.study import COMPARED_BY_COST, Study
 
 FILES = (
     *("comparisons.csv", "map.csv", "runs.csv", "costs.csv", "trials.csv", "tasks.csv", "registers.csv"),
     *("blind.csv", "machine.json"),
 )
+
+
+STAGED = ("masters", "mid_then_large")  # arms whose stages are shown
 
 
 def study_page(study: Study, own: Judged, image: Path) -> str:
@@ -44,6 +48,8 @@ def study_page(study: Study, own: Judged, image: Path) -> str:
     """
     runs = study.runs
     missing = [file for file in FILES if not (study.folder / file).is_file()]
+    if not COMPARED_BY_COST & set(study.plan.arms()):
+        missing.remove("costs.csv")
     return fill(
         "study.md",
         name=study.name,
@@ -83,7 +89,8 @@ def settings_of_study(study: Study) -> dict[str, str]:
     """Return what each arm of a study was trained with, tuned settings included, by the arm's name."""
     chosen = study.settings()
     words = settings_of(study.profile, list(chosen.values()))
-    return {name: words[long] for name, long in chosen.items() if long in words}
+    of_arm = {name: words[long] for name, long in chosen.items() if long in words}
+    return of_arm | {name: of_arm[there] for name in SAME_RUN if (there := name_among(name, of_arm))}
 
 
 def command(name: str) -> str:
@@ -126,12 +133,12 @@ def _claims(study: Study, runs: pd.DataFrame, own: Judged, image: Path) -> dict[
     rows = []
     for row in found.claims.to_dict("records"):
         seeds = str(int(row["seeds"])) if row["seeds"] > 0 else ""
-        shown = [each for each in (row["treatment"], row["control"]) if each in arms]
+        shown = filter(None, (name_among(row[side], arms) for side in ("treatment", "control")))
         links = [(f"#{tables.anchor(each)}", each) for each in shown]
         how = {"commands": [command(name)], "rows": links, "file": f"{name}/runs.csv"}
         p = "under 0.001" if row["p_holm"] < 0.001 else number(row["p_holm"], 3)
-        smallest = f"{row['smallest']:.1f} {row['unit']}" if row["seeds"] > 0 else ""
-        test = f"p {p}\ndetects {smallest}\n{seeds} replicates" if seeds else ""
+        smallest = f"\ndetects {row['smallest']:.1f} {row['unit']}" if row["smallest"] > 0 else ""
+        test = f"p {p}{smallest}\n{seeds} replicates" if seeds else ""
         rows.append(claim_row(row, found, [test, verdicts.get(row["id"], "")], how))
     gap = found.effects["gap"].dropna()
     return {
@@ -162,7 +169,7 @@ def _seeds(study: Study, seeds: pd.Series) -> str:
     )
     refused = study.refused()
     few, main = study.plan.few_seeds, study.plan.seeds
-    if fewest < few or most < main:
+    if study.missing():
         words += (
             f" The study is not finished: {main} are planned for the main arms, {few} for the others, and a "
             "verdict may still change."
@@ -188,7 +195,7 @@ def _arms(study: Study, runs: pd.DataFrame, blind: pd.Series) -> dict[str, Any]:
         "gains": tables.gains(above),
         "schedule": {
             "kind": study.profile.distillation.lr_schedule,
-            "shares": [(name, _stage_shares(study, name)) for name in ("masters", "mid_then_large")],
+            "shares": [(name, _stage_shares(study, name)) for name in STAGED if name in study.plan.arms()],
         },
         **tables.arms(runs, above, settings_of_study(study), blind),
     }

@@ -146,7 +146,11 @@ def _worst_rates(runs: pd.DataFrame) -> dict[str, Any] | None:
     return {
         "words": f"{mean}, at the learning rate with the lowest mean, from {low:g} to {high:g}",
         "forms": [
-            (form, f"{_percent(accuracy)} %", f"at {rate:g}; {tokens:.1f} tokens per answer, KL {kl:.3f}")
+            (
+                form,
+                f"{_percent(accuracy)} %",
+                f"at {rate:g}; {tokens:.1f} tokens per answer" + ("" if np.isnan(kl) else f", KL {kl:.3f}"),
+            )
             for rate, form, accuracy, tokens, kl in table.itertuples(index=False)
         ],
         "base": f"{_percent(runs.loc[runs['arm'] == 'base', 'accuracy'].mean())} %",
@@ -185,9 +189,15 @@ def by_task(study: Study, runs: pd.DataFrame, blind: pd.Series) -> Table:
 
 def by_register(study: Study, runs: pd.DataFrame) -> Table:
     """Return how often each arm answers in each register, how well and how long."""
-    names, values = ["arm", "mode", "register"], ["share", "correct", "tokens"]
+    names, replicates = ["arm", "mode", "register"], runs.groupby("arm").size()
     frame = _of(runs, study.tables.read("registers.csv"))
-    means = frame.groupby(names, sort=False)[values].mean().reset_index()
+    weighted = frame.assign(**{name: frame[name] * frame["share"] for name in ("correct", "tokens")})
+    sums = weighted.groupby(names, sort=False)[["share", "correct", "tokens"]].sum()
+    means = sums[["correct", "tokens"]].div(sums["share"], axis=0)
+    # A register that a replicate lacks has a share of 0 there.
+    of_arm = means.index.get_level_values("arm")
+    means.insert(0, "share", sums["share"] / np.array([replicates[name] for name in of_arm], dtype=float))
+    means = means.reset_index()
     rows = [
         [title_of(str(arm)), str(mode), str(register), _percent(share), _percent(correct), number(tokens, 1)]
         for arm, mode, register, share, correct, tokens in means.itertuples(index=False)

@@ -109,10 +109,10 @@ class Study:
 
         Settings at their defaults are left out, so a new field does not change old keys.
         """
-        names = ("tasks", "train_questions", "wrong_labels", "registers", "sampling", "generation", "ladder")
+        names = ("tasks", "train_questions", "wrong_labels", "registers", "sampling", "generation", "reward")
         questions = "test_questions" if split == "test" else "validation_questions"
-        of_profile: dict[str, Any] = dict.fromkeys((*names, questions), True)
-        of_profile["distillation"] = {"top_k_logprobs", "memory_savings"}  # the arm holds the rest
+        of_profile: dict[str, Any] = dict.fromkeys((*names, "ladder", questions), True)
+        of_profile["distillation"] = {"top_k_logprobs", "memory_savings", "trainer"}  # the arm holds the rest
         spec = arm(setting, self.profile)
         if spec.judge == "llm":
             of_profile["judge"] = {"model"}
@@ -194,6 +194,11 @@ class Study:
         least = self.plan.teacher_at_least
         if least is None:
             return []
+        found = self._teachers().items()
+        return [at for at, of in found if of["large"] < least or of["large"] <= of["mid"]]
+
+    def _teachers(self) -> dict[int, dict[str, float]]:
+        """Return the accuracies of the measured teachers, by replicate."""
         weights = self.tables.read("ladder.csv").set_index(["replicate", "model"])["weights"].to_dict()
         scores: dict[int, dict[str, float]] = {}
         for row in self.tables.read("admissions.csv").to_dict("records"):
@@ -201,8 +206,7 @@ class Study:
             current = self.key(model, at, "validation"), weights.get((at, model))
             if (row["key"], row["weights"]) == current:
                 scores.setdefault(at, {})[model] = row["accuracy"]
-        whole = {at: of for at, of in scores.items() if {"mid", "large"} <= set(of)}
-        return [at for at, of in whole.items() if of["large"] < least or of["large"] <= of["mid"]]
+        return {at: of for at, of in scores.items() if {"mid", "large"} <= set(of)}
 
     def tuned_at(self) -> int:
         """Return the replicate on whose validation questions settings are tried: the first not refused."""
@@ -218,13 +222,17 @@ class Study:
 
     def untried(self, arms: Iterable[str] | None = None) -> list[str]:
         """Return the missing trials, of all arms or of those that ``arms`` depend on."""
-        there, asked = set(self.tried["setting"]), None if arms is None else set(arms)
-        heads = [
+        there = set(self.tried["setting"])
+        return [s for head in self._heads(arms) for s in self.trials(head) if s not in there]
+
+    def _heads(self, arms: Iterable[str] | None) -> list[str]:
+        """Return the tuned arms that some arms depend on; None: all."""
+        asked = None if arms is None else set(arms)
+        return [
             head
             for head, rest in self.plan.tuned.items()
             if asked is None or asked.intersection((head, *rest))
         ]
-        return [setting for head in heads for setting in self.trials(head) if setting not in there]
 
     def predictions(self) -> pd.DataFrame:
         """Return the greedy answers of the runs that count; ``seed`` is the replicate."""
@@ -280,7 +288,8 @@ class Study:
 
     def tune(self, arms: Iterable[str] | None = None) -> None:
         """Run the missing trials, of all arms or of those that ``arms`` depend on."""
-        if not self.untried(arms):
+        arms = None if arms is None else set(arms)
+        if not self._heads(arms):
             return
         at = self._first_admitted()
         head_of = {setting: head for head in self.plan.tuned for setting in self.trials(head)}
@@ -298,19 +307,17 @@ class Study:
                 self.tables.write("trials.csv", table.assign(chosen=table["setting"].isin(chosen)))
 
     def _first_admitted(self) -> int:
-        """Train and measure the models of one replicate after the other, up to the first that is not refused.
+        """Measure the teachers of one replicate after the other, up to the first that are good enough.
 
         Raises:
             ValueError: all are refused.
         """
         if self.plan.teacher_at_least is None:
             return self.tuned_at()
-        measured = None
-        while (planned := self.planned()) and planned[0] != measured:
-            measured = planned[0]
-            lab = self.lab(measured)
-            self._keep_ladder(lab, measured)
-            self._measure_teachers(lab, measured)
+        while (planned := self.planned()) and planned[0] not in self._teachers():
+            lab = self.lab(planned[0])
+            self._keep_ladder(lab, planned[0])
+            self._measure_teachers(lab, planned[0])
         if not planned:
             raise ValueError(
                 f"study {self.name}: no replicate has a large model that answers "
@@ -328,6 +335,8 @@ class Study:
         main = set(self.plan.main)
         for is_main in (True, False):
             asked = {name for names in self._todo(is_main, replicates).values() for name in names}
+            if not asked:
+                continue
             self.tune(asked)
             settings = self.settings()
             if lacking := sorted(asked - set(settings)):
@@ -412,7 +421,7 @@ class Study:
             groups = answers.groupby(["arm", "mode", name])
             share = groups.size() / answers.groupby(["arm", "mode"]).size()
             rows = groups[["correct", "tokens"]].mean().assign(share=share, replicate=replicate).reset_index()
-            self.tables.add(f"{name}s.csv", rows)
+            self.tables.replace(f"{name}s.csv", rows, ["replicate", "arm", "mode"])
         self.tables.add("runs.csv", runs[list(SCHEMAS["runs.csv"].columns)])
         with self.tables.lock:
             write_intact(self.folder / "machine.json", json.dumps(machine(), indent=1) + "\n")

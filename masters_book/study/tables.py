@@ -115,6 +115,14 @@ class Tables:
         with self.lock:
             self.write(name, self.with_rows(name, rows).sort_values([*self.schemas[name].key]))
 
+    def replace(self, name: str, rows: pd.DataFrame, group: list[str]) -> None:
+        """Add rows in the place of all with the same values of ``group``, and sort the table by its key."""
+        with self.lock:
+            old = self.read(name)
+            again = pd.MultiIndex.from_frame(old[group]).isin(pd.MultiIndex.from_frame(rows[group]))
+            table = pd.concat([old[~again], rows], ignore_index=True)
+            self.write(name, table.sort_values([*self.schemas[name].key]))
+
     def with_rows(self, name: str, rows: pd.DataFrame) -> pd.DataFrame:
         """Return a table with added rows; a row with the same key is replaced."""
         old, key = [self.read(name)] if self.has(name) else [], [*self.schemas[name].key]

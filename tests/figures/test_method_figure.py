@@ -21,7 +21,12 @@ def test_text_stays_inside_the_figure(narrow: bool) -> None:
 
 def test_words_hold_the_numbers() -> None:
     words = method_figure(worked()).alt
-    for number in ("2 of 10 weights", "below 0.3000", "in 3 stages", "“answer 1”, right, divergence 0.250"):
+    for number in (
+        "2 of 10 weights",
+        "below 0.3000",
+        "in 3 stages",
+        "“answer 1”, accuracy reward 1, divergence 0.250",
+    ):
         assert number in words
     assert f"policy term 0, KL 0, in total {0.2375:.3f}." in words
 

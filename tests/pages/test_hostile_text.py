@@ -89,7 +89,10 @@ class Hostile:
         return {"masters": "masters", "mid_then_large": "mid_then_large"}
 
     def refused(self) -> list[int]:
-        return []
+        return [0]
+
+    def missing(self) -> dict[int, list[str]]:
+        return {1: [HOSTILE]}
 
 
 def test_first_page(profile: Profile, own: first_page.Judged, tmp_path: Path) -> None:

@@ -50,18 +50,18 @@ def test_a_fold_says_what_was_detectable_and_where_tuning_ended(folds: dict[str,
         "0.7 points, four times out of five, before the correction for all claims. The margin is 1.00 "
         "points; the paper has +2.0 points." in words
     )
-    assert "Replicates: 10 of the 10 that the main arms have." in words
+    assert "Replicates: 10; 10 are planned for the main arms." in words
     assert (
         "Masters: learning rate 0.001, the largest tried; mask-progressive: learning rate 0.001, inside the"
         in words
     )
-    assert "trained apart: Masters with weight &lt;0.03&gt;; mask-progressive with no weight." in words
+    assert "tuned apart: Masters with learning rate 0.001; mask-progressive with learning rate 3e-05." in words
     assert CLAIMS[2].limits in words
 
 
 def test_a_fold_of_an_undecided_claim(folds: dict[str, str]) -> None:
     words = folds["c10"]
-    assert "Replicates: 5 of the 10 that the main arms have." in words
+    assert "Replicates: 5; 10 are planned for the main arms." in words
     assert "or an effect of at least the margin, significant after the correction" in words
     assert "2 responses: learning rate 0.001, chosen for Masters, the largest tried" in words
     assert "the paper gives none" in words

@@ -62,7 +62,7 @@ def test_effects_are_taken_within_replicates(study: Any) -> None:
     assert "<td>naive distillation, one label</td><td>50.0<br>(+10.0)</td>" in text, (
         "of the replicate that both have"
     )
-    assert "<td>mask-<wbr>progressive</td><td>not run: not an arm of this study</td>" in text
+    assert "<td>mask-<wbr>progressive</td><td>not run: planned</td>" in text
     assert "as judge</td><td>not run</td>" in text
     assert "<td>15 s ± 7</td>" in text and "<td>30 s ± 7<br>(2.0 times)</td>" in text
     assert "<td>30<br>(15.0 times)</td>" in text, "the paper's days"

@@ -112,7 +112,9 @@ def test_the_page_says_what_the_files_say(study: Path, own: Judged) -> None:
     assert "<td>50.0</td><td>25.0</td>" in text, "one run has no spread"
     assert "Masters</th><td>3e-05</td><td>0</td><td>0.01</td><td>62.5</td><td>50.0</td><td>yes" in text
     assert "blind: the question&#39;s text alone</th><td></td><td>30.0</td>" in text, "base has no run here"
-    assert "Masters</th><td>greedy</td><td>bare</td><td>25.0</td><td>87.5</td><td>2.0</td>" in text
+    assert "Masters</th><td>greedy</td><td>bare</td><td>16.7</td><td>87.5</td><td>2.0</td>" in text, (
+        "of 3 replicates, one without it"
+    )
     assert "taken out of the plan" not in text
     assert "Of 1 tuned arms 1 chose the smallest learning rate tried and 0 the largest" in text
     assert (
