@@ -90,6 +90,7 @@ def claims_section(profile: Profile, own: Judged, studies: Sequence[Judged] = ()
     return fill(
         "claims.md",
         lead=lead.title,
+        page=lead.page,
         counts=counts(lead.claims),
         claims=claims,
         titles=["", *(each.title for each in (lead, *others))],
