@@ -154,10 +154,19 @@ def read_states(model: Teacher | Student) -> Tensor:
         ValueError: the file is damaged.
         OSError: it is not there.
     """
-    path = states_path(model)
+    return read_tensors(states_path(model))["states"]
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file.
+
+    Raises:
+        ValueError: the file is damaged.
+        OSError: it is not there.
+    """
     content = path.read_bytes()
     try:
-        return from_bytes(content)["states"]
+        return from_bytes(content)
     except Exception:  # safetensors raises its own error
         raise ValueError(f"{path} is damaged: delete it, and it is computed again") from None
 

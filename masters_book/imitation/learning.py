@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from safetensors.torch import load as from_bytes
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
@@ -28,7 +27,7 @@ from masters.runtime.files import cache_dir, write_atomic
 from masters.runtime.keys import key_of
 from masters.runtime.progress import report
 from masters_book.imitation import plan
-from masters_book.imitation.distances import divergences, whole_teacher
+from masters_book.imitation.distances import divergences, read_tensors, whole_teacher
 from masters_book.imitation.models import (
     WARM_UP,
     heal,
@@ -191,7 +190,7 @@ def _batches(run: Run, doses: pd.DataFrame, done: int) -> Iterator[tuple[Tensor,
     per_stage = run.steps // plan.STAGES
     for stage in range(done // per_stage, plan.STAGES):
         first = stage * per_stage * plan.BATCH
-        sequences = _sequences(run)[first : first + per_stage * plan.BATCH]
+        sequences = _texts(run.seed, run.steps, run.trial)[first : first + per_stage * plan.BATCH]
         states = _target(run, stage, sequences)
         temperature = temperature_of(stage, doses) if run.arm == "temperature" else 1.0
         for step in range(max(done - stage * per_stage, 0), per_stage):
@@ -207,10 +206,6 @@ def _texts(seed: int, steps: int, trial: bool) -> Tensor:
     return training_sequences(load_tokenizer(), steps * plan.BATCH, apart + seed)
 
 
-def _sequences(run: Run) -> Tensor:
-    return _texts(run.seed, run.steps, run.trial)
-
-
 def _target(run: Run, stage: int, sequences: Tensor) -> Tensor:
     """Return the teacher's last hidden states for a stage, ``(sequences, LENGTH, width)``, stored once."""
     ratio = ratio_of(run.arm, stage)
@@ -223,7 +218,7 @@ def _target(run: Run, stage: int, sequences: Tensor) -> Tensor:
         with TeacherMask(model).apply(ratio), torch.inference_mode():
             batches = [model.model(input_ids=batch).last_hidden_state.half() for batch in sequences.split(10)]
         write_atomic(path, to_bytes({"states": torch.cat(batches)}))
-    return _read(path)["states"]
+    return read_tensors(path)["states"]
 
 
 # --- evaluation -----------------------------------------------------------------------------------------
@@ -272,14 +267,7 @@ def _lengths_of(run: Run, doses: pd.DataFrame) -> list[float]:
     if not _lengths_path(run).is_file():
         learn(run, doses)
         forget(run)
-    return [float(length) for length in _read(_lengths_path(run))["lengths"]]
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    try:
-        return from_bytes(path.read_bytes())
-    except Exception:  # safetensors raises its own error
-        raise ValueError(f"{path} is damaged: delete it, and it is computed again") from None
+    return [float(length) for length in read_tensors(_lengths_path(run))["lengths"]]
 
 
 def _checkpoint(run: Run) -> Path:
@@ -310,7 +298,7 @@ def _restore(
     """Continue from the run's checkpoint, if any; return the update lengths and measurements so far."""
     if not _checkpoint(run).is_file():
         return [], []
-    tensors = _read(_checkpoint(run))
+    tensors = read_tensors(_checkpoint(run))
     lengths = [float(length) for length in tensors["lengths"]]
     for number, weight in enumerate(trained):
         weight.copy_(tensors[f"weight.{number}"])

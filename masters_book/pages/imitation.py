@@ -62,7 +62,7 @@ def imitation_page(picture: Path, folder: Path = FOLDER) -> str:
         alt=figure.alt,
         image=picture.name,
         students=_students(students),
-        doses=_doses(of_all, students),
+        doses=_doses(of_all),
         kinds=_kinds(changes),
         agree=_kinds_agree(students, changes),
         mini=_mini_table(mini),
@@ -160,7 +160,7 @@ def _students(students: pd.DataFrame) -> Table:
     return header, rows
 
 
-def _doses(doses: pd.DataFrame, students: pd.DataFrame) -> Table:
+def _doses(doses: pd.DataFrame) -> Table:
     header = [
         "Teacher",
         "Ratio or\ntemperature",

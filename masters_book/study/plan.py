@@ -120,11 +120,8 @@ def load_study(name: str = "study") -> tuple[StudyPlan, Profile]:
         ),
     }
     profile = profile.model_copy(update=changed)
-    models: set[str] = set()
-    for name_of_arm in plan.main:
-        models |= set(_checked(name_of_arm, profile, path).models)
-    for name_of_arm in plan.arms():
-        _checked(name_of_arm, profile, path)
+    specs = {name_of_arm: _checked(name_of_arm, profile, path) for name_of_arm in plan.arms()}
+    models = {model for name_of_arm in plan.main for model in specs[name_of_arm].models}
     if plan.teacher_at_least is not None and not {"mid", "large"} <= models:
         raise ValueError(f"{path}: teacher_at_least compares mid and large, which the main arms do not need")
     return plan, profile

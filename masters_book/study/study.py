@@ -35,8 +35,8 @@ from masters.experiments.results import Results, run_arms
 from masters.runtime.files import cache_dir, write_intact
 from masters.runtime.keys import key_of
 from masters_book.analysis.blind import blind_table
-from masters_book.analysis.costs import measured, with_equal_rates
-from masters_book.claims.claims import CLAIMS, all_pairs
+from masters_book.analysis.costs import OFFLINE, ONLINE, measured, with_equal_rates
+from masters_book.claims.claims import all_pairs
 from masters_book.claims.comparisons import measure
 from masters_book.claims.verdicts import judge_claims
 from masters_book.results import STUDY
@@ -46,14 +46,7 @@ from masters_book.study.plan import load_study
 from masters_book.study.provenance import machine
 from masters_book.study.tables import ANSWERS, SCHEMAS, Tables
 
-# Arms of the claims about cost.
-COMPARED_BY_COST = {
-    arm_of
-    for claim in CLAIMS
-    for each in claim.comparisons
-    if each.unit == "times"
-    for arm_of in (each.treatment, each.control)
-}
+COMPARED_BY_COST = {ONLINE, OFFLINE}
 AT_ONCE = 8  # runs per write of the tables
 TRIED = 2  # replicates that may be trained for each planned one, if some are refused
 
