@@ -231,6 +231,9 @@ def train_in_place(
     """Train a student in place as a spec says and return the log, see :func:`masters.training.train.train`.
 
     The folder keeps the checkpoints, so remove it once the student is saved.
+
+    Args:
+        alone: read what :func:`prepare_alone` has prepared.
     """
     budget = budget_of(lab.profile, spec, seed)
     if spec.learn_from == "online":
