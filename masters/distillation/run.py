@@ -6,6 +6,7 @@ it is evaluated, so nothing that fails later can lose it.
 """
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -289,10 +290,12 @@ def _finish(prepared: Prepared, say: Say) -> None:
     write_atomic(model / "README.md", card(run, prepared.teachers, questions, found, evaluated, changed))
     for name, interval in found.items():
         say(shown(name, interval, evaluated))
-    say(f"weights: {100 * changed:.1f} % differ from those of {run.student}")
-    if changed < FEW_CHANGED:
-        dtype = str(stored_dtype(model)).removeprefix("torch.")
-        say(f"         {dtype} cannot hold most changes: train longer, or raise training.learning_rate")
+    if not math.isnan(changed):
+        say(f"weights: {100 * changed:.1f} % differ from those of {run.student}")
+    dtype = stored_dtype(model)
+    if changed < FEW_CHANGED and dtype.itemsize == 2:
+        name = str(dtype).removeprefix("torch.")
+        say(f"         {name} cannot hold most changes: train longer, or raise training.learning_rate")
     say(f"the student: {model}")
     say(f"chat:    masters chat {model}")
     say(f"serve:   vllm serve {model}")
