@@ -47,14 +47,14 @@ def study_page(study: Study, own: Judged, image: Path) -> str:
         ValueError: a file is damaged.
     """
     runs = study.runs
-    missing = [file for file in FILES if not (study.folder / file).is_file()]
-    if not COMPARED_BY_COST & set(study.plan.arms()):
-        missing.remove("costs.csv")
+    costs = set(study.plan.arms()) >= COMPARED_BY_COST
+    files = [file for file in FILES if costs or file != "costs.csv"]
+    missing = [file for file in files if not (study.folder / file).is_file()]
     return fill(
         "study.md",
         name=study.name,
         own=own.title,
-        nothing=len(missing) == len(FILES),
+        nothing=len(missing) == len(files),
         about=study.plan.about,
         command=command(study.name),
         missing=missing,
@@ -137,7 +137,9 @@ def _claims(study: Study, runs: pd.DataFrame, own: Judged, image: Path) -> dict[
         links = [(f"#{tables.anchor(each)}", each) for each in shown]
         how = {"commands": [command(name)], "rows": links, "file": f"{name}/runs.csv"}
         p = "under 0.001" if row["p_holm"] < 0.001 else number(row["p_holm"], 3)
-        smallest = f"\ndetects {row['smallest']:.1f} {row['unit']}" if row["smallest"] > 0 else ""
+        smallest = (
+            f"\ndetects {row['smallest']:.1f} {row['unit']}" if row["smallest"] == row["smallest"] else ""
+        )
         test = f"p {p}{smallest}\n{seeds} replicates" if seeds else ""
         rows.append(claim_row(row, found, [test, verdicts.get(row["id"], "")], how))
     gap = found.effects["gap"].dropna()
