@@ -213,7 +213,7 @@ def _said(answer: Answer) -> str:
 def _wrapped(text: str, room: float, lines: int) -> Sequence[str]:
     """Break text into at most so many lines of a width in inches; the rest becomes dots."""
     chars = max(int(room * 13.2), 8)
-    return textwrap.wrap(text, chars, max_lines=lines, placeholder=" …") or [""]
+    return textwrap.wrap(text, chars, max_lines=lines, placeholder=" ...") or [""]
 
 
 def _words(example: Worked) -> str:
