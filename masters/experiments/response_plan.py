@@ -92,27 +92,25 @@ class RunPlan:
             size: questions of the pool.
             cache_teacher: as in :meth:`ResponsePlan.of`.
         """
+        whole = ResponsePlan.of([spec], cache_teacher)
         if not by_stage(spec, size):
-            whole = ResponsePlan.of([spec], cache_teacher)
             return cls(
                 dict.fromkeys(whole.responses, range(size)), [(wanted, size) for wanted in whole.scores]
             )
-        most: dict[WantedResponses, int] = {}
-        seen: dict[WantedResponses, list[np.ndarray]] = {}
-        scores = []
-        for stage in all_stages(spec):
-            places = places_at(spec, seed, size, stage)
-            for wanted in wanted_responses(spec, stage):
-                if wanted.is_stored:
-                    store = replace(wanted, n=0)
-                    most[store] = max(wanted.n, most.get(store, 0))
-                    seen.setdefault(store, []).append(places)
-            if cache_teacher:
-                scores += [(wanted, len(places)) for wanted in scores_at(spec, stage)]
-        asked = {
-            replace(store, n=n): np.unique(np.concatenate(seen[store])).tolist() for store, n in most.items()
-        }
-        return cls(asked, scores)
+        seen = {stage: places_at(spec, seed, size, stage) for stage in all_stages(spec)}
+
+        def places_of(store: WantedResponses) -> list[int]:
+            reads = [
+                places
+                for stage, places in seen.items()
+                if store in (replace(wanted, n=store.n) for wanted in wanted_responses(spec, stage))
+            ]
+            return [int(place) for place in np.unique(np.concatenate(reads))]
+
+        scores = [
+            (wanted, len(places)) for stage, places in seen.items() for wanted in scores_at(spec, stage)
+        ]
+        return cls({store: places_of(store) for store in whole.responses}, scores if cache_teacher else [])
 
 
 def by_stage(spec: RunSpec, size: int) -> bool:
