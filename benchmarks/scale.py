@@ -121,9 +121,7 @@ def plan(folder: Path) -> dict[str, float]:
         assert (status.there, status.missing) == (GROUP * len(content), 0)
     done(f"status of {len(RATIOS) + 1} stores")
     empty = ResponseSet(GROUP, [])
-    examples, _ = curriculum(
-        SPEC, 0, range(len(content)), {stage: [empty, empty] for stage in all_stages(SPEC)}
-    )
+    examples = curriculum(SPEC, 0, range(len(content)), {stage: [empty, empty] for stage in all_stages(SPEC)})
     assert len(examples) == SPEC.steps * SPEC.batch
     done("order of the examples")
     return seconds

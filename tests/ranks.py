@@ -5,7 +5,6 @@ Every process leaves ``FOLDER/<first kind>-<world size>-<rank>.pt`` with what it
 
 import json
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -77,21 +76,6 @@ def trained(asked: Questions, folder: Path, options: dict[str, Any]) -> dict[str
     training.MastersTrainer = MastersTrainer  # type: ignore[misc]
     weights = {name: value.clone() for name, value in student.state_dict().items()}
     return seen | {"log": log.to_dict("list"), "weights": weights}
-
-
-def decided(asked: Questions, folder: Path) -> list[dict[str, Any]]:
-    """Runs that measure every step and learn so little that stages end with the third time: on one question,
-    which leaves nothing for the second rank, and on three, which leave it something."""
-    made, budget = [], replace(BUDGET, steps=9, learning_rate=1e-6)
-    for measured in (1, 3):
-        seen: list[tuple[int, float]] = []
-        student, teachers, reference = models()
-        given, stages = small.decided(asked, budget, seen, measured)
-        objective = Objective(LossOptions(), teachers, reference)
-        work = folder / str(measured)
-        log = train(student, asked, given, objective, budget, work, "ranks", plateau=stages)
-        made.append({"log": log.to_dict("list"), "stages": seen[:: len(seen) // budget.steps]})
-    return made
 
 
 def teachers_in_shards(asked: Questions, folder: Path) -> dict[str, Any]:
@@ -252,7 +236,6 @@ def main(folder: Path, kinds: list[str]) -> None:
         "tokens": lambda place: trained(asked, place, {"averaging": "token"}),
         "resumed": lambda place: resumed(asked, place),
         "diverged": lambda place: diverged(asked, place),
-        "decided": lambda place: decided(asked, place),
         "shards": lambda place: teachers_in_shards(asked, place),
         "fsdp2": lambda place: steps(asked, place, "fsdp2"),
         "zero3": lambda place: steps(asked, place, "zero3"),

@@ -25,7 +25,6 @@ from masters.data.questions import Questions, Ragged, prompt_text
 from masters.models import small as models
 from masters.settings import ModelSpec, TrainerOptions
 from masters.training.examples import Example, Examples
-from masters.training.plateau import PlateauStages
 from masters.training.train import Budget, train
 from masters.training.trainer import MastersTrainer, Objective
 
@@ -130,31 +129,6 @@ def labeled(asked: Questions, budget: Budget = BUDGET, die_at: int | None = None
         return Example(index, [answers[index]])
 
     return Examples(budget.steps * budget.batch, make)
-
-
-def decided(
-    asked: Questions, budget: Budget, seen: list[tuple[int, float]], measured: int = 1
-) -> tuple[Examples, PlateauStages]:
-    """Groups of two responses with rewards, one teacher at 0.2, 0.1 and 0 for as long as is decided.
-
-    The stage of every example that is read goes to ``seen``; the first questions are measured on.
-    """
-    answers = [[tokens(f"{answer} ."), tokens(f"it is {answer}")] for answer in asked.table["answer"]]
-
-    def example(index: int, stage: tuple[int, float]) -> Example:
-        return Example(index, answers[index], stage, accuracy=np.array([1, index % 2]))
-
-    def examples(stage: tuple[int, float]) -> list[Example]:
-        return [example(index, stage) for index in range(measured)]
-
-    plateau = PlateauStages(0.2, 0.1, [0, budget.steps], examples)
-
-    def make(position: int) -> Example:
-        stage = plateau.stage_of(position // budget.batch)
-        seen.append(stage)
-        return example(position % len(asked), stage)
-
-    return Examples(budget.steps * budget.batch, make), plateau
 
 
 if __name__ == "__main__":

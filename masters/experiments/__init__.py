@@ -5,6 +5,5 @@ The path of a run, downward: :mod:`~masters.experiments.arms` (name to spec),
 responses and scores it reads), :mod:`~masters.experiments.run` (train, evaluate, keep),
 :mod:`~masters.experiments.curriculum` (which question when), :mod:`~masters.experiments.evaluation` (its
 answers). :mod:`~masters.experiments.lab` holds the assets: questions, models, responses.
-:mod:`~masters.experiments.refreshing` renews responses between stages, and
 :mod:`~masters.experiments.memory` estimates the memory of a step.
 """

@@ -28,19 +28,14 @@ class RunSpec(Strict, LossOptions):
     )
     r_max: Ratio = 0.0
     r_step: Positive = 0.1
-    schedule: Literal["equal", "plateau"] = Field("equal", description="when a stage ends")
     criterion: Name = Field("magnitude", description="how the weights to mask are chosen")
     masked: Part = Field("all", description="which part of the teacher is masked")
     learn_from: Literal["nothing", "labels", "rationales", "responses", "online"] = "responses"
     cross_entropy: bool = Field(False, description="train on the labels without a teacher")
     teacher_responses: FewOrNone = 4
     student_responses: FewOrNone = 4
-    refreshed: bool = Field(False, description="the current student answers again at each stage")
     judge: Judge = Field("rule", description="judge of the accuracy reward; the paper uses a language model")
     label_noise: float = Field(0.0, ge=0, le=1, description="share of wrong training labels")
-    replay: bool = Field(
-        False, description="draw half of each batch from questions that the student finds hard"
-    )
     questions: Count = 1
     steps: Count = 1
     batch: Count = 1
@@ -98,9 +93,6 @@ CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
     "skip_flat": ("groups without spread skipped", {"flat": "skip"}),
     "summed": ("distillation reward on summed divergence", {"distillation_on": "sum"}),
     "by_token": ("averaged over tokens", {"averaging": "token"}),
-    "replay": ("hard questions replayed", {"replay": True}),
-    "plateau": ("a stage ends when the student stops improving", {"schedule": "plateau"}),
-    "refreshed": ("student responses refreshed at each stage", {"refreshed": True}),
     "own_accuracy": ("student responses only, accuracy reward", {"rewards": ("accuracy",), **ALONE}),
     "online": (
         "online GRPO, accuracy reward",
@@ -235,20 +227,9 @@ def arm(name: str, profile: Profile) -> RunSpec:
 
 def _idle(spec: RunSpec, profile: Profile) -> str:
     """Return why a change has no effect, or cannot work, in this arm; empty if it can."""
-    top_k, engine = profile.distillation.top_k_logprobs, profile.generation.engine
+    top_k = profile.distillation.top_k_logprobs
     if spec.choice() != PAPERS and not (spec.teachers and spec.r_max):
         return f"masks nothing, so {spec.choice()} has no effect: leave it out"
-    if spec.refreshed:
-        staged = spec.teachers and (spec.r_max or len(spec.teachers) > 1)
-        if not (spec.learn_from == "responses" and spec.student_responses and staged):
-            return "has no stage with responses to refresh: leave out refreshed"
-        if engine != "transformers":
-            return (
-                f"cannot use engine {engine} for a student in training: set generation.engine to "
-                f"transformers in profile {profile.name}, or leave out refreshed"
-            )
-        if spec.replay or spec.label_noise or spec.schedule == "plateau":
-            return "cannot combine refreshed with replay, label_noise or plateau: leave out refreshed"
     if spec.learn_from == "responses" and not spec.teacher_responses + spec.student_responses:
         return "has no responses to learn from: set teacher_responses or student_responses above 0"
     tempered = spec.teacher_temperature != 1
@@ -259,7 +240,7 @@ def _idle(spec: RunSpec, profile: Profile) -> str:
             f"needs the teacher's full distribution, and the profile keeps the {top_k} largest entries: "
             "leave out teacher_temperature, or the profile's top_k_logprobs"
         )
-    judged = spec.learn_from == "responses" and ("accuracy" in spec.rewards or spec.replay)
+    judged = spec.learn_from == "responses" and "accuracy" in spec.rewards
     if spec.label_noise and not (judged or spec.learn_from in LABELS):
         return "learns neither from labels nor from responses judged by them: leave out label_noise"
     if spec.judge != "rule" and not judged and spec.learn_from != "online":
@@ -269,15 +250,6 @@ def _idle(spec: RunSpec, profile: Profile) -> str:
             f"needs a language model, and profile {profile.name} names none: add judge: {{server: ADDRESS, "
             "model: NAME}} there"
         )
-    if spec.replay and not (spec.learn_from == "responses" and spec.student_responses):
-        return "has no stored student responses to measure difficulty: leave out replay"
-    if spec.schedule == "plateau" and not (spec.objective() and spec.teachers and spec.r_max):
-        return (
-            "has no masked teacher, so there is no stage to end: leave out plateau, or add a teacher and a "
-            "mask, such as r_max=0.2"
-        )
-    if spec.replay and spec.batch < 2:
-        return "replays half of each batch, but a batch is one question: raise batch in the profile"
     return ""
 
 

@@ -1,14 +1,7 @@
 """Fix which question is seen when, from which teacher at which mask ratio, with whose responses (Eq. 3, 5).
 
 All of it is fixed before training: the spec gives the stages and their responses, the seed gives the order of
-the questions. Only the plateau schedule (:mod:`masters.training.plateau`) decides during training when a
-stage ends.
-
-Departures from the paper:
-    * replay, off by default: half of each batch is drawn, with replacement, from the questions that the base
-      student finds hard, question i with probability ``(1 - a_i) / sum_k (1 - a_k)``. a_i is the mean
-      accuracy reward (Eq. 6) of its stored responses. The other half keeps the plain order, so the number of
-      questions and steps is the same.
+the questions.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,9 +16,6 @@ from masters.masking.choice import PAPERS, MaskChoice
 from masters.masking.schedule import MaskSchedule
 from masters.training.examples import Example, Examples, Stage
 from masters.training.ladder import epochs
-from masters.training.plateau import PlateauStages, held_out
-
-REFRESHED = "refreshed"  # the student as it is when the stage begins
 
 
 @dataclass(frozen=True)
@@ -33,7 +23,7 @@ class WantedResponses:
     """The first ``n`` responses of a model, masked at a ratio, to every question of the pool.
 
     Attributes:
-        model: a rung of the ladder, one of ``LABELS``, or ``REFRESHED``.
+        model: a rung of the ladder, or one of ``LABELS``.
         ratio: the model's mask ratio; for labels, the share of them that is wrong.
         n: responses per question.
         choice: which of the model's weights are masked.
@@ -52,7 +42,7 @@ class WantedResponses:
     @property
     def is_stored(self) -> bool:
         """Whether the responses are in a store that runs share."""
-        return self.model not in (*LABELS, REFRESHED)
+        return self.model not in LABELS
 
 
 @dataclass(frozen=True)
@@ -121,10 +111,7 @@ def _bounds(spec: RunSpec) -> list[int]:
 
 
 def all_stages(spec: RunSpec) -> list[Stage]:
-    """Return every stage of a run once, in order; for the plateau schedule, every stage it may reach."""
-    if spec.schedule == "plateau":
-        ratios = MaskSchedule(spec.r_max, spec.r_step).ratios
-        return [(index, ratio) for index in range(len(spec.teachers)) for ratio in ratios]
+    """Return every stage of a run once, in order."""
     return list(dict.fromkeys(map(stages(spec), range(spec.steps))))
 
 
@@ -132,20 +119,16 @@ def wanted_responses(spec: RunSpec, stage: Stage) -> list[WantedResponses]:
     """Return the responses that a stage reads: the teacher's, then the student's; or the labels."""
     if spec.learn_from in LABELS:
         return [WantedResponses(spec.learn_from, spec.label_noise, 1)]
-    student = REFRESHED if spec.refreshed and stage != stages(spec)(0) else spec.student
     teacher = (spec.teachers[stage[0]], stage[1], spec.teacher_responses) if spec.teachers else ("", 0.0, 0)
     return [
         WantedResponses(model, ratio, n, spec.choice(), spec.judge)
-        for model, ratio, n in (teacher, (student, 0.0, spec.student_responses))
+        for model, ratio, n in (teacher, (spec.student, 0.0, spec.student_responses))
         if n
     ]
 
 
 def wanted_scores(spec: RunSpec) -> list[WantedScores]:
-    """Return the log-probabilities that a run learns from: its teachers' and the base student's.
-
-    Those of refreshed responses are left out, since no two runs share them.
-    """
+    """Return the log-probabilities that a run learns from: its teachers' and the base student's."""
     return list(dict.fromkeys(wanted for stage in all_stages(spec) for wanted in scores_at(spec, stage)))
 
 
@@ -153,40 +136,22 @@ def scores_at(spec: RunSpec, stage: Stage) -> list[WantedScores]:
     """Return the log-probabilities that a stage learns from, as :func:`wanted_scores`."""
     found = []
     for responses in wanted_responses(spec, stage) if spec.teachers else ():
-        if responses.model != REFRESHED:
-            unjudged = replace(responses, judge="rule")
-            found.append(WantedScores(spec.teachers[stage[0]], unjudged, stage[1], spec.choice()))
-            found.append(WantedScores(spec.student, unjudged))
+        unjudged = replace(responses, judge="rule")
+        found.append(WantedScores(spec.teachers[stage[0]], unjudged, stage[1], spec.choice()))
+        found.append(WantedScores(spec.student, unjudged))
     return found
 
 
-def order(spec: RunSpec, seed: int, size: int, accuracy: np.ndarray | None = None) -> np.ndarray:
-    """Return the order in which a run sees the questions of a pool.
+def order(spec: RunSpec, seed: int, size: int) -> np.ndarray:
+    """Return the order in which a run sees the questions of a pool, one epoch after another.
 
     Args:
         size: number of questions in the pool.
-        accuracy: ``(size,)`` in [0, 1], mean accuracy of the base student, for a run with ``replay``. The
-            last ``batch // 2`` questions of each batch are then drawn in proportion to 1 minus it, uniformly
-            where it is 1 everywhere.
 
     Returns:
         ``(steps * batch,)`` places in the pool.
-
-    Raises:
-        ValueError: the run has ``replay``, and there is no accuracy.
     """
-    hard = spec.batch // 2 if spec.replay else 0
-    plain = epochs(np.random.default_rng([seed, 1]), size, spec.steps * (spec.batch - hard))
-    if not hard:
-        return plain
-    if accuracy is None:
-        raise ValueError(
-            "a replay of hard questions needs the accuracy of the student's responses to the pool"
-        )
-    weights = 1 - np.asarray(accuracy, dtype=np.float64)
-    shares = weights / weights.sum() if weights.any() else None
-    drawn = np.random.default_rng([seed, 2]).choice(size, (spec.steps, hard), p=shares)
-    return np.concatenate([plain.reshape(spec.steps, -1), drawn], axis=1).ravel()
+    return epochs(np.random.default_rng([seed, 1]), size, spec.steps * spec.batch)
 
 
 def places_at(spec: RunSpec, seed: int, size: int, stage: Stage) -> np.ndarray:
@@ -198,36 +163,20 @@ def places_at(spec: RunSpec, seed: int, size: int, stage: Stage) -> np.ndarray:
 
 def curriculum(
     spec: RunSpec, seed: int, pool: Sequence[int], responses: Mapping[Stage, Sequence[ResponseSet]]
-) -> tuple[Examples, PlateauStages | None]:
-    """Return the examples of a run in the order of its steps, and its plateau schedule if it has one.
+) -> Examples:
+    """Return the examples of a run in the order of its steps.
 
     Args:
         pool: index of each question of the pool among all questions.
-        responses: what each stage reads. A stage may be added any time before its first example is asked for.
-
-    Raises:
-        ValueError: the plateau schedule has no question to hold out.
+        responses: what each stage reads.
     """
-    trained = np.arange(len(pool))
-    stage_of, plateau = stages(spec), None
-    # The student's responses come last; those of the first stage are the base student's.
-    own = responses[stage_of(0)][-1].accuracy if spec.replay else None
-    if spec.schedule == "plateau":
-        held = held_out(len(pool))
-        trained = np.setdiff1d(trained, held)
-
-        def held_examples(stage: Stage) -> list[Example]:
-            return [_example(pool[place], place, stage, responses[stage]) for place in held]
-
-        plateau = PlateauStages(spec.r_max, spec.r_step, _bounds(spec), held_examples)
-        stage_of = plateau.stage_of
-    places = order(spec, seed, len(trained), None if own is None else own[trained].mean(1))
+    places, stage_of = order(spec, seed, len(pool)), stages(spec)
 
     def make(position: int) -> Example:
-        place, stage = int(trained[places[position]]), stage_of(position // spec.batch)
+        place, stage = int(places[position]), stage_of(position // spec.batch)
         return _example(pool[place], place, stage, responses[stage])
 
-    return Examples(spec.steps * spec.batch, make), plateau
+    return Examples(spec.steps * spec.batch, make)
 
 
 def _example(question: int, place: int, stage: Stage, sets: Sequence[ResponseSet]) -> Example:

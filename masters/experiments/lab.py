@@ -3,9 +3,9 @@
 Each is computed on first use and stored under a key of all that determines it, so notebooks and runs share
 it (:mod:`masters.runtime.keys`).
 
-Choices where the paper is silent: responses are generated once, by the base student, unless they are
-refreshed (:mod:`masters.experiments.refreshing`); the reference of the KL is the base student, for a second
-teacher too; several teachers get equal shares of the steps.
+Choices where the paper is silent: the student's responses are generated once, by the base student; the
+reference of the KL is the base student, for a second teacher too; several teachers get equal shares of the
+steps.
 """
 
 import os
@@ -213,7 +213,7 @@ class Lab:
         """Generate and judge the responses that are missing; yield all, some questions at a time.
 
         Args:
-            wanted: whose, and how many; neither labels nor refreshed ones.
+            wanted: whose, and how many; not the labels.
             questions: indices of the training questions; None: the pool.
         """
         asked = self.pool if questions is None else questions
@@ -247,7 +247,7 @@ class Lab:
         """Return responses as training reads them, generated and judged where they are missing.
 
         Args:
-            wanted: whose, and how many; neither labels nor refreshed ones.
+            wanted: whose, and how many; not the labels.
             noise: share of questions whose responses are judged by a wrong label, see :meth:`labels_with`.
             questions: indices of the training questions; None: the pool.
         """

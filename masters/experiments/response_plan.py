@@ -36,7 +36,7 @@ class ResponsePlan:
         """Return the plan of some runs.
 
         Args:
-            specs: the runs. Refreshed responses belong to their run and are not part of the plan.
+            specs: the runs.
             cache_teacher: whether log-probabilities are stored; if not, the plan has no scores.
         """
         most: dict[WantedResponses, int] = {}
@@ -118,8 +118,9 @@ def by_stage(spec: RunSpec, size: int) -> bool:
 
     From the third epoch on, stages share so many questions that reading the pool once is cheaper.
     """
-    known = spec.learn_from not in ("nothing", "online") and spec.schedule == "equal" and not spec.replay
-    return known and len(all_stages(spec)) > 1 and spec.steps * spec.batch <= 2 * size
+    if spec.learn_from in ("nothing", "online"):
+        return False
+    return len(all_stages(spec)) > 1 and spec.steps * spec.batch <= 2 * size
 
 
 def prepare(lab: Lab, plan: ResponsePlan) -> None:

@@ -26,7 +26,6 @@ from filelock import FileLock
 
 from masters.experiments.arms import LABELS, RunSpec
 from masters.experiments.curriculum import (
-    REFRESHED,
     ResponseSet,
     Stage,
     WantedResponses,
@@ -38,7 +37,6 @@ from masters.experiments.curriculum import (
 )
 from masters.experiments.evaluation import evaluate, unanswered
 from masters.experiments.lab import Lab
-from masters.experiments.refreshing import first_step, refreshed
 from masters.experiments.response_plan import ResponsePlan, RunPlan, by_stage, prepare
 from masters.models.loading import load, save_student, stored_dtype
 from masters.models.source import Source
@@ -48,7 +46,6 @@ from masters.runtime.checksums import SUMS, is_whole, write_list
 from masters.runtime.files import cache_dir, write_folder
 from masters.runtime.keys import key_of
 from masters.settings import MemorySavings, Profile
-from masters.training.examples import Examples
 from masters.training.online import train_online
 from masters.training.train import Budget, train
 from masters.training.trainer import Evaluation, Objective
@@ -264,41 +261,24 @@ def train_in_place(
     )
     staged = alone and by_stage(spec, len(lab.pool))
 
-    def sets_at(stage: Stage, own: ResponseSet | None = None) -> list[ResponseSet]:
-        return response_sets(
-            lab, spec, stage, own, places_at(spec, seed, len(lab.pool), stage) if staged else None
+    sets = {
+        stage: response_sets(
+            lab, spec, stage, places_at(spec, seed, len(lab.pool), stage) if staged else None
         )
-
-    first, *later = all_stages(spec)
-    sets = {first: sets_at(first)}
-    examples, plateau = curriculum(spec, seed, lab.pool, sets)
-
-    def learn(student: Any, steps: int) -> pd.DataFrame:
-        return train(
-            student,
-            lab.questions("train"),
-            Examples(steps * spec.batch, examples.make),
-            objective,
-            replace(budget, steps=steps),
-            folder,
-            "a run",
-            savings=lab.profile.distillation.memory_savings,
-            watch=lab.profile.distillation.watch,
-            plateau=plateau,
-            evaluation=evaluation,
-        )
-
-    def as_before(stage: Stage) -> Any:
-        before, _ = load(lab.folder(spec.student))
-        learn(before, first_step(spec, stage))
-        return before
-
-    for stage in later:
-        own = None
-        if spec.refreshed:
-            own = refreshed(lab, spec, seed, stage, folder, partial(as_before, stage))
-        sets[stage] = sets_at(stage, own)
-    return learn(model, spec.steps)
+        for stage in all_stages(spec)
+    }
+    return train(
+        model,
+        lab.questions("train"),
+        curriculum(spec, seed, lab.pool, sets),
+        objective,
+        budget,
+        folder,
+        "a run",
+        savings=lab.profile.distillation.memory_savings,
+        watch=lab.profile.distillation.watch,
+        evaluation=evaluation,
+    )
 
 
 def prepare_alone(lab: Lab, spec: RunSpec, seed: int) -> None:
@@ -319,7 +299,6 @@ def prepare_alone(lab: Lab, spec: RunSpec, seed: int) -> None:
             (_score, (spec, seed, stage, wanted))
             for stage in all_stages(spec)
             for wanted in wanted_responses(spec, stage)
-            if wanted.model != REFRESHED
         ]
         lab.parallel(scoring, "sets of responses scored")
 
@@ -338,21 +317,17 @@ def response_sets(
     lab: Lab,
     spec: RunSpec,
     stage: Stage,
-    refreshed_set: ResponseSet | None = None,
     places: np.ndarray | None = None,
 ) -> list[ResponseSet]:
     """Return what a stage reads: the teacher's responses, then the student's; or the labels.
 
     Args:
-        refreshed_set: the student's responses, where they are refreshed.
         places: ascending places in the pool of the questions; None: all.
     """
     # The next run often reads the same responses to the whole pool.
     read = _of_the_pool if places is None else partial(response_set, places=places)
     return [
-        refreshed_set
-        if refreshed_set and wanted.model == REFRESHED
-        else read(lab, wanted, spec.label_noise, _teacher(lab, spec, stage), spec.student)
+        read(lab, wanted, spec.label_noise, _teacher(lab, spec, stage), spec.student)
         for wanted in wanted_responses(spec, stage)
     ]
 

@@ -8,8 +8,6 @@ Departures from the paper:
       fall into a stage M that does not exist, at ratio ``-step``.
     * The step must divide r_max, so that every schedule ends at the whole teacher. The paper does not cover
       other steps, for which M is not an integer.
-    * Besides the paper's equal stages there are stages that end when the student stops improving; see
-      :mod:`masters.training.plateau`.
 """
 
 import math
@@ -78,56 +76,3 @@ class MaskSchedule:
         last = self.stages - 1
         # Rounded, so that a stage has 0.1 and not 0.09999999999999999.
         return 0.0 if stage == last else round(self.r_max * (last - stage) / last, 12)
-
-
-class PlateauSchedule:
-    """End a stage when the student stops approaching the masked teacher of that stage.
-
-    The paper's stages are equally long (Eq. 3); the ratios here are the same. The next stage begins after
-    ``patience`` updates in a row that do not lower the smallest divergence of the stage by more than
-    ``min_improvement``. Every stage starts without history: with more weights the teacher is further away.
-
-    Train at :attr:`ratio`, measure the divergence at that ratio on held-out questions, and pass it to
-    :meth:`update`. To resume a run, pass the same divergences again. Stage lengths are not known before
-    training, so responses must exist for every ratio.
-
-    Args:
-        r_max: as in :class:`MaskSchedule`.
-        step: as in :class:`MaskSchedule`.
-        patience: updates without improvement that end a stage, at least 1.
-        min_improvement: smallest fall of the divergence that counts as an improvement, nats, at least 0.
-
-    Raises:
-        ValueError: r_max or step is out of range.
-    """
-
-    def __init__(self, r_max: float, step: float, patience: int, min_improvement: float) -> None:
-        self.ratios = MaskSchedule(r_max, step).ratios
-        self.patience, self.min_improvement = patience, min_improvement
-        self._stage, self._waited = 0, 0
-        self._least: float | None = None
-
-    @property
-    def ratio(self) -> float:
-        """Return the current mask ratio; 0.0 in the last stage, which does not end."""
-        return self.ratios[self._stage]
-
-    def update(self, divergence: float) -> bool:
-        """Record the student's divergence from the teacher at the current ratio.
-
-        Returns:
-            Whether the next stage begins, with another ratio.
-
-        Raises:
-            ValueError: the divergence is not finite.
-        """
-        if not math.isfinite(divergence):
-            raise ValueError(f"the divergence is {divergence}: has the training diverged?")
-        if self._least is None or divergence < self._least - self.min_improvement:
-            self._least, self._waited = float(divergence), 0
-            return False
-        self._waited += 1
-        if self._waited < self.patience or self._stage == len(self.ratios) - 1:
-            return False
-        self._stage, self._least, self._waited = self._stage + 1, None, 0
-        return True

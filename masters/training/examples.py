@@ -1,8 +1,7 @@
 """What a training step reads: questions with their responses and all that is known of them, packed.
 
 The order of the questions is fixed before training begins: :class:`Examples` is a list in the order of the
-steps. So are teacher and mask ratio, unless they are decided during training
-(:mod:`masters.training.plateau`).
+steps, each with its teacher and mask ratio.
 """
 
 from collections.abc import Callable, Sequence

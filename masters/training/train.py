@@ -4,8 +4,7 @@ Phases differ only in where the responses come from (labels or the cache) and in
 :mod:`masters.training.trainer` says what a step does.
 
 The order of the questions, teachers and mask ratios is fixed before training begins
-(:class:`masters.training.examples.Examples`), or decided at steps that are stored with every checkpoint
-(:mod:`masters.training.plateau`), so a resumed run continues exactly where it stopped.
+(:class:`masters.training.examples.Examples`), so a resumed run continues exactly where it stopped.
 """
 
 import copy
@@ -32,7 +31,6 @@ from masters.settings import MemorySavings, TrainerOptions, Watch
 from masters.training import adapters, memory
 from masters.training.checkpoints import Completer, last_checkpoint
 from masters.training.examples import Collator, Examples
-from masters.training.plateau import Decider, PlateauStages
 from masters.training.trainer import Evaluation, MastersTrainer, Objective
 
 
@@ -134,7 +132,6 @@ def train(
     name: str,
     savings: MemorySavings | None = None,
     watch: Watch | None = None,
-    plateau: PlateauStages | None = None,
     evaluation: Evaluation | None = None,
 ) -> pd.DataFrame:
     """Train a model in place; killed and called again, it continues from its last checkpoint.
@@ -150,7 +147,6 @@ def train(
         folder: of the checkpoints, with one of the last step; a call with more steps begins there. The caller
             removes it once the model is saved.
         name: of the run, for progress and messages.
-        plateau: decides when a stage ends, if the run itself does; the examples follow it.
         evaluation: what is measured of the student during training.
 
     Returns:
@@ -204,14 +200,11 @@ def train(
         data_collator=Collator(questions, readable, savings.responses_at_once),
         objective=objective,
         watch=watch,
-        plateau=plateau,
         planned=budget.planned or budget.steps,
         evaluation=evaluation,
         eval_dataset=examples if evaluation else None,  # which the Trainer asks for and nobody reads
         callbacks=[_Progress(name)],
     )
-    if plateau is not None:
-        trainer.add_callback(Decider(plateau, trainer.divergence))
     trainer.add_callback(Completer())
     trainer.remove_callback(PrinterCallback)
     distributed.check_launched(trainer.accelerator.num_processes, trainer.accelerator.distributed_type.name)
@@ -219,8 +212,6 @@ def train(
         objective.shard()
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = distributed.from_main(lambda: last_checkpoint(folder))
-    if checkpoint is not None and plateau is not None:
-        plateau.load(Path(checkpoint))
     try:
         with quiet("transformers.trainer"), full_disk_error(folder):
             trainer.train(resume_from_checkpoint=checkpoint)

@@ -26,8 +26,7 @@ from masters.objective.options import Averaging, LossOptions
 from masters.runtime import distributed
 from masters.settings import Watch
 from masters.training import adapters
-from masters.training.examples import Batch, Example
-from masters.training.plateau import PlateauStages
+from masters.training.examples import Batch
 
 
 @dataclass
@@ -110,7 +109,6 @@ class MastersTrainer(Trainer):
         *args: Any,
         objective: Objective,
         watch: Watch | None = None,
-        plateau: PlateauStages | None = None,
         planned: int | None = None,
         evaluation: Evaluation | None = None,
         **kwargs: Any,
@@ -118,7 +116,7 @@ class MastersTrainer(Trainer):
         one_device(kwargs["args"])
         super().__init__(*args, **kwargs)
         self.evaluation = evaluation
-        self.objective, self.watch, self.plateau = objective, watch or Watch(), plateau
+        self.objective, self.watch = objective, watch or Watch()
         self._planned = planned
         self._since = time.perf_counter()
         self._metrics: list[dict[str, float]] = []
@@ -229,36 +227,6 @@ class MastersTrainer(Trainer):
 
         return distributed.inside_forward(model, model, compute, packed)
 
-    @torch.no_grad()
-    def divergence(self, examples: Sequence[Example]) -> float:
-        """Return the student's divergence from the teacher on examples of one stage, in nats per token.
-
-        The ranks share the batches. All ranks read equally many, as sharded weights require; the surplus is
-        read and not counted.
-        """
-        size, world = self.args.per_device_train_batch_size, distributed.world_size()
-        batches = [examples[start : start + size] for start in range(0, len(examples), size)]
-        options = (self.objective.options or LossOptions()).model_copy(update={"rewards": ()})
-        inner = self.accelerator.unwrap_model(self.model_wrapped)
-        self.model_wrapped.eval()  # the next step begins with train()
-
-        def measure(batch: Batch) -> float:
-            packed = batch.packed
-            with self.accelerator.autocast():
-                logits = response_projection(adapters.whole(inner), packed, self.objective.vocabulary)
-                loss = masters_loss(logits, self._teacher(batch), packed.tokens, packed.mask, options=options)
-                return loss.metrics["divergence"]
-
-        found: list[tuple[int, float]] = []
-        collate: Any = self.data_collator
-        for place in range(distributed.rank(), -(-len(batches) // world) * world, world):
-            batch: Batch = collate(batches[place % len(batches)]).to(self.args.device)
-            value = distributed.inside_forward(self.model_wrapped, inner, measure, batch)
-            if place < len(batches):
-                found.append((self._weight(batch), value))
-        counted = [one for part in distributed.gathered(found) for one in part]
-        return sum(weight * value for weight, value in counted) / sum(weight for weight, _ in counted)
-
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Return and log the student's score, which rank 0 measures."""
         assert self.evaluation is not None
@@ -278,8 +246,6 @@ class MastersTrainer(Trainer):
             frame = pd.DataFrame([row for rows in distributed.gathered(self._metrics) for row in rows])
             logs |= {str(name): float(frame[name].mean()) for name in frame if frame[name].notna().any()}
             self._metrics = []
-            if self.plateau is not None:
-                logs |= self.plateau.logged(self.state.global_step - 1)
             now = time.perf_counter()
             logs["seconds"], self._since = now - self._since, now
             losses = [row["loss"] for row in self.state.log_history if "loss" in row] + [logs["loss"]]

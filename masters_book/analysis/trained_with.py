@@ -3,10 +3,8 @@
 from collections.abc import Iterable
 
 from masters.experiments.arms import RunSpec, arm
-from masters.experiments.curriculum import all_stages, stages
 from masters.masking.schedule import MaskSchedule
 from masters.settings import Profile
-from masters.training.examples import Stage
 
 PAPERS_STEP = 0.05  # s of Eq. 3
 
@@ -56,20 +54,3 @@ def is_papers_form(spec: RunSpec) -> bool:
         ),
     )
     return spec == paper and spec.r_max > 0
-
-
-def learning_rate_shares(spec: RunSpec) -> dict[Stage, float]:
-    """Return each stage's share of the learning rate summed over all steps.
-
-    Equal stages get equal shares at a constant rate, as in the paper. With a linear decay to zero, the last
-    stages, those of the whole teacher, get little of it.
-    """
-    stage_of, shares = stages(spec), dict.fromkeys(all_stages(spec), 0.0)
-    warm_up = max(1, spec.steps // 50)
-    for step in range(spec.steps):
-        rate = 1.0
-        if spec.lr_schedule == "linear":
-            rate = min(step / warm_up, (spec.steps - step) / max(1, spec.steps - warm_up))
-        shares[stage_of(step)] += rate
-    total = sum(shares.values())
-    return {stage: share / total for stage, share in shares.items()}

@@ -1,9 +1,7 @@
 """Figures of a study's page: effects along each axis of the map, and the learning-rate sweep."""
 
-import numpy as np
 import pandas as pd
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter
 
 from masters.experiments.arms import title
 from masters_book.figures.style import (
@@ -16,7 +14,7 @@ from masters_book.figures.style import (
     panels,
     plain_numbers,
 )
-from masters_book.study.effects import AXES, EFFECTS, LINEAR
+from masters_book.study.effects import AXES, EFFECTS
 from masters_book.study.sweep import swept
 
 SWEPT = {"accuracy": "accuracy (%)", "tokens": "tokens per answer", "kl": "KL to reference (nats per token)"}
@@ -43,7 +41,7 @@ def effect_map(table: pd.DataFrame, blind: float = 0.0) -> Drawing:
         for place, effect in enumerate(EFFECTS):
             rows = on_axis[on_axis["effect"] == effect]
             reach = [rows["points"] - rows["low"], rows["high"] - rows["points"]]
-            at = _aside(rows["value"], (place - 1.5) / 100, on_axis["value"], axis in LINEAR)
+            at = _aside(rows["value"], (place - 1) / 100, on_axis["value"], axis == "r_max")
             style = {"fmt": line_style(place), "color": COLORS[place], "elinewidth": 1.2}
             panel.errorbar(at, rows["points"], reach, label=effect, **style)
             below = rows["student_accuracy"] < blind
@@ -51,12 +49,9 @@ def effect_map(table: pd.DataFrame, blind: float = 0.0) -> Drawing:
             panel.plot(at[below], rows.loc[below, "points"], MARKERS[place], mfc="white", mec=COLORS[place])
         panel.axhline(0, color=QUIET, lw=1)
         panel.set(xlabel=AXES[axis], ylabel="effect (points)")
-        if axis not in LINEAR:
-            panel.set_xscale("log")
-            panel.set_xticks(np.unique(on_axis["value"]), minor=False)
-            panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{float(f'{value:.2g}'):g}"))
-            panel.xaxis.minorticks_off()
         if axis == "gap":
+            panel.set_xscale("log")
+            panel.xaxis.minorticks_off()
             able = on_axis.dropna().groupby("value")["student_accuracy"].mean()
             panel.set_xticks(able.index, [f"{value:.2g}\n({score:.0f} %)" for value, score in able.items()])
     handles, labels = axes[0].get_legend_handles_labels()

@@ -10,7 +10,8 @@ from masters_book.results import STUDY
 from masters_book.results.tables import read_table
 
 FOLDER = STUDY.with_name("earlier")
-TITLES = {"plateau": "A student at its plateau"}  # by the name of the table, oldest study first
+# By the name of the table, oldest study first.
+TITLES = {"plateau": "A student at its plateau", "room": "A student with room to learn"}
 
 
 def earlier_page(folder: Path = FOLDER) -> str:

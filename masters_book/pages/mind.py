@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from masters.experiments.arms import arm, split
+from masters.experiments.arms import arm
 from masters_book.claims.comparisons import name_among
 from masters_book.claims.table import signed
 from masters_book.figures.names import title_of
@@ -38,7 +38,7 @@ def mind_page(judged: Judged | None, study: Study | None) -> str:
     """
     if judged is None or study is None:
         return fill("mind.md", claims=[])
-    tried, places = study.tried, study.tables.read("map.csv")
+    tried = study.tried
     claims = [
         {
             "row": row,
@@ -47,7 +47,7 @@ def mind_page(judged: Judged | None, study: Study | None) -> str:
             "grid": [
                 words for name in (row["treatment"], row["control"]) if (words := _edge(name, study, tried))
             ],
-            "confounds": _confounds(row, judged, places, study),
+            "confounds": _confounds(row, judged, study),
             "otherwise": _otherwise(row),
         }
         for row in judged.claims.to_dict("records")
@@ -117,15 +117,8 @@ def _tuned_apart(row: Mapping[Any, Any], study: Study) -> list[str]:
     return [f"The arms were tuned apart: {'; '.join(pair)}."]
 
 
-def _confounds(row: Mapping[Any, Any], judged: Judged, places: pd.DataFrame, study: Study) -> list[str]:
+def _confounds(row: Mapping[Any, Any], judged: Judged, study: Study) -> list[str]:
     found = _tuned_apart(row, study)
-    for place in places[places["treatment"] == row["treatment"]].to_dict("records"):
-        control, values = split(place["control"])
-        if control != row["control"] or set(values) != {"learning_rate"}:
-            continue
-        rate = values["learning_rate"]
-        span = f"{signed(place['low'])} to {signed(place['high'])}"
-        found.append(f"With learning rate {rate} for both: {signed(place['points'])} points ({span}).")
     found += [f"{note[0].upper()}{note[1:]}." for note in notes(row, judged.compared)]
     if row["disagree"]:
         found.append(f"Greedy and sampled answers disagree: {with_titles(row['disagree'])}.")

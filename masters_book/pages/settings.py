@@ -1,4 +1,4 @@
-"""The settings of the paper, of a profile and of the studies side by side, for the page of departures.
+"""The settings of the paper, of a profile and of the study side by side, for the page of departures.
 
 A row is a field of :class:`masters.settings.Profile` that a parameter file sets or for which the paper has a
 value. The paper's values are what the fields' descriptions say after ``paper:``; fields of the objective

@@ -10,8 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from masters.experiments.arms import arm
-from masters_book.analysis.trained_with import learning_rate_shares, settings_of
+from masters_book.analysis.trained_with import settings_of
 from masters_book.claims.comparisons import SAME_RUN, name_among
 from masters_book.claims.verdicts import judge_claims, judge_comparisons
 from masters_book.pages import study_tables as tables
@@ -33,9 +32,6 @@ FILES = (
     *("comparisons.csv", "map.csv", "runs.csv", "costs.csv", "trials.csv", "tasks.csv", "registers.csv"),
     *("blind.csv", "machine.json"),
 )
-
-
-STAGED = ("masters", "mid_then_large")  # arms whose stages are shown
 
 
 def study_page(study: Study, own: Judged, image: Path) -> str:
@@ -195,19 +191,5 @@ def _arms(study: Study, runs: pd.DataFrame, blind: pd.Series) -> dict[str, Any]:
     above = tables.above_base(runs)
     return {
         "gains": tables.gains(above),
-        "schedule": {
-            "kind": study.profile.distillation.lr_schedule,
-            "shares": [(name, _stage_shares(study, name)) for name in STAGED if name in study.plan.arms()],
-        },
         **tables.arms(runs, above, settings_of_study(study), blind),
     }
-
-
-def _stage_shares(study: Study, name: str) -> str:
-    """Return the share of the learning rate's sum that each stage of an arm gets."""
-    spec = arm(study.settings().get(name, name), study.profile)
-    several = len(spec.teachers) > 1
-    return ", ".join(
-        f"{f'{spec.teachers[index]} ' if several else ''}r {ratio:g} {100 * share:.0f} %"
-        for (index, ratio), share in learning_rate_shares(spec).items()
-    )

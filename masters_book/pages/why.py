@@ -1,10 +1,11 @@
-"""The page that explains the null results, from files of the studies and of the reader's run."""
+"""The page that explains the null results, from files of the study and of the reader's run."""
 
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from masters.experiments.arms import split
 from masters.settings import Profile
 from masters_book.figures.names import title_of
 from masters_book.imitation.plan import R_MAX, TEACHER
@@ -14,7 +15,6 @@ from masters_book.pages.study import settings_of_study
 from masters_book.pages.study_tables import Table, blind_accuracies
 from masters_book.results.tables import TEXT, Number, Schema, read_table
 from masters_book.study.study import Study
-from masters_book.study.sweep import swept
 
 # A correlation has no value where all responses are equal, for example all wrong.
 REWARDS = Schema({"what": TEXT, "value": Number(optional=True)}, ("what",))
@@ -81,13 +81,24 @@ def _doses(frame: pd.DataFrame) -> Table:
 def _weight(study: Study) -> dict[str, Any]:
     settings = settings_of_study(study)
     names = ("naive_multi", "masked", "masters", "accuracy_only", "distillation_only")
-    rates = swept(study.runs).query("form == 'masters'")
-    means = rates.groupby("rate")["accuracy"].mean()
-    base = study.runs[(study.runs["arm"] == "base") & study.runs["replicate"].isin(rates["replicate"])]
+    wide = 100 * study.runs.pivot(index="replicate", columns="arm", values="accuracy").astype(float)
+
+    def along(*varied: str, beside: str) -> list[tuple[str, float]]:
+        """Return the accuracy of Masters over settings in its arms' names, and beside it that of an arm."""
+        named = {name: split(name) for name in map(str, wide)}
+        at = {
+            name: float(values[varied[-1]])
+            for name, (base, values) in named.items()
+            if base == "masters" and set(values) == set(varied)
+        }
+        asked = [beside, *sorted(at, key=at.__getitem__)]
+        means = wide[[name for name in asked if name in wide]].dropna().mean()
+        return [(f"{at[name]:g}" if name in at else title_of(name), means[name]) for name in means.index]
+
     return {
         "arms": [[name, settings[name]] for name in names if name in settings],
-        "rates": [(f"{rate:g}", 100 * accuracy) for rate, accuracy in means.items()],
-        "base": 100 * float(base["accuracy"].mean()),
+        "rates": along("learning_rate", beside="base"),
+        "weights": along("learning_rate", "policy_weight", beside="masked"),
     }
 
 

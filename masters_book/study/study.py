@@ -365,8 +365,7 @@ class Study:
         predictions, ladder = self.predictions(), self.tables.read("ladder.csv")
         runs = self.runs.rename(columns={"replicate": "seed"})
         effects = measure(predictions, all_pairs(), resamples, runs, self.costs)
-        rates = {name: arm(each, self.profile).learning_rate for name, each in self.settings().items()}
-        places = measure_map(predictions, ladder, self.profile.distillation, rates, resamples)
+        places = measure_map(predictions, ladder, self.profile.distillation.r_max, resamples)
         claims, blind = judge_claims(effects), blind_table(self.profile)
         tables = {"claims": claims, "comparisons": effects, "blind": blind, "map": places}
         for name, table in tables.items():

@@ -34,7 +34,7 @@ def test_the_groups_are_those_of_the_first_step_of_training(lab: Lab) -> None:
     """Rewards and advantages of a batch, computed by the loss from the training examples."""
     spec = arm("masters", lab.profile)
     stage = all_stages(spec)[0]
-    examples, _ = curriculum(spec, 0, lab.pool, {stage: response_sets(lab, spec, stage)})
+    examples = curriculum(spec, 0, lab.pool, {stage: response_sets(lab, spec, stage)})
     batch = Collator(lab.questions("train"))([examples[i] for i in range(spec.batch)])
     assert batch.stage == stage == (0, 0.2)
     student, _ = load(lab.folder("student"))

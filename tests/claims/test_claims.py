@@ -321,12 +321,13 @@ def test_several_comparisons_give_the_least_favorable_verdict() -> None:
 
 
 def test_a_comparison_that_is_not_always_run_counts_where_it_was() -> None:
-    arms = {"mid_then_large": 0.7, "masters": 0.5}
-    assert judged("C4", arms)["verdict"] == "supported"
-    row = judged("C4", arms | {"teachers=small,mid,large": 0.6})
-    assert (row["verdict"], row["treatment"]) == ("reversed", "teachers=small,mid,large")
+    arms = {"masters": 0.7, "r_max=0.0": 0.5}
+    assert judged("C5", arms)["verdict"] == "supported"
+    row = judged("C5", arms | {"mid_then_large": 0.6, "mid_then_large+r_max=0.0": 0.7})
+    assert (row["verdict"], row["treatment"]) == ("reversed", "mid_then_large")
     assert judged("C4", {"masters": 0.5, "mid_then_large": 0.5} | {"base": 0.1})["verdict"] == "undecided"
-    assert judged("C4", {"mid_then_large": 0.5, "teachers=small,mid,large": 0.6})["verdict"] == "not tested"
+    alone = {"mid_then_large": 0.5, "mid_then_large+r_max=0.0": 0.6}
+    assert judged("C5", alone)["verdict"] == "not tested"
 
 
 def test_every_comparison_is_also_judged_alone() -> None:

@@ -151,7 +151,7 @@ def test_a_garbled_profile_is_read_or_refused_in_one_line(seed: int, tmp_path: P
     written(path, PROFILE, rng)
     with refused_or_read("profiles, wrong values"):
         profile = Profile.checked(read(path) | {"name": "smoke"}, path)
-        arm(rng.choice(["masters", "plateau", f"steps={HUGE}", f"responses={HUGE}", "beta=1e-999"]), profile)
+        arm(rng.choice(["masters", "clipped", f"steps={HUGE}", f"responses={HUGE}", "beta=1e-999"]), profile)
 
 
 @pytest.mark.fuzz

@@ -70,18 +70,14 @@ def test_the_papers_form(profile: Profile) -> None:
         ("skip_flat", {"flat"}),
         ("summed", {"distillation_on"}),
         ("by_token", {"averaging"}),
-        ("plateau", {"schedule"}),
-        ("plateau+mid_then_large", {"schedule", "teachers"}),
         ("policy_weight=0.1", {"policy_weight"}),
         ("beta=0.003", {"beta"}),
         ("judge=embedding", {"judge"}),
         ("student=mid", {"student"}),
-        ("replay", {"replay"}),
         ("label_noise=0.2", {"label_noise"}),
         ("teacher_temperature=0.5", {"teacher_temperature"}),
         ("label_noise=0+teacher_temperature=1", set()),
         ("criterion=random", {"criterion"}),
-        ("refreshed", {"refreshed"}),
         ("criterion=activation+masked=language", {"criterion", "masked"}),
         ("masked=vision", {"masked"}),
         ("masked=vision+masked=all+criterion=magnitude", set()),
@@ -180,7 +176,7 @@ def test_families(profile: Profile) -> None:
      "masters=cosine", "alone=", "both=jsd", "policy_weight=-1", "teachers=", "teachers=mid,", "tuned",
      "learning_rate=1e-4=2", "criterion=", "criterion=size", "masked=", "masked=random", "masked=head",
      "r_max", "steps=0", "steps=-1", "steps=", "label_noise=1.5",
-     "label_noise=-0.1", "label_noise=", "teacher_temperature=0", "teacher_temperature=0.0", "replay=2"],
+     "label_noise=-0.1", "label_noise=", "teacher_temperature=0", "teacher_temperature=0.0"],
 )  # fmt: skip
 def test_an_unknown_name_is_answered_with_those_that_exist(name: str, profile: Profile) -> None:
     for call in (lambda: arm(name, profile), lambda: title(name)):
@@ -222,17 +218,6 @@ def test_what_is_masked_has_titles_and_needs_masks(profile: Profile) -> None:
             arm(name, profile)
 
 
-def test_refreshed_needs_later_stages_with_own_responses(profile: Profile) -> None:
-    assert arm("own_accuracy+refreshed", profile).refreshed
-    for other in ("base", "sft", "online", "naive_multi", "source=0:8"):
-        name = f"{other}+refreshed"
-        with pytest.raises(ValueError, match=re.escape(f"{name!r} has no stage with responses to refresh")):
-            arm(name, profile)
-    vllm = profile.generation.model_copy(update={"engine": "vllm"})
-    with pytest.raises(ValueError, match="cannot use engine vllm for a student in training"):
-        arm("refreshed", profile.model_copy(update={"generation": vllm}))
-
-
 def test_a_model_that_the_ladder_lacks_is_named(profile: Profile) -> None:
     with pytest.raises(ValueError, match="needs the model huge; profile smoke has student, mid, large"):
         arm("teachers=mid,huge", profile)
@@ -247,17 +232,6 @@ def test_a_model_that_the_ladder_lacks_is_named(profile: Profile) -> None:
         ("masked+label_noise=0.2", "learns neither from labels nor"),
         ("distillation_only+label_noise=0.2", "learns neither from labels nor"),
         ("online+label_noise=0.2", "learns neither from labels nor"),
-        ("naive+replay", "has no stored student responses"),
-        ("online+replay", "has no stored student responses"),
-        ("replay+source=0:4", "has no stored student responses"),
-        ("refreshed+replay", "cannot combine refreshed with"),
-        ("refreshed+label_noise=0.2", "cannot combine refreshed with"),
-        ("refreshed+plateau", "cannot combine refreshed with"),
-        ("plateau+base", "has no masked teacher, so there is no stage to end"),
-        ("plateau+sft", "has no masked teacher, so there is no stage to end"),
-        ("online+plateau", "has no masked teacher, so there is no stage to end"),
-        ("r_max=0+plateau", "has no masked teacher, so there is no stage to end"),
-        ("naive+plateau", "has no masked teacher, so there is no stage to end"),
         ("masked+judge=embedding", "has no accuracy reward"),
         ("distillation_only+judge=llm", "has no accuracy reward"),
     ],
@@ -266,7 +240,6 @@ def test_a_part_that_has_nothing_to_change_is_refused(name: str, reason: str, pr
     with pytest.raises(ValueError, match=f"arm {re.escape(repr(name))} {reason}.*: leave out") as error:
         arm(name, profile)
     assert "\n" not in str(error.value)
-    assert arm("naive+r_max=0.2+plateau", profile).schedule == "plateau"
 
 
 def test_what_the_profile_does_not_allow_is_refused(profile: Profile) -> None:
@@ -276,8 +249,6 @@ def test_what_the_profile_does_not_allow_is_refused(profile: Profile) -> None:
     with pytest.raises(ValueError, match="full distribution, and the profile keeps the 8 largest entries"):
         arm("teacher_temperature=2", of(top_k_logprobs=8))
     assert arm("teacher_temperature=1", of(top_k_logprobs=8)) == arm("masters", profile)
-    with pytest.raises(ValueError, match="replays half of each batch, but a batch is one question"):
-        arm("replay", of(batch=1))
 
 
 def test_a_language_model_judges_where_the_profile_names_one(profile: Profile) -> None:
@@ -294,14 +265,11 @@ def test_a_language_model_judges_where_the_profile_names_one(profile: Profile) -
 def test_titles_of_the_parts_of_a_name() -> None:
     assert title("masked+label_noise=0.2") == "mask-progressive, 20 % wrong labels"
     assert title("naive+teacher_temperature=0.5") == "naive distillation, one label, teacher temperature 0.5"
-    assert title("clipped+replay") == "clipped ratio, hard questions replayed"
 
 
 def test_a_field_that_is_not_used_is_in_no_key(profile: Profile) -> None:
-    """Results made before there was label noise, temperature or replay count for ever."""
-    new = {"label_noise", "teacher_temperature", "replay"}
+    """Results made before there was label noise or temperature count for ever."""
+    new = {"label_noise", "teacher_temperature"}
     assert new.isdisjoint(arm("masters", profile).determining())
-    changed = arm("replay+label_noise=0.1+teacher_temperature=2", profile).determining()
-    assert {name: changed[name] for name in new} == {
-        "label_noise": 0.1, "teacher_temperature": 2.0, "replay": True,
-    }  # fmt: skip
+    changed = arm("label_noise=0.1+teacher_temperature=2", profile).determining()
+    assert {name: changed[name] for name in new} == {"label_noise": 0.1, "teacher_temperature": 2.0}

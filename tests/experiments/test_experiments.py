@@ -12,15 +12,12 @@ import small
 import torch
 from judge_server import Reply, block, explains, said, serving, verdict
 from labs import profile
-from transformers import AutoModelForImageTextToText
 
-from masters.experiments import refreshing
 from masters.experiments import run as runs
 from masters.experiments.arms import RunSpec, arm
 from masters.experiments.curriculum import (
     WantedResponses,
     WantedScores,
-    places_at,
     wanted_responses,
     wanted_scores,
 )
@@ -39,7 +36,6 @@ from masters.objective.diagnostics import Diverged
 from masters.objective.divergence import jsd
 from masters.runtime.keys import hash_of
 from masters.settings import LanguageJudge, Lora, MemorySavings, ModelSpec, Sampling, TrainerOptions, Watch
-from masters.training.checkpoints import last_checkpoint
 from masters.training.ladder import epochs, labeled
 from masters.training.memory import Memory
 from masters_book.analysis import masked_teachers as teachers
@@ -349,101 +345,9 @@ def test_a_run_that_diverges_is_a_result_to_who_asks_for_it(lab: Lab, results: R
         run_arm(lab, name, 0)
 
 
-@pytest.fixture(scope="module")
-def refreshed_run(lab: Lab, results: Results) -> Path:
-    log = run_arms(lab, ["refreshed"]).log
-    plain = of_arm(results.log, "masters")
-    assert list(log["mask_ratio"]) == list(plain["mask_ratio"])
-    assert np.array_equal(log["loss"][:2], plain["loss"][:2])  # the first stage is that of the base student
-    assert not np.isclose(log["loss"][2:], plain["loss"][2:]).any()
-    return run_folder(lab, arm("refreshed", lab.profile), 0)
-
-
-def test_a_plateau_run_may_be_shorter_than_its_stages(lab: Lab, results: Results) -> None:
-    assert list(run_arms(lab, ["plateau+steps=2"]).log["step"]) == [1, 2]
-
-
-@pytest.mark.parametrize("lost", [False, True])
-@pytest.mark.parametrize("step", [3, 4])
-def test_a_stopped_refreshed_run_ends_the_same(
-    refreshed_run: Path, lab: Lab, tmp_path: Path, step: int, lost: bool
-) -> None:
-    """Stopped at the first or second step of a stage, with and without the responses of that stage."""
-    watch = stopping_at(step, pd.read_parquet(refreshed_run / "log.parquet"))
-    used, spec = Lab(profile(watch=watch)), arm("refreshed", lab.profile)
-    with pytest.raises(Diverged, match=f"^stopped at step {step}: the KL"):
-        runs.train_in_place(used, load(lab.folder("student"))[0], spec, 0, tmp_path / "run")
-    assert [path.name for path in tmp_path.glob("run/checkpoint-*")] == ["checkpoint-2"]
-    model, _ = load(lab.folder("student"))
-    if lost:
-        kept = tmp_path / "run" / "refreshed" / "1.parquet"
-        kept.write_bytes(kept.read_bytes()[:-20])
-        with pytest.raises(
-            ValueError, match=r"1\.parquet is damaged \(.*\): delete .*run, and the run starts"
-        ):
-            runs.train_in_place(lab, model, spec, 0, tmp_path / "run")
-        kept.unlink()
-    log = runs.train_in_place(lab, model, spec, 0, tmp_path / "run")
-    assert list(log["step"]) == list(range(1, 7))
-    assert small.weights_hash(model) == small.weights_hash(load(refreshed_run / "model")[0])
-
-
-def test_each_stage_learns_from_what_the_student_says_then(
-    lab: Lab, results: Results, tmp_path: Path
-) -> None:
-    """The student in training wrote them, so at the first step of a stage its log-ratio is 0."""
-    every = TrainerOptions(save_steps=2, args={"save_total_limit": 9})
-    used, spec = Lab(profile(trainer=every)), arm("clipped+refreshed+source=4:0", lab.profile)
-    model, _ = load(lab.folder("student"))
-    log = runs.train_in_place(used, model, spec, 0, tmp_path).set_index("step")
-    assert all(abs(log["log_ratio"][step]) < 1e-4 for step in (1, 3, 5)) and abs(log["log_ratio"][6]) > 1e-4
-    questions, large = lab.questions("train"), load(lab.folder("large"))[0]
-    for stage, step in ((0, 0.1), 2), ((0, 0.0), 4):
-        student = AutoModelForImageTextToText.from_pretrained(tmp_path / f"checkpoint-{step}").eval()
-        found: Any = refreshing.refreshed(lab, spec, 0, stage, tmp_path, lambda: pytest.fail("answers again"))
-        seen = places_at(spec, 0, len(lab.pool), stage).tolist()
-        assert found.places.tolist() == seen and found.accuracy.shape == (len(found.tokens), 4) == (
-            len(seen),
-            4,
-        )
-        row, index = found.row(seen[-1]), lab.pool[seen[-1]]
-        batch = pack([questions.prompt(index)], [found.tokens[row]], [questions.image_features([index])])
-        with torch.no_grad(), TeacherMask(large).apply(stage[1]):
-            own, said = (response_logits(m, batch)[0].log_softmax(-1) for m in (student, large))
-        for j, tokens in enumerate(found.tokens[row]):
-            taken = own[j].gather(1, batch.tokens[0, j][:, None])[: len(tokens), 0]
-            assert np.allclose(taken, found.behavior[row][j], atol=1e-4)
-            assert np.allclose(said[j, : len(tokens)], found.teacher[row * found.n + j], atol=5e-3)
-
-
-def test_refreshed_responses_want_one_process(
-    lab: Lab, results: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ValueError, match="need a single process, but 2 train: start without torchrun"):
-        runs.train_in_place(lab, None, arm("refreshed", lab.profile), 0, tmp_path / "run")
-
-
-def test_stages_may_be_decided_while_a_run_trains(lab: Lab, results: Results, tmp_path: Path) -> None:
-    """From the cache as from teachers that run along, and a run with equal stages keeps its key."""
-    assert "schedule" not in arm("masters", lab.profile).determining()
-    assert run_folder(lab, arm("plateau", lab.profile), 0) != run_folder(lab, arm("masters", lab.profile), 0)
-    logs = []
-    for used in (lab, Lab(profile(cache_teacher=False))):
-        model, _ = load(used.folder("student"))
-        # A student that hardly learns does not improve, so every measurement counts towards the end.
-        spec = arm("plateau+steps=12+learning_rate=1e-9", used.profile)
-        logs.append(runs.train_in_place(used, model, spec, 0, tmp_path / str(len(logs))))
-    cached, along = logs
-    assert list(cached["mask_ratio"]) == list(along["mask_ratio"])
-    assert list(cached["stage"]) == sorted(cached["stage"]) and set(cached["stage"]) == {0, 1, 2}
-    for column in ("divergence", "kl", "held_out_divergence"):
-        assert np.allclose(cached[column], along[column], atol=2e-3) and (cached[column] > -1e-6).all()
-
-
 @pytest.mark.parametrize(
     "name",
-    ["masters+steps=4", "mid_then_large+steps=5", "naive+r_max=0.2+steps=4", "masters+refreshed+steps=4"],
+    ["masters+steps=4", "mid_then_large+steps=5", "naive+r_max=0.2+steps=4"],
 )
 def test_a_run_alone_reads_less_and_learns_the_same(
     lab: Lab, results: Results, folder: Path, tmp_path: Path, name: str
@@ -609,23 +513,6 @@ def test_a_tempered_teacher_is_the_same_cached_and_along(lab: Lab, results: Resu
     assert np.abs(cached["divergence"] - plain["divergence"]).min() > 5e-3
 
 
-def test_a_stopped_replay_resumes_with_the_same_questions(lab: Lab, results: Results, tmp_path: Path) -> None:
-    spec = arm("replay", lab.profile)
-
-    def train_in_place(folder: Path, **changes: Any) -> tuple[pd.DataFrame, str]:
-        model, _ = load(lab.folder("student"))
-        used = Lab(profile(trainer=SAVING, **changes))
-        return runs.train_in_place(used, model, spec, 0, folder), small.weights_hash(model)
-
-    log, undisturbed = train_in_place(tmp_path / "whole")
-    with pytest.raises(Diverged, match=r"^stopped at step 5"):
-        train_in_place(tmp_path / "stopped", watch=stopping_at(5, log))
-    assert last_checkpoint(tmp_path / "stopped") == str(tmp_path / "stopped" / "checkpoint-4")
-    assert train_in_place(tmp_path / "stopped")[1] == undisturbed
-    plain = run_folder(lab, arm("masters", lab.profile), 0)
-    assert undisturbed != small.weights_hash(load(plain / "model")[0])
-
-
 def test_masked_teachers_are_examined_once_in_every_way(lab: Lab, folder: Path) -> None:
     ways = tuple(teachers.WAYS)
     frame = teachers.masked_accuracy(lab, ["large"], [0.0, 0.5], ways)
@@ -751,13 +638,8 @@ def test_who_writes_what_a_stage_learns_from() -> None:
     assert wanted_responses(spec, (1, 0.0)) == [WantedResponses("large", 0.0, 2), student]
     alone = wanted_responses(arm("own_accuracy", profile()), (0, 0.2))
     assert alone == [WantedResponses("student", 0.0, 8)]
-    refreshed = arm("refreshed", profile())
-    first = wanted_responses(arm("masters", profile()), (0, 0.2))
-    assert wanted_responses(refreshed, (0, 0.2)) == first
-    later = [WantedResponses("large", 0.1, 2), WantedResponses("refreshed", 0.0, 2)]
-    assert wanted_responses(refreshed, (0, 0.1)) == later
-    scored = [wanted for wanted in wanted_scores(refreshed) if wanted.responses == student]
-    assert scored == [WantedScores("large", student, 0.2), WantedScores("student", student)]
+    scored = [wanted for wanted in wanted_scores(arm("r_max=0", profile())) if wanted.responses == student]
+    assert scored == [WantedScores("large", student), WantedScores("student", student)]
     labels = wanted_responses(arm("naive", profile()), (0, 0.0))
     assert labels == [WantedResponses("labels", 0.0, 1)]
 

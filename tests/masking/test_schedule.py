@@ -1,10 +1,9 @@
 import math
 from fractions import Fraction
 
-import numpy as np
 import pytest
 
-from masters.masking.schedule import MaskSchedule, PlateauSchedule
+from masters.masking.schedule import MaskSchedule
 
 
 @pytest.mark.parametrize(
@@ -78,50 +77,3 @@ def test_iterations_outside_the_run_are_refused(iteration: int, iterations: int)
 def test_a_schedule_cannot_be_changed() -> None:
     with pytest.raises(AttributeError):
         MaskSchedule(0.2, 0.1).r_max = 0.3  # type: ignore[misc]
-
-
-def test_a_stage_ends_when_the_divergence_no_longer_falls() -> None:
-    schedule = PlateauSchedule(0.2, 0.1, patience=2, min_improvement=0.01)
-    assert schedule.ratios == MaskSchedule(0.2, 0.1).ratios and schedule.ratio == 0.2
-    assert not any([schedule.update(value) for value in (0.5, 0.4, 0.395, 0.38)])  # 0.38 improves again
-    assert [schedule.update(value) for value in (0.38, 0.375)] == [False, True]
-    assert schedule.ratio == 0.1
-    # The whole teacher is further away, so each stage has its own smallest divergence.
-    assert [schedule.update(value) for value in (0.6, 0.55, 0.56, 0.57)] == [False, False, False, True]
-    assert schedule.ratio == 0.0
-    assert not any(schedule.update(0.7) for _ in range(10)) and schedule.ratio == 0.0
-
-
-@pytest.mark.parametrize(("patience", "min_improvement"), [(1, 0.0), (3, 0.02), (5, 0.1)])
-def test_plateaus_against_a_search_over_the_whole_history(patience: int, min_improvement: float) -> None:
-    divergences = np.random.default_rng(0).random(200).tolist()
-    schedule = PlateauSchedule(0.4, 0.05, patience, min_improvement)
-    stage, start = 0, 0
-    for now in range(len(divergences)):
-        schedule.update(divergences[now])
-        gains = [start]  # the updates of this stage that improved
-        for i in range(start + 1, now + 1):
-            if divergences[i] < divergences[gains[-1]] - min_improvement:
-                gains.append(i)
-        if now - gains[-1] >= patience and stage < 8:
-            stage, start = stage + 1, now + 1
-        assert schedule.ratio == MaskSchedule(0.4, 0.05).ratios[stage]
-    assert stage == 8
-
-
-@pytest.mark.parametrize(
-    ("arguments", "named"),
-    [
-        ((0.3, 0.2, 1, 0.0), "step"),
-        ((1.5, 0.1, 1, 0.0), "r_max"),
-    ],
-)
-def test_bad_plateau_schedules_are_refused(arguments: tuple[float, float, int, float], named: str) -> None:
-    with pytest.raises(ValueError, match=named) as error:
-        PlateauSchedule(*arguments)
-    assert "\n" not in str(error.value)
-
-
-def test_a_divergence_that_is_not_finite_is_refused() -> None:
-    with pytest.raises(ValueError, match="nan"):
-        PlateauSchedule(0.2, 0.1, 1, 0.0).update(math.nan)

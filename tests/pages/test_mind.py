@@ -56,7 +56,7 @@ def test_a_fold_says_what_was_detectable_and_where_tuning_ended(folds: dict[str,
         in words
     )
     assert (
-        "tuned apart: Masters with learning rate 0.001; mask-progressive with learning rate 3e-05." in words
+        "tuned apart: Masters with learning rate 0.001; mask-progressive with learning rate 0.0001." in words
     )
     assert CLAIMS[2].limits in words
 

@@ -1,4 +1,4 @@
-"""Settings of the paper, a profile and the studies: from the parameter files, what differs first."""
+"""Settings of the paper, a profile and the study: from the parameter files, what differs first."""
 
 import re
 from typing import Any
@@ -31,13 +31,13 @@ def test_every_setting_of_the_files_is_there(rows: dict[str, list[str]]) -> None
 
 
 def test_values_are_those_of_paper_profile_and_study(rows: dict[str, list[str]]) -> None:
-    assert rows["distillation.r_step"] == ["0.05", "0.1", "0.1", "yes"]
+    assert rows["distillation.r_step"] == ["0.05", "0.1", "0.05", "yes"]
     assert rows["distillation.beta"] == ["0.1", "0.1", "0.003<br>(Masters, tuned)", "yes"]
-    assert rows["distillation.steps"] == ["not given", "150", "1000", "the paper does not say"]
+    assert rows["distillation.steps"] == ["not given", "150", "400", "the paper does not say"]
     assert rows["sampling.top_k"] == ["50", "50", "50", "no"]
     assert rows["seeds"] == ["1", "3", "10 for the main arms, 5 for others", "yes"]
     assert rows["distillation.questions"][0] == "1.5 million" and rows["distillation.questions"][-1] == "yes"
-    assert "width 32" in rows["ladder.student"][1] and rows["ladder.tiny"][1] == ""
+    assert "width 32" in rows["ladder.student"][1] and rows["ladder.teacher1"][1] == ""
 
 
 def test_what_differs_comes_first(rows: dict[str, list[str]]) -> None:

@@ -28,6 +28,10 @@ def test_each_reason_stands_with_its_numbers(tmp_path: Path) -> None:
         ("large", 0, 0.781),
         ("masters+learning_rate=1e-04", 0, 0.375),
         ("masters", 0, 0.46),
+        ("masters+learning_rate=3e-04+policy_weight=0.1", 0, 0.57),
+        ("masters+learning_rate=3e-04+policy_weight=0.01", 0, 0.602),
+        ("masked", 0, 0.61),
+        ("masked", 1, 0.99),
     ]
     write(tmp_path / "runs.csv", pd.DataFrame(rows, columns=["arm", "replicate", "accuracy"]))
     big.to_csv(tmp_path / "teachers.csv", index=False)
@@ -40,8 +44,9 @@ def test_each_reason_stands_with_its_numbers(tmp_path: Path) -> None:
         "it moves by 0.087 nats per token, and 37 % of its most likely",
         "(loss 6.99)",
         "SmolLM2-135M-Instruct</th><td>0.20</td><td>0.0873</td><td>36.7</td><td>3.300</td><td>3.760</td>",
-        "weight 0.03, beta 0.003, lr 0.001 linear, 3 mask stages from r 0.2",
-        "the student before training 44.0 %): 0.0001: 37.5 %",
+        "weight 0.03, beta 0.003, lr 0.001 constant, 5 mask stages from r 0.2",
+        "replicates that have all of these): base student: 44.0 %, 0.0001: 37.5 %.",
+        "by policy weight: mask-progressive: 61.0 %, 0.01: 60.2 %, 0.1: 57.0 %.",
         "scores 37.0 %. The student before training scores 45.0 %, the large teacher 78.1 %",
         "-0.23 with the length",
         "+0.22 for those of the large teacher, -0.22 for those of the student",

@@ -43,8 +43,8 @@ PLAN: dict[str, Any] = {
     "minutes": {"ladder": 1, "run": 1},
     "trials": {"plain": [1e-3, DIVERGES], "rewarded": [[1e-3, 1.0, 0.1], [1e-2, 0.5, 0.05]]},
     "main": ["base", "masked", "masters", "own_accuracy", "online"],
-    "tuned": {"base": [], "masked": [], "masters": ["responses=2", "label_noise=0.2"]},
-    "fixed": ["masters+learning_rate=1e-05", "own_accuracy", "online"],
+    "tuned": {"base": [], "masked": [], "masters": ["responses=2", "r_max=0.0"]},
+    "fixed": ["masters+learning_rate=1e-05", "naive_multi", "own_accuracy", "online"],
 }
 
 
@@ -83,7 +83,7 @@ def copy(study: Study, folder: Path) -> None:
 def test_every_arm_has_its_replicates(finished: Study) -> None:
     assert not finished.missing() and not finished.untried()
     runs = finished.runs
-    assert len(runs) == 2 * 5 + 1 * 3 and not runs.duplicated(["replicate", "arm"]).any()
+    assert len(runs) == 2 * 5 + 1 * 4 and not runs.duplicated(["replicate", "arm"]).any()
     assert set(runs.loc[runs["replicate"] == 1, "arm"]) == set(PLAN["main"])
     assert runs["accuracy"].between(0, 1).all() and (runs["evaluation_seconds"] > 0).all()
 
@@ -117,7 +117,7 @@ def test_the_tables_hold_what_the_runs_gave(finished: Study) -> None:
     for column in ("question", "task", "correct", "tokens"):
         assert list(kept[column]) == list(made[column])
     tasks = pd.read_csv(finished.folder / "tasks.csv")
-    assert tasks.groupby(["replicate", "arm", "mode"])["share"].sum().tolist() == pytest.approx([1.0] * 26)
+    assert tasks.groupby(["replicate", "arm", "mode"])["share"].sum().tolist() == pytest.approx([1.0] * 28)
     registers = pd.read_csv(finished.folder / "registers.csv")
     row = registers.query("replicate == 1 and arm == 'masked' and mode == 'greedy'")
     assert (row["share"] * row["tokens"]).sum() == pytest.approx(made["tokens"].mean(), rel=1e-4)
@@ -147,12 +147,12 @@ def test_the_claims_follow_from_the_tables_alone(
     pd.testing.assert_frame_equal(again.judge(resamples=50).set_index("id"), frame)
     places = pd.read_csv(finished.folder / "map.csv")
     assert places[["axis", "value", "control", "seeds"]].values.tolist() == [
-        ["label_noise", 0.0, "masked", 2],
-        ["label_noise", 0.2, "masked", 1],
+        ["r_max", 0.0, "naive_multi", 1],
+        ["r_max", 0.2, "masked", 2],
     ]
-    accuracy = finished.runs.pivot(index="replicate", columns="arm", values="accuracy")
-    points = 100 * accuracy[["masters", "label_noise=0.2"]].sub(accuracy["masked"], axis=0).mean()
-    assert places["points"].tolist() == pytest.approx(points.tolist(), abs=1e-6)
+    accuracy = finished.runs.pivot(index="replicate", columns="arm", values="accuracy").astype(float)
+    points = 100 * accuracy["masters"].sub(accuracy["masked"]).mean()
+    assert places["points"][1] == pytest.approx(points, abs=1e-6)
 
 
 def test_what_runs_cost_is_kept_and_makes_a_verdict(finished: Study) -> None:
@@ -233,7 +233,7 @@ def test_another_choice_of_a_trial_makes_its_runs_anew(finished: Study, tmp_path
     trials.loc[masters & (trials["setting"] != chosen), "accuracy"] = 1.0
     trials.to_csv(tmp_path / "trials.csv", index=False)
     assert Study(folder=tmp_path).missing() == {
-        0: ["masters", "responses=2", "label_noise=0.2"],
+        0: ["masters", "responses=2", "r_max=0.0"],
         1: ["masters"],
     }
 
@@ -253,11 +253,11 @@ def test_a_replicate_that_is_gone_on_with_has_runs_of_the_same_models_alone(
     runs[runs["arm"] != "responses=2"].to_csv(tmp_path / "runs.csv", index=False)
 
     moved = Study(folder=tmp_path)
-    assert moved.missing() == {0: ["responses=2"]} and len(moved.runs) == 12 and moved.uncertain() == []
+    assert moved.missing() == {0: ["responses=2"]} and len(moved.runs) == 13 and moved.uncertain() == []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Lab, "is_trained", lambda self, model: False)
         assert moved.uncertain() == [0] and moved.uncertain([1]) == []
-    with pytest.warns(UserWarning, match="replicate 0 differ from those of its 7 finished runs"):
+    with pytest.warns(UserWarning, match="replicate 0 differ from those of its 8 finished runs"):
         moved.run()
     pd.testing.assert_frame_equal(moved.runs, finished.runs)
     pd.testing.assert_frame_equal(Tables(tmp_path).read("ladder.csv"), here)

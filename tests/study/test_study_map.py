@@ -1,21 +1,15 @@
 """The map of effects: which arms form pairs, their difference with its interval, and the figure."""
 
-from collections import defaultdict
-
 import numpy as np
 import pandas as pd
 import pytest
 
-from masters.settings import load_profile
 from masters_book.claims.comparisons import paired_effect
 from masters_book.claims.significance import minimum_detectable_effect
 from masters_book.figures.study import effect_map
 from masters_book.study.effects import AXES, COLUMNS, EFFECTS, measure_map
 
-LADDER = pd.DataFrame(
-    {"model": ["tiny", "student", "mid", "large", "huge"], "parameters": [10, 50, 100, 300, 600]}
-)
-USUAL = load_profile("mini").distillation.model_copy(update={"r_max": 0.2, "steps": 300})
+LADDER = pd.DataFrame({"model": ["student", "mid", "large"], "parameters": [50, 100, 300]})
 QUESTIONS = 50
 ACCURACY = {
     "naive_multi": 0.50,
@@ -24,40 +18,12 @@ ACCURACY = {
     "r_max=0.0": 0.54,
     "masked+r_max=0.4": 0.48,
     "r_max=0.4": 0.50,
-    "naive_multi+student=tiny": 0.20,
-    "masked+student=tiny": 0.22,
-    "naive_multi+student=tiny+teachers=huge": 0.20,
-    "masked+student=tiny+teachers=huge": 0.26,
     "masked+student=mid": 0.60,
     "student=mid": 0.62,
-    "masked+learning_rate=1e-04": 0.54,
-    "masters+learning_rate=1e-04": 0.44,
-    "masked+learning_rate=1e-03": 0.50,
-    "masters+learning_rate=1e-03": 0.54,
-    "masters+steps=1200": 0.56,
-    "masked+steps=1200": 0.50,
-    "label_noise=0.2": 0.48,
-    "masters+teacher_temperature=2": 0.52,
-    "masked+teacher_temperature=2": 0.50,
-    "masked+teacher_temperature=0.5": 0.46,
-    "naive_multi+teacher_temperature=0.5": 0.44,
-    "teachers=mid": 0.56,
-    "teachers=mid+r_max=0.0": 0.52,
-    "teachers=mid+r_max=0.4": 0.58,
     "masked+student=mid+learning_rate=1e-03": 0.58,
-    "masked+student=mid+learning_rate=1e-04": 0.30,
+    "masters+learning_rate=1e-03": 0.54,
     "clipped": 0.9,
 }
-
-
-# Every arm has its own learning rate, except those compared at one.
-RATES = {arm: float(place) for place, arm in enumerate(ACCURACY, start=1)} | dict.fromkeys(
-    (
-        *("masters", "student=mid", "masked+learning_rate=1e-03"),
-        *("masters+learning_rate=1e-03", "masked+student=mid+learning_rate=1e-03"),
-    ),
-    1e-3,
-)
 
 
 def predictions(seeds: int = 2, accuracy: dict[str, float] | None = None) -> pd.DataFrame:
@@ -80,22 +46,15 @@ def predictions(seeds: int = 2, accuracy: dict[str, float] | None = None) -> pd.
 
 
 def measured(answers: pd.DataFrame) -> pd.DataFrame:
-    return measure_map(answers, LADDER, USUAL, defaultdict(float, RATES), resamples=50)
+    return measure_map(answers, LADDER, r_max=0.2, resamples=50)
 
 
 def test_pairs_are_alike_but_for_the_part_that_is_switched_on() -> None:
     table = measured(predictions(1))
     points = table.set_index(["axis", "effect", "value"])["points"]
     assert dict(points.round(6)) == {
-        ("gap", "masking", 6.0): 2.0,
-        ("gap", "masking", 30.0): 2.0,
-        ("gap", "masking", 60.0): 6.0,
         ("gap", "rewards", 3.0): 2.0,
         ("gap", "rewards", 6.0): 4.0,
-        ("gap", "masking under rewards", 2.0): 4.0,
-        ("gap", "masking under rewards", 6.0): 2.0,
-        ("gap", "rewards at one learning rate", 3.0): 4.0,
-        ("gap", "rewards at one learning rate", 6.0): 6.0,
         ("r_max", "masking", 0.2): 2.0,
         ("r_max", "masking", 0.4): -2.0,
         ("r_max", "rewards", 0.0): 4.0,
@@ -103,18 +62,6 @@ def test_pairs_are_alike_but_for_the_part_that_is_switched_on() -> None:
         ("r_max", "rewards", 0.4): 2.0,
         ("r_max", "masking under rewards", 0.2): 2.0,
         ("r_max", "masking under rewards", 0.4): -4.0,
-        ("r_max_mid", "masking under rewards", 0.2): 4.0,
-        ("r_max_mid", "masking under rewards", 0.4): 6.0,
-        ("learning_rate", "rewards", 1e-4): -10.0,
-        ("learning_rate", "rewards", 1e-3): 4.0,
-        ("steps", "rewards", 300.0): 4.0,
-        ("steps", "rewards", 1200.0): 6.0,
-        ("label_noise", "rewards", 0.0): 4.0,
-        ("label_noise", "rewards", 0.2): -4.0,
-        ("teacher_temperature", "masking", 0.5): 2.0,
-        ("teacher_temperature", "masking", 1.0): 2.0,
-        ("teacher_temperature", "rewards", 1.0): 4.0,
-        ("teacher_temperature", "rewards", 2.0): 2.0,
     }
     order = {name: place for place, name in enumerate([*AXES, *EFFECTS])}
     places = [(order[axis], order[effect], value) for axis, effect, value in points.index]
@@ -131,11 +78,11 @@ def test_the_arms_of_a_place_have_the_names_of_their_runs() -> None:
 
 
 def test_an_effect_has_the_interval_of_its_pair_and_what_would_have_been_found() -> None:
-    accuracy = {"masked": 0.6, "naive_multi": 0.5, "masked+steps=1200": 0.6, "naive_multi+steps=1200": 0.6}
+    accuracy = {"masked": 0.6, "naive_multi": 0.5, "masked+r_max=0.4": 0.6}
     answers = predictions(3, accuracy)
     noise = np.random.default_rng(0).random(len(answers)) < 0.2
     answers["correct"] = answers["correct"].where(~noise, 1 - answers["correct"])
-    row = measured(answers).set_index("value").loc[300.0]
+    row = measured(answers).set_index("value").loc[0.2]
     by_arm = dict(list(answers.groupby("arm")))
     found = paired_effect(by_arm["masked"], by_arm["naive_multi"], 50)
     assert found is not None and [row["points"], row["low"], row["high"]] == pytest.approx(found[0][:3])
@@ -147,14 +94,14 @@ def test_an_effect_has_the_interval_of_its_pair_and_what_would_have_been_found()
 
 
 def test_one_place_is_no_axis() -> None:
-    lone = {name: 0.5 for name in ("masters", "masked", "masters+steps=1200")}
+    lone = {name: 0.5 for name in ("masters", "masked", "student=mid")}
     assert measured(predictions(1, lone)).empty
-    pair = lone | {"masked+steps=1200": 0.5, "naive_multi": 0.5}
+    pair = lone | {"masked+student=mid": 0.5, "naive_multi": 0.5}
     table = measured(predictions(1, pair))
-    # Masking has one value on the axis of steps, rewards have two.
+    # Masking has one value on the axis of the gap, rewards have two.
     assert list(zip(table["axis"], table["effect"], table["value"], strict=True)) == [
-        ("steps", "rewards", 300.0),
-        ("steps", "rewards", 1200.0),
+        ("gap", "rewards", 3.0),
+        ("gap", "rewards", 6.0),
     ]
 
 
@@ -182,11 +129,7 @@ def test_the_picture_has_a_panel_an_axis_and_a_line_an_effect() -> None:
     ends = [segment[:, 1].tolist() for segment in bars.get_segments()]
     assert ends == [pytest.approx(pair) for pair in zip(rows["low"], rows["high"], strict=True)]
     scales = dict(zip(AXES, (axis.get_xscale() for axis in figure.axes), strict=True))
-    assert {axis for axis, scale in scales.items() if scale == "linear"} == {
-        "r_max",
-        "r_max_mid",
-        "label_noise",
-    }
+    assert scales == {"gap": "log", "r_max": "linear"}
 
 
 def test_nothing_to_draw_says_what_to_do() -> None:

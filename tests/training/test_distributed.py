@@ -104,18 +104,6 @@ def test_an_interrupted_run_of_two_processes_ends_bit_for_bit_as_if_undisturbed(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("run", [0, 1], ids=["one question", "three questions"])
-def test_ranks_decide_alike_when_a_stage_ends(made: Made, run: int) -> None:
-    alone, *two = (one["decided"][run] for one in made)
-    ratios = [0.2] * 4 + [0.1] * 3 + [0.0] * 2
-    for one in (alone, *two):
-        assert one["log"]["mask_ratio"] == ratios == [ratio for _, ratio in one["stages"]]
-    for name in ("loss", "held_out_divergence"):
-        assert two[0]["log"][name] == two[1]["log"][name] == pytest.approx(alone["log"][name], abs=1e-5)
-        assert len(set(alone["log"][name])) >= 5
-
-
-@pytest.mark.slow
 def test_a_loss_that_is_not_finite_on_one_rank_stops_all_with_the_same_line(made: Made) -> None:
     told = {one["diverged"] for one in made}
     assert told == {
