@@ -1,9 +1,13 @@
 """Independent jobs in parallel processes, each with one thread and, if available, one GPU.
 
 A job writes its result to disk, so it can be killed at any time; the next start skips finished jobs.
+
+Importing torch and transformers takes seconds, so workers are forked from a server process, which imports
+what the process of the first call has imported, and does nothing else.
 """
 
 import os
+import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import active_children, current_process, get_context, parent_process
@@ -29,10 +33,16 @@ def run(jobs: Sequence[Job], processes: int, what: str) -> None:
     if not jobs:
         return
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    several = min(processes, len(jobs))
-    visible = (several, visible_devices())
-    with ProcessPoolExecutor(several, get_context("spawn"), _begin, visible) as pool:
-        waiting = [pool.submit(job, *arguments) for job, arguments in jobs]
+    several, context = min(processes, len(jobs)), get_context("forkserver")
+    packages = {function.__module__.partition(".")[0] for function, _ in jobs}
+    # Without effect once the server runs.
+    context.set_forkserver_preload(
+        ["__main__", *(name for name in sys.modules if name.partition(".")[0] in packages)]
+    )
+    # The server has the environment of its start.
+    arguments = (dict(os.environ), several, visible_devices())
+    with ProcessPoolExecutor(several, context, _begin, arguments) as pool:
+        waiting = [pool.submit(function, *given) for function, given in jobs]
         try:
             report(what, 0, len(waiting))  # the first job may take minutes
             for number, done in enumerate(as_completed(waiting), start=1):
@@ -57,7 +67,9 @@ def share(devices: Sequence[str], processes: int, number: int) -> list[str]:
     return list(devices[place::processes] or devices[place % len(devices) :][:1])
 
 
-def _begin(processes: int, devices: Sequence[str]) -> None:
+def _begin(environment: dict[str, str], processes: int, devices: Sequence[str]) -> None:
+    os.environ.clear()
+    os.environ.update(environment)
     for name in distributed.LAUNCH:  # a worker is no rank of a distributed run
         os.environ.pop(name, None)
     torch.set_num_threads(1)
