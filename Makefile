@@ -49,7 +49,7 @@ reproduce: $(INSTALLED) ## train, generate, distill, evaluate, build the book (P
 	@$(BIN)/masters claims $(PROFILE)
 	@echo "The book: $(CURDIR)/$(HTML)"
 
-study: $(INSTALLED) ## all claims at many replicates, as far as you let it (REPLICATES=0-4 PROCESSES=2); hours in all
+study: $(INSTALLED) ## run what is missing of the study (REPLICATES=1-4 PROCESSES=2 STUDY=imitation); hours in all, can be stopped
 	@$(BIN)/masters study $(STUDY) $(if $(REPLICATES),--replicates $(REPLICATES)) $(if $(PROCESSES),--processes $(PROCESSES))
 
 test: $(INSTALLED) ## unit tests, notebooks against their committed outputs

@@ -12,7 +12,7 @@ PAPERS_STEP = 0.05  # s of Eq. 3
 def setting(spec: RunSpec) -> str:
     """Return an arm's policy weight, beta, learning rate and mask stages in words, for the tables.
 
-    Arms of the same name may differ in these between studies, so tables show them beside each result.
+    Arms of the same name may differ in these between the study and a profile, so tables show them.
     """
     if spec.learn_from == "nothing":
         return "not trained"

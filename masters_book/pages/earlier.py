@@ -23,10 +23,9 @@ def earlier_page(folder: Path = FOLDER) -> str:
     """
     tables = [read_table(folder / f"{name}.csv", CLAIMS).to_dict("records") for name in TITLES]
     studies = [{row["id"]: row for row in table} for table in tables]
-    header = ["Claim", "Paper's\nmatched effect", *TITLES.values()]
+    header = ["Claim", *TITLES.values()]
     rows = [
-        [f"{name}. {of['statement']}", f"{of['paper']} {of['unit']}".strip() if of["paper"] else ""]
-        + [_cell(study[name]) for study in studies]
+        [f"{name}. {of['statement']}", *(_cell(study[name]) for study in studies)]
         for name, of in studies[-1].items()
     ]
     return fill("table.md", header=header, rows=rows, caption="The claims in the earlier studies")
@@ -36,4 +35,5 @@ def _cell(row: Mapping[Any, Any]) -> str:
     if not row["seeds"] > 0:
         return str(row["verdict"])
     interval = f"\n{row['low']} to {row['high']}" if row["low"] and row["high"] else ""
-    return f"{row['verdict']}\n{row['ours']} {row['unit']}{interval}\n{row['seeds']:.0f} replicates"
+    ours = f"{row['verdict']}\n{row['ours']} {row['unit']}{interval}\n{row['seeds']:.0f} replicates"
+    return f"{ours}\npaper {row['paper']}" if row["paper"] else ours

@@ -1,7 +1,7 @@
 """The book's first page: what was found in three sentences, a figure and a table.
 
-Every claim is shown with its verdict, also if it was not tested. The verdicts of other runs, with the
-commands of the reader's, are in a fold; the pages of the studies have settings and limits.
+Every claim is shown with its verdict, also if it was not tested. The verdicts of the reader's run, with its
+commands, are in a fold; the page of the study has settings and limits.
 """
 
 import re
@@ -34,7 +34,7 @@ RESULTS = "our-numbers-beside-the-paper-s"  # heading of each notebook's results
 
 @dataclass(frozen=True)
 class Judged:
-    """The claims of one study, or of the reader's own run.
+    """The claims of the study, or of the reader's own run.
 
     Attributes:
         title: for headings.
@@ -42,6 +42,7 @@ class Judged:
         effects: from :func:`masters_book.claims.comparisons.measure`.
         settings: what each arm was trained with (:func:`masters_book.analysis.trained_with.settings_of`).
         page: page of the study; empty for the reader's run.
+        seeds: how many replicates the study has, in words.
     """
 
     title: str
@@ -49,6 +50,7 @@ class Judged:
     effects: pd.DataFrame
     settings: Mapping[str, str]
     page: str = ""
+    seeds: str = ""
 
     @cached_property
     def compared(self) -> list[dict[Any, Any]]:
@@ -60,7 +62,7 @@ def headline(lead: Judged, places: pd.DataFrame | None, image: Path) -> str:
     """Return what stands above everything else: edition, three answers, and the figure of the claims.
 
     Args:
-        lead: the first study, or the reader's run without one.
+        lead: the study, or the reader's run without one.
         places: the study's ``map.csv``, if any.
         image: file of the figure, see :func:`draw_claims`; beside it, a PNG for previews of links.
     """
@@ -69,15 +71,14 @@ def headline(lead: Judged, places: pd.DataFrame | None, image: Path) -> str:
     return fill("headline.md", edition=edition(), abstract=abstract(lead, places), **drawn)
 
 
-def claims_section(profile: Profile, own: Judged, studies: Sequence[Judged] = ()) -> str:
-    """Return the claims as a table: of the first study if there is one; other verdicts are in a fold.
+def claims_section(profile: Profile, own: Judged, study: Judged | None = None) -> str:
+    """Return the claims as a table: of the study if it has any; the verdicts of all runs are in a fold.
 
     Args:
         profile: of the reader's run.
         own: the reader's run.
-        studies: the first fills the table.
     """
-    lead, *others = [*studies, own]
+    lead, *others = [study, own] if study else [own]
     by_id = {row["id"]: row for row in lead.claims.to_dict("records")}
     verdicts = [brief(each.claims) for each in (lead, *others)]
     page = f"{lead.page or 'notebooks/7_claims'}.html"
@@ -91,6 +92,7 @@ def claims_section(profile: Profile, own: Judged, studies: Sequence[Judged] = ()
         "claims.md",
         lead=lead.title,
         page=lead.page,
+        seeds=lead.seeds,
         counts=counts(lead.claims),
         claims=claims,
         titles=["", *(each.title for each in (lead, *others))],
@@ -250,7 +252,7 @@ def answer(judged: Judged) -> str:
         found = _by_side(between, "effect", "they help", "they harm", "no established effect")
         words += (
             f" Distillation on as many responses without mask and rewards gives {_points(unmasked)}. Mask "
-            f"and rewards together add {_points(between)}: {found}."
+            f"and rewards together change it by {_points(between)}: {found}."
         )
     trained = judged.settings.get("masters")
     return f"{words} Masters was trained with {trained}." if trained else words
@@ -263,10 +265,13 @@ def in_short(judged: Judged) -> str:
     if masters is None or between is None:
         return ""
     helps = _by_side(masters, "effect", "helps", "harms", "has no established effect on")
-    neither = "have no established effect on top of"
-    add = _by_side(between, "effect", "add to", "take away from", neither)
-    link = "but" if helps == "helps" and add == neither else "and"
-    return f"Training with Masters {helps} the student, {link} mask and rewards {add} plain distillation."
+    neither = "do not measurably change"
+    add = _by_side(between, "effect", "raise", "lower", neither)
+    link = "but" if helps == "helps" and add != "raise" else "and"
+    return (
+        f"Training with Masters {helps} the student, {link} mask and rewards {add} the score of plain "
+        "distillation, each at its own learning rate."
+    )
 
 
 def _helps(judged: Judged) -> list[dict[Any, Any] | None]:

@@ -1,6 +1,6 @@
 """What would change our mind about each claim: what its comparison could detect, and what may confound it.
 
-Everything follows from the first study's tables, and from the limits that each claim states.
+Everything follows from the study's tables, and from the limits that each claim states.
 """
 
 import math
@@ -29,14 +29,13 @@ OTHERWISE = {
 }
 
 
-def mind_page(judged: Judged | None, study: Study | None) -> str:
+def mind_page(judged: Judged | None, study: Study) -> str:
     """Return a fold per claim.
 
     Args:
-        judged: the claims of the first study; None if it has measured none.
-        study: that study.
+        judged: the study's claims; None if it has measured none.
     """
-    if judged is None or study is None:
+    if judged is None:
         return fill("mind.md", claims=[])
     tried = study.tried
     claims = [

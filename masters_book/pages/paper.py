@@ -22,9 +22,9 @@ from masters_book.study.study import Study
 NOT_RUN = "not run: "
 DAYS = "section5_days"
 _NO_MIX = f"{NOT_RUN}the study has equal shares and one model alone"
-_NO_SMALL = f"{NOT_RUN}the study has two teachers"
+_NO_SMALL = f"{NOT_RUN}the study has teachers of two sizes"
 _NO_RATIO = f"{NOT_RUN}the study has other ratios"
-_NO_TINY = f"{NOT_RUN}the study has two students"
+_NO_TINY = f"{NOT_RUN}the study has students of two sizes"
 _METHOD = f"{NOT_RUN}this method is not part of the package"
 _STUDENTS = ("Qwen2.5-VL-7B", "Qwen3-VL-8B", "InternVL3-8B", "InternVL3.5-8B")
 _MIDDLE = ("Qwen2.5-VL-3B", "Qwen3-VL-4B", "InternVL3.5-4B")
@@ -194,7 +194,8 @@ TABLES = (
             "teacher_InternVL3.5-38B": "large",
         },
         ["reward"],
-        note="The paper's accuracy reward comes from a language model, ours from a rule in every arm.",
+        note="The paper's accuracy reward comes from a language model, ours from a rule in every arm of "
+        "this table.",
     ),
     Beside(
         "table5f_other_methods",
@@ -230,50 +231,40 @@ FIGURES = (
 )
 
 
-def paper_page(studies: Mapping[str, Study], lead: str) -> str:
+def paper_page(study: Study) -> str:
     """Return the page's body.
-
-    Args:
-        studies: each study under the name of its page.
-        lead: page of the study to whose claims the tables link; empty for none.
 
     Raises:
         ValueError: a row of the paper has no entry in :data:`TABLES`, or a file is damaged.
     """
-    accuracies = {name: _wide(study.runs, "replicate", "accuracy", 100) for name, study in studies.items()}
-    seconds = {name: _wide(study.costs, "seed", "total_equal", 1) for name, study in studies.items()}
-    planned = {name: study.plan.arms() for name, study in studies.items()}
+    accuracies, planned = _wide(study.runs, "replicate", "accuracy", 100), study.plan.arms()
+    seconds = _wide(study.costs, "seed", "total_equal", 1)
     sections = [
         {
             "title": of.title,
             "note": of.note,
             "claims": of.claims(),
             "named": len(of.keys),
-            "ours": len(studies) + 1,
             "table": _beside(of, seconds if of.name == DAYS else accuracies, planned),
             "cells": None if of.name == DAYS else _cells(of.name),
         }
         for of in TABLES
     ]
-    return fill("paper.md", sections=sections, figures=FIGURES, lead=lead)
+    return fill("paper.md", sections=sections, figures=FIGURES)
 
 
-def _beside(of: Beside, ours: Mapping[str, pd.DataFrame], planned: Mapping[str, Collection[str]]) -> Table:
-    """Return a table: what names a row, the paper's numbers, our arm, and its result in each study."""
+def _beside(of: Beside, ours: pd.DataFrame, planned: Collection[str]) -> Table:
+    """Return a table: what names a row, the paper's numbers, our arm, and its result."""
     paper, over, days = of.rows(), of.effects(), of.name == DAYS
     short = of.across or len(paper.columns) <= 5
     shown = paper if short else pd.DataFrame(index=paper.index)
     if not of.across and len(paper.columns) > 1:
         shown = shown.assign(**{f"mean of {len(paper.columns)}": paper.mean(axis=1)})
     # On the replicates that all arms of the table have, so that levels and differences agree.
-    shared = {
-        name: wide[[arm for arm in wide if arm in of.arms.values()]].dropna() for name, wide in ours.items()
-    }
+    shared = ours[[arm for arm in ours if arm in of.arms.values()]].dropna()
     header = [_label(name) for name in of.keys]
     header += [*map(_label, map(str, shown)), "arm"]
-    header += [
-        f"{name}\n{len(wide)} replicates" if wide.columns.size else name for name, wide in shared.items()
-    ]
+    header.append(f"study\n{len(shared)} replicates" if shared.columns.size else "study")
     rows = []
     for name, values in shown.iterrows():
         key, arm = str(name), of.arms[str(name)]
@@ -283,12 +274,9 @@ def _beside(of: Beside, ours: Mapping[str, pd.DataFrame], planned: Mapping[str, 
             _with_effect(f"{value:g}" if days else f"{value:.1f}", value, earlier.get(column), days)
             for column, value in values.items()
         ]
-        found = [
-            _ours(wide, arm, of.arms.get(before or "", ""), days, planned[study])
-            for study, wide in shared.items()
-        ]
+        found = _ours(shared, arm, of.arms.get(before or "", ""), days, planned)
         names = key.split(" ") if len(of.keys) > 1 else [key]
-        rows.append([*map(_label, names), *cells, title_of(arm), *found])
+        rows.append([*map(_label, names), *cells, title_of(arm), found])
     return header, rows
 
 

@@ -45,15 +45,14 @@ LADDER = {
 }
 
 
-def settings_table(profile: str, studies: Mapping[str, Study]) -> str:
+def settings_table(profile: str, study: Study) -> str:
     """Return the tables of settings.
 
     Args:
         profile: name of the profile to show.
-        studies: each study under the name of its page.
     """
     base = load_profile(profile)
-    columns = {profile: _values(base)} | {name: _of_study(study) for name, study in studies.items()}
+    columns = {profile: _values(base), "study": _of_study(study)}
     said = {name: words for name, _, words in _fields(base)}
     given = _paths(read(PARAMS / profile / "profile.yaml"))
     rows = []

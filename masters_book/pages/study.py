@@ -4,7 +4,6 @@ The files are in ``data/results/NAME`` (:mod:`masters_book.study.tables`). This 
 over seeds and the verdicts, so that these follow today's margins and rule. Missing files are named.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,11 +47,9 @@ def study_page(study: Study, own: Judged, image: Path) -> str:
     missing = [file for file in files if not (study.folder / file).is_file()]
     return fill(
         "study.md",
-        name=study.name,
         own=own.title,
         nothing=len(missing) == len(files),
         about=study.plan.about,
-        command=command(study.name),
         missing=missing,
         study=_claims(study, runs, own, image),
         parts=_parts(study, runs, missing, image),
@@ -89,49 +86,27 @@ def settings_of_study(study: Study) -> dict[str, str]:
     return of_arm | {name: of_arm[there] for name in SAME_RUN if (there := name_among(name, of_arm))}
 
 
-def command(name: str) -> str:
-    """Return the command that runs a study."""
-    return "make study" if name == "study" else f"make study STUDY={name}"
-
-
-def study_sentences(found: Mapping[str, Judged], studies: Mapping[str, Study]) -> str:
-    """Return what the studies found, for the first page; empty without studies.
-
-    Args:
-        found: from :func:`judged`, by the names of the plans.
-        studies: the study of each name.
-    """
-    rows = [
-        {
-            "page": f"{name}.html",
-            "title": of.title,
-            "counts": counts(of.claims),
-            "seeds": _seeds(studies[name], of.claims["seeds"].dropna()),
-        }
-        for name, of in found.items()
-    ]
-    return fill("studies.md", studies=rows)
-
-
 def judged(study: Study) -> Judged | None:
     """Return the claims of a study; None if it has measured none."""
     if not (study.folder / "comparisons.csv").is_file():
         return None
     effects = study.tables.read("comparisons.csv")
-    return Judged(study.plan.title, judge_claims(effects), effects, settings_of_study(study), study.name)
+    claims = judge_claims(effects)
+    seeds = _seeds(study, claims["seeds"].dropna())
+    return Judged(study.plan.title, claims, effects, settings_of_study(study), "study", seeds)
 
 
 def _claims(study: Study, runs: pd.DataFrame, own: Judged, image: Path) -> dict[str, Any]:
     found = judged(study)
     if found is None:
         return {"claims": None}
-    verdicts, name, arms = brief(own.claims), study.name, set(runs["arm"])
+    verdicts, arms = brief(own.claims), set(runs["arm"])
     rows = []
     for row in found.claims.to_dict("records"):
         seeds = str(int(row["seeds"])) if row["seeds"] > 0 else ""
         shown = filter(None, (name_among(row[side], arms) for side in ("treatment", "control")))
         links = [(f"#{tables.anchor(each)}", each) for each in shown]
-        how = {"commands": [command(name)], "rows": links, "file": f"{name}/runs.csv"}
+        how = {"commands": ["make study"], "rows": links, "file": "study/runs.csv"}
         p = "under 0.001" if row["p_holm"] < 0.001 else number(row["p_holm"], 3)
         smallest = (
             f"\ndetects {row['smallest']:.1f} {row['unit']}" if row["smallest"] == row["smallest"] else ""
@@ -142,7 +117,7 @@ def _claims(study: Study, runs: pd.DataFrame, own: Judged, image: Path) -> dict[
     return {
         "short": in_short(found),
         "answer": answer(found),
-        "seeds": _seeds(study, found.claims["seeds"]),
+        "seeds": found.seeds,
         "gap": f"{gap.iloc[0]:.1f}" if len(gap) else "",
         "comparisons": judge_comparisons(found.effects).to_dict("records"),
         "claims": {
@@ -175,9 +150,9 @@ def _seeds(study: Study, seeds: pd.Series) -> str:
     if refused:
         least = 100 * (study.plan.teacher_at_least or 0)
         words += (
-            f" Replicates without runs, counted from 0: {', '.join(map(str, refused))}. Their large "
-            f"teacher answers less than {least:g} % of the validation questions, or no more than mid does; "
-            "others take their place."
+            f" Not used (replicates are counted from 0): {', '.join(map(str, refused))}. There the large "
+            f"teacher answers less than {least:g} % of the validation questions, or no more than the mid "
+            "teacher; others take their place."
         )
     if fewest < 3:
         words += (

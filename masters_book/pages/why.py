@@ -30,22 +30,21 @@ DOSE = {
 }
 
 
-def why_page(profile: Profile, run: Path, imitation: Path, study: Study | None) -> str:
+def why_page(profile: Profile, run: Path, imitation: Path, study: Study) -> str:
     """Return the page's body; what no file holds is left out.
 
     Args:
         profile: the reader's.
         run: folder of the reader's run, with ``rewards.csv`` of notebook 4.
         imitation: folder of the imitation study's tables.
-        study: the study that the first page shows.
     """
-    runs = study is not None and len(study.runs) > 0
+    runs = len(study.runs) > 0
     return fill(
         "why.md",
         profile=profile,
         dose=_dose(imitation),
-        weight=_weight(study) if study and runs else None,
-        sight=_sight(study) if study and runs else None,
+        weight=_weight(study) if runs else None,
+        sight=_sight(study) if runs else None,
         rewards=_rewards(run / "rewards.csv"),
     )
 
@@ -91,6 +90,9 @@ def _weight(study: Study) -> dict[str, Any]:
             for name, (base, values) in named.items()
             if base == "masters" and set(values) == set(varied)
         }
+        if varied[-1] == "policy_weight" and at:  # the same learning rate at the paper's weight
+            rate = named[next(iter(at))][1]["learning_rate"]
+            at[f"masters+learning_rate={rate}"] = 1.0
         asked = [beside, *sorted(at, key=at.__getitem__)]
         means = wide[[name for name in asked if name in wide]].dropna().mean()
         return [(f"{at[name]:g}" if name in at else title_of(name), means[name]) for name in means.index]
@@ -99,6 +101,7 @@ def _weight(study: Study) -> dict[str, Any]:
         "arms": [[name, settings[name]] for name in names if name in settings],
         "rates": along("learning_rate", beside="base"),
         "weights": along("learning_rate", "policy_weight", beside="masked"),
+        "kl": study.runs[study.runs["arm"].isin(["masters", "masked"])].groupby("arm")["kl"].mean().to_dict(),
     }
 
 

@@ -1,7 +1,7 @@
 """The book: executed notebooks and pages from the run's files, built offline.
 
 No number in the generated pages is typed. They come from files that the run writes into ``build/PROFILE``
-(``claims.csv``, ``provenance.json``) and from the studies' tables in ``data/results``. Generated files are in
+(``claims.csv``, ``provenance.json``) and from the study's tables in ``data/results``. Generated files are in
 ``book/notebooks`` and ``book/generated``, which git does not track. MathJax comes from a package, so that no
 page loads from another host.
 """
@@ -39,14 +39,12 @@ from masters_book.pages.rendering import fill
 from masters_book.pages.responses import FILE as RESPONSES
 from masters_book.pages.responses import responses_page, stored_groups
 from masters_book.pages.settings import settings_table
-from masters_book.pages.study import judged, study_page, study_sentences
+from masters_book.pages.study import judged, study_page
 from masters_book.pages.why import why_page
 from masters_book.report.finish import finish
 from masters_book.report.glossary import link_terms
 from masters_book.report.notebook_pages import write_notebooks
-from masters_book.results import STUDY
 from masters_book.results.tables import read_table
-from masters_book.study.plan import studies
 from masters_book.study.study import Study
 
 
@@ -89,29 +87,25 @@ def assemble(profile: str, book: Path, run: Path) -> None:
     generated = book / "generated"
     # Copied beside the first page, so that pages can show and link to its files.
     extra = generated / "extra"
-    pages_of_studies = [name for name in studies() if (book / f"{name}.md").is_file()]
-    kept = {name: Study(name, STUDY.with_name(name)) for name in pages_of_studies}
-    found = {name: of for name, study in kept.items() if (of := judged(study))}
-    lead = next(iter(found.values()), own)
-    of_lead = kept.get(lead.page)
-    places = of_lead.tables.read("map.csv") if of_lead else None
+    study = Study()
+    found = judged(study)
+    places = study.tables.read("map.csv") if found else None
     pages = {
-        "headline": headline(lead, places, extra / "claims.svg"),
-        "claims": claims_section(settings, own, list(found.values())),
-        "studies": study_sentences(found, kept),
+        "headline": headline(found or own, places, extra / "claims.svg"),
+        "claims": claims_section(settings, own, found),
         "citation": fill("citation.md", edition=edition()),
-        **{name: study_page(study, own, extra / f"{name}.svg") for name, study in kept.items()},
-        "why": why_page(settings, run, FOLDER, of_lead),
+        "study": study_page(study, own, extra / "study.svg"),
+        "why": why_page(settings, run, FOLDER, study),
         "earlier": earlier_page(),
         "imitation": imitation_page(extra / "imitation.svg"),
-        "mind": mind_page(lead if of_lead else None, of_lead),
+        "mind": mind_page(found, study),
         **{
             f"method/{part}": page
             for part, page in method_parts(read_worked(run / "example.json"), extra / "method.svg").items()
         },
-        "paper": paper_page(kept, lead.page),
+        "paper": paper_page(study),
         "responses": responses_page(run / RESPONSES, settings.cannot_show),
-        "settings": settings_table("mini", kept),
+        "settings": settings_table("mini", study),
         "departures": departures_page(book / "api.md", ROOT),
         **{f"api/{name}": page for name, page in api_pages((book / "api.md").read_text()).items()},
         "provenance": provenance_page(profile, entries, settings.minutes),
@@ -130,11 +124,10 @@ def assemble(profile: str, book: Path, run: Path) -> None:
     ):
         write_atomic(generated / Path(shown).name, read_intact(ROOT / shown))
     write_atomic(extra / "claims.csv", (run / "claims.csv").read_bytes())
-    for name, study in kept.items():
-        for source in sorted(study.folder.glob("*.csv")):
-            write_atomic(extra / name / source.name, source.read_bytes())
-    for name, of_study in found.items():
-        write_claims(of_study.claims, extra / name / "claims.csv")  # judged by today's rule, like the pages
+    for source in sorted(study.folder.glob("*.csv")):
+        write_atomic(extra / "study" / source.name, source.read_bytes())
+    if found:
+        write_claims(found.claims, extra / "study" / "claims.csv")  # judged by today's rule, like the pages
     _copy_mathjax(extra / "_static" / "mathjax.js")
 
 

@@ -1,14 +1,14 @@
 """Map of a study: where masking and rewards help, beyond the paper's one setting.
 
-An effect is the difference between two arms that differ in one thing:
+An effect is the difference between two arms that differ in one thing, and for *rewards* in their tuned rates:
 
 * *masking*: a masked against an unmasked teacher, without rewards (``masked``, ``naive_multi``);
 * *masking under rewards*: the same with both rewards (``masters``, ``naive_rewards``);
-* *rewards*: both rewards against none, under the mask (``masters``, ``masked``).
+* *rewards*: both rewards against none, at the same mask ratio (``masters``, ``masked``).
 
-Along an axis one setting changes, in both arms alike: the gap between teacher and student, or the first mask
-ratio. Each effect has its interval and the smallest detectable effect, which tells "no effect" from "not
-detectable". The map gives no verdicts.
+Along an axis one setting changes, in both arms alike: the ratio of teacher to student parameters, or the
+first mask ratio. Each effect has its interval and the smallest detectable effect, which tells "no effect"
+from "not detectable". The map gives no verdicts.
 """
 
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Trained models of a study, kept beside its tables.
+"""Trained models of a study, kept beside its tables on this machine; git ignores them.
 
 Training is not bit-reproducible across machines. With the models of a replicate at hand, any machine can
 continue its runs, or repeat one of them, within minutes.
@@ -26,7 +26,7 @@ def with_kept(profile: Profile, folder: Path) -> Profile:
         kept = _kept(profile, name, folder)
         there = (kept / "config.json").is_file()
         if there:
-            check(kept, "restore the folder with git, or delete it to train the model again")
+            check(kept, "delete the folder to train the model again")
         ladder[name] = spec.model_copy(update={"path": str(kept)}) if there else spec
     return profile.model_copy(update={"ladder": ladder})
 

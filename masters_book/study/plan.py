@@ -52,8 +52,8 @@ class StudyMinutes(Strict):
 class StudyPlan(Strict):
     """A study; see :mod:`masters_book.study.study`."""
 
-    title: str = Field(description="title of its page in the book")
-    about: str = Field(description="conditions of the study in one or two sentences, for the book")
+    title: str = Field(description="title of the study, for headings and tables")
+    about: str = Field(description="conditions of the study in a few sentences, for the book")
     profile: str = Field(description="profile with its tasks, ladder, sampling and distillation")
     seeds: Count = Field(description="replicates of the main arms; paper: 1")
     few_seeds: Count = Field(description="replicates of all other arms; paper: 1")
@@ -105,7 +105,7 @@ def load_study(name: str = "study") -> tuple[StudyPlan, Profile]:
     """
     path = PARAMS / f"{name}.yaml"
     if name not in studies():
-        raise ValueError(f"there is no study {name!r}; there are: {', '.join(studies())}")
+        raise ValueError(f"there is no study {name!r}; there are: {', '.join([*studies(), 'imitation'])}")
     plan = StudyPlan.checked(read(path), path)
     if plan.profile not in profiles():
         raise ValueError(f"{path}: there is no profile {plan.profile!r}; there are: {', '.join(profiles())}")

@@ -15,10 +15,10 @@ A plan may refuse replicates whose teacher is too weak on the validation questio
 their models are trained and measured, and stay in the tables, but no arm runs. The next replicates take their
 place, up to :data:`TRIED` for each that is planned.
 
-Training is not bit-reproducible across machines, so the models of a replicate are kept beside the tables
-(:mod:`masters_book.study.models`). A row also holds the hashes of its models' weights and counts only while
-these match the replicate's models. If those are lost and retrain to other weights, the replicate is rerun in
-full: arms on different models cannot be compared.
+Training is not bit-reproducible across machines, so the models of a replicate are kept beside the tables,
+outside git (:mod:`masters_book.study.models`). A row also holds the hashes of its models' weights and counts
+only while these match the replicate's models. If those are lost and retrain to other weights, the replicate
+is rerun in full: arms on different models cannot be compared.
 """
 
 import json

@@ -74,5 +74,5 @@ def test_other_kinds_of_claims_have_their_own_rule(folds: dict[str, str]) -> Non
     assert "trained apart" not in folds["c15"], "base was not trained"
 
 
-def test_without_a_study() -> None:
-    assert "no results of a study" in mind_page(None, None)
+def test_without_results(study: Any) -> None:
+    assert "no results of a study" in mind_page(None, study)

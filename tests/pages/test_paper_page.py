@@ -33,7 +33,7 @@ def study(tmp_path: Path) -> Any:
 
 def test_every_table_and_row_of_the_paper_is_there(study: Any) -> None:
     assert {of.name for of in TABLES} == {path.stem for path in (ROOT / "data" / "paper").glob("*.csv")}
-    text = paper_page({"study": study}, "study")
+    text = paper_page(study)
     sections = dict(re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL))
     for of in TABLES:
         assert len(of.rows()) == len(of.arms), of.name
@@ -51,7 +51,7 @@ def test_arms_beside_the_paper_can_run() -> None:
 
 
 def test_effects_are_taken_within_replicates(study: Any) -> None:
-    text = re.sub(r">\s+<", "><", paper_page({"study": study}, "study"))
+    text = re.sub(r">\s+<", "><", paper_page(study))
     assert "<td>base student</td><td>42.0 ± 2.8</td>" in text
     assert "<td>Masters</td><td>44.0 ± 4.2<br>(+2.0)</td>" in text
     assert '<th scope="colgroup" colspan="4">Paper</th><th scope="colgroup" colspan="2">Ours</th>' in text
@@ -73,6 +73,6 @@ def test_a_row_without_words_is_named() -> None:
 
 
 def test_claims_lead_to_their_row(study: Any) -> None:
-    text = paper_page({"study": study}, "study")
+    text = paper_page(study)
     assert '<a href="study.html#c2">C2</a>' in text and '<a href="study.html#c14">C14</a>' in text
     assert "<caption>Paper and ours. Table 5d, components one by one</caption>" in text

@@ -15,7 +15,7 @@ from masters_book.pages.settings import settings_table
 def rows(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     """Cells by setting, in the order of the page."""
     study: Any = Kept(tmp_path_factory.mktemp("study"))
-    table = settings_table("mini", {"study": study}).split("<details>")[0].replace("<wbr>", "")
+    table = settings_table("mini", study).split("<details>")[0].replace("<wbr>", "")
     found = re.findall(r"<tr>\s*<th scope=\"row\"><code>(\S+)</code>(.*?)</tr>", table, re.DOTALL)
     return {name: re.findall(r"<td>(.*?)</td>", cells, re.DOTALL) for name, cells in found}
 

@@ -11,6 +11,11 @@ from masters.settings import load_profile
 from masters_book.pages.why import why_page
 
 
+def nothing(folder: Path) -> Any:
+    """A study without results."""
+    return Kept(folder / "none")
+
+
 def test_each_reason_stands_with_its_numbers(tmp_path: Path) -> None:
     dose = {"from_whole": [0, 0.001, 0, 0.0014], "argmax_changed": [0, 0.03, 0, 0.032], "entropy": 0.3}
     mini = pd.DataFrame({"replicate": [0, 0, 1, 1], "model": "large", "ratio": [0.0, 0.2] * 2, **dose})
@@ -56,7 +61,7 @@ def test_each_reason_stands_with_its_numbers(tmp_path: Path) -> None:
 
 
 def test_what_no_file_holds_is_left_out(tmp_path: Path) -> None:
-    text = why_page(load_profile("mini"), tmp_path, tmp_path, None)
+    text = why_page(load_profile("mini"), tmp_path, tmp_path, nothing(tmp_path))
     assert text.strip() == "## What the mask does to the teachers"
 
 
@@ -64,6 +69,6 @@ def test_a_correlation_without_a_value_is_left_out(tmp_path: Path) -> None:
     """If all responses are wrong, none is more correct than another."""
     facts = {"correlation_correct": None, "correlation_length": -0.23, "flat_accuracy": 1.0}
     pd.Series(facts, name="value").rename_axis("what").to_csv(tmp_path / "rewards.csv")
-    text = why_page(load_profile("mini"), tmp_path, tmp_path / "none.csv", None)
+    text = why_page(load_profile("mini"), tmp_path, tmp_path / "none.csv", nothing(tmp_path))
     assert "a rank correlation of -0.23 with the length of the response. It favors" in text
     assert "In 100 % of the groups" in text

@@ -192,8 +192,9 @@ def test_first_page_says_what_the_file_says(example_claims: Path) -> None:
     assert '<th scope="col">Your run (smoke)</th>' in page
     # A longer run fills the table, and its verdicts stand first in the fold; what it lacks is ours.
     other = frame[frame["id"] != "C1"].assign(verdict="reversed", ours="-9.5", paper="+7.7")
-    study = Judged("A <longer> other run", other, effects, {}, "study")
-    page = re.sub(r">\s+<", "><", claims_section(smoke, own, [study]))
+    study = Judged("A <longer> other run", other, effects, {}, "study", "Replicates: <7>.")
+    page = re.sub(r">\s+<", "><", claims_section(smoke, own, study))
+    assert "Replicates: &lt;7&gt;. Effects have" in page
     assert "<caption>The paper's claims and what <em>A &lt;longer&gt; other run</em> found.</caption>" in page
     assert 'A &lt;longer&gt; other run</th><th scope="col">Your run (smoke)</th>' in page
     assert page.count('<span class="verdict reversed">reversed</span>') == len(frame) - 1
@@ -243,9 +244,9 @@ def test_three_sentences_say_what_helps_and_what_hurts() -> None:
 
     whether, helps, hurts = answers()
     assert whether == (
-        "Training with Masters helps the student, and mask and rewards take away from plain distillation: "
-        "+1.6 points (+1.4 to +1.8) over the student before training, -0.4 points (-0.6 to -0.2) over "
-        "distillation on as many responses."
+        "Training with Masters helps the student, but mask and rewards lower the score of plain "
+        "distillation, each at its own learning rate: +1.6 points (+1.4 to +1.8) over the student before "
+        "training, -0.4 points (-0.6 to -0.2) over distillation on as many responses."
     )
     assert helps == (
         "Eight responses per question beat two (C10: +1.1 points, +0.7 to +1.4; equal steps, not equal "

@@ -31,7 +31,7 @@ KINDS = [
     "method.html",
     "notebooks/4_reward_design.html",
     "earlier.html",
-    "sighted.html",
+    "study.html",
     "responses.html",
     "verdicts.html",
     "your_models.html",

@@ -411,7 +411,7 @@ def test_the_plans_of_the_project(name: str) -> None:
 def test_the_main_plan_has_power() -> None:
     plan, _ = load_study()
     assert study_plan.studies()[0] == "study" and plan.seeds >= 10 and plan.few_seeds >= 5
-    with pytest.raises(ValueError, match="there is no study 'no'; there are: study, "):
+    with pytest.raises(ValueError, match="there is no study 'no'; there are: study, imitation"):
         load_study("no")
 
 
