@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.training import Step
-from masters.models.loading import parameter_count
 from masters_book.claims.significance import power_law
 
 REPETITIONS = 5
@@ -43,7 +42,7 @@ def measure() -> pd.DataFrame:
                     run()
                     if repetition:  # the first is a warm-up
                         times[way].append(time.perf_counter() - start)
-            size = parameter_count(step.student) if axis == "student parameters" else value
+            size = step.student.num_parameters() if axis == "student parameters" else value
             for way, seconds in times.items():
                 spread = {"seconds": np.median(seconds), "smallest": min(seconds), "largest": max(seconds)}
                 rows.append({"axis": axis, "value": size, "way": way, **spread})

@@ -23,7 +23,7 @@ import psutil
 import torch
 
 from masters.distillation.run_file import RunFile, load_run_file
-from masters.models.loading import load, parameter_count, skeleton, token_types
+from masters.models.loading import load, skeleton, token_types
 from masters.own_data.question_set import encode_own, load_own_data
 from masters.runtime.checksums import SUMS
 from masters.runtime.files import write_atomic, write_intact
@@ -142,7 +142,7 @@ def table(run_file: Path) -> pd.DataFrame:
     for name, (folder, kind) in wanted.items():
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             found = pool.apply(measure, (folder, kind, onnx, inputs))
-        rows[name] = {"weights": parameter_count(skeleton(folder)), **found}
+        rows[name] = {"weights": skeleton(folder).num_parameters(), **found}
     frame = pd.DataFrame.from_dict(rows, orient="index").rename_axis("model")
     own = frame["tokens"]["student"]
     frame["next token as student, %"] = [

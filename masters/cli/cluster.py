@@ -26,9 +26,6 @@ def make_on_ray(
     """Generate and judge the missing responses of several models, one shard of the questions per task.
 
     Args:
-        lab: the profile's assets.
-        wanted: whose responses, and how many.
-        pool: indices of the questions.
         shares: number of tasks; several times the number of workers keeps all of them busy.
         address: the cluster's; ``local`` starts one on this machine, ``auto`` uses one running here.
 

@@ -300,7 +300,6 @@ def load_questions(tasks: Sequence[str], split: str, limit: int | None, processo
     Args:
         split: ``train``, ``validation`` or ``test``.
         limit: questions per task; None for all.
-        processor: processor of the models.
 
     Raises:
         ValueError: a task or the split does not exist.
@@ -371,8 +370,7 @@ def _encode(parts: list[tuple[str, datasets.Dataset]], processor: Any, folder: P
 
 def prompt_text(processor: Any, question: str) -> str:
     """Apply the chat template to a question with an image, up to the start of the response."""
-    text: str = processor.apply_chat_template(messages(question), add_generation_prompt=True)
-    return text
+    return processor.apply_chat_template(messages(question), add_generation_prompt=True)
 
 
 def text_options(processor: Any, text: str) -> dict[str, bool]:

@@ -25,8 +25,7 @@ from masters.experiments.curriculum import all_stages, wanted_responses
 from masters.experiments.lab import Lab
 from masters.experiments.memory import memory
 from masters.experiments.response_plan import RunPlan
-from masters.models.loading import parameter_count
-from masters.objective.topk import bytes_per_token
+from masters.objective.topk import storage_bytes
 from masters.responses.engines.local import ROWS, row_bytes
 from masters.responses.teacher_logprobs import BATCH
 from masters.runtime import distributed
@@ -95,9 +94,6 @@ def estimate_run(
     """Estimate a run.
 
     Args:
-        lab: the profile's assets; no weights are loaded.
-        spec: the run.
-        seed: seed of the run.
         sample: some of the training questions, encoded.
         evaluated: questions that student and teachers answer for the evaluation.
         output: the output folder, for the free space of its disk.
@@ -119,16 +115,14 @@ def estimate_run(
     ]
 
     responses = sum(wanted.n * len(places) for wanted, places in plan.responses.items())
-    top_k = settings.top_k_logprobs
-    per_token = 2 * vocabulary if top_k is None else bytes_per_token(vocabulary, top_k)
     scored = sum(wanted.responses.n * count for wanted, count in plan.scores) * longest
     student = models[spec.student]
     stored = sum(weight.numel() * weight.element_size() for weight in student.parameters())
     lora = settings.memory_savings.lora
-    trained = 4 * (parameter_count(student) if lora is None else adapter_weights(student, lora.rank))
+    trained = 4 * (student.num_parameters() if lora is None else adapter_weights(student, lora.rank))
     disk = {
         "responses": responses * longest * RESPONSE_BYTES,
-        "teacher log-probabilities": scored * per_token,
+        "teacher log-probabilities": storage_bytes(scored, vocabulary, settings.top_k_logprobs),
         "checkpoints": 2 * 3 * trained,
         "model": stored,
     }
@@ -167,11 +161,7 @@ class Speed:
 
     @classmethod
     def measured(cls, sample: Questions) -> "Speed":
-        """Measure this device.
-
-        Args:
-            sample: questions with the pictures to process.
-        """
+        """Measure this device, with the pictures of some questions."""
         device = "cuda" if torch.cuda.is_available() else "cpu"
         layer, row = torch.nn.Linear(8, 8, device=device), torch.ones(1, 8, device=device)
         with torch.inference_mode():
@@ -182,7 +172,7 @@ class Speed:
 
     def arithmetic(self, model: Any, tokens: float, share: float = READING) -> float:
         """Return the seconds of the matrix products for some tokens."""
-        return 2 * parameter_count(model) * tokens / (share * self.rate)
+        return 2 * model.num_parameters() * tokens / (share * self.rate)
 
     def calls(self, model: Any) -> float:
         """Return the seconds of a forward pass beside its matrix products."""
@@ -212,14 +202,7 @@ def _hours(
     evaluated: int,
     share: float,
 ) -> dict[str, float]:
-    """Return the hours by phase.
-
-    Args:
-        models: student and teachers, without weights.
-        prompt: mean length of a prompt, tokens.
-        evaluated: questions that student and teachers answer for the evaluation.
-        share: length of a response as a share of ``max_new_tokens``.
-    """
+    """Return the hours by phase, for responses of a ``share`` of ``max_new_tokens`` and a mean ``prompt``."""
     settings, length = lab.profile.distillation, share * lab.profile.sampling.max_new_tokens
     student = models[spec.student]
     generating = sum(
@@ -239,7 +222,7 @@ def _hours(
     )
     training += learned * speed.picture
     if spec.teachers and not settings.cache_teacher:  # one teacher and the reference read along
-        largest = max((models[name] for name in spec.teachers), key=parameter_count)
+        largest = max((models[name] for name in spec.teachers), key=lambda model: model.num_parameters())
         for model in (student, largest):
             training += speed.arithmetic(model, learned * (prompt + n * length))
     asked = [student, *models.values()]  # the student answers before and after
@@ -268,7 +251,7 @@ def _alone(model: Any, ratio: float, prompt: int, limit: int, n: int) -> tuple[i
     A mask holds the removed values and a bit per weight. More is done at once where memory is free.
     """
     kept = sum(p.numel() * p.element_size() for p in model.parameters()) * (1 + ratio)
-    kept += parameter_count(model) / 8 if ratio else 0
+    kept += model.num_parameters() / 8 if ratio else 0
     try:
         return int(kept + row_bytes(model, prompt, limit)), int(
             kept + row_bytes(model, prompt + n * limit, 0)

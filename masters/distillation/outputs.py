@@ -112,7 +112,6 @@ def card(
     """Return the model card of the student.
 
     Args:
-        run: the run.
         teachers: those that taught; the file may name more.
         questions: training questions.
         found: :func:`scores`; empty without evaluation.

@@ -31,7 +31,6 @@ from masters.experiments.curriculum import all_stages
 from masters.experiments.evaluation import answers, check_labels
 from masters.experiments.lab import Lab
 from masters.experiments.run import budget_of, prepare_alone, train_student
-from masters.judges import Judge
 from masters.masking.schedule import MaskSchedule
 from masters.models.compatibility import context
 from masters.models.loading import changed_share, load, stored_dtype
@@ -62,19 +61,9 @@ class Prepared:
         return next((split for split in ("test", "eval") if split in self.own.splits), None)
 
     @property
-    def start(self) -> Path:
-        """The folder of the student before training."""
-        return self.lab.folder(self.spec.student)
-
-    @property
     def teachers(self) -> list[str]:
         """The teachers that the method uses, as the file names them, in order."""
         return [teacher.path for teacher, _ in zip(self.run.teachers, self.spec.teachers, strict=False)]
-
-    @property
-    def judge(self) -> Judge:
-        """The judge of the reward, which also judges the evaluation."""
-        return self.lab.judge_of("llm" if self.lab.profile.judge else "rule")
 
 
 def distill(run_file: Path | str | None = None, say: Say = print, **options: Any) -> Path:
@@ -183,11 +172,7 @@ def _prepare(run: RunFile, say: Say) -> Prepared:
 
 
 def _check_lengths(prepared: Prepared) -> None:
-    """Check that every prompt and a response to it fit the models, before anything is generated.
-
-    Raises:
-        ValueError: a prompt is too long; the message names its question.
-    """
+    """Check that every prompt and a response to it fit the models; a ``ValueError`` names what does not."""
     lab = prepared.lab
     limit = min(context(lab.skeleton(name)) for name in prepared.spec.models)
     longest = lab.profile.sampling.max_new_tokens
@@ -267,9 +252,10 @@ def _evaluate(prepared: Prepared, name: str, load_model: Callable[[], PreTrained
 def _answers(prepared: Prepared, model: PreTrainedModel, split: str, what: str) -> pd.DataFrame:
     """Return a model's greedy answers to the questions of a split, judged."""
     lab = prepared.lab
+    judge = lab.judge_of("llm" if lab.profile.judge else "rule")  # that of the reward
     questions = lab.questions("validation" if split == "eval" else split)
     sampling, everything = lab.profile.sampling, range(len(questions))
-    frame = answers(model, lab.processor, questions, everything, 1, prepared.judge, sampling, None, what)
+    frame = answers(model, lab.processor, questions, everything, 1, judge, sampling, None, what)
     return frame.assign(tokens=frame["tokens"].map(len)).drop(columns="logprobs")
 
 
@@ -286,7 +272,8 @@ def _finish(prepared: Prepared, say: Say) -> None:
     evaluated = int((frames["after"]["label"] != "").sum()) if "after" in frames else 0
     if found:
         write_scores(output / "eval", found, evaluated)
-    questions, changed = len(prepared.own.splits["train"]), changed_share(prepared.start, model)
+    before = prepared.lab.folder(prepared.spec.student)
+    questions, changed = len(prepared.own.splits["train"]), changed_share(before, model)
     write_atomic(model / "README.md", card(run, prepared.teachers, questions, found, evaluated, changed))
     for name, interval in found.items():
         say(shown(name, interval, evaluated))
@@ -362,12 +349,9 @@ def _same_settings(run: RunFile) -> None:
             f"{path} is damaged, or of another version of masters: choose another output_dir, or delete "
             f"{run.output} to start over"
         ) from None
-    before = yaml.safe_load(resolved(stored))
-    now = yaml.safe_load(resolved(run))
-    for name in ("processes", "output_dir"):  # change nothing in the result
-        before.pop(name, None)
-        now.pop(name, None)
-    different = [name for name in now if before.get(name) != now[name]]
+    same = {"file", "processes", "output_dir"}  # change nothing in the result
+    before, now = (one.model_dump(exclude=same) for one in (stored, run))
+    different = [name for name in now if before[name] != now[name]]
     if different:
         raise ValueError(
             f"{run.output} holds a run with other settings ({', '.join(different)} differ from its "

@@ -151,7 +151,7 @@ class RunFile(Strict):
     @model_validator(mode="after")
     def _agree(self) -> "RunFile":
         MaskSchedule(self.mask.r_max, self.mask.step)
-        variants = self._variants
+        variants = split(self.method)[0].split("+")  # without values such as r_max=0.4
         if not set(variants) <= set(CHANGES):
             raise ValueError(f"method {self.method!r} is unknown; there are: {', '.join(CHANGES)}")
         if {"base", "mid", "large", "online"}.intersection(variants):
@@ -160,7 +160,7 @@ class RunFile(Strict):
             raise ValueError(
                 "method 'reasoning' learns from rationales, which data of your own do not have; choose sft"
             )
-        if not self.teachers and not self.learns_from_labels_alone:
+        if not self.teachers and "sft" not in variants:
             raise ValueError(f"method {self.method!r} needs a teacher: name one in teachers")
         if self.training.eval_steps and not self.data.eval:
             raise ValueError("training.eval_steps needs questions: set data.eval, or remove it")
@@ -170,16 +170,6 @@ class RunFile(Strict):
     def folder(self) -> Path:
         """The folder at which relative paths start."""
         return self.file.parent
-
-    @property
-    def learns_from_labels_alone(self) -> bool:
-        """Whether the method reads labels and no teacher."""
-        return "sft" in self._variants
-
-    @property
-    def _variants(self) -> list[str]:
-        """The names that the method joins, without values such as ``r_max=0.4``."""
-        return split(self.method)[0].split("+")
 
     @property
     def output(self) -> Path:
@@ -254,7 +244,6 @@ class RunFile(Strict):
         """Return the training run.
 
         Args:
-            profile: :meth:`profile`.
             labeled: whether the training questions have answers. Without any there is no accuracy reward.
         """
         name = self.method
@@ -286,9 +275,5 @@ def load_run_file(path: Path | str) -> RunFile:
 
 
 def from_options(options: dict[str, Any]) -> RunFile:
-    """Check a run given as Python values; relative paths start at the working directory.
-
-    Raises:
-        ValueError: as :func:`load_run_file`.
-    """
+    """Check a run given as Python values, as :func:`load_run_file`; paths start at the working directory."""
     return RunFile.checked(options | {"file": Path.cwd() / "masters.distill"}, Path("masters.distill"))

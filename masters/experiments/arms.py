@@ -281,16 +281,13 @@ def _title(part: str) -> str:
 def _changes(name: str) -> dict[str, Any]:
     merged: dict[str, Any] = {}
     for part in name.split("+"):
-        merged |= _change(part, name)
+        family, _, value = part.partition("=")
+        if part in CHANGES:
+            merged |= CHANGES[part][1]
+        elif family in FAMILIES and re.fullmatch(FAMILIES[family].values, value):
+            merged |= FAMILIES[family].changes(value)
+        else:
+            known = ", ".join([*CHANGES, *(f"{name}={each.example}" for name, each in FAMILIES.items())])
+            within = f" (in {name!r})" if part != name else ""
+            raise ValueError(f"no arm {part!r}{within}; there are: {known}; join several with +")
     return merged
-
-
-def _change(part: str, name: str) -> dict[str, Any]:
-    if part in CHANGES:
-        return CHANGES[part][1]
-    family, _, value = part.partition("=")
-    if family in FAMILIES and re.fullmatch(FAMILIES[family].values, value):
-        return FAMILIES[family].changes(value)
-    known = ", ".join([*CHANGES, *(f"{name}={each.example}" for name, each in FAMILIES.items())])
-    within = f" (in {name!r})" if part != name else ""
-    raise ValueError(f"no arm {part!r}{within}; there are: {known}; join several with +")

@@ -39,11 +39,6 @@ class WantedResponses:
     def __post_init__(self) -> None:
         object.__setattr__(self, "choice", self.choice.at(self.ratio))
 
-    @property
-    def is_stored(self) -> bool:
-        """Whether the responses are in a store that runs share."""
-        return self.model not in LABELS
-
 
 @dataclass(frozen=True)
 class WantedScores:
@@ -96,18 +91,14 @@ def stages(spec: RunSpec) -> Callable[[int], Stage]:
     """Return the function from a step to its stage: Eq. 3, repeated by each teacher on its share of steps."""
     if not spec.teachers:
         return lambda step: (0, 0.0)
-    schedule, bounds = MaskSchedule(spec.r_max, spec.r_step), _bounds(spec)
+    schedule, several = MaskSchedule(spec.r_max, spec.r_step), len(spec.teachers)
+    bounds = [spec.steps * index // several for index in range(several + 1)]  # first step of each teacher
 
     def stage(step: int) -> Stage:
         index = int(np.searchsorted(bounds, step, side="right")) - 1
         return index, schedule.ratio_at(step - bounds[index], bounds[index + 1] - bounds[index])
 
     return stage
-
-
-def _bounds(spec: RunSpec) -> list[int]:
-    """Return the first step of each teacher, then the number of steps."""
-    return [spec.steps * i // len(spec.teachers) for i in range(len(spec.teachers) + 1)]
 
 
 def all_stages(spec: RunSpec) -> list[Stage]:
@@ -127,13 +118,8 @@ def wanted_responses(spec: RunSpec, stage: Stage) -> list[WantedResponses]:
     ]
 
 
-def wanted_scores(spec: RunSpec) -> list[WantedScores]:
-    """Return the log-probabilities that a run learns from: its teachers' and the base student's."""
-    return list(dict.fromkeys(wanted for stage in all_stages(spec) for wanted in scores_at(spec, stage)))
-
-
 def scores_at(spec: RunSpec, stage: Stage) -> list[WantedScores]:
-    """Return the log-probabilities that a stage learns from, as :func:`wanted_scores`."""
+    """Return the log-probabilities that a stage learns from: its teacher's and the base student's."""
     found = []
     for responses in wanted_responses(spec, stage) if spec.teachers else ():
         unjudged = replace(responses, judge="rule")
@@ -143,14 +129,7 @@ def scores_at(spec: RunSpec, stage: Stage) -> list[WantedScores]:
 
 
 def order(spec: RunSpec, seed: int, size: int) -> np.ndarray:
-    """Return the order in which a run sees the questions of a pool, one epoch after another.
-
-    Args:
-        size: number of questions in the pool.
-
-    Returns:
-        ``(steps * batch,)`` places in the pool.
-    """
+    """Return the places in a pool of ``size`` questions, ``(steps * batch,)``, in the order of a run."""
     return epochs(np.random.default_rng([seed, 1]), size, spec.steps * spec.batch)
 
 
@@ -164,12 +143,7 @@ def places_at(spec: RunSpec, seed: int, size: int, stage: Stage) -> np.ndarray:
 def curriculum(
     spec: RunSpec, seed: int, pool: Sequence[int], responses: Mapping[Stage, Sequence[ResponseSet]]
 ) -> Examples:
-    """Return the examples of a run in the order of its steps.
-
-    Args:
-        pool: index of each question of the pool among all questions.
-        responses: what each stage reads.
-    """
+    """Return the examples of a run in the order of its steps; ``pool`` has the indices of its questions."""
     places, stage_of = order(spec, seed, len(pool)), stages(spec)
 
     def make(position: int) -> Example:

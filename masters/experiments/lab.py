@@ -91,11 +91,6 @@ class Lab:
         table = self.questions("train").table
         return [int(index) for index in table.groupby("task", sort=False).head(each).index]
 
-    @property
-    def labels(self) -> tuple[pd.DataFrame, list[np.ndarray]]:
-        """Training labels in the profile's registers, as text and as token ids with an end token."""
-        return self.labels_with(self.profile.wrong_labels)
-
     def labels_with(
         self, wrong_share: float, registers: tuple[str, ...] | None = None
     ) -> tuple[pd.DataFrame, list[np.ndarray]]:
@@ -306,17 +301,15 @@ class Lab:
         scorer: Source,
         texts: Sequence[Sequence[np.ndarray]],
         questions: Sequence[int] | None = None,
-        folder: Path | None = None,
     ) -> Ragged | TopK:
         """Return a model's log-probabilities at each token of some texts, one group per question.
 
         Args:
             questions: indices of the training questions; None: the pool.
-            folder: where they are stored; None: in the cache.
         """
         asked = self.pool if questions is None else questions
         top_k, size = self.profile.distillation.top_k_logprobs, len(self.processor.tokenizer)
-        return distributions(scorer, self.questions("train"), asked, texts, top_k, size, folder)
+        return distributions(scorer, self.questions("train"), asked, texts, top_k, size)
 
     @property
     def writers(self) -> int:
@@ -324,13 +317,7 @@ class Lab:
         return self.profile.processes if self.profile.generation.engine == "transformers" else 1
 
     def parallel(self, jobs: Sequence[workers.Job], what: str, processes: int | None = None) -> None:
-        """Run independent jobs in parallel processes of one thread each; one process is this one.
-
-        Args:
-            jobs: what to run, in starting order.
-            what: name of the jobs for progress, in the plural.
-            processes: the profile's number when None.
-        """
+        """Run independent jobs in the profile's number of processes, or another; one process is this one."""
         processes = processes or self.profile.processes
         own_engine = self.profile.generation.engine == "transformers"
         # A launched rank, or one that vLLM has used, is no place for the next model.

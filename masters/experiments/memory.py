@@ -19,11 +19,7 @@ def memory_line(lab: Lab, spec: RunSpec) -> str:
 
 
 def memory(lab: Lab, spec: RunSpec, questions: Questions, wanted: Sequence[int]) -> Memory:
-    """Return the peak memory per device, with every image and response at its largest.
-
-    Args:
-        wanted: indices of the questions whose prompts count.
-    """
+    """Return the peak memory per device, with every image and response at its largest, for some prompts."""
     settings, savings = lab.profile.distillation, lab.profile.distillation.memory_savings
     world, sharded = distributed.world_size(), distributed.asked_for()
     n = max(sum(one.n for one in wanted_responses(spec, stage)) for stage in all_stages(spec))

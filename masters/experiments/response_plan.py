@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
-from masters.experiments.arms import RunSpec, arm
+from masters.experiments.arms import LABELS, RunSpec, arm
 from masters.experiments.curriculum import (
     WantedResponses,
     WantedScores,
@@ -18,7 +18,6 @@ from masters.experiments.curriculum import (
     places_at,
     scores_at,
     wanted_responses,
-    wanted_scores,
 )
 from masters.experiments.lab import Lab
 from masters.responses.store import Status
@@ -33,12 +32,7 @@ class ResponsePlan:
 
     @classmethod
     def of(cls, specs: Iterable[RunSpec], cache_teacher: bool = True) -> "ResponsePlan":
-        """Return the plan of some runs.
-
-        Args:
-            specs: the runs.
-            cache_teacher: whether log-probabilities are stored; if not, the plan has no scores.
-        """
+        """Return the plan of some runs; without ``cache_teacher`` no log-probabilities are stored ahead."""
         most: dict[WantedResponses, int] = {}
         scores: dict[WantedScores, None] = {}
         for spec in specs:
@@ -46,11 +40,11 @@ class ResponsePlan:
                 continue
             for stage in all_stages(spec):
                 for wanted in wanted_responses(spec, stage):
-                    if wanted.is_stored:
+                    if wanted.model not in LABELS:
                         store = replace(wanted, n=0)
                         most[store] = max(wanted.n, most.get(store, 0))
-            if cache_teacher:
-                scores |= dict.fromkeys(wanted_scores(spec))
+                if cache_teacher:
+                    scores |= dict.fromkeys(scores_at(spec, stage))
         return cls(tuple(replace(store, n=n) for store, n in most.items()), tuple(scores))
 
     @classmethod
@@ -86,12 +80,7 @@ class RunPlan:
 
     @classmethod
     def of(cls, spec: RunSpec, seed: int, size: int, cache_teacher: bool = True) -> "RunPlan":
-        """Return the plan of a run.
-
-        Args:
-            size: questions of the pool.
-            cache_teacher: as in :meth:`ResponsePlan.of`.
-        """
+        """Return the plan of a run on a pool of ``size`` questions, see :meth:`ResponsePlan.of`."""
         whole = ResponsePlan.of([spec], cache_teacher)
         if not by_stage(spec, size):
             return cls(

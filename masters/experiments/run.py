@@ -127,11 +127,7 @@ def _train(lab: Lab, spec: RunSpec, seed: int, work: Path, student: Path) -> Non
 
 
 def _evaluate(lab: Lab, spec: RunSpec, seed: int, split: str, student: Path, target: Path) -> None:
-    """Write the result of a run into its new folder.
-
-    Args:
-        student: folder of the trained student; missing if the run does not train.
-    """
+    """Write the result of a run into its new folder; ``student`` is missing if the run does not train."""
     about, log, questions = {"seconds": 0.0, "diverged": ""}, pd.DataFrame(), lab.questions(split)
     if student.is_dir():
         about = json.loads((student / "training.json").read_text())
@@ -211,7 +207,6 @@ def budget_of(profile: Profile, spec: RunSpec, seed: int) -> Budget:
         spec.lr_schedule,
         seed,
         log_every=max(1, spec.steps // 40),
-        planned=spec.steps,
         options=profile.distillation.trainer,
     )
 
@@ -227,10 +222,8 @@ def train_in_place(
 ) -> pd.DataFrame:
     """Train a student in place as a spec says and return the log, see :func:`masters.training.train.train`.
 
-    The folder keeps the checkpoints, so remove it once the student is saved.
-
-    Args:
-        alone: read what :func:`prepare_alone` has prepared.
+    The folder keeps the checkpoints, so remove it once the student is saved. For ``alone`` see
+    :func:`prepare_alone`.
     """
     budget = budget_of(lab.profile, spec, seed)
     if spec.learn_from == "online":
@@ -319,11 +312,7 @@ def response_sets(
     stage: Stage,
     places: np.ndarray | None = None,
 ) -> list[ResponseSet]:
-    """Return what a stage reads: the teacher's responses, then the student's; or the labels.
-
-    Args:
-        places: ascending places in the pool of the questions; None: all.
-    """
+    """Return what a stage reads, as :func:`wanted_responses`; ``places`` as in :class:`ResponseSet`."""
     # The next run often reads the same responses to the whole pool.
     read = _of_the_pool if places is None else partial(response_set, places=places)
     return [

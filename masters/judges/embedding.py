@@ -73,8 +73,7 @@ def _embed(texts: list[str]) -> np.ndarray:
     distinct = list(dict.fromkeys(texts))
     rows = _encoder().encode(distinct, normalize_embeddings=True, show_progress_bar=False)
     place = {text: row for row, text in enumerate(distinct)}
-    embedded: np.ndarray = np.asarray(rows)[[place[text] for text in texts]]
-    return embedded
+    return np.asarray(rows)[[place[text] for text in texts]]
 
 
 @cache

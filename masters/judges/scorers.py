@@ -41,14 +41,10 @@ class Scorer:
     Args:
         name: see :class:`masters.judges.Judge`.
         score: returns the score of a response to a question with accepted answers.
-        spec: what :func:`scorer_of` makes this judge from, and its folder, in another process.
     """
 
-    def __init__(self, name: str, score: Score, spec: tuple[str, Path]) -> None:
-        self.name, self._score, self._spec = name, score, spec
-
-    def __reduce__(self) -> tuple[Callable[[str, Path], Judge], tuple[str, Path]]:
-        return scorer_of, self._spec
+    def __init__(self, name: str, score: Score) -> None:
+        self.name, self._score = name, score
 
     def score_many(self, questions: list[str], labels: list[str], responses: list[str]) -> list[Any]:
         """See :class:`masters.judges.Judge`; labels are those of :func:`masters.data.labels.accepted`.
@@ -73,7 +69,7 @@ def scorer_of(spec: str, base: Path) -> Judge:
     if spec == "rule":
         return RuleJudge()
     if spec in SCORES:
-        return Scorer(f"{spec}-{VERSION}", partial(_final, SCORES[spec]), (spec, base))
+        return Scorer(f"{spec}-{VERSION}", partial(_final, SCORES[spec]))
     file, colon, function = spec.rpartition(":")
     if not colon or not file.endswith(".py"):
         raise ValueError(
@@ -81,7 +77,7 @@ def scorer_of(spec: str, base: Path) -> Judge:
         )
     path = base / os.path.expanduser(file)
     name = f"{path.stem}-{function}-{_digest(path)}"
-    return Scorer(name, _checked(spec, _function(path, function)), (spec, base))
+    return Scorer(name, _checked(spec, _function(path, function)))
 
 
 def _final(

@@ -18,10 +18,9 @@ from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
-from masters.masking.layers import Layer, shard_group
+from masters.masking.layers import Layer
 from masters.masking.selection import magnitude_keys
 
 
@@ -104,9 +103,7 @@ Criterion = Magnitude | Random | Activation
 def input_norms(model: nn.Module, inputs: Iterable[Mapping[str, Any]]) -> dict[str, Tensor]:
     """Return the L2 norm of every input feature of every linear layer, over all tokens of a calibration set.
 
-    Every position counts, so give inputs without padding. Under FSDP2 each process gives its own inputs, all
-    of them equally many. Squares are averaged over processes, which orders the scores as if one process had
-    read all inputs.
+    Every position counts, so give inputs without padding.
 
     Args:
         model: the teacher, without a mask.
@@ -142,9 +139,4 @@ def input_norms(model: nn.Module, inputs: Iterable[Mapping[str, Any]]) -> dict[s
     finally:
         for handle in hooks:
             handle.remove()
-    for weight, total in squares.items():
-        group = shard_group(weight)
-        if group is not None:
-            dist.all_reduce(total, group=group)
-            total /= group.size()
     return {name: squares[weight].sqrt() for name, weight in weights.items() if squares[weight].any()}

@@ -22,7 +22,6 @@ def calibrated(folder: Path, weights: str, questions: Questions, pool: Sequence[
     """Return the file with :func:`masters.masking.criteria.input_norms` of an unmasked model.
 
     Args:
-        folder: of the model.
         weights: hash of the weights, from :meth:`masters.models.source.Source.weights`.
         questions: encoded for the model.
         pool: indices of the questions to choose from, evenly spaced.

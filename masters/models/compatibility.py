@@ -80,11 +80,7 @@ class Compatibility:
 
 
 def measure(models: Sequence[PreTrainedModel], questions: Questions) -> Compatibility:
-    """Measure what models can read, on the first question and on one image of each kind.
-
-    Args:
-        models: all of them will read the same batches.
-        questions: the questions of the run.
+    """Measure what models can read that read the same batches, on the first question and an image per kind.
 
     Raises:
         ValueError: the models make different numbers of image tokens of the same image.

@@ -304,11 +304,6 @@ def save_student(model: PreTrainedModel, processor: Any, folder: str | Path, dty
     processor.save_pretrained(folder)
 
 
-def parameter_count(model: PreTrainedModel) -> int:
-    """Return the number of weights of a model; a shared weight counts once."""
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
 def banned_tokens(processor: Any, rows: int) -> list[int]:
     """Return the token ids that must never be sampled: those of images and the like, and empty rows.
 
@@ -346,15 +341,8 @@ def prompt_positions(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the positions of the tokens of left-padded prompts, and where a response to each begins.
 
-    Args:
-        model: reads the prompts.
-        input_ids: ``(rows, tokens)``.
-        attention: ``(rows, tokens)``, 0 in padding.
-        images: the processed images.
-
     Returns:
-        ``(rows, tokens)``, or ``(3, rows, tokens)`` for models whose images have three coordinates (Qwen-VL),
-        and ``(rows,)``.
+        ``(rows, tokens)``, or as :func:`image_positions`, which has the same arguments; and ``(rows,)``.
     """
     positions = image_positions(model, input_ids, attention, images)
     if positions is None:
@@ -369,7 +357,6 @@ def image_positions(
     """Return the positions in models whose images have three coordinates (Qwen-VL); None for all others.
 
     Args:
-        model: reads the prompts.
         input_ids: ``(rows, tokens)``.
         attention: ``(rows, tokens)``, 0 where a token takes no part; its position is 0.
         images: the processed images, in the order of the rows.

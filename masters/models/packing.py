@@ -170,7 +170,6 @@ def hidden_in_parts(model: PreTrainedModel, parts: Sequence[PackedBatch]) -> Ten
     states and gradients are those of the whole groups.
 
     Args:
-        model: any supported model.
         parts: the same questions, each with some of its responses.
 
     Returns:
@@ -200,8 +199,6 @@ def response_projection(model: PreTrainedModel, batch: PackedBatch, vocabulary: 
     """Return the logits that predict the tokens of the responses, not yet computed if the head is linear.
 
     Args:
-        model: any supported model.
-        batch: packed questions with their responses.
         vocabulary: entries to keep: the tokens of the tokenizer. Output heads are often padded, to different
             sizes within one family, with rows that have no token; None keeps them.
 

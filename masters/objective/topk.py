@@ -50,7 +50,7 @@ def encode(log_probabilities: Tensor, k: int) -> np.ndarray:
         ValueError: k is not in 1 .. vocabulary - 1.
     """
     tokens, vocabulary = log_probabilities.shape
-    size = bytes_per_token(vocabulary, k)
+    bytes_per_token(vocabulary, k)  # refuses k
     top, ids = log_probabilities.float().topk(k, dim=-1)
     without = log_probabilities.float().scatter(-1, ids, -torch.inf)
     rest = without.logsumexp(-1).clamp(min=LEAST)
@@ -59,9 +59,7 @@ def encode(log_probabilities: Tensor, k: int) -> np.ndarray:
     packed = np.packbits(of_ids.reshape(tokens, k * bits).astype(np.uint8), axis=1, bitorder="little")
     kept = torch.cat([top, rest[:, None]], 1).clamp(min=-6e4).half()  # float16 ends at -65,504
     values = kept.cpu().numpy()
-    out = np.concatenate([packed, values.view(np.uint8).reshape(tokens, -1)], 1)
-    assert out.shape == (tokens, size)
-    return out
+    return np.concatenate([packed, values.view(np.uint8).reshape(tokens, -1)], 1)
 
 
 @dataclass(frozen=True, eq=False)

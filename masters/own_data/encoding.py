@@ -48,8 +48,7 @@ class OwnPictures:
 
     def conversation(self, index: int) -> list[dict[str, Any]]:
         """Return the messages of a question up to the answer, as typed parts."""
-        messages: list[dict[str, Any]] = json.loads(self.rows[index]["messages"])
-        return messages
+        return json.loads(self.rows[index]["messages"])
 
     def features(self, index: int) -> dict[str, torch.Tensor]:
         """Return the processed pictures of a question; nothing if it has none."""
@@ -57,8 +56,7 @@ class OwnPictures:
 
     def kinds(self) -> np.ndarray:
         """Return the kind of each question's pictures."""
-        kinds: np.ndarray = np.load(self.folder / "kinds.npy")
-        return kinds
+        return np.load(self.folder / "kinds.npy")
 
 
 def processed(

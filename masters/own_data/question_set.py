@@ -67,8 +67,7 @@ class OwnQuestions:
             pixels (a hash per picture), sizes (width and height), question, answer (a label, see
             :func:`masters.data.labels.accepted`; "" if there is none), skill (choice, open or unanswered).
         skipped: columns source, row, reason.
-        hash: changes with any text, picture or split.
-        hashes: the same for each split.
+        hashes: of each split, which change with any text or picture.
         problems: what the user should know, one line each.
         max_pixels: larger pictures are scaled down to this when they are encoded.
         on_bad_row: skip or stop at rows that a processor refuses.
@@ -77,7 +76,6 @@ class OwnQuestions:
     name: str
     splits: dict[str, datasets.Dataset]
     skipped: pd.DataFrame
-    hash: str
     hashes: dict[str, str]
     problems: list[str]
     max_pixels: int | None
@@ -87,9 +85,7 @@ class OwnQuestions:
 def load_own_data(settings: OwnData, base: Path) -> OwnQuestions:
     """Read and check all rows; a second call finds them in the cache, unless a file has changed.
 
-    Args:
-        settings: where the rows are.
-        base: folder that relative paths start from.
+    Relative paths start from ``base``.
 
     Raises:
         ValueError: a source cannot be read, a split has no usable row, or there is a bad row and
@@ -114,7 +110,16 @@ def load_own_data(settings: OwnData, base: Path) -> OwnQuestions:
             shutil.rmtree(folder)
         if not folder.is_dir():
             write_folder(folder, partial(_read, settings, sources))
-    return _open(settings, folder)
+    about = json.loads((folder / "about.json").read_text())
+    return OwnQuestions(
+        settings.name,
+        _splits(folder, about["files"]),
+        pd.read_parquet(folder / "skipped.parquet"),
+        about["hashes"],
+        about["problems"],
+        settings.max_pixels,
+        settings.on_bad_row,
+    )
 
 
 def encode_own(own: OwnQuestions, split: str, processor: Any) -> Questions:
@@ -130,21 +135,6 @@ def encode_own(own: OwnQuestions, split: str, processor: Any) -> Questions:
         raise ValueError(f"data has no split {split!r}; it has {', '.join(own.splits)}")
     rows, content = own.splits[split], own.hashes[split]
     return encode(own.name, split, rows, content, own.max_pixels, processor, own.on_bad_row == "skip")
-
-
-def _open(settings: OwnData, folder: Path) -> OwnQuestions:
-    about = json.loads((folder / "about.json").read_text())
-    splits = _splits(folder, about["files"])
-    return OwnQuestions(
-        settings.name,
-        splits,
-        pd.read_parquet(folder / "skipped.parquet"),
-        hash_of(about["hashes"]),
-        about["hashes"],
-        about["problems"],
-        settings.max_pixels,
-        settings.on_bad_row,
-    )
 
 
 def _splits(folder: Path, files: Mapping[str, str]) -> dict[str, datasets.Dataset]:
@@ -184,11 +174,7 @@ class _Reader:
         self.files: dict[str, tuple[int, int]] = {}
 
     def read(self, split: str, sources: Sequence[Source], path: Path) -> None:
-        """Write one split.
-
-        Raises:
-            ValueError: no row can be used, or a bad row stops the reading.
-        """
+        """Write one split; ``ValueError`` if no row can be used, or a bad row stops the reading."""
         known: dict[bytes, tuple[str, int]] = {}
         count, before = 0, len(self.skipped)
         raw = (row for source in sources for row in source.rows())

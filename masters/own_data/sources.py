@@ -75,7 +75,9 @@ class Source(NamedTuple):
             ValueError: the file is damaged or not of the format that its name says.
         """
         if self.dataset is not None:
-            yield from self._numbered(_of_dataset(self.dataset), self.path or Path.cwd())
+            arrow = self.dataset.with_format("arrow").iter(BATCH)
+            rows = _with_class_names(arrow, self.dataset.features)
+            yield from self._numbered(rows, self.path or Path.cwd())
             return
         assert self.path is not None
         if self.path.is_dir():
@@ -212,10 +214,6 @@ def _chosen(entry: str, found: Any, split: str, path: Path | None = None) -> Sou
             raise ValueError(f"{entry} has no split for data.{split}; it has {', '.join(found)}")
         found = found[name]
     return Source(entry, path, found)
-
-
-def _of_dataset(dataset: datasets.Dataset) -> Iterator[Any]:
-    return _with_class_names(dataset.with_format("arrow").iter(BATCH), dataset.features)
 
 
 def _of_parquet(path: Path) -> Iterator[Any]:

@@ -26,11 +26,7 @@ _ORDER_SEED = 7
 
 
 def words_of(tasks: Sequence[Task], base: Path) -> list[str]:
-    """Return every word of the tasks, sorted, for models that are trained from scratch.
-
-    Args:
-        base: folder that paths of data of your own start from.
-    """
+    """Return every word of the tasks, sorted, for models trained from scratch; see :func:`questions_of`."""
     words = set(vocabulary(tuple(task for task in tasks if isinstance(task, str))))
     for task in tasks:
         if isinstance(task, OwnData):
@@ -52,7 +48,6 @@ def questions_of(
     Args:
         split: ``train``, ``validation`` or ``test``.
         limit: questions per task; None for all.
-        processor: processor of the models.
         base: folder that paths of data of your own start from.
 
     Raises:

@@ -35,7 +35,7 @@ class Line:
         size: bytes.
         sha256: hash of the file.
         seconds: time to generate the responses; 0 if unknown.
-        content: content hash of each run, joined; None in a line of an earlier version.
+        content: content hash of each run, joined.
         first: first index of each run.
         count: responses of each run; the runs are in the order of the rows.
     """
@@ -45,14 +45,13 @@ class Line:
     size: int
     sha256: str
     seconds: float
-    content: str | None = None
-    first: Sequence[int] = ()
-    count: Sequence[int] = ()
+    content: str
+    first: Sequence[int]
+    count: Sequence[int]
 
     def responses(self) -> list[tuple[str, set[int]]]:
         """Return content hash and indices of each run."""
-        content = self.content or ""
-        names = [content[place : place + 16] for place in range(0, len(content), 16)]
+        names = [self.content[place : place + 16] for place in range(0, len(self.content), 16)]
         runs = zip(names, self.first, self.count, strict=True)
         return [(name, set(range(first, first + count))) for name, first, count in runs]
 
@@ -102,13 +101,9 @@ def read(path: Path) -> dict[str, Line]:
             body, _, check = text.rpartition(CHECK)
             try:
                 about = json.loads(text)
-                if (
-                    about.pop("check", None) is None
-                ):  # of an earlier version, which listed the responses otherwise
-                    del about["entries"]
-                elif check.strip() != f"{zlib.crc32(body)}}}".encode():
-                    continue
-                lines[about["shard"]] = Line(**about)
+                del about["check"]
+                if check.strip() == f"{zlib.crc32(body)}}}".encode():
+                    lines[about["shard"]] = Line(**about)
             except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
                 continue
     return lines
@@ -122,7 +117,7 @@ class Held:
 
     def __init__(self, lines: Iterable[Line]) -> None:
         self.lines = list(lines)
-        content = _numbers(line.content or "" for line in self.lines)
+        content = _numbers(line.content for line in self.lines)
         first = np.fromiter(chain.from_iterable(line.first for line in self.lines), np.int64)
         count = np.fromiter(chain.from_iterable(line.count for line in self.lines), np.int64)
         shard = np.repeat(np.arange(len(self.lines)), [len(line.first) for line in self.lines])
@@ -137,13 +132,12 @@ class Held:
         cut = np.clip(covered - start, 0, count)
         self._first, self._count, self._row = first + cut, count - cut, row + cut
 
-    def _spans(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return where each question's runs begin and end."""
-        return np.searchsorted(self._content, numbers), np.searchsorted(self._content, numbers, "right")
-
     def _runs(self, content: Sequence[str]) -> Iterator[range]:
         """Yield the places of each question's runs."""
-        return map(range, *self._spans(_numbers(content)))
+        numbers = _numbers(content)
+        return map(
+            range, np.searchsorted(self._content, numbers), np.searchsorted(self._content, numbers, "right")
+        )
 
     def indices(self, content: Sequence[str]) -> list[set[int]]:
         """Return the indices of the stored responses of each question."""

@@ -229,9 +229,8 @@ class ResponseStore:
             path, line = self.folder / name, lines.get(name)
             if line is not None and line.size != size:
                 raise Damaged(path, f"{size} bytes, not {line.size}")
-            if line is None or line.content is None:  # not listed, or by an earlier version
-                table = self._table(path, line)
-                lines[name] = self._list(path, path.read_bytes(), table, line.seconds if line else 0.0)
+            if line is None:  # not listed
+                lines[name] = self._list(path, path.read_bytes(), self._table(path, None), 0.0)
         return Held(lines[name] for name in sizes)
 
     def status(self, content: Sequence[str], n: int) -> Status:
@@ -308,8 +307,7 @@ class ResponseStore:
         return damaged + [
             _damage(self.folder / name, "it is missing", line)
             for name, line in lines.items()
-            if name not in there
-            and (line.content is None or not held.covers(line))  # and not generated again since
+            if name not in there and not held.covers(line)  # and not generated again since
         ]
 
     def _bytes(self, path: Path, line: Line) -> bytes:
@@ -362,7 +360,7 @@ def _parquet(table: pa.Table) -> bytes:
 
 
 def _damage(path: Path, reason: str, line: Line | None) -> Damage:
-    if line is None or line.content is None:
+    if line is None:
         return Damage(path, reason, None, None)
     return Damage(path, reason, line.rows, len({content for content, _ in line.responses()}))
 

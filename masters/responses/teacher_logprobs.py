@@ -58,7 +58,6 @@ def distributions(
     groups: Sequence[Sequence[np.ndarray]],
     top_k: int | None = None,
     vocabulary: int | None = None,
-    root: Path | None = None,
 ) -> Ragged | TopK:
     """Return a model's log-probabilities over its vocabulary at each token of the responses, in nats.
 
@@ -67,7 +66,6 @@ def distributions(
         groups: token ids of each question's responses; the same number for all questions.
         top_k: entries to keep per distribution; None keeps all.
         vocabulary: tokens in the tokenizer; rows of the output head beyond them are dropped. None keeps them.
-        root: folder of the stored distributions; default: in the cache.
 
     Returns:
         One array ``(tokens, vocabulary)`` per response, in order, mapped from disk.
@@ -83,7 +81,7 @@ def distributions(
         top_k=top_k,
         vocabulary=vocabulary,
     )
-    folder = (root or cache_dir() / "distributions") / key
+    folder = cache_dir() / "distributions" / key
 
     def save(target: Path) -> None:
         start = time.perf_counter()

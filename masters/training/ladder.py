@@ -18,7 +18,7 @@ from filelock import FileLock
 
 from masters.data.labels import CAPTION_PROMPT
 from masters.data.questions import Questions, prompt_text
-from masters.models.loading import device, parameter_count, skeleton
+from masters.models.loading import device, skeleton
 from masters.models.small import build
 from masters.models.source import Source
 from masters.runtime.checksums import is_whole, write_list
@@ -88,7 +88,7 @@ def about_rung(name: str, spec: ModelSpec, folder: Path) -> dict[str, Any]:
     trained = json.loads(about.read_text()) if about.is_file() else {}
     return {
         "model": name,
-        "parameters": parameter_count(skeleton(folder)),
+        "parameters": skeleton(folder).num_parameters(),
         "training_steps": trained.get("steps", 0 if spec.path else spec.steps),
         "seconds": trained.get("seconds", float("nan")),
         "weights": Source(name, folder).weights(),

@@ -187,12 +187,7 @@ def advice(name: str, savings: MemorySavings, questions: int, teachers: bool) ->
 
 
 def _activations(student: Any, shape: Shape, half: bool, checkpointing: bool) -> int:
-    """Return the bytes kept for the backward pass of text model and vision tower.
-
-    Args:
-        half: whether they are bfloat16.
-        checkpointing: whether each layer keeps its input alone.
-    """
+    """Return the bytes kept for the backward pass of text model and vision tower, bfloat16 if ``half``."""
     config, total = student.config, 0
     names = [name for name, module in student.named_modules() if not isinstance(module, nn.Identity)]
     vision = [name for name in names if "vis" in name]  # vision_tower, vision_model, visual
@@ -214,11 +209,7 @@ def _activations(student: Any, shape: Shape, half: bool, checkpointing: bool) ->
 
 
 def _sizes(config: Any) -> tuple[int, int, int, int]:
-    """Return the number of layers, their width, attention width and feed-forward width per token.
-
-    Raises:
-        ValueError: the configuration has no such names.
-    """
+    """Return layers, width, attention width and feed-forward width; ``ValueError`` without such names."""
 
     def first(*names: str) -> Any:
         return next((found for name in names if (found := getattr(config, name, None))), None)

@@ -44,7 +44,6 @@ class Budget:
         seed: of the trainer, and of the sampling in an online run.
         log_every: steps between log rows.
         weight_decay: of AdamW.
-        planned: steps of the schedule if this is the beginning of a longer run; None: ``steps``.
         options: warm-up, optimizer, checkpoints and trackers.
     """
 
@@ -55,16 +54,14 @@ class Budget:
     seed: int = 0
     log_every: int = 20
     weight_decay: float = 0.0
-    planned: int | None = None
     options: TrainerOptions = field(default_factory=TrainerOptions)
 
     @property
     def warmup_steps(self) -> int:
         """Return the steps of the warm-up, at least one with the linear schedule."""
-        steps = self.planned or self.steps
         if self.options.warmup_ratio is not None:
-            return round(self.options.warmup_ratio * steps)
-        return max(1, steps // 50) if self.schedule == "linear" else 0
+            return round(self.options.warmup_ratio * self.steps)
+        return max(1, self.steps // 50) if self.schedule == "linear" else 0
 
     def arguments(self, folder: Path, **fixed: Any) -> dict[str, Any]:
         """Return arguments of ``TrainingArguments`` or of a subclass.
@@ -200,7 +197,6 @@ def train(
         data_collator=Collator(questions, readable, savings.responses_at_once),
         objective=objective,
         watch=watch,
-        planned=budget.planned or budget.steps,
         evaluation=evaluation,
         eval_dataset=examples if evaluation else None,  # which the Trainer asks for and nobody reads
         callbacks=[_Progress(name)],

@@ -109,7 +109,6 @@ class MastersTrainer(Trainer):
         *args: Any,
         objective: Objective,
         watch: Watch | None = None,
-        planned: int | None = None,
         evaluation: Evaluation | None = None,
         **kwargs: Any,
     ) -> None:
@@ -117,13 +116,8 @@ class MastersTrainer(Trainer):
         super().__init__(*args, **kwargs)
         self.evaluation = evaluation
         self.objective, self.watch = objective, watch or Watch()
-        self._planned = planned
         self._since = time.perf_counter()
         self._metrics: list[dict[str, float]] = []
-
-    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        """Return the scheduler of the whole run, of which this may be the beginning."""
-        return super().create_scheduler(self._planned or num_training_steps, optimizer)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
         chosen: Any = self.train_dataset if train_dataset is None else train_dataset
@@ -249,7 +243,7 @@ class MastersTrainer(Trainer):
             now = time.perf_counter()
             logs["seconds"], self._since = now - self._since, now
             losses = [row["loss"] for row in self.state.log_history if "loss" in row] + [logs["loss"]]
-            rows = (self._planned or self.state.max_steps) // int(self.args.logging_steps)
+            rows = self.state.max_steps // int(self.args.logging_steps)
             kl = logs.get("kl", float("nan"))
             if reason := reason_to_stop(losses, rows, kl, self.watch.kl, self.watch.growth):
                 raise Diverged(

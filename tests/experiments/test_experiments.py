@@ -18,8 +18,8 @@ from masters.experiments.arms import RunSpec, arm
 from masters.experiments.curriculum import (
     WantedResponses,
     WantedScores,
+    scores_at,
     wanted_responses,
-    wanted_scores,
 )
 from masters.experiments.curriculum import stages as stages_of
 from masters.experiments.lab import Lab
@@ -488,7 +488,7 @@ def test_a_student_that_reasons_first_learns_the_same_answers_behind_their_facts
 def test_a_run_that_learns_from_labels_learns_the_wrong_ones(lab: Lab, results: Results) -> None:
     spec = arm("naive+label_noise=1", lab.profile)
     wrong = WantedResponses("labels", 1.0, 1)
-    assert {wanted.responses for wanted in wanted_scores(spec)} == {wrong}
+    assert {wanted.responses for wanted in scores_at(spec, (0, 0.0))} == {wrong}
     (labels,) = runs.response_sets(lab, spec, (0, 0.0))
     said = [lab.processor.tokenizer.decode(group[0], skip_special_tokens=True) for group in labels.tokens]
     answers = lab.questions("train").table["answer"].iloc[lab.pool]
@@ -638,8 +638,8 @@ def test_who_writes_what_a_stage_learns_from() -> None:
     assert wanted_responses(spec, (1, 0.0)) == [WantedResponses("large", 0.0, 2), student]
     alone = wanted_responses(arm("own_accuracy", profile()), (0, 0.2))
     assert alone == [WantedResponses("student", 0.0, 8)]
-    scored = [wanted for wanted in wanted_scores(arm("r_max=0", profile())) if wanted.responses == student]
-    assert scored == [WantedScores("large", student), WantedScores("student", student)]
+    scored = [wanted for wanted in scores_at(spec, (1, 0.1)) if wanted.responses == student]
+    assert scored == [WantedScores("large", student, 0.1), WantedScores("student", student)]
     labels = wanted_responses(arm("naive", profile()), (0, 0.0))
     assert labels == [WantedResponses("labels", 0.0, 1)]
 

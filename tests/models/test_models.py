@@ -49,7 +49,7 @@ def test_a_shared_weight_stays_shared_after_loading(folder: Path) -> None:
     assert isinstance(head, torch.Tensor) and isinstance(embedding, torch.Tensor)
     assert head.data_ptr() == embedding.data_ptr()
     both = sum(value.numel() for value in model.state_dict().values())
-    assert models.parameter_count(model) == both - head.numel()
+    assert model.num_parameters() == both - head.numel()
 
 
 def test_an_unknown_folder_is_one_clear_line(tmp_path: Path) -> None:
@@ -72,7 +72,7 @@ def test_the_processor_and_the_shapes_of_a_model_are_read_without_its_weights(
     model, processor = models.load(folder)
     bones = models.skeleton(tmp_path)
     assert models.load_processor(tmp_path).tokenizer.get_vocab() == processor.tokenizer.get_vocab()
-    assert models.parameter_count(bones) == models.parameter_count(model)
+    assert bones.num_parameters() == model.num_parameters()
     assert {name: p.shape for name, p in bones.named_parameters()} == {
         name: p.shape for name, p in model.named_parameters()
     }

@@ -351,7 +351,7 @@ def test_a_second_start_reads_no_row(base: Path, monkeypatch: pytest.MonkeyPatch
     with monkeypatch.context() as patched:
         patched.setattr(Image, "open", refuse)
         again = load(base)
-    assert again.hash == first.hash and asked(again) == asked(first)
+    assert again.hashes == first.hashes and asked(again) == asked(first)
 
 
 @pytest.mark.parametrize("change", ["row", "answer", "picture", "settings"])
@@ -363,7 +363,7 @@ def test_a_change_is_seen(change: str, base: Path) -> None:
     elif change != "settings":
         lines = rows(11) if change == "row" else [*rows(11), rows()[11] | {"answer": "new"}]
         write(base / "train.jsonl", lines)
-    assert load(base, **({"system": "Be brief."} if change == "settings" else {})).hash != first.hash
+    assert load(base, **({"system": "Be brief."} if change == "settings" else {})).hashes != first.hashes
 
 
 def test_a_picture_that_comes_later_is_seen(base: Path) -> None:
@@ -378,7 +378,7 @@ def test_copied_files_have_the_same_hash(base: Path, tmp_path: Path) -> None:
 
     write(base / "train.jsonl", rows())
     shutil.copytree(base, tmp_path / "copy")
-    assert load(tmp_path / "copy").hash == load(base).hash
+    assert load(tmp_path / "copy").hashes == load(base).hashes
 
 
 # --- encoding ---

@@ -19,7 +19,7 @@ from masters.experiments.arms import arm
 from masters.experiments.lab import Lab
 from masters.experiments.memory import memory_line
 from masters.masking.teacher_mask import TeacherMask
-from masters.models.loading import parameter_count, skeleton
+from masters.models.loading import skeleton
 from masters.models.packing import pack, response_projection
 from masters.models.small import build
 from masters.objective import logits as logits_module
@@ -249,7 +249,7 @@ def test_there_is_an_estimate_for_every_family_at_its_own_size(name: str) -> Non
     with torch.device("meta"):
         model: Any = AutoModelForImageTextToText.from_config(config)
     guess = estimate(model, Shape(1, 1000, 400, 1000, 30_000), MemorySavings())
-    assert guess.weights == 4 * parameter_count(model) > 2**30
+    assert guess.weights == 4 * model.num_parameters() > 2**30
     assert 0 < guess.activations < 2**38
 
 

@@ -113,19 +113,6 @@ def test_a_budget_makes_the_arguments_of_the_trainer(asked: Questions, tmp_path:
             train(model, asked, examples, Objective(), wrong, tmp_path / "r", "test")
 
 
-def test_a_run_in_two_parts_has_the_learning_rates_of_the_whole(asked: Questions, tmp_path: Path) -> None:
-    budget = Budget(steps=8, batch=2, learning_rate=1e-2, log_every=1, planned=8)
-    whole, log = supervised(asked, tmp_path / "whole", budget)
-    assert log["learning_rate"][1:].is_monotonic_decreasing and log["learning_rate"].iloc[-1] < 2e-3
-    examples = small.labeled(asked, budget)
-    for steps in (5, 8):
-        model, _ = small.build()
-        part = replace(budget, steps=steps)
-        read = Examples(steps * 2, examples.make)
-        train(model, asked, read, Objective(), part, tmp_path / "run", "test")
-    assert small.weights_hash(model) == whole
-
-
 def test_a_killed_training_goes_on_and_ends_bit_for_bit_as_if_undisturbed(
     asked: Questions, tmp_path: Path
 ) -> None:

@@ -138,24 +138,14 @@ def held_once(model: PreTrainedModel, prompts: DynamicCache, seen: Tensor, n: in
     cache = SharedPrompt(prompts, seen, n)
     token = _read.set(cache)
     try:
-        with _attending(model):
-            yield cache
+        model.set_attn_implementation({"text_config": NAME})
+        yield cache
     finally:
+        model.set_attn_implementation({"text_config": "sdpa"})
         _read.reset(token)
 
 
 _read: ContextVar[SharedPrompt] = ContextVar("_read")
-
-
-@contextmanager
-def _attending(model: PreTrainedModel) -> Iterator[None]:
-    """Let the text model attend by :data:`NAME`; restore its own attention on exit."""
-    own = model.config.get_text_config()._attn_implementation
-    try:
-        model.set_attn_implementation({"text_config": NAME})
-        yield
-    finally:
-        model.set_attn_implementation({"text_config": own})
 
 
 def _attend(

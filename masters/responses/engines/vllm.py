@@ -115,7 +115,6 @@ def save_masked(model: Path, ratio: float, folder: Path, choice: MaskChoice = PA
     """Save a masked copy of a model that any program that reads hub models can load.
 
     Args:
-        model: folder of the model.
         ratio: mask ratio; 0 saves an unmasked copy.
         folder: must not exist.
         choice: which weights are masked.
