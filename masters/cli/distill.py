@@ -1,4 +1,4 @@
-"""The commands ``masters distill`` and ``masters chat``."""
+"""The commands ``masters distill``, ``masters compare`` and ``masters chat``."""
 
 from contextlib import nullcontext
 from pathlib import Path
@@ -24,6 +24,15 @@ def distill(
     with progress.shown() if distributed.rank() == 0 else nullcontext():
         run.distill(run_file)
     distributed.end()
+
+
+def compare(
+    outputs: Annotated[list[Path], typer.Argument(help="Output folders of masters distill, two or more.")],
+) -> None:
+    """Compare students of several runs on the questions that all were evaluated on."""
+    from masters.distillation.compare import compare as compared
+
+    print("\n".join(compared(outputs)))
 
 
 def chat(

@@ -30,6 +30,7 @@ app = typer.Typer(
 OWN, PROFILE = "Your own models and data", "Responses and runs of a profile"
 
 app.command(rich_help_panel=OWN)(cli_distill.distill)
+app.command(rich_help_panel=OWN)(cli_distill.compare)
 app.command(rich_help_panel=OWN)(cli_distill.chat)
 app.add_typer(data, name="data", rich_help_panel=OWN)
 app.command(rich_help_panel=PROFILE)(cli_responses.generate)

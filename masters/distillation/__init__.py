@@ -4,7 +4,8 @@ The same engine as in the notebooks: the file becomes a profile, whose questions
 arm of it is run. Read in this order: :mod:`~masters.distillation.run_file` (the file),
 :mod:`~masters.distillation.check` (what is checked and estimated before anything runs),
 :mod:`~masters.distillation.run` (generate, judge, score, train, evaluate, save),
-:mod:`~masters.distillation.outputs` (what is written to ``output_dir``).
+:mod:`~masters.distillation.outputs` (what is written to ``output_dir``),
+:mod:`~masters.distillation.compare` (students of several runs on the same questions).
 
 Departures from the paper: none of the objective's; ``training`` has options of ``transformers.Trainer`` that
 the paper does not mention, at the values it gives or implies. Only the top 64 teacher log-probabilities per

@@ -26,7 +26,7 @@ def scores(frames: dict[str, pd.DataFrame]) -> dict[str, Interval]:
         frames: the answers of ``before``, ``after`` and the teachers.
     """
     found: dict[str, Interval] = {}
-    values = {name: _values(frame) for name, frame in frames.items()}
+    values = {name: score_values(frame) for name, frame in frames.items()}
     for name, value in values.items():
         if value.size and set(np.unique(value)) <= {0, 1}:
             of = binomtest(int(value.sum()), value.size).proportion_ci(method="wilson")
@@ -41,10 +41,11 @@ def scores(frames: dict[str, pd.DataFrame]) -> dict[str, Interval]:
 
 def mean_score(frame: pd.DataFrame) -> float:
     """Return the mean score of :func:`answers` as :func:`scores` counts it; NaN without labels."""
-    return float(_values(frame).mean())
+    return float(score_values(frame).mean())
 
 
-def _values(frame: pd.DataFrame) -> np.ndarray:
+def score_values(frame: pd.DataFrame) -> np.ndarray:
+    """Return the score of each answer to a question with a label, ``(1, questions)``."""
     labeled = frame[frame["label"] != ""]
     return accuracies(labeled["score"])[None]
 
