@@ -150,7 +150,7 @@ def of_costs(at_once: float, shared: float, masters: float, claimed: float) -> s
 
 
 def of_rewards(correlation: Mapping[str, float], effects: Mapping[str, Found]) -> Findings:
-    """Return what the distillation reward goes with, and what each reward adds.
+    """Return what the distillation reward correlates with, and what each reward adds.
 
     Args:
         correlation: rank correlation of the distillation reward with ``correct`` and ``length``.
