@@ -41,6 +41,34 @@ def test_each_worker_has_its_part_of_the_gpus() -> None:
     assert [workers.share(["7"], 3, number) for number in (1, 2, 3)] == [["7"]] * 3
 
 
+ASKS_NO_GPU = """
+import torch
+
+def refuse(*arguments):
+    raise AssertionError("a GPU is asked for on import, so forked workers could not use it")
+
+torch.cuda.is_available = torch.cuda.device_count = torch.cuda._lazy_init = refuse
+import masters.experiments.run, masters_book.commands, masters_book.imitation.results
+"""
+
+
+@pytest.mark.slow
+def test_the_process_that_workers_are_forked_from_uses_no_gpu() -> None:
+    done = subprocess.run([sys.executable, "-c", ASKS_NO_GPU], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def environment(report: Path) -> None:
+    report.write_text(os.environ["MASTERS_TEST"])
+
+
+def test_each_call_gives_its_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for word in ("first", "second"):
+        monkeypatch.setenv("MASTERS_TEST", word)
+        workers.run([(environment, (tmp_path / word,))], 1, "jobs")
+        assert (tmp_path / word).read_text() == word
+
+
 def look(folder: Path, report: Path) -> None:
     report.write_text(" ".join(progress.lines(folder)))
 
