@@ -109,3 +109,19 @@ def test_of_very_many_kinds_of_images_the_first_are_measured(
     assert whole is not None and counted is not None
     first = questions.kinds()[0] == 0
     assert (counted[first] == whole[first]).all() and (counted[~first] == -1).all() and not first.all()
+
+
+def test_a_text_that_holds_the_image_token_without_a_picture_is_left_out(
+    setting: tuple[PreTrainedModel, Any, Questions], tmp_path: Path
+) -> None:
+    processor = setting[1]
+    asked = [f"what colour is {processor.image_token} ?", "is red a colour ?"]
+    lines = [json.dumps({"question": question, "answer": "red"}) + "\n" for question in asked]
+    (tmp_path / "train.jsonl").write_text("".join(lines))
+    own = load_own_data(OwnData(train="train.jsonl"), tmp_path)
+    if len(own.splits["train"]) == 1:  # the token is the mark of a picture's place
+        assert "picture" in own.skipped["reason"].iloc[0]
+        return
+    with pytest.warns(UserWarning, match="1 of 2 rows of train are left out: .*train.jsonl row 1"):
+        kept = encode_own(own, "train", processor)
+    assert kept.table["question"].tolist() == asked[1:]
