@@ -83,7 +83,7 @@ def _weight(study: Study) -> dict[str, Any]:
     wide = 100 * study.runs.pivot(index="replicate", columns="arm", values="accuracy").astype(float)
 
     def along(*varied: str, beside: str) -> list[tuple[str, float]]:
-        """Return the accuracy of Masters over settings in its arms' names, and beside it that of an arm."""
+        """Return the accuracy of an arm, then that of Masters over settings in the names of its arms."""
         named = {name: split(name) for name in map(str, wide)}
         at = {
             name: float(values[varied[-1]])
@@ -94,6 +94,8 @@ def _weight(study: Study) -> dict[str, Any]:
             rate = named[next(iter(at))][1]["learning_rate"]
             at[f"masters+learning_rate={rate}"] = 1.0
         asked = [beside, *sorted(at, key=at.__getitem__)]
+        if beside not in wide:
+            return []
         means = wide[[name for name in asked if name in wide]].dropna().mean()
         return [(f"{at[name]:g}" if name in at else title_of(name), means[name]) for name in means.index]
 

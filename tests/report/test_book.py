@@ -277,8 +277,8 @@ def test_first_page_answers_whether_the_method_helps(tmp_path: Path) -> None:
     assert page((1.6, 0.9, 2.4), (2.1, 1.1, 3.0), (-0.4, -0.9, 0.1)) == (
         "Training with Masters helps: +1.6 points (+0.9 to +2.4; sampled +3.1, +2.2 to +4.0) over the "
         "student before training. Distillation on as many responses without mask and rewards gives +2.1 "
-        "points (+1.1 to +3.0; sampled +3.1, +2.2 to +4.0). Mask and rewards together add -0.4 points (-0.9 "
-        "to +0.1; sampled +3.1, +2.2 to +4.0): no established effect. "
+        "points (+1.1 to +3.0; sampled +3.1, +2.2 to +4.0). Mask and rewards together change it by -0.4 "
+        "points (-0.9 to +0.1; sampled +3.1, +2.2 to +4.0): no established effect. "
         "Masters was trained with policy weight 0.03."
     )
     assert "Training with Masters harms: -1.0 points" in page((-1, -2, -0.5), (0, -1, 1), (-1, -2, -0.5))
@@ -291,7 +291,8 @@ def test_first_page_answers_whether_the_method_helps(tmp_path: Path) -> None:
     rows = [["helps", *pair, "accuracy", 1.0, 0.5, 1.5, 9.0, 10, 0, 0, 0, 30.0] for pair in pairs]
     found = pd.DataFrame(rows, columns=COLUMNS)
     assert in_short(Judged("x", found, found, {})) == (
-        "Training with Masters helps the student, and mask and rewards add to plain distillation."
+        "Training with Masters helps the student, and mask and rewards raise the score of plain distillation, "
+        "each at its own learning rate."
     )
 
 

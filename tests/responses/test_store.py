@@ -165,16 +165,6 @@ def test_an_incomplete_manifest_line_loses_no_responses(store: ResponseStore) ->
     assert [found.key for found in all_stores()] == [store.key]
 
 
-def test_a_line_of_an_earlier_version_keeps_its_time(store: ResponseStore) -> None:
-    fill(store, [(0, 0), (1, 0)], seconds=4.0)
-    (line,) = manifest.read(store.manifest).values()
-    about = {name: getattr(line, name) for name in ("shard", "rows", "size", "sha256", "seconds")}
-    store.manifest.write_text(json.dumps(about | {"entries": "vMQvEvpImwAAAA8="}) + "\n")
-    assert store.status(CONTENT, 1).there == 2
-    (again,) = manifest.read(store.manifest).values()
-    assert again == line and line.seconds == 4.0
-
-
 def test_a_flipped_bit_is_found(store: ResponseStore) -> None:
     path = fill(store, [(q, 0) for q in range(20)])
     fill(store, [(q, 0) for q in range(20, COUNT)])
