@@ -291,8 +291,8 @@ def test_first_page_answers_whether_the_method_helps(tmp_path: Path) -> None:
     rows = [["helps", *pair, "accuracy", 1.0, 0.5, 1.5, 9.0, 10, 0, 0, 0, 30.0] for pair in pairs]
     found = pd.DataFrame(rows, columns=COLUMNS)
     assert in_short(Judged("x", found, found, {})) == (
-        "Training with Masters helps the student, and mask and rewards raise the score of plain distillation, "
-        "each at its own learning rate."
+        "Training with Masters helps the student, and mask and rewards raise the score of plain "
+        "distillation, each at its own learning rate."
     )
 
 
