@@ -27,7 +27,7 @@ from masters.runtime.files import ROOT
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "DS_ACCELERATOR": "cpu"}
-KINDS = ["ddp", "tokens", "shards", "resumed", "diverged", "decided", "fsdp2"]
+KINDS = ["ddp", "tokens", "shards", "resumed", "diverged", "fsdp2"]
 LAUNCH = ROOT / "masters" / "launch"
 Made = list[dict[str, Any]]
 
