@@ -26,12 +26,12 @@ def test_jobs_end_when_their_parent_is_killed(tmp_path: Path) -> None:
         while not (report.is_file() and report.read_text()):
             assert parent.poll() is None and time.monotonic() < deadline
             time.sleep(0.1)
-        child = psutil.Process(int(report.read_text()))
-        assert child.is_running()
+        family = psutil.Process(parent.pid).children(recursive=True)
+        assert int(report.read_text()) in {process.pid for process in family}
     finally:
         parent.send_signal(signal.SIGKILL)
         parent.wait()
-    child.wait(30)
+    assert not psutil.wait_procs(family, 30)[1], "the worker, and the process that it was forked from"
 
 
 def test_each_worker_has_its_part_of_the_gpus() -> None:
