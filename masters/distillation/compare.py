@@ -64,4 +64,8 @@ def _answers(folder: Path) -> pd.DataFrame:
 
 
 def _reward(folder: Path) -> object:
-    return yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["reward"]
+    path = folder / "config.yaml"
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))["reward"]
+    except (OSError, KeyError, TypeError, ValueError, yaml.YAMLError):
+        raise ValueError(f"{path} is missing or damaged: name the output_dir of a finished run") from None

@@ -67,7 +67,7 @@ class OwnQuestions:
             pixels (a hash per picture), sizes (width and height), question, answer (a label, see
             :func:`masters.data.labels.accepted`; "" if there is none), skill (choice, open or unanswered).
         skipped: columns source, row, reason.
-        hashes: of each split, which change with any text or picture.
+        hashes: hash by split; it changes with any text or picture.
         problems: what the user should know, one line each.
         max_pixels: larger pictures are scaled down to this when they are encoded.
         on_bad_row: skip or stop at rows that a processor refuses.

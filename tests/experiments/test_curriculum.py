@@ -20,7 +20,7 @@ def test_the_order_is_one_epoch_after_another() -> None:
 def test_the_seed_decides_the_order_and_nothing_else_does() -> None:
     assert np.array_equal(order(spec(), 1, SIZE), order(spec(), 1, SIZE))
     assert not np.array_equal(order(spec(), 1, SIZE), order(spec(), 2, SIZE))
-    longer = order(spec(steps=9), 1, SIZE)  # whoever goes on sees the same again
+    longer = order(spec(steps=9), 1, SIZE)  # a longer run begins with the same questions
     assert np.array_equal(longer[:24], order(spec(), 1, SIZE))
 
 
