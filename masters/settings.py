@@ -117,8 +117,8 @@ class OwnData(Strict):
         description="JSONL, JSON, CSV, TSV or Parquet (a glob for several), a datasets folder, an image "
         "folder, or a hub name; or a list of these"
     )
-    eval: Entry | None = Field(None, description="rows for the evaluation")
-    test: Entry | None = Field(None, description="rows for a last evaluation")
+    eval: Entry | None = Field(None, description="rows for the evaluation, as train, or cut from it")
+    test: Entry | None = Field(None, description="rows for the last evaluation instead, in the same ways")
     columns: Columns = Columns()
     system: str | None = Field(None, description="system prompt of the rows that have none")
     max_pixels: int | None = Field(

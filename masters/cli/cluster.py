@@ -7,22 +7,18 @@ way is lost, and Ray reruns its shard elsewhere.
 
 import os
 import socket
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from masters.experiments.curriculum import WantedResponses
 from masters.experiments.lab import Lab
-from masters.experiments.response_plan import shard
+from masters.experiments.response_plan import Asked, shard
 from masters.runtime.errors import one_line
 from masters.runtime.files import cache_dir, data_dir
 from masters.settings import Profile
 
 
-def make_on_ray(
-    lab: Lab, wanted: Sequence[WantedResponses], pool: Sequence[int], shares: int, address: str
-) -> None:
+def make_on_ray(lab: Lab, asked: Asked, shares: int, address: str) -> None:
     """Generate and judge the missing responses of several models, one shard of the questions per task.
 
     Args:
@@ -38,7 +34,7 @@ def make_on_ray(
     except ImportError:
         raise ValueError("--ray needs the ray package: pip install 'masters[ray]'") from None
     _reachable(address)
-    for what in wanted:
+    for what in asked:
         lab.folder(what.model)
     variables = {"MASTERS_DATA": str(data_dir().resolve()), "MASTERS_CACHE": str(cache_dir().resolve())}
     variables["HF_HUB_OFFLINE"] = "1"
@@ -55,7 +51,7 @@ def make_on_ray(
     try:
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
-        given = {"profile": lab.profile, "wanted": list(wanted), "pool": list(pool), "shares": shares}
+        given = {"profile": lab.profile, "asked": dict(asked), "shares": shares}
         engine = lab.profile.generation
         each = engine.vllm.get("tensor_parallel_size", 1) if engine.engine == "vllm" else 1
         gpus = each if torch.cuda.is_available() and engine.engine != "openai" else 0
@@ -82,15 +78,9 @@ def _reachable(address: str) -> None:
         ) from None
 
 
-def _share(
-    row: dict[str, Any],
-    profile: Profile,
-    wanted: Sequence[WantedResponses],
-    pool: Sequence[int],
-    shares: int,
-) -> dict[str, Any]:
+def _share(row: dict[str, Any], profile: Profile, asked: Asked, shares: int) -> dict[str, Any]:
     torch.set_num_threads(1)
-    lab, questions = Lab(profile), shard(pool, int(row["share"]), shares)
-    for what in wanted:
-        lab.make_responses(what, questions)
-    return {**row, "questions": len(questions)}
+    lab = Lab(profile)
+    for what, questions in asked.items():
+        lab.make_responses(what, shard(questions, int(row["share"]), shares))
+    return row

@@ -1,8 +1,10 @@
 """Commands for responses: ``masters generate | judge | export`` and ``masters responses ...``.
 
-They read the same profiles as the notebooks, and the notebooks read the files that they write.
+They take a profile of the notebooks or a run file of ``masters distill``, which read the files that these
+commands write.
 """
 
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,13 +21,20 @@ from rich.table import Table
 from masters.runtime import progress
 
 if TYPE_CHECKING:
-    from masters.experiments.curriculum import WantedResponses
     from masters.experiments.lab import Lab
+    from masters.experiments.response_plan import Asked
     from masters.settings import LanguageJudge
 
 ProfileName = Annotated[str, typer.Argument(help="Folder of notebooks/params, such as smoke or mini.")]
+ProfileOrRun = Annotated[
+    str,
+    typer.Argument(
+        metavar="PROFILE|RUN.YAML", help="Folder of notebooks/params, such as mini, or a run file."
+    ),
+]
 ArmName = Annotated[
-    str, typer.Option(help="Arm that reads the responses, such as masters, clipped or mid_only.")
+    str | None,
+    typer.Option(help="Arm of the profile that reads the responses, such as clipped. Default: masters."),
 ]
 ShardIndex = Annotated[int, typer.Option(min=0, max=99_999, help="Shard of the questions, counted from 0.")]
 NumShards = Annotated[int, typer.Option(min=1, max=100_000, help="Number of shards.")]
@@ -35,8 +44,8 @@ stored = typer.Typer(no_args_is_help=True, help="Inspect the responses on disk."
 
 
 def generate(
-    profile: ProfileName,
-    arm: ArmName = "masters",
+    profile: ProfileOrRun,
+    arm: ArmName = None,
     shard_index: ShardIndex = 0,
     num_shards: NumShards = 1,
     ray: Annotated[
@@ -45,20 +54,19 @@ def generate(
     dry_run: DryRun = False,
 ) -> None:
     """Generate the missing responses of an arm. After a stop, the same command continues."""
-    from masters.experiments import response_plan
-
     if ray and shard_index:
         raise ValueError("--ray generates all shards: drop --shard-index")
-    lab, wanted = _wanted(profile, arm)
-    pool = lab.pool if ray else response_plan.shard(lab.pool, shard_index, num_shards)
-    _show_status(lab, wanted, pool)
+    lab, asked = _asked(profile, arm)
+    if not ray:
+        asked = _shard(asked, shard_index, num_shards)
+    _show_status(lab, asked)
     if not dry_run:
-        _make(lab, wanted, pool, ray, num_shards)
+        _make(lab, asked, ray, num_shards)
 
 
 def judge(
-    profile: ProfileName,
-    arm: ArmName = "masters",
+    profile: ProfileOrRun,
+    arm: ArmName = None,
     shard_index: ShardIndex = 0,
     num_shards: NumShards = 1,
     server: Annotated[
@@ -69,28 +77,28 @@ def judge(
     dry_run: DryRun = False,
 ) -> None:
     """Judge the responses of an arm by rule or language model, after generating missing ones."""
-    from masters.experiments import response_plan
     from masters.judges.llm import LLMJudge
     from masters.settings import LanguageJudge
 
     if server and not model:
         raise ValueError("--server needs --model, the judge's name on that server")
-    asked = {"server": server, "model": model}
-    named = LanguageJudge.checked(asked, Path("command line"), "judge") if server else None
-    lab, wanted = _wanted(profile, arm, named)
-    pool = response_plan.shard(lab.pool, shard_index, num_shards)
+    named = {"server": server, "model": model}
+    lab, asked = _asked(
+        profile, arm, LanguageJudge.checked(named, Path("command line"), "judge") if server else None
+    )
+    asked = _shard(asked, shard_index, num_shards)
     judge_name = "llm" if lab.profile.judge else "rule"
     chosen = lab.judge_of(judge_name)
     if dry_run:
-        _show_status(lab, wanted, pool)
+        _show_status(lab, asked)
         return
-    _make(lab, wanted, pool)
+    _make(lab, asked)
     table = new_table(
         f"judged by {chosen.name}", ["model"], ["mask ratio", "responses", "correct", "no verdict"]
     )
-    for what in wanted:
+    for what, questions in asked.items():
         responses, judged, right = 0, 0, 0.0
-        for frame in lab.judged(replace(what, judge=judge_name), pool):
+        for frame in lab.judged(replace(what, judge=judge_name), questions):
             verdicts = frame["correct"].astype(float)
             responses, judged = responses + len(verdicts), judged + int(verdicts.count())
             right += float(verdicts.sum())
@@ -102,16 +110,22 @@ def judge(
 
 
 def export(
-    profile: ProfileName,
-    model: Annotated[str, typer.Argument(help="Model of the ladder: student, mid or large.")],
+    profile: ProfileOrRun,
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="student, mid or large; of a run file student, and large or teacher1, teacher2 ..."
+        ),
+    ],
     folder: Annotated[Path, typer.Argument(help="Target folder, which must not exist.")],
     ratio: Annotated[float, typer.Option(min=0, max=1, help="Mask ratio; 0 saves the unmasked model.")] = 0.0,
 ) -> None:
     """Save a masked model as a folder that vLLM, SGLang and other servers can load."""
+    from masters.distillation.run_file import load_run_file
     from masters.experiments.lab import Lab
     from masters.responses.engines.vllm import save_masked
 
-    lab = Lab(profile)
+    lab = Lab(load_run_file(profile).profile(1, 1) if _is_run_file(profile) else profile)
     if model not in lab.profile.ladder:
         raise ValueError(f"no model {model!r} in {profile}; there are: {', '.join(lab.profile.ladder)}")
     _train(lab, [model])
@@ -120,22 +134,27 @@ def export(
 
 
 @stored.command()
-def status(profile: ProfileName, arm: ArmName = "masters") -> None:
+def status(profile: ProfileOrRun, arm: ArmName = None) -> None:
     """Show which responses of an arm exist, which are missing, and what the missing ones cost."""
     from masters.experiments import response_plan
 
-    lab, wanted = _wanted(profile, arm)
-    _show_status(lab, wanted, lab.pool)
-    for what in wanted:
+    lab, asked = _asked(profile, arm)
+    _show_status(lab, asked)
+    for what in asked:
         for mark, count in sorted(response_plan.marks(lab, what).items()):
             print(f"{what.model} at mask ratio {what.ratio:g}: {count} {mark}")
 
 
 @stored.command()
-def verify() -> None:
+def verify(
+    run: Annotated[Path | None, typer.Argument(help="Run file. Default: the stores of all profiles.")] = None,
+) -> None:
     """Read every shard on disk and name the damaged ones. Exit with code 1 if there are any."""
+    from masters.distillation.run_file import load_run_file
     from masters.responses.store import all_stores
 
+    if run is not None:
+        os.environ.setdefault("MASTERS_CACHE", str(load_run_file(run).output / "responses"))
     stores, found = all_stores(), 0
     for store in stores:
         for damage in store.verify():
@@ -154,9 +173,9 @@ def verify() -> None:
 
 @stored.command()
 def show(
-    profile: ProfileName,
+    profile: ProfileOrRun,
     question: Annotated[str, typer.Argument(help="Id of a training question.")],
-    arm: ArmName = "masters",
+    arm: ArmName = None,
     image: Annotated[
         Path | None, typer.Option(help="File for the question's image. Default: ID.png.")
     ] = None,
@@ -164,7 +183,7 @@ def show(
     """Print all responses to a question and save its image."""
     from masters.runtime.files import write_atomic
 
-    lab, wanted = _wanted(profile, arm)
+    lab, asked = _asked(profile, arm)
     questions = lab.questions("train")
     place = questions.position()
     if place.get(question) not in lab.pool:
@@ -173,7 +192,7 @@ def show(
     about = questions.table.iloc[place[question]]
     names = ["model", "mask ratio", "index", "response", "correct", "log-probability, nats", "mark"]
     table = new_table(escape(f"{about['question']} ({about['answer']})"), names)
-    for what in wanted:
+    for what in asked:
         if not lab.is_trained(what.model):
             continue
         store = lab.store(what.model, what.ratio, what.choice)
@@ -185,7 +204,7 @@ def show(
             cells = (what.model, f"{what.ratio:g}", str(row["index"]), escape(row["text"]))
             table.add_row(*cells, correct, logprob, row["mark"])
     if not table.row_count:
-        raise ValueError(f"no responses to {question} yet: run `masters generate {profile} --arm {arm}`")
+        raise ValueError(f"no responses to {question} yet: run `masters generate {profile}` first")
     Console().print(table)
     for number, file in enumerate(questions.images(place[question])):
         path = image or Path(f"{question.replace('/', '_')}.png")
@@ -204,32 +223,48 @@ def new_table(title: str, left: Sequence[str], right: Sequence[str] = (), footer
     return table
 
 
-def _wanted(
-    profile: str, arm: str, judge: "LanguageJudge | None" = None
-) -> "tuple[Lab, Sequence[WantedResponses]]":
+def _is_run_file(name: str) -> bool:
+    return Path(name).suffix in (".yaml", ".yml")
+
+
+def _asked(profile: str, arm: str | None, judge: "LanguageJudge | None" = None) -> "tuple[Lab, Asked]":
+    """Return the assets of a profile or run file, and what an arm asks; with a judge in place of its own."""
+    from masters.distillation.run import responses_of
     from masters.experiments.lab import Lab
     from masters.experiments.response_plan import ResponsePlan
 
-    lab = Lab(profile)
-    if judge:  # in place of the profile's
-        lab = Lab(lab.profile.model_copy(update={"judge": judge}))
-    return lab, ResponsePlan.of_arm(lab, arm).responses
+    asked: Asked
+    if not _is_run_file(profile):
+        lab = Lab(profile)
+        asked = dict.fromkeys(ResponsePlan.of_arm(lab, arm or "masters").responses, lab.pool)
+    elif arm is None:
+        lab, asked = responses_of(profile)
+    else:
+        raise ValueError(f"--arm is for profiles: {profile} names its method itself")
+    return (Lab(lab.profile.model_copy(update={"judge": judge})) if judge else lab), asked
 
 
-def _show_status(lab: "Lab", wanted: "Sequence[WantedResponses]", pool: list[int]) -> None:
+def _shard(asked: "Asked", shard_index: int, num_shards: int) -> "Asked":
+    from masters.experiments.response_plan import shard
+
+    return {what: shard(questions, shard_index, num_shards) for what, questions in asked.items()}
+
+
+def _show_status(lab: "Lab", asked: "Asked") -> None:
     from masters.experiments import response_plan
     from masters.objective.topk import storage_bytes
 
     counts = ["mask ratio", "wanted", "stored", "missing", "KiB stored", "KiB missing", "minutes missing"]
-    table = new_table(f"responses to {len(pool)} questions", ["model"], counts)
+    questions = len(set().union(*asked.values()))
+    table = new_table(f"responses to {questions} questions", ["model"], counts)
     distillation, longest = lab.profile.distillation, lab.profile.sampling.max_new_tokens
-    most = len(pool) * sum(what.n for what in wanted) * longest
+    most = sum(what.n * len(questions) for what, questions in asked.items()) * longest
     of_scores = storage_bytes(most, len(lab.processor.tokenizer), distillation.top_k_logprobs)
     table.caption = "missing KiB and minutes are estimated from stored responses; ? where none are stored"
     if distillation.cache_teacher:
         table.caption += f"\nlog-probabilities of a model at all: up to {of_scores / 2**30:,.1f} GiB on disk"
-    for what in wanted:
-        found = response_plan.status(lab, what, pool)
+    for what, places in asked.items():
+        found = response_plan.status(lab, what, places)
         size, seconds = found.missing_size, found.missing_seconds
         numbers = [found.there + found.missing, found.there, found.missing, f"{found.size / 2**10:.0f}"]
         left = "?" if size is None else f"{size / 2**10:.0f}"
@@ -246,24 +281,26 @@ def _train(lab: "Lab", models: list[str]) -> None:
             lab.folder(model)
 
 
-def _make(
-    lab: "Lab", wanted: "Sequence[WantedResponses]", pool: list[int], ray: str | None = None, shards: int = 1
-) -> None:
+def _make(lab: "Lab", asked: "Asked", ray: str | None = None, shards: int = 1) -> None:
     from masters.cli.cluster import make_on_ray
     from masters.experiments import response_plan
 
-    _train(lab, [what.model for what in wanted])
-    missing = [what for what in wanted if response_plan.status(lab, what, pool).missing]
+    _train(lab, [what.model for what in asked])
+    missing = {
+        what: questions
+        for what, questions in asked.items()
+        if response_plan.status(lab, what, questions).missing
+    }
     if missing:
-        with _watched(lab, missing, pool):
+        with _watched(lab, missing):
             if ray:
-                make_on_ray(lab, missing, pool, shards, ray)
+                make_on_ray(lab, missing, shards, ray)
             else:
-                response_plan.make_all(lab, missing, pool)
+                response_plan.make_all(lab, missing)
 
 
 @contextmanager
-def _watched(lab: "Lab", wanted: "Sequence[WantedResponses]", pool: list[int]) -> Iterator[None]:
+def _watched(lab: "Lab", asked: "Asked") -> Iterator[None]:
     """Show one progress bar per model from what is on disk, so that work of other machines counts too."""
     from masters.experiments import response_plan
 
@@ -271,12 +308,13 @@ def _watched(lab: "Lab", wanted: "Sequence[WantedResponses]", pool: list[int]) -
     columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
     with Progress(*columns, left, console=Console(stderr=True)) as bar:
         tasks = [
-            (what, bar.add_task(f"{what.model} at mask ratio {what.ratio:g}", left="")) for what in wanted
+            (what, questions, bar.add_task(f"{what.model} at mask ratio {what.ratio:g}", left=""))
+            for what, questions in asked.items()
         ]
 
         def look() -> None:
-            for what, task in tasks:
-                found = response_plan.status(lab, what, pool)
+            for what, questions, task in tasks:
+                found = response_plan.status(lab, what, questions)
                 size = f"{found.missing_size / 2**20:.1f} MiB left" if found.missing_size else ""
                 bar.update(task, completed=found.there, total=found.there + found.missing, left=size)
 

@@ -27,10 +27,10 @@ from masters.distillation.outputs import card, mean_score, resolved, scores, sho
 from masters.distillation.run_file import RunFile, from_options, keys_of_the_file, load_run_file
 from masters.distillation.upload import check_upload, upload
 from masters.experiments.arms import LABELS, RunSpec
-from masters.experiments.curriculum import all_stages
+from masters.experiments.curriculum import WantedResponses, all_stages
 from masters.experiments.evaluation import answers, check_labels
 from masters.experiments.lab import Lab
-from masters.experiments.run import budget_of, prepare_alone, train_student
+from masters.experiments.run import asked_alone, budget_of, prepare_alone, train_student
 from masters.masking.schedule import MaskSchedule
 from masters.models.compatibility import context
 from masters.models.loading import changed_share, load, stored_dtype
@@ -99,6 +99,23 @@ def check(run_file: Path | str, say: Say = print) -> None:
     run = load_run_file(run_file)
     with _cache_in(run.output), keys_of_the_file():
         _estimate(_prepare(run, say), say)
+
+
+def responses_of(run_file: Path | str) -> tuple[Lab, dict[WantedResponses, list[int]]]:
+    """Return the assets of a run and the questions that each model answers, to generate them elsewhere.
+
+    From then on this process caches below the output folder, as the run does.
+
+    Raises:
+        ValueError: as :func:`distill`, or the method reads no responses.
+    """
+    run = load_run_file(run_file)
+    os.environ.setdefault("MASTERS_CACHE", str(run.output / "responses"))
+    with keys_of_the_file():
+        prepared = _prepare(run, lambda line: None)
+        if prepared.spec.learn_from != "responses":
+            raise ValueError(f"method {run.method!r} reads no responses")
+        return prepared.lab, asked_alone(prepared.lab, prepared.spec, run.training.seed)
 
 
 def _distill(run: RunFile, say: Say) -> Path:

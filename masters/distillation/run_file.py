@@ -97,7 +97,9 @@ class Training(MemorySavings, TrainerOptions):
     """How the student is trained."""
 
     learning_rate: Positive = Field(1e-6, description="default with lora: 1e-4; paper: 1e-6, all weights")
-    lr_schedule: Literal["constant", "linear"] = Field("constant", description="paper: constant")
+    lr_schedule: Literal["constant", "linear"] = Field(
+        "constant", description="linear: decays to zero; paper: constant"
+    )
     epochs: Positive = Field(1, description="passes over the training questions")
     batch: Count = Field(16, description="questions per step, on all devices together")
     save_steps: Count = Field(200, description="steps between checkpoints")
@@ -128,13 +130,17 @@ class RunFile(Strict):
     teachers: tuple[Teacher, ...] = Field(
         description="hub names or folders, or {path, device_map, dtype}, in the order in which they teach"
     )
-    output_dir: Name
+    output_dir: Name = Field(description="folder of the student and of everything else that the run writes")
     data: OwnData
     method: str = Field("masters", description="an arm of masters.experiments.arms")
     mask: Mask = Mask()
     responses: ResponseOptions = ResponseOptions()
-    reward: str | Annotated[dict[Literal["llm"], LanguageJudge], Field(min_length=1)] = "rule"
-    teacher_cache: TeacherCache | Literal["live"] = TeacherCache()
+    reward: str | Annotated[dict[Literal["llm"], LanguageJudge], Field(min_length=1)] = Field(
+        "rule", description="a scorer of masters.judges.scorers, FILE.py:FUNCTION, or {llm: {server, model}}"
+    )
+    teacher_cache: TeacherCache | Literal["live"] = Field(
+        TeacherCache(), description="log-probabilities kept on disk; live: teachers stay in memory instead"
+    )
     loss: Loss = Loss()
     training: Training = Training()
     processes: Few | None = Field(

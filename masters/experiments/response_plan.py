@@ -22,6 +22,9 @@ from masters.experiments.curriculum import (
 from masters.experiments.lab import Lab
 from masters.responses.store import Status
 
+# Whose responses are wanted, and to which questions: indices of the training questions.
+Asked = Mapping[WantedResponses, Sequence[int]]
+
 
 @dataclass(frozen=True)
 class ResponsePlan:
@@ -116,9 +119,7 @@ def prepare(lab: Lab, plan: ResponsePlan) -> None:
     """Generate, judge and score what is missing of a plan, for all questions of the pool, side by side."""
     for name in plan.models():
         lab.folder(name)
-    lab.parallel(
-        [(Lab.make_responses, (wanted,)) for wanted in plan.responses], "sets of responses", lab.writers
-    )
+    make_all(lab, dict.fromkeys(plan.responses, lab.pool))
     lab.parallel([(Lab.scores, (wanted,)) for wanted in plan.scores], "sets of responses scored")
 
 
@@ -143,13 +144,19 @@ def status(lab: Lab, wanted: WantedResponses, pool: Sequence[int]) -> Status:
     return lab.store(wanted.model, wanted.ratio, wanted.choice).status(contents, wanted.n)
 
 
-def make_all(lab: Lab, wanted: Sequence[WantedResponses], pool: Sequence[int]) -> None:
-    """Generate and judge the missing responses of several models, in the profile's number of processes."""
-    for one in wanted:
-        lab.folder(one.model)
-    shards = min(lab.writers, len(pool))
-    jobs = [(Lab.make_responses, (one, shard(pool, i, shards))) for one in wanted for i in range(shards)]
-    lab.parallel(jobs, "shards of the responses", lab.writers)
+def make_all(lab: Lab, asked: Asked) -> None:
+    """Generate and judge the missing responses of several models, in the profile's number of processes.
+
+    A store with more than a process's share of the responses is divided among several.
+    """
+    for wanted in asked:
+        lab.folder(wanted.model)
+    share = sum(wanted.n * len(questions) for wanted, questions in asked.items()) / lab.writers
+    jobs = []
+    for wanted, questions in asked.items():
+        shards = min(len(questions), max(1, round(wanted.n * len(questions) / share)))
+        jobs += [(Lab.make_responses, (wanted, shard(questions, i, shards))) for i in range(shards)]
+    lab.parallel(jobs, "sets of responses", lab.writers)
 
 
 def marks(lab: Lab, wanted: WantedResponses) -> dict[str, int]:

@@ -37,7 +37,7 @@ from masters.experiments.curriculum import (
 )
 from masters.experiments.evaluation import evaluate, unanswered
 from masters.experiments.lab import Lab
-from masters.experiments.response_plan import ResponsePlan, RunPlan, by_stage, prepare
+from masters.experiments.response_plan import ResponsePlan, RunPlan, by_stage, make_all, prepare
 from masters.models.loading import load, save_student, stored_dtype
 from masters.models.source import Source
 from masters.objective.diagnostics import NotFinite
@@ -281,12 +281,7 @@ def prepare_alone(lab: Lab, spec: RunSpec, seed: int) -> None:
         return
     for name in spec.models:
         lab.folder(name)
-    plan = RunPlan.of(spec, seed, len(lab.pool))
-    generating = [
-        (Lab.make_responses, (wanted, [lab.pool[place] for place in places]))
-        for wanted, places in plan.responses.items()
-    ]
-    lab.parallel(generating, "sets of responses", lab.writers)
+    make_all(lab, asked_alone(lab, spec, seed))
     if lab.profile.distillation.cache_teacher:
         scoring = [
             (_score, (spec, seed, stage, wanted))
@@ -294,6 +289,12 @@ def prepare_alone(lab: Lab, spec: RunSpec, seed: int) -> None:
             for wanted in wanted_responses(spec, stage)
         ]
         lab.parallel(scoring, "sets of responses scored")
+
+
+def asked_alone(lab: Lab, spec: RunSpec, seed: int) -> dict[WantedResponses, list[int]]:
+    """Return which questions each model answers for a run that shares no responses, see :class:`RunPlan`."""
+    plan = RunPlan.of(spec, seed, len(lab.pool))
+    return {wanted: [lab.pool[place] for place in places] for wanted, places in plan.responses.items()}
 
 
 def _score(lab: Lab, spec: RunSpec, seed: int, stage: Stage, wanted: WantedResponses) -> None:

@@ -38,6 +38,7 @@ from masters_book.pages.paper import paper_page
 from masters_book.pages.rendering import fill
 from masters_book.pages.responses import FILE as RESPONSES
 from masters_book.pages.responses import responses_page, stored_groups
+from masters_book.pages.run_file import run_file_table
 from masters_book.pages.settings import settings_table
 from masters_book.pages.study import judged, study_page
 from masters_book.pages.why import why_page
@@ -106,6 +107,7 @@ def assemble(profile: str, book: Path, run: Path) -> None:
         "paper": paper_page(study),
         "responses": responses_page(run / RESPONSES, settings.cannot_show),
         "settings": settings_table("mini", study),
+        "run_file": run_file_table(),
         "departures": departures_page(book / "api.md", ROOT),
         **{f"api/{name}": page for name, page in api_pages((book / "api.md").read_text()).items()},
         "provenance": provenance_page(profile, entries, settings.minutes),

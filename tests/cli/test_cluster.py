@@ -59,7 +59,7 @@ def test_a_killed_worker_loses_nothing(lab: Lab) -> None:
     killer = threading.Thread(target=kill_one)
     killer.start()
     try:
-        make_on_ray(lab, WANTED, lab.pool, 6, "local")
+        make_on_ray(lab, dict.fromkeys(WANTED, lab.pool), 6, "local")
     finally:
         stop.set()
         killer.join()
@@ -77,5 +77,5 @@ def test_a_killed_worker_loses_nothing(lab: Lab) -> None:
 @pytest.mark.slow
 def test_no_cluster_is_one_clear_line(lab: Lab) -> None:
     with pytest.raises(ValueError, match=r"no Ray cluster at '127.0.0.1:1'") as error:
-        make_on_ray(lab, WANTED, lab.pool, 2, "127.0.0.1:1")
+        make_on_ray(lab, dict.fromkeys(WANTED, lab.pool), 2, "127.0.0.1:1")
     assert "\n" not in str(error.value)
