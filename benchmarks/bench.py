@@ -30,8 +30,9 @@ from masters.data.tasks import vocabulary
 from masters.masking.teacher_mask import TeacherMask
 from masters.models.small import build, build_processor
 from masters.responses.engines.local import generate
-from masters.runtime.files import ROOT, write_intact
+from masters.runtime.files import ROOT
 from masters.settings import ModelSpec, Sampling
+from masters_book.results.intact import write_intact
 from masters_book.study.provenance import machine
 
 RESULTS = ROOT / "data" / "results"

@@ -30,8 +30,9 @@ from masters.responses.cached import judged
 from masters.responses.engines import Response
 from masters.responses.manifest import Line
 from masters.responses.store import ResponseStore, StoreSpec
-from masters.runtime.files import ROOT, cache_dir, write_intact
+from masters.runtime.files import ROOT, cache_dir
 from masters.settings import Sampling
+from masters_book.results.intact import write_intact
 
 PAPER = 1_500_000  # questions
 GROWING = (8_000, 32_000, 128_000)  # questions
@@ -96,7 +97,6 @@ def write_store(questions: Questions) -> None:
                 draw.integers(0, 50_000, 16).tolist(),
                 f"it is {index} .",
                 [-1.0] * 16,
-                None,
                 "stop",
             )
             for name in about.index[start : start + SHARD]

@@ -20,8 +20,9 @@ from rich.progress import track
 from benchmarks.peak import peak_memory
 from masters.responses.engines import Response
 from masters.responses.store import ResponseStore, StoreSpec
-from masters.runtime.files import ROOT, cache_dir, write_intact
+from masters.runtime.files import ROOT, cache_dir
 from masters.settings import Sampling
+from masters_book.results.intact import write_intact
 
 GROUP = 8
 QUESTIONS = 1024  # per shard
@@ -51,7 +52,6 @@ def fill(rows: int) -> None:
             tokens=rng.integers(0, 50_000, TOKENS).tolist(),
             text=f"the answer is {rng.integers(100)} .",
             logprobs=rng.normal(-1, 0.5, TOKENS).tolist(),
-            support_logprobs=rng.normal(-1, 0.5, TOKENS).tolist(),
             finish="stop",
         )
         for name in ids

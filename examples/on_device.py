@@ -26,8 +26,9 @@ from masters.distillation.run_file import RunFile, load_run_file
 from masters.models.loading import load, skeleton, token_types
 from masters.own_data.question_set import encode_own, load_own_data
 from masters.runtime.checksums import SUMS
-from masters.runtime.files import write_atomic, write_intact
+from masters.runtime.files import write_atomic
 from masters.settings import place_of_model
+from masters_book.results.intact import write_intact
 from masters_book.study.provenance import machine
 
 QUESTIONS = 40

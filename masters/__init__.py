@@ -8,15 +8,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from masters.distillation.run import distill
-    from masters.experiments.lab import Lab
-    from masters.masking.schedule import MaskSchedule
-    from masters.masking.teacher_mask import TeacherMask
-    from masters.objective.divergence import jsd
-    from masters.objective.loss import masters_loss
-    from masters.objective.options import LossOptions
-    from masters.objective.rewards import distillation_reward, group_advantages
-    from masters.settings import load_profile
+    from masters.distillation.run import distill as distill
+    from masters.experiments.lab import Lab as Lab
+    from masters.masking.schedule import MaskSchedule as MaskSchedule
+    from masters.masking.teacher_mask import TeacherMask as TeacherMask
+    from masters.objective.divergence import jsd as jsd
+    from masters.objective.loss import masters_loss as masters_loss
+    from masters.objective.options import LossOptions as LossOptions
+    from masters.objective.rewards import distillation_reward as distillation_reward
+    from masters.objective.rewards import group_advantages as group_advantages
+    from masters.settings import load_profile as load_profile
 
 __version__ = "0.1.0"
 
@@ -32,18 +33,7 @@ _WHERE = {
     "load_profile": "masters.settings",
     "masters_loss": "masters.objective.loss",
 }
-__all__ = [
-    "Lab",
-    "LossOptions",
-    "MaskSchedule",
-    "TeacherMask",
-    "distill",
-    "distillation_reward",
-    "group_advantages",
-    "jsd",
-    "load_profile",
-    "masters_loss",
-]
+__all__ = [*_WHERE]
 
 
 def __getattr__(name: str) -> Any:

@@ -8,6 +8,7 @@ unknown parameters are refused.
 import os
 import re
 import string
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -73,10 +74,18 @@ class Strict(BaseModel):
             problems = []
             for item in error.errors()[:10]:
                 place = ".".join(filter(None, (part, *map(str, item["loc"])))) or "file"
-                unknown = item["type"] == "extra_forbidden"
-                known = f" (known: {', '.join(cls.model_fields)})" if unknown else ""
+                known = _known(cls, item["loc"][:-1]) if item["type"] == "extra_forbidden" else ""
                 problems.append(f"{place[:200]}: {item['msg'].removeprefix('Value error, ')[:500]}{known}")
             raise ValueError(f"{_shown(path)}: {'; '.join(problems)}") from None
+
+
+def _known(model: Any, sections: Sequence[int | str]) -> str:
+    """Return the parameters of a section, for messages; empty if its type is not one model."""
+    for name in sections:
+        field = getattr(model, "model_fields", {}).get(name)
+        model = field.annotation if field else None
+    known = getattr(model, "model_fields", {})
+    return f" (known: {', '.join(known)})" if known else ""
 
 
 class Columns(Strict):
@@ -324,7 +333,7 @@ class Distillation(Strict, LossOptions):
         MaskSchedule(self.r_max, self.r_step)
         if self.batch % self.memory_savings.accumulate:
             raise ValueError(
-                f"memory_savings.accumulate {self.memory_savings.accumulate} does not divide the batch of "
+                f"accumulate {self.memory_savings.accumulate} does not divide the batch of "
                 f"{self.batch} questions"
             )
         if self.top_k_logprobs is not None and not self.cache_teacher:

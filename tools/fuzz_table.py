@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from masters.runtime.files import ROOT, write_intact
+from masters.runtime.files import ROOT
+from masters_book.results.intact import write_intact
 
 if __name__ == "__main__":
     attacks = pd.read_csv(Path(sys.argv[1]), sep="\t", names=["attack", "end"])

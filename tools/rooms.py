@@ -38,9 +38,9 @@ ALLOWED: dict[str, set[str]] = {
 ALLOWED["study"] = {"analysis", "claims", *ALLOWED["analysis"]}
 ALLOWED["imitation"] = {"study", *ALLOWED["study"]}
 ALLOWED["figures"] = {"imitation", *ALLOWED["imitation"]}
-ALLOWED["pages"] = {"figures", *ALLOWED["figures"]}
-ALLOWED["report"] = {"pages", *ALLOWED["pages"]}
 ALLOWED["distillation"] = {"experiments", *ALLOWED["experiments"]}
+ALLOWED["pages"] = {"figures", "distillation", *ALLOWED["figures"]}
+ALLOWED["report"] = {"pages", *ALLOWED["pages"]}
 ALLOWED["cli"] = {"distillation", *ALLOWED["distillation"]}
 ALLOWED["commands"] = {"cli", "report", *ALLOWED["report"]}
 

@@ -125,7 +125,11 @@ def export(
     from masters.experiments.lab import Lab
     from masters.responses.engines.vllm import save_masked
 
-    lab = Lab(load_run_file(profile).profile(1, 1) if _is_run_file(profile) else profile)
+    if _is_run_file(profile):
+        run = load_run_file(profile)
+        lab = Lab(run.profile(run.training.batch, 1))  # which does not depend on the data otherwise
+    else:
+        lab = Lab(profile)
     if model not in lab.profile.ladder:
         raise ValueError(f"no model {model!r} in {profile}; there are: {', '.join(lab.profile.ladder)}")
     _train(lab, [model])
@@ -236,7 +240,7 @@ def _asked(profile: str, arm: str | None, judge: "LanguageJudge | None" = None) 
     asked: Asked
     if not _is_run_file(profile):
         lab = Lab(profile)
-        asked = dict.fromkeys(ResponsePlan.of_arm(lab, arm or "masters").responses, lab.pool)
+        asked = ResponsePlan.of_arm(lab, arm or "masters").responses
     elif arm is None:
         lab, asked = responses_of(profile)
     else:

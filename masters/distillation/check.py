@@ -24,14 +24,13 @@ from masters.experiments.arms import RunSpec
 from masters.experiments.curriculum import all_stages, wanted_responses
 from masters.experiments.lab import Lab
 from masters.experiments.memory import memory
-from masters.experiments.response_plan import RunPlan
+from masters.experiments.response_plan import ResponsePlan
 from masters.objective.topk import storage_bytes
 from masters.responses.engines.local import ROWS, row_bytes
 from masters.responses.teacher_logprobs import BATCH
 from masters.runtime import distributed
-from masters.training.memory import adapter_weights, device_memory
+from masters.training.memory import adapter_weights, device_memory, size_in_words
 
-GIB = 2**30
 # Share of the measured matrix products per second: reading or learning, and generating token by token.
 READING, GENERATING = 0.3, 0.05
 LENGTHS = (0.25, 1.0)  # of max_new_tokens: responses at the lower and the upper end of the hours
@@ -73,13 +72,13 @@ class Estimate:
             f"{self.responses:,} responses to generate"
         ]
         for phase, size in self.memory.items():
-            need = "no estimate for this family" if size is None else f"about {_size(size)}"
+            need = "no estimate for this family" if size is None else f"about {size_in_words(size)}"
             short = size is not None and size > self.available
-            warning = f", more than the {_size(self.available)} of this device" if short else ""
+            warning = f", more than the {size_in_words(self.available)} of this device" if short else ""
             found.append(f"memory, {phase}: {need}{warning}")
-        kinds = ", ".join(f"{kind} {_size(size)}" for kind, size in self.disk.items())
-        warning = f", more than the {_size(self.free)} free" if disk > self.free else ""
-        found.append(f"disk: up to {_size(disk)} ({kinds}){warning}")
+        kinds = ", ".join(f"{kind} {size_in_words(size)}" for kind, size in self.disk.items())
+        warning = f", more than the {size_in_words(self.free)} free" if disk > self.free else ""
+        found.append(f"disk: up to {size_in_words(disk)} ({kinds}){warning}")
         each = ", ".join(f"{phase} {_range(*ends)}" for phase, ends in self.hours.items())
         lows, highs = zip(*self.hours.values(), strict=True)
         total = _range(sum(lows), sum(highs))
@@ -104,7 +103,7 @@ def estimate_run(
     n = max((sum(w.n for w in wanted_responses(spec, stage)) for stage in stages), default=1)
     prompts = [len(sample.prompt(index)) for index in range(len(sample))]
     questions, mean = settings.questions, float(np.mean(prompts))
-    plan = RunPlan.of(spec, seed, questions, settings.cache_teacher)
+    plan = ResponsePlan.alone(spec, seed, range(questions), settings.cache_teacher)
     try:
         step: int | None = memory(lab, spec, sample, range(len(sample))).total
     except (AttributeError, KeyError, TypeError, ValueError):  # a config that names its sizes otherwise
@@ -114,8 +113,8 @@ def estimate_run(
         for name in models
     ]
 
-    responses = sum(wanted.n * len(places) for wanted, places in plan.responses.items())
-    scored = sum(wanted.responses.n * count for wanted, count in plan.scores) * longest
+    responses = sum(wanted.n * len(asked) for wanted, asked in plan.responses.items())
+    scored = sum(wanted.responses.n * len(asked) for wanted, asked in plan.scores) * longest
     student = models[spec.student]
     stored = sum(weight.numel() * weight.element_size() for weight in student.parameters())
     lora = settings.memory_savings.lora
@@ -140,7 +139,7 @@ def estimate_run(
         },
         available=device_memory(),
         disk=disk,
-        free=shutil.disk_usage(_existing(output)).free,
+        free=shutil.disk_usage(next(path for path in (output, *output.parents) if path.is_dir())).free,
         hours={phase: (low[phase], high[phase]) for phase in low},
     )
 
@@ -195,7 +194,7 @@ class Speed:
 def _hours(
     lab: Lab,
     spec: RunSpec,
-    plan: RunPlan,
+    plan: ResponsePlan,
     models: dict[str, Any],
     speed: Speed,
     prompt: float,
@@ -206,12 +205,14 @@ def _hours(
     settings, length = lab.profile.distillation, share * lab.profile.sampling.max_new_tokens
     student = models[spec.student]
     generating = sum(
-        speed.generate(models[wanted.model], wanted.n, len(places), prompt, length)
-        for wanted, places in plan.responses.items()
+        speed.generate(models[wanted.model], wanted.n, len(asked), prompt, length)
+        for wanted, asked in plan.responses.items()
     )
     reading = sum(
-        speed.read(models[wanted.scorer], count, prompt + wanted.responses.n * length, count / BATCH)
-        for wanted, count in plan.scores
+        speed.read(
+            models[wanted.scorer], len(asked), prompt + wanted.responses.n * length, len(asked) / BATCH
+        )
+        for wanted, asked in plan.scores
     )
     learned = spec.steps * spec.batch  # questions
     n = max((sum(w.n for w in wanted_responses(spec, stage)) for stage in all_stages(spec)), default=1)
@@ -264,18 +265,9 @@ def _range(low: float, high: float) -> str:
     return " to ".join(f"{end:,.0f}" if end >= 10 else f"{end:.2g}" for end in (low, high))
 
 
-def _size(count: int) -> str:
-    return f"{count / GIB:.1f} GiB" if count >= GIB / 10 else f"{count / 2**20:.1f} MiB"
-
-
 def _products_per_second() -> float:
     """Measure the operations per second of a matrix product on this device, in the type it trains with."""
     gpu = torch.cuda.is_available()
     size, dtype = (8192, torch.bfloat16) if gpu else (1024, torch.float32)  # a small one leaves a GPU idle
     a = torch.ones(size, size, device="cuda" if gpu else "cpu", dtype=dtype)
     return 2 * size**3 / _seconds(lambda: float((a @ a)[0, 0]), 8)  # a number waits for the device
-
-
-def _existing(path: Path) -> Path:
-    """Return the nearest folder that exists."""
-    return path if path.is_dir() else _existing(path.parent)

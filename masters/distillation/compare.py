@@ -10,8 +10,7 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
-from masters.distillation.outputs import score_values, scores, shown
-from masters.runtime.statistics import mean_interval
+from masters.distillation.outputs import mean_interval, score_line, score_values, scores
 
 SAME = ["id", "question", "label"]  # columns of the answers that have to be equal
 
@@ -43,11 +42,11 @@ def compare(folders: Sequence[Path]) -> list[str]:
             raise ValueError(
                 f"no question that {folder} was evaluated on has an answer, so there is no score"
             )
-        lines.append(shown(str(folder), scores({"after": frame})["after"], labeled))
+        lines.append(score_line(str(folder), scores({"after": frame})["after"], labeled))
     for folder, frame in zip(folders[1:], frames[1:], strict=True):
-        apart = mean_interval(score_values(frame) - score_values(first)).scaled(100)
-        interval = f"95 % interval {apart.low:+.1f} to {apart.high:+.1f}"
-        lines.append(f"{folder} minus {folders[0]}: {apart.estimate:+.1f} points ({interval})")
+        apart, low, high = mean_interval(100 * (score_values(frame) - score_values(first)))
+        interval = f"95 % interval {low:+.1f} to {high:+.1f}"
+        lines.append(f"{folder} minus {folders[0]}: {apart:+.1f} points ({interval})")
     return lines
 
 

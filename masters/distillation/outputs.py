@@ -4,16 +4,31 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import yaml
-from scipy.stats import binomtest
+from scipy.stats import binomtest, sem, t
 
 from masters.distillation.run_file import RunFile
 from masters.judges import accuracies
 from masters.runtime.files import write_atomic
-from masters.runtime.statistics import Interval, mean_interval
+
+
+class Interval(NamedTuple):
+    """A mean over questions and its 95 % interval; the scores are in [0, 1]."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def mean_interval(values: np.ndarray) -> Interval:
+    """Return the mean of ``(questions,)`` values with Student's t interval."""
+    mean = float(values.mean())
+    half = float(t.ppf(0.975, len(values) - 1) * sem(values)) if len(values) > 1 else 0.0
+    return Interval(mean, mean - half, mean + half)
 
 
 def scores(frames: dict[str, pd.DataFrame]) -> dict[str, Interval]:
@@ -45,21 +60,26 @@ def mean_score(frame: pd.DataFrame) -> float:
 
 
 def score_values(frame: pd.DataFrame) -> np.ndarray:
-    """Return the score of each answer to a question with a label, ``(1, questions)``."""
+    """Return the score of each answer to a question with a label, ``(questions,)``."""
     labeled = frame[frame["label"] != ""]
-    return accuracies(labeled["score"])[None]
+    return accuracies(labeled["score"])
 
 
-def shown(name: str, interval: Interval, questions: int) -> str:
-    """Return a score as a line, in %."""
-    value, low, high = (100 * x for x in interval[:3])
-    unit = "points" if name == "gain" else "%"
-    return f"{name}: {value:.1f} {unit} (95 % interval {low:.1f} to {high:.1f}, {questions} questions)"
+def score_line(title: str, interval: Interval, questions: int, unit: str = "%") -> str:
+    """Return a score as a line."""
+    value, low, high = (100 * x for x in interval)
+    return f"{title}: {value:.1f} {unit} (95 % interval {low:.1f} to {high:.1f}, {questions} questions)"
+
+
+def score_lines(found: dict[str, Interval], questions: int) -> list[str]:
+    """Return :func:`scores` as lines."""
+    units = {name: "points" if name == "gain" else "%" for name in found}
+    return [score_line(name, interval, questions, units[name]) for name, interval in found.items()]
 
 
 def write_scores(folder: Path, found: dict[str, Interval], questions: int) -> None:
     """Write ``scores.json``: estimate, low and high of each model, in [0, 1]."""
-    named = {name: {"score": i.estimate, "low": i.low, "high": i.high} for name, i in found.items()}
+    named = {name: {"score": i.mean, "low": i.low, "high": i.high} for name, i in found.items()}
     write_atomic(folder / "scores.json", json.dumps({"questions": questions, **named}, indent=2) + "\n")
 
 
@@ -119,7 +139,7 @@ def card(
         evaluated: questions of the evaluation.
         changed: share of the weights that differ from the base, if known.
     """
-    lines = [f"- {shown(name, interval, evaluated)}" for name, interval in found.items()]
+    lines = [f"- {line}" for line in score_lines(found, evaluated)]
     share = f" {100 * changed:.1f} % of the stored weights differ from it." if changed == changed else ""
     return CARD.format(
         base=run.student.partition("@")[0],

@@ -23,20 +23,20 @@ from filelock import FileLock, Timeout
 from transformers import PreTrainedModel
 
 from masters.distillation.check import SAMPLE, estimate_run
-from masters.distillation.outputs import card, mean_score, resolved, scores, shown, write_scores
-from masters.distillation.run_file import RunFile, from_options, keys_of_the_file, load_run_file
+from masters.distillation.outputs import card, mean_score, resolved, score_lines, scores, write_scores
+from masters.distillation.run_file import RunFile, from_options, load_run_file
 from masters.distillation.upload import check_upload, upload
 from masters.experiments.arms import LABELS, RunSpec
-from masters.experiments.curriculum import WantedResponses, all_stages
+from masters.experiments.curriculum import all_stages
 from masters.experiments.evaluation import answers, check_labels
 from masters.experiments.lab import Lab
-from masters.experiments.run import asked_alone, budget_of, prepare_alone, train_student
+from masters.experiments.response_plan import Asked, ResponsePlan, prepare
+from masters.experiments.run import budget_of, train_student
 from masters.masking.schedule import MaskSchedule
 from masters.models.compatibility import context
 from masters.models.loading import changed_share, load, stored_dtype
 from masters.own_data.question_set import OwnQuestions, encode_own, load_own_data
 from masters.runtime import distributed
-from masters.runtime.checksums import read_json
 from masters.runtime.files import write_atomic, write_folder_once
 from masters.runtime.memory import release
 from masters.training.checkpoints import last_checkpoint
@@ -61,9 +61,16 @@ class Prepared:
         return next((split for split in ("test", "eval") if split in self.own.splits), None)
 
     @property
+    def plan(self) -> ResponsePlan:
+        """What the run reads."""
+        pool, cached = self.lab.pool, self.lab.profile.distillation.cache_teacher
+        return ResponsePlan.alone(self.spec, self.run.training.seed, pool, cached)
+
+    @property
     def teachers(self) -> list[str]:
         """The teachers that the method uses, as the file names them, in order."""
-        return [teacher.path for teacher, _ in zip(self.run.teachers, self.spec.teachers, strict=False)]
+        named = dict(zip(self.run.rungs, self.run.teachers, strict=True))
+        return [named[rung].path for rung in self.spec.teachers]
 
 
 def distill(run_file: Path | str | None = None, say: Say = print, **options: Any) -> Path:
@@ -86,7 +93,7 @@ def distill(run_file: Path | str | None = None, say: Say = print, **options: Any
         raise ValueError("give a run file or its parameters as keywords, not both")
     run = from_options(options) if run_file is None else load_run_file(run_file)
     run.output.mkdir(parents=True, exist_ok=True)
-    with _locked(run.output), _cache_in(run.output), keys_of_the_file():
+    with _locked(run.output), _cache_in(run.output):
         return _distill(run, say)
 
 
@@ -97,11 +104,11 @@ def check(run_file: Path | str, say: Say = print) -> None:
         ValueError: as :func:`distill`.
     """
     run = load_run_file(run_file)
-    with _cache_in(run.output), keys_of_the_file():
+    with _cache_in(run.output):
         _estimate(_prepare(run, say), say)
 
 
-def responses_of(run_file: Path | str) -> tuple[Lab, dict[WantedResponses, list[int]]]:
+def responses_of(run_file: Path | str) -> tuple[Lab, Asked]:
     """Return the assets of a run and the questions that each model answers, to generate them elsewhere.
 
     From then on this process caches below the output folder, as the run does.
@@ -111,11 +118,10 @@ def responses_of(run_file: Path | str) -> tuple[Lab, dict[WantedResponses, list[
     """
     run = load_run_file(run_file)
     os.environ.setdefault("MASTERS_CACHE", str(run.output / "responses"))
-    with keys_of_the_file():
-        prepared = _prepare(run, lambda line: None)
-        if prepared.spec.learn_from != "responses":
-            raise ValueError(f"method {run.method!r} reads no responses")
-        return prepared.lab, asked_alone(prepared.lab, prepared.spec, run.training.seed)
+    prepared = _prepare(run, lambda line: None)
+    if prepared.spec.learn_from != "responses":
+        raise ValueError(f"method {run.method!r} reads no responses")
+    return prepared.lab, prepared.plan.responses
 
 
 def _distill(run: RunFile, say: Say) -> Path:
@@ -134,7 +140,7 @@ def _distill(run: RunFile, say: Say) -> Path:
         if not model_folder.is_dir():
             _estimate(prepared, say)
             _evaluate(prepared, "before", lab.source(spec.student).load, say)
-            prepare_alone(lab, spec, run.training.seed)
+            prepare(lab, prepared.plan)
     distributed.wait()
     if not distributed.from_main(model_folder.is_dir):
         _train(prepared, say if main else lambda line: None)
@@ -193,7 +199,8 @@ def _check_lengths(prepared: Prepared) -> None:
     lab = prepared.lab
     limit = min(context(lab.skeleton(name)) for name in prepared.spec.models)
     longest = lab.profile.sampling.max_new_tokens
-    for split in ("train", *filter(None, [prepared.evaluation])):
+    others = {prepared.evaluation, "eval" if prepared.run.training.eval_steps else None}
+    for split in ("train", *sorted(filter(None, others))):
         questions = lab.questions("validation" if split == "eval" else split)
         sizes = [len(questions.prompt(index)) for index in range(len(questions))]
         if max(sizes) + longest > limit:
@@ -292,8 +299,8 @@ def _finish(prepared: Prepared, say: Say) -> None:
     before = prepared.lab.folder(prepared.spec.student)
     questions, changed = len(prepared.own.splits["train"]), changed_share(before, model)
     write_atomic(model / "README.md", card(run, prepared.teachers, questions, found, evaluated, changed))
-    for name, interval in found.items():
-        say(shown(name, interval, evaluated))
+    for line in score_lines(found, evaluated):
+        say(line)
     if not math.isnan(changed):
         say(f"weights: {100 * changed:.1f} % differ from those of {run.student}")
     dtype = stored_dtype(model)
@@ -345,7 +352,10 @@ def _same_data(prepared: Prepared) -> None:
     """Refuse to continue a run on other data than it began with."""
     output, now = prepared.run.output, prepared.own.hashes
     path = output / "data.json"
-    before = read_json(path) if path.is_file() else now
+    try:
+        before = dict(json.loads(path.read_text())) if path.is_file() else now
+    except (TypeError, ValueError):
+        raise _unreadable(path, output) from None
     if different := [name for name in {**before, **now} if before.get(name) != now.get(name)]:
         raise ValueError(
             f"{output} holds a run on other data ({', '.join(different)} changed since): choose another "
@@ -362,10 +372,7 @@ def _same_settings(run: RunFile) -> None:
     try:  # parameters that were added since the run began have their defaults
         stored = RunFile.checked(yaml.safe_load(path.read_text(encoding="utf-8")) | {"file": run.file}, path)
     except (TypeError, ValueError, yaml.YAMLError):
-        raise ValueError(
-            f"{path} is damaged, or of another version of masters: choose another output_dir, or delete "
-            f"{run.output} to start over"
-        ) from None
+        raise _unreadable(path, run.output) from None
     same = {"file", "processes", "output_dir"}  # change nothing in the result
     before, now = (one.model_dump(exclude=same) for one in (stored, run))
     different = [name for name in now if before[name] != now[name]]
@@ -374,6 +381,13 @@ def _same_settings(run: RunFile) -> None:
             f"{run.output} holds a run with other settings ({', '.join(different)} differ from its "
             "config.yaml): choose another output_dir, or delete that folder to start over"
         )
+
+
+def _unreadable(path: Path, output: Path) -> ValueError:
+    return ValueError(
+        f"{path} is damaged, or of another version of masters: choose another output_dir, or delete {output} "
+        "to start over"
+    )
 
 
 def _write_skipped(prepared: Prepared) -> None:

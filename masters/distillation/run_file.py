@@ -1,9 +1,6 @@
 """The run file: which student learns from which teachers on what data, and where the result goes."""
 
 import os
-import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -35,31 +32,6 @@ from masters.settings import (
     place_of_model,
     read,
 )
-
-_RESPONSES = "|".join([*Sampling.model_fields, *Generation.model_fields])
-# Messages name the keys of a profile, which a run file has under other names.
-KEYS = {
-    r"(distillation\.)?memory_savings\.": "training.",
-    r"distillation\.cache_teacher: true": "teacher_cache: {top_k: 64}",
-    r"distillation\.teacher_responses and student_responses": "responses.teacher and responses.student",
-    r"set teacher_responses or student_responses": "set responses.teacher or responses.student",
-    r"set top_k_logprobs, such as 64": "set teacher_cache: {top_k: 64}",
-    rf"(?<![/\w])(sampling|generation)\.(?=({_RESPONSES})\b)": "responses.",
-}
-
-
-@contextmanager
-def keys_of_the_file() -> Iterator[None]:
-    """Raise errors again with the keys of a run file in their messages."""
-    try:
-        yield
-    except (ValueError, MemoryError) as error:
-        text = str(error)
-        for of_profile, of_file in KEYS.items():
-            text = re.sub(of_profile, of_file, text)
-        if text == str(error):
-            raise
-        raise (MemoryError if isinstance(error, MemoryError) else ValueError)(text) from None
 
 
 class Mask(Strict):
@@ -157,11 +129,14 @@ class RunFile(Strict):
     @model_validator(mode="after")
     def _agree(self) -> "RunFile":
         MaskSchedule(self.mask.r_max, self.mask.step)
-        variants = split(self.method)[0].split("+")  # without values such as r_max=0.4
+        names, values = split(self.method)  # values such as r_max=0.4
+        variants = names.split("+")
         if not set(variants) <= set(CHANGES):
             raise ValueError(f"method {self.method!r} is unknown; there are: {', '.join(CHANGES)}")
         if {"base", "mid", "large", "online"}.intersection(variants):
             raise ValueError(f"method {self.method!r} distills nothing; choose one such as masters")
+        if "student" in values:
+            raise ValueError(f"method {self.method!r} names a student: set student instead")
         if "reasoning" in variants:
             raise ValueError(
                 "method 'reasoning' learns from rationales, which data of your own do not have; choose sft"
@@ -255,9 +230,11 @@ class RunFile(Strict):
         name = self.method
         if len(self.teachers) > 1 and "teachers=" not in name:
             name += f"+teachers={','.join(self.rungs)}"
-        if isinstance(self.reward, dict):
-            name += "+judge=llm"
         spec = arm(name, profile)
+        if spec.cross_entropy:
+            spec = spec.model_copy(update={"teachers": ()})
+        if isinstance(self.reward, dict) and "accuracy" in spec.rewards:
+            spec = spec.model_copy(update={"judge": "llm"})
         if not labeled:
             rewards = tuple(reward for reward in spec.rewards if reward != "accuracy")
             if spec.rewards and (not rewards or spec.flat == "skip"):

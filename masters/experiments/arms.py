@@ -6,7 +6,7 @@ a variant, add one line to ``CHANGES``, or to ``FAMILIES`` if it has a value. Jo
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -198,13 +198,9 @@ def arm(name: str, profile: Profile) -> RunSpec:
 
     Args:
         name: one or several of these joined by ``+``, later ones overriding earlier ones: a name of
-            ``CHANGES``, ``r_max=0.4``, ``responses=2`` (half from each model), ``source=6:2`` (student to
-            teacher responses), ``teachers=mid,large`` (in this order), ``student=mid``,
-            ``learning_rate=1e-4``, ``policy_weight=0.1``, ``beta=0.01``, ``judge=embedding`` or ``judge=llm``
-            (the profile's language model), ``label_noise=0.2`` (share of wrong labels),
-            ``teacher_temperature=2`` (above 1 is softer), ``alone=skewed_kl`` (a divergence without masks and
-            rewards), ``masters=skewed_kl`` (Masters with it instead of the JSD), ``steps=60``, and
-            ``criterion=random`` or ``masked=vision`` (other weights masked).
+            ``CHANGES``, or one of ``FAMILIES`` with a value, such as ``r_max=0.4``, ``responses=2`` (half
+            from each model), ``source=6:2`` (student to teacher responses), ``alone=skewed_kl`` (without
+            masks and rewards) or ``masters=skewed_kl`` (Masters with it instead of the JSD).
         profile: gives every setting that the arm does not.
 
     Raises:
@@ -231,14 +227,14 @@ def _idle(spec: RunSpec, profile: Profile) -> str:
     if spec.choice() != PAPERS and not (spec.teachers and spec.r_max):
         return f"masks nothing, so {spec.choice()} has no effect: leave it out"
     if spec.learn_from == "responses" and not spec.teacher_responses + spec.student_responses:
-        return "has no responses to learn from: set teacher_responses or student_responses above 0"
+        return "has no responses to learn from: ask teacher or student for at least one per question"
     tempered = spec.teacher_temperature != 1
     if tempered and not spec.teachers:
         return "has no teacher: leave out teacher_temperature"
     if tempered and top_k is not None:
         return (
-            f"needs the teacher's full distribution, and the profile keeps the {top_k} largest entries: "
-            "leave out teacher_temperature, or the profile's top_k_logprobs"
+            f"needs the teacher's full distribution, and the {top_k} largest entries are kept: leave out "
+            "teacher_temperature, or keep all (top_k_logprobs or, in a run file, teacher_cache.top_k: null)"
         )
     judged = spec.learn_from == "responses" and "accuracy" in spec.rewards
     if spec.label_noise and not (judged or spec.learn_from in LABELS):
@@ -258,11 +254,6 @@ def split(name: str) -> tuple[str, dict[str, str]]:
     parts = name.split("+")
     values = dict(part.split("=", 1) for part in parts if "=" in part)
     return "+".join(part for part in parts if "=" not in part) or "masters", values
-
-
-def joined(base: str, values: Mapping[str, str]) -> str:
-    """Return the full name of what :func:`split` returned, such as ``masters+r_max=0.4``."""
-    return "+".join([base, *(f"{family}={value}" for family, value in values.items())])
 
 
 def title(name: str) -> str:

@@ -5,11 +5,10 @@ the questions.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from masters.experiments.arms import LABELS, RunSpec
 from masters.masking.choice import PAPERS, MaskChoice
@@ -122,9 +121,8 @@ def scores_at(spec: RunSpec, stage: Stage) -> list[WantedScores]:
     """Return the log-probabilities that a stage learns from: its teacher's and the base student's."""
     found = []
     for responses in wanted_responses(spec, stage) if spec.teachers else ():
-        unjudged = replace(responses, judge="rule")
-        found.append(WantedScores(spec.teachers[stage[0]], unjudged, stage[1], spec.choice()))
-        found.append(WantedScores(spec.student, unjudged))
+        found.append(WantedScores(spec.teachers[stage[0]], responses, stage[1], spec.choice()))
+        found.append(WantedScores(spec.student, responses))
     return found
 
 
@@ -175,9 +173,3 @@ def _example(question: int, place: int, stage: Stage, sets: Sequence[ResponseSet
         teacher=by_response("teacher"),
         reference=by_response("reference"),
     )
-
-
-def grouped(column: pd.Series, n: int) -> list[list[np.ndarray]]:
-    """Return a column of all responses as one list per question, ``n`` responses each."""
-    values = list(column)
-    return [values[start : start + n] for start in range(0, len(values), n)]

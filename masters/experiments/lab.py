@@ -43,7 +43,7 @@ from masters.runtime.files import cache_dir
 from masters.runtime.keys import key_of
 from masters.runtime.progress import report
 from masters.settings import Profile, load_profile
-from masters.training.ladder import about_rung, end_tokens, train_rung
+from masters.training.ladder import end_tokens, train_rung
 
 
 class Lab:
@@ -107,16 +107,19 @@ class Lab:
             self._labels[key] = frame, end_tokens(self.processor, list(frame["label"]))
         return self._labels[key]
 
-    def labels_of_pool(self, noise: float, kind: str = "labels") -> list[list[np.ndarray]]:
-        """Return the token ids of the pool's labels, as groups of one response.
+    def tokens_of_labels(
+        self, noise: float, kind: str = "labels", questions: Sequence[int] | None = None
+    ) -> list[list[np.ndarray]]:
+        """Return the token ids of labels, as groups of one response.
 
         Args:
             noise: share of wrong labels; the profile's ``wrong_labels`` if that is larger.
             kind: ``labels`` in the profile's registers, or ``rationales`` that end in the answer.
+            questions: indices of the training questions; None: the pool.
         """
         registers = None if kind == "labels" else ("rationale",)
         _, tokens = self.labels_with(max(noise, self.profile.wrong_labels), registers)
-        return [[tokens[index]] for index in self.pool]
+        return [[tokens[index]] for index in (self.pool if questions is None else questions)]
 
     def folder(self, model: str) -> Path:
         """Return where a rung is saved, training the ladder first if it is missing."""
@@ -151,22 +154,6 @@ class Lab:
             return choice
         weights, train = self.source(model).weights(), self.questions("train")
         return replace(choice, norms=calibrated(self.folder(model), weights, train, self.pool))
-
-    def ladder(self) -> pd.DataFrame:
-        """Return the rungs: parameters, training steps, seconds of training, hash of the weights."""
-        ladder = self.profile.ladder.items()
-        return pd.DataFrame([about_rung(name, spec, self.folder(name)) for name, spec in ladder])
-
-    def ladder_log(self) -> pd.DataFrame:
-        """Return the training curves of the rungs trained here: model, step, loss."""
-        frames = []
-        for name, spec in self.profile.ladder.items():
-            if not spec.path:
-                log = pd.read_parquet(self.folder(name) / "log.parquet")
-                frames.append(log.assign(model=name)[["model", "step", "loss"]])
-        if not frames:
-            return pd.DataFrame(columns=["model", "step", "loss"])
-        return pd.concat(frames, ignore_index=True)
 
     def _ladder_folder(self, model: str) -> Path:
         spec = self.profile.ladder[model]
@@ -286,15 +273,19 @@ class Lab:
         source = self.source(model, ratio, choice)
         return open_store(source, self.processor, self.profile.sampling, self.profile.replicate, self.engine)
 
-    def scores(self, wanted: WantedScores) -> Ragged | TopK:
-        """Return a model's log-probabilities at each token of the pool's responses or labels."""
+    def scores(self, wanted: WantedScores, questions: Sequence[int] | None = None) -> Ragged | TopK:
+        """Return a model's log-probabilities at each token of some responses or labels.
+
+        Args:
+            questions: indices of the training questions; None: the pool.
+        """
         read = wanted.responses
         texts: Sequence[Sequence[np.ndarray]]
         if read.model in LABELS:
-            texts = self.labels_of_pool(read.ratio, read.model)
+            texts = self.tokens_of_labels(read.ratio, read.model, questions)
         else:
-            texts = self.response_arrays(read).tokens
-        return self.scores_of(self.source(wanted.scorer, wanted.ratio, wanted.choice), texts)
+            texts = self.response_arrays(read, questions=questions).tokens
+        return self.scores_of(self.source(wanted.scorer, wanted.ratio, wanted.choice), texts, questions)
 
     def scores_of(
         self,

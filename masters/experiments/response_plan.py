@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
 import pandas as pd
 
 from masters.experiments.arms import LABELS, RunSpec, arm
@@ -21,6 +20,7 @@ from masters.experiments.curriculum import (
 )
 from masters.experiments.lab import Lab
 from masters.responses.store import Status
+from masters.training.examples import Stage
 
 # Whose responses are wanted, and to which questions: indices of the training questions.
 Asked = Mapping[WantedResponses, Sequence[int]]
@@ -28,27 +28,56 @@ Asked = Mapping[WantedResponses, Sequence[int]]
 
 @dataclass(frozen=True)
 class ResponsePlan:
-    """What a set of runs reads: each store once, with the most responses that any run reads from it."""
+    """What a set of runs reads, with indices of the training questions.
 
-    responses: tuple[WantedResponses, ...]
-    scores: tuple[WantedScores, ...]
+    Attributes:
+        responses: each store once, with the most responses that any run reads from it.
+        scores: log-probabilities.
+    """
+
+    responses: Asked
+    scores: Sequence[tuple[WantedScores, Sequence[int]]]
 
     @classmethod
-    def of(cls, specs: Iterable[RunSpec], cache_teacher: bool = True) -> "ResponsePlan":
-        """Return the plan of some runs; without ``cache_teacher`` no log-probabilities are stored ahead."""
+    def of(cls, specs: Iterable[RunSpec], pool: Sequence[int], cache_teacher: bool = True) -> "ResponsePlan":
+        """Return the plan of runs that share what they read: all of it for the whole pool.
+
+        Args:
+            pool: indices of the questions.
+            cache_teacher: whether log-probabilities are stored ahead.
+        """
         most: dict[WantedResponses, int] = {}
-        scores: dict[WantedScores, None] = {}
-        for spec in specs:
-            if spec.learn_from in ("nothing", "online"):
-                continue
-            for stage in all_stages(spec):
-                for wanted in wanted_responses(spec, stage):
-                    if wanted.model not in LABELS:
-                        store = replace(wanted, n=0)
-                        most[store] = max(wanted.n, most.get(store, 0))
-                if cache_teacher:
-                    scores |= dict.fromkeys(scores_at(spec, stage))
-        return cls(tuple(replace(store, n=n) for store, n in most.items()), tuple(scores))
+        scores: dict[WantedScores, WantedScores] = {}
+        for spec, stage in ((each, stage) for each in specs for stage in _read_stages(each)):
+            for wanted in _generated(spec, stage):
+                store = replace(wanted, n=0)
+                most[store] = max(wanted.n, most.get(store, 0))
+            for reading in scores_at(spec, stage) if cache_teacher else ():
+                unjudged = replace(reading.responses, judge="rule")  # the same tokens whoever judges them
+                scores.setdefault(replace(reading, responses=unjudged), reading)
+        return cls(
+            {replace(store, n=n): pool for store, n in most.items()},
+            [(reading, pool) for reading in scores.values()],
+        )
+
+    @classmethod
+    def alone(
+        cls, spec: RunSpec, seed: int, pool: Sequence[int], cache_teacher: bool = True
+    ) -> "ResponsePlan":
+        """Return the plan of a run that shares nothing: at each stage, the questions of that stage alone.
+
+        A run of one epoch sees each question at one mask ratio, so nothing is generated at the others.
+        """
+        if not by_stage(spec, len(pool)):
+            return cls.of([spec], pool, cache_teacher)
+        asked: dict[WantedResponses, set[int]] = {}
+        scores: list[tuple[WantedScores, Sequence[int]]] = []
+        for stage in all_stages(spec):
+            questions = [pool[place] for place in places_at(spec, seed, len(pool), stage)]
+            for wanted in _generated(spec, stage):
+                asked.setdefault(wanted, set()).update(questions)
+            scores += [(reading, questions) for reading in scores_at(spec, stage) if cache_teacher]
+        return cls({wanted: sorted(questions) for wanted, questions in asked.items()}, scores)
 
     @classmethod
     def of_arm(cls, lab: Lab, name: str) -> "ResponsePlan":
@@ -60,49 +89,20 @@ class ResponsePlan:
         spec = arm(name, lab.profile)
         if spec.learn_from != "responses":
             raise ValueError(f"arm {name!r} reads no responses; choose one that does, such as masters")
-        return cls.of([spec], lab.profile.distillation.cache_teacher)
+        return cls.of([spec], lab.pool, lab.profile.distillation.cache_teacher)
 
     def models(self) -> set[str]:
         """Return the rungs whose weights the plan needs."""
-        return {wanted.model for wanted in self.responses} | {wanted.scorer for wanted in self.scores}
+        return {wanted.model for wanted in self.responses} | {reading.scorer for reading, _ in self.scores}
 
 
-@dataclass(frozen=True)
-class RunPlan:
-    """What a single run reads, if no other shares it: at each stage, the questions of that stage alone.
+def _read_stages(spec: RunSpec) -> list[Stage]:
+    """Return the stages that read what is stored."""
+    return [] if spec.learn_from in ("nothing", "online") else all_stages(spec)
 
-    A run of one epoch sees each question at one mask ratio, so nothing is generated at the others.
 
-    Attributes:
-        responses: each store once, with the places in the pool of the questions that are asked.
-        scores: log-probabilities, each with the number of its questions.
-    """
-
-    responses: Mapping[WantedResponses, Sequence[int]]
-    scores: Sequence[tuple[WantedScores, int]]
-
-    @classmethod
-    def of(cls, spec: RunSpec, seed: int, size: int, cache_teacher: bool = True) -> "RunPlan":
-        """Return the plan of a run on a pool of ``size`` questions, see :meth:`ResponsePlan.of`."""
-        whole = ResponsePlan.of([spec], cache_teacher)
-        if not by_stage(spec, size):
-            return cls(
-                dict.fromkeys(whole.responses, range(size)), [(wanted, size) for wanted in whole.scores]
-            )
-        seen = {stage: places_at(spec, seed, size, stage) for stage in all_stages(spec)}
-
-        def places_of(store: WantedResponses) -> list[int]:
-            reads = [
-                places
-                for stage, places in seen.items()
-                if store in (replace(wanted, n=store.n) for wanted in wanted_responses(spec, stage))
-            ]
-            return [int(place) for place in np.unique(np.concatenate(reads))]
-
-        scores = [
-            (wanted, len(places)) for stage, places in seen.items() for wanted in scores_at(spec, stage)
-        ]
-        return cls({store: places_of(store) for store in whole.responses}, scores if cache_teacher else [])
+def _generated(spec: RunSpec, stage: Stage) -> list[WantedResponses]:
+    return [wanted for wanted in wanted_responses(spec, stage) if wanted.model not in LABELS]
 
 
 def by_stage(spec: RunSpec, size: int) -> bool:
@@ -110,17 +110,15 @@ def by_stage(spec: RunSpec, size: int) -> bool:
 
     From the third epoch on, stages share so many questions that reading the pool once is cheaper.
     """
-    if spec.learn_from in ("nothing", "online"):
-        return False
-    return len(all_stages(spec)) > 1 and spec.steps * spec.batch <= 2 * size
+    return len(_read_stages(spec)) > 1 and spec.steps * spec.batch <= 2 * size
 
 
 def prepare(lab: Lab, plan: ResponsePlan) -> None:
-    """Generate, judge and score what is missing of a plan, for all questions of the pool, side by side."""
+    """Generate, judge and score what is missing of a plan, side by side."""
     for name in plan.models():
         lab.folder(name)
-    make_all(lab, dict.fromkeys(plan.responses, lab.pool))
-    lab.parallel([(Lab.scores, (wanted,)) for wanted in plan.scores], "sets of responses scored")
+    make_all(lab, plan.responses)
+    lab.parallel([(Lab.scores, reading) for reading in plan.scores], "sets of responses scored")
 
 
 def shard(pool: Sequence[int], shard_index: int, num_shards: int) -> list[int]:

@@ -99,7 +99,10 @@ def run_arms(
     if missing:
         _check_labels(lab, split)
     prepare(
-        lab, ResponsePlan.of([specs[name] for name, _ in missing], lab.profile.distillation.cache_teacher)
+        lab,
+        ResponsePlan.of(
+            [specs[name] for name, _ in missing], lab.pool, lab.profile.distillation.cache_teacher
+        ),
     )
     lab.parallel([(run, (specs[name], seed, split)) for name, seed in missing], "runs")
     return read([(*pair, folder) for pair, folder in folders.items()], diverged)
@@ -126,7 +129,7 @@ def run_arm(lab: Lab, name: str, seed: int) -> Path:
         if spec.learn_from not in ("nothing", "online"):
             print(memory_line(lab, spec), file=sys.stderr, flush=True)
         if not is_whole(run_folder(lab, spec, seed), "result.json"):
-            prepare(lab, ResponsePlan.of([spec], lab.profile.distillation.cache_teacher))
+            prepare(lab, ResponsePlan.of([spec], lab.pool, lab.profile.distillation.cache_teacher))
     distributed.wait()
     folder = run(lab, spec, seed)
     if distributed.rank() == 0:

@@ -37,7 +37,7 @@ from masters.experiments.curriculum import (
 )
 from masters.experiments.evaluation import evaluate, unanswered
 from masters.experiments.lab import Lab
-from masters.experiments.response_plan import ResponsePlan, RunPlan, by_stage, make_all, prepare
+from masters.experiments.response_plan import by_stage
 from masters.models.loading import load, save_student, stored_dtype
 from masters.models.source import Source
 from masters.objective.diagnostics import NotFinite
@@ -176,7 +176,7 @@ def train_student(
     """Train the student of a run; rank 0 saves it in the type of the weights that it started from.
 
     Args:
-        alone: no other run shares its responses, see :func:`prepare_alone`.
+        alone: no other run shares its responses, see :meth:`ResponsePlan.alone`.
         checkpoints: kept there, so remove them once the student is saved.
         folder: where the student is saved once it is trained.
         describe: gets the student's new folder and the log, and may add files.
@@ -223,7 +223,7 @@ def train_in_place(
     """Train a student in place as a spec says and return the log, see :func:`masters.training.train.train`.
 
     The folder keeps the checkpoints, so remove it once the student is saved. For ``alone`` see
-    :func:`prepare_alone`.
+    :meth:`ResponsePlan.alone`.
     """
     budget = budget_of(lab.profile, spec, seed)
     if spec.learn_from == "online":
@@ -274,35 +274,6 @@ def train_in_place(
     )
 
 
-def prepare_alone(lab: Lab, spec: RunSpec, seed: int) -> None:
-    """Generate, judge and score what a run reads if no other shares it, see :class:`RunPlan`."""
-    if not by_stage(spec, len(lab.pool)):
-        prepare(lab, ResponsePlan.of([spec], lab.profile.distillation.cache_teacher))
-        return
-    for name in spec.models:
-        lab.folder(name)
-    make_all(lab, asked_alone(lab, spec, seed))
-    if lab.profile.distillation.cache_teacher:
-        scoring = [
-            (_score, (spec, seed, stage, wanted))
-            for stage in all_stages(spec)
-            for wanted in wanted_responses(spec, stage)
-        ]
-        lab.parallel(scoring, "sets of responses scored")
-
-
-def asked_alone(lab: Lab, spec: RunSpec, seed: int) -> dict[WantedResponses, list[int]]:
-    """Return which questions each model answers for a run that shares no responses, see :class:`RunPlan`."""
-    plan = RunPlan.of(spec, seed, len(lab.pool))
-    return {wanted: [lab.pool[place] for place in places] for wanted, places in plan.responses.items()}
-
-
-def _score(lab: Lab, spec: RunSpec, seed: int, stage: Stage, wanted: WantedResponses) -> None:
-    """Store the log-probabilities that a stage reads of some of its responses."""
-    places = places_at(spec, seed, len(lab.pool), stage)
-    response_set(lab, wanted, spec.label_noise, _teacher(lab, spec, stage), spec.student, places)
-
-
 def _teacher(lab: Lab, spec: RunSpec, stage: Stage) -> Source | None:
     return lab.source(spec.teachers[stage[0]], stage[1], spec.choice()) if spec.teachers else None
 
@@ -333,10 +304,7 @@ def response_set(
     """Return the responses of one model, or the labels, with their log-probabilities if they are stored."""
     asked = None if places is None else [lab.pool[place] for place in places]
     if wanted.model in LABELS:
-        labels = lab.labels_of_pool(wanted.ratio, wanted.model)
-        found = ResponseSet(
-            1, labels if places is None else [labels[place] for place in places], places=places
-        )
+        found = ResponseSet(1, lab.tokens_of_labels(wanted.ratio, wanted.model, asked), places=places)
     else:
         found = ResponseSet(wanted.n, *lab.response_arrays(wanted, label_noise, asked), places=places)
     if teacher is None or not lab.profile.distillation.cache_teacher:

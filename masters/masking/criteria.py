@@ -8,14 +8,14 @@ A criterion has two members:
 * ``keys(name, values, first)`` returns a non-negative integer per value; smaller ones are removed first. The
   values are whole rows of the layer of that name, in row-major order, and begin at its index ``first``.
 * ``scope`` is the set of weights that are compared and share a threshold: those of a "row" (which feed one
-  output), of a "layer", or all masked weights ("global").
+  output), or of a "layer".
 """
 
 import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -26,14 +26,13 @@ from masters.masking.selection import magnitude_keys
 
 @dataclass(frozen=True)
 class Magnitude:
-    """Eq. 1, 2: score a weight by ``abs(w)``, within its layer or among all masked weights."""
+    """Eq. 1, 2: score a weight by ``abs(w)``, within its layer."""
 
-    scope: Literal["layer", "global"] = "layer"
+    scope: ClassVar = "layer"
 
     def keys(self, name: str, values: Tensor, first: int) -> Tensor:
         """Return the bit patterns of the magnitudes."""
-        # Layers may differ in type.
-        return magnitude_keys(values.double() if self.scope == "global" else values)
+        return magnitude_keys(values)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, Replicate, Shard
@@ -29,13 +28,11 @@ class Layer:
     Attributes:
         name: the parameter's name in the model, with the number of the expert in brackets.
         weight: the parameter.
-        group: the processes that share its rows; None where each holds all of them.
         expert: place of the expert among those in this process; None for a linear layer.
     """
 
     name: str
     weight: nn.Parameter
-    group: dist.ProcessGroup | None
     expert: int | None = None
 
     @property
@@ -53,12 +50,16 @@ class Layer:
         """Return the rows in this process, as a view without gradient."""
         return local(self.weight) if self.expert is None else local(self.weight)[self.expert]
 
-    @property
-    def first(self) -> int:
-        """Return the row-major index, in the whole layer, of the first weight in this process."""
-        if self.group is None:
-            return 0
-        return _first_row(self.weight, self.group) * self.width
+    def whole(self) -> Tensor:
+        """Return all weights of the layer in row-major order, gathered from the processes that share it."""
+        weight = self.weight.detach()
+        gathered = weight.full_tensor() if isinstance(weight, DTensor) and self.expert is None else self.rows
+        return gathered.reshape(-1)
+
+    def own(self, flags: Tensor) -> Tensor:
+        """Return the flags of the weights in this process, of those of all weights of the layer."""
+        start = 0 if self.expert is not None else _first_row(self.weight) * self.width
+        return flags[start : start + self.rows.numel()]
 
     @contextmanager
     def flat(self) -> Iterator[Tensor]:
@@ -110,7 +111,8 @@ def linear_layers(model: nn.Module, include: str | None = None) -> list[Layer]:
                 if isinstance(module, nn.Linear) and parameter == "weight":
                     if scale := SCALES.intersection(vars(module) | module._parameters | module._buffers):
                         raise ValueError(f"it is quantized ({min(scale)}): mask a model that is not")
-                    layers.append(Layer(name_of_weight, weight, shard_group(weight)))
+                    _first_row(weight)  # refuses other shards than of rows
+                    layers.append(Layer(name_of_weight, weight))
                 elif weight.ndim == 3 and "Experts" in type(module).__name__:
                     layers += _experts(name_of_weight, weight)
                 elif _is_matrix(module, weight):
@@ -131,21 +133,14 @@ def linear_layers(model: nn.Module, include: str | None = None) -> list[Layer]:
 
 def _experts(name: str, weight: nn.Parameter) -> list[Layer]:
     """Return the experts in this process, each a layer that no other process shares."""
-    group = shard_group(weight)
-    first = 0 if group is None else _first_row(weight, group)
-    return [Layer(f"{name}[{first + i}]", weight, None, i) for i in range(len(local(weight)))]
+    first = _first_row(weight)
+    return [Layer(f"{name}[{first + i}]", weight, i) for i in range(len(local(weight)))]
 
 
 def _is_matrix(module: nn.Module, weight: Tensor) -> bool:
     """Return whether a weight multiplies features: no bias, norm, convolution, token or position."""
     other = isinstance(module, nn.Embedding | nn.modules.conv._ConvNd)
     return weight.ndim >= 2 and weight.shape[0] > 1 and not other
-
-
-def _first_row(weight: Tensor, group: dist.ProcessGroup) -> int:
-    """Return the index of the first row in this process; DTensor splits rows as torch.chunk does."""
-    rows = weight.shape[0]
-    return min(rows, -(-rows // group.size()) * group.rank())
 
 
 def reshard(model: nn.Module) -> None:
@@ -155,22 +150,23 @@ def reshard(model: nn.Module) -> None:
             module.reshard()
 
 
-def shard_group(weight: Tensor) -> dist.ProcessGroup | None:
-    """Return the processes that share the rows of a weight; None where each holds all of them.
+def _first_row(weight: Tensor) -> int:
+    """Return the index of the first row, or expert, of a weight in this process.
 
     Raises:
         ValueError: the weight is sharded in another way than by rows.
     """
     if not isinstance(weight, DTensor):
-        return None
+        return 0
     sharded = [dim for dim, placement in enumerate(weight.placements) if placement != Replicate()]
     if not sharded:
-        return None
+        return 0
     if len(sharded) > 1 or weight.placements[sharded[0]] != Shard(0):
         raise ValueError(
             f"sharded as {weight.placements}: shard by rows, Shard(0), as fully_shard does by default"
         )
-    return weight.device_mesh.get_group(sharded[0])
+    group, rows = weight.device_mesh.get_group(sharded[0]), weight.shape[0]
+    return min(rows, -(-rows // group.size()) * group.rank())  # DTensor splits rows as torch.chunk does
 
 
 def _memory(weight: Tensor) -> tuple[int, int]:

@@ -3,16 +3,15 @@
 Floating magnitudes have the order of their bit patterns without the sign bit. So the k-th smallest follows
 from histograms of those integers, 15 or 16 bits at a time from the top. A 16-bit format needs one histogram;
 a 32-bit format needs a second one, over the entries that share the leading digit found. Each pass reads the
-weights once, in blocks, on their device. The histograms of shards add up to that of the whole.
+weights once, in blocks, on their device.
 
 A key is a non-negative integer with the order of a weight's score.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 BLOCK = 1 << 22  # entries whose keys are in memory at once
@@ -80,60 +79,34 @@ class RowCut:
         return torch.zeros_like(rows, dtype=torch.bool).scatter_(1, order, True).flatten()
 
 
-def cuts(parts: Sequence[Keys], count: int, group: dist.ProcessGroup | None = None) -> list[Cut]:
-    """Select the ``count`` smallest keys of several parts together.
-
-    Among equal keys the earlier part comes first; within a part the lower rank, then the lower index.
+def smallest(keys: Keys, count: int) -> Cut:
+    """Select the ``count`` smallest keys; among equal ones the first.
 
     Args:
-        parts: each returns its blocks of keys at every call: flat, at least one, of one integer type.
-        count: from 1 to the number of keys of all parts and processes.
-        group: the processes that share each part; None where one holds all.
-
-    Returns:
-        A cut per part, for the keys in this process.
+        keys: returns its blocks of keys at every call: flat, at least one, of one integer type.
+        count: from 1 to the number of keys.
     """
-    bits = 8 * next(iter(parts[0]())).element_size()
+    bits = 8 * next(iter(keys())).element_size()
     threshold, rank = 0, count - 1
     for shift in range(bits - _DIGIT, -1, -_DIGIT):
-        histogram = _histogram(parts, shift, None if shift == bits - _DIGIT else threshold)
-        if group is not None:
-            dist.all_reduce(histogram, group=group)
-        cumulative = histogram.cumsum(0)
+        cumulative = _histogram(keys, shift, None if shift == bits - _DIGIT else threshold).cumsum(0)
         digit = int(torch.searchsorted(cumulative, rank, right=True))
         rank -= int(cumulative[digit - 1]) if digit else 0
         threshold = threshold << _DIGIT | digit
-    return [Cut(threshold, ties) for ties in _ties(parts, threshold, rank + 1, group)]
+    return Cut(threshold, rank + 1)
 
 
-def _histogram(parts: Sequence[Keys], shift: int, prefix: int | None) -> Tensor:
+def _histogram(keys: Keys, shift: int, prefix: int | None) -> Tensor:
     """Count each digit at a shift, among the keys that begin with the prefix if there is one."""
     histogram = None
-    for keys in (block for part in parts for block in part()):
+    for block in keys():
         if prefix is not None:
-            keys = keys[keys >> shift + _DIGIT == prefix]
-            digits = (keys >> shift) & ((1 << _DIGIT) - 1)
+            block = block[block >> shift + _DIGIT == prefix]
+            digits = (block >> shift) & ((1 << _DIGIT) - 1)
         else:
-            digits = keys >> shift
+            digits = block >> shift
         # The leading digit has one bit less: keys are not negative.
         counts = torch.bincount(digits, minlength=1 << (_DIGIT - (prefix is None)))
-        histogram = counts if histogram is None else histogram.add_(counts.to(histogram.device))
-    assert histogram is not None, "every part returns at least one block"
+        histogram = counts if histogram is None else histogram.add_(counts)
+    assert histogram is not None, "there is at least one block"
     return histogram
-
-
-def _ties(parts: Sequence[Keys], threshold: int, ties: int, group: dist.ProcessGroup | None) -> list[int]:
-    """Return how many keys equal to the threshold each part selects in this process."""
-    if group is None and len(parts) == 1:
-        return [ties]
-    counts = [[(keys == threshold).sum() for keys in part()] for part in parts]
-    device = counts[0][0].device
-    own = torch.stack([torch.stack(count).sum().to(device) for count in counts])
-    held = [own]
-    if group is not None:
-        held = [torch.empty_like(own) for _ in range(group.size())]
-        dist.all_gather(held, own, group=group)
-    table = torch.stack(held, dim=1)  # (parts, ranks)
-    before = (table.flatten().cumsum(0) - table.flatten()).view_as(table)
-    shares = (ties - before).clamp(min=0).minimum(table)
-    return shares[:, 0 if group is None else group.rank()].tolist()

@@ -11,22 +11,20 @@ Departures from the paper:
       expert of a mixture of experts on its own; embeddings, norms, biases, and an output head that shares its
       storage with an embedding never are. A model whose weights are mostly elsewhere is refused.
     * The paper stores M masked checkpoints; here one teacher is masked and restored in memory.
-    * Other criteria than magnitude are available (:mod:`masters.masking.criteria`), and one threshold for
-      the whole model.
+    * Other criteria than magnitude are available (:mod:`masters.masking.criteria`).
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
 from typing import Self
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from masters.masking.criteria import Activation, Criterion, Magnitude
 from masters.masking.layers import Layer, linear_layers, reshard
-from masters.masking.selection import Cut, RowCut, blocks, cuts
+from masters.masking.selection import RowCut, blocks, smallest
 
 _RAW = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -73,9 +71,6 @@ class TeacherMask:
         self._model = model
         self._layers = linear_layers(model, include)
         self._criterion = criterion
-        self._scope = criterion.scope
-        if self._scope == "global" and len({layer.group for layer in self._layers}) > 1:
-            raise ValueError("a global threshold needs all layers sharded over the same processes, or none")
         if isinstance(criterion, Activation):
             criterion.check(self._layers)
         # Per layer: the removed values in row-major order, and one bit per weight, set where it is removed.
@@ -99,8 +94,8 @@ class TeacherMask:
             raise ValueError(f"the mask ratio is {ratio}: give a number in [0, 1]")
         self.restore()
         try:
-            for layers in [self._layers] if self._scope == "global" else [[layer] for layer in self._layers]:
-                self._mask(layers, ratio)
+            for layer in self._layers:
+                self._mask(layer, ratio)
         except BaseException:
             self.restore()
             raise
@@ -120,27 +115,24 @@ class TeacherMask:
                 self._restore(layer)
         self.ratio = 0.0
 
-    def _mask(self, layers: list[Layer], ratio: float) -> None:
-        """Mask unmasked layers that share a threshold."""
-        row = self._scope == "row"
-        count = math.floor(ratio * (layers[0].width if row else sum(layer.count for layer in layers)))
+    def _mask(self, layer: Layer, ratio: float) -> None:
+        by_row = self._criterion.scope == "row"
+        count = math.floor(ratio * (layer.width if by_row else layer.count))
         if count == 0:
             return
-        _check(layers)
-        chosen: Sequence[Cut | RowCut] = [RowCut(count, layers[0].width)]
-        if not row:
-            chosen = cuts([partial(self._keys, layer) for layer in layers], count, layers[0].group)
-        for layer, cut in zip(layers, chosen, strict=True):
-            with layer.flat() as flat:
-                taken = torch.cat([cut.taken(block) for block in self._keys(layer)])
-                # Stored before it is removed, so that an interruption loses nothing.
-                self._removed[layer.name] = _raw(flat)[taken].view(flat.dtype), _pack(taken)
-                _raw(flat).masked_fill_(taken, 0)
+        weights = layer.whole()
+        _check(layer.name, weights)
+        keys = partial(self._keys, layer, weights)
+        cut = RowCut(count, layer.width) if by_row else smallest(keys, count)
+        taken = layer.own(torch.cat([cut.taken(block) for block in keys()]))
+        with layer.flat() as flat:
+            # Stored before it is removed, so that an interruption loses nothing.
+            self._removed[layer.name] = _raw(flat)[taken].view(flat.dtype), _pack(taken)
+            _raw(flat).masked_fill_(taken, 0)
 
-    def _keys(self, layer: Layer) -> Iterator[Tensor]:
-        flat = layer.rows.reshape(-1)
-        for start, end in blocks(flat, layer.width):
-            yield self._criterion.keys(layer.name, flat[start:end], layer.first + start)
+    def _keys(self, layer: Layer, weights: Tensor) -> Iterator[Tensor]:
+        for start, end in blocks(weights, layer.width):
+            yield self._criterion.keys(layer.name, weights[start:end], start)
 
     def _restore(self, layer: Layer) -> None:
         values, bits = self._removed[layer.name]
@@ -162,19 +154,11 @@ class TeacherMask:
         self.restore()
 
 
-def _check(layers: list[Layer]) -> None:
-    for layer in layers:
-        if not layer.weight.is_floating_point():
-            kind = layer.weight.dtype
-            raise ValueError(f"{layer.name} has type {kind}, which cannot be masked: load a floating type")
-    # All processes refuse a weight, or none does: otherwise some would wait forever.
-    found = [_has_nan(layer.rows.reshape(-1)) for layer in layers]
-    flags = torch.tensor(found, dtype=torch.int, device=layers[0].weight.device)
-    if layers[0].group is not None:
-        dist.all_reduce(flags, group=layers[0].group)
-    for layer, flag in zip(layers, flags.tolist(), strict=True):
-        if flag:
-            raise ValueError(f"{layer.name} contains NaN and cannot be masked: is the checkpoint damaged?")
+def _check(name: str, weights: Tensor) -> None:
+    if not weights.is_floating_point():
+        raise ValueError(f"{name} has type {weights.dtype}, which cannot be masked: load a floating type")
+    if _has_nan(weights):
+        raise ValueError(f"{name} contains NaN and cannot be masked: is the checkpoint damaged?")
 
 
 def _has_nan(flat: Tensor) -> bool:

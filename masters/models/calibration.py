@@ -5,14 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
-from safetensors.torch import save
+from safetensors.torch import save_file
 
 from masters.data.questions import Questions
 from masters.masking.criteria import input_norms
 from masters.models.loading import load
-from masters.runtime.checksums import read_intact
-from masters.runtime.files import cache_dir, write_intact
+from masters.runtime.files import cache_dir, write_folder_once
 from masters.runtime.keys import key_of
 
 CALIBRATION = 128  # questions at least, if the pool has them; papers on pruning use as many sequences
@@ -31,17 +29,15 @@ def calibrated(folder: Path, weights: str, questions: Questions, pool: Sequence[
     """
     some = pool[:: max(1, len(pool) // CALIBRATION)]
     contents = questions.table["content"].iloc[list(some)].tolist()
-    path = cache_dir() / "norms" / f"{key_of('norms', weights=weights, contents=contents)}.safetensors"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{path}.lock"):
-        if path.is_file():
-            read_intact(path)
-        else:
-            model, _ = load(folder)
-            norms = input_norms(model, _prompts(questions, some, model.device))
-            with FileLock(path.parent / ".lock"):
-                write_intact(path, save({name: values.cpu() for name, values in norms.items()}))
-    return path
+    key = key_of("norms", weights=weights, contents=contents)
+
+    def save(target: Path) -> None:
+        model, _ = load(folder)
+        norms = input_norms(model, _prompts(questions, some, model.device))
+        save_file({name: values.cpu() for name, values in norms.items()}, target / f"{key}.safetensors")
+
+    write_folder_once(cache_dir() / "norms" / key, save)
+    return cache_dir() / "norms" / key / f"{key}.safetensors"
 
 
 def _prompts(questions: Questions, some: Sequence[int], device: torch.device) -> Iterator[dict[str, Any]]:

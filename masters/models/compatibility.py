@@ -42,14 +42,12 @@ class Compatibility:
         image_tokens: per question, how many of them its prompt needs, -1 where it was not measured; None if
             the models do not tell.
         positions: tokens that the model with the shortest context can read.
-        bos: id of the token that begins a prompt; None without one.
     """
 
     together: bool
     image_token: int
     image_tokens: np.ndarray | None
     positions: float
-    bos: int | None
 
     def check(
         self, questions: Questions, index: int, prompt: np.ndarray, responses: Sequence[np.ndarray]
@@ -57,19 +55,14 @@ class Compatibility:
         """Check that a prompt fits; nothing is ever truncated.
 
         Raises:
-            ValueError: the number of image tokens does not match the image, the prompt begins twice, or it is
-                too long with its responses; the message names the question.
+            ValueError: the number of image tokens does not match the image, or the prompt is too long with
+                its responses; the message names the question.
         """
         name, found = _name(questions, index), int((prompt == self.image_token).sum())
         if self.image_tokens is not None and self.image_tokens[index] not in (found, -1):
             raise ValueError(
                 f"question {name!r}: its prompt has {found} image tokens and the models "
                 f"make {self.image_tokens[index]} of its image; encode it with the processor of the models"
-            )
-        if self.bos is not None and (prompt[:2] == self.bos).sum() == 2:
-            raise ValueError(
-                f"question {name!r}: its prompt begins with the token {self.bos} twice; encode the text of a "
-                "chat template with add_special_tokens=False"
             )
         longest = max(map(len, responses))
         if len(prompt) + longest - 1 > self.positions:
@@ -95,13 +88,11 @@ def measure(models: Sequence[PreTrainedModel], questions: Questions) -> Compatib
                 f"image tokens of its image and another {counts[first]}; choose models of one family"
             )
         known = counts if known is None else known
-    text = models[0].config.get_text_config()
     return Compatibility(
         together=all([reads_packed(model, questions) for model in models]),
         image_token=models[0].config.image_token_id,
         image_tokens=known,
         positions=min(context(model) for model in models),
-        bos=getattr(text, "bos_token_id", None),
     )
 
 

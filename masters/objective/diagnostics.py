@@ -51,13 +51,7 @@ def ratio_figures(logprobs: Tensor, behavior_logprobs: Tensor) -> dict[str, Tens
     Returns:
         ``log_ratio`` (mean, nats per token; below 0 where the student finds the responses less likely) and
         ``effective_samples`` (fraction of the tokens, in (0, 1]).
-
-    Raises:
-        ValueError: the shapes differ.
     """
-    if logprobs.shape != behavior_logprobs.shape:
-        shapes = f"{tuple(logprobs.shape)} and {tuple(behavior_logprobs.shape)}"
-        raise ValueError(f"log-probabilities of {shapes} are not those of the same tokens")
     log_ratio = (logprobs.detach() - behavior_logprobs.detach()).float().flatten()
     # In logarithms: a single ratio may overflow.
     effective = (2 * log_ratio.logsumexp(0) - (2 * log_ratio).logsumexp(0)).exp() / len(log_ratio)

@@ -25,6 +25,8 @@ import pandas as pd
 import pyarrow as pa
 from filelock import FileLock
 from PIL import Image
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from masters.data.labels import encode_accepted
 from masters.data.questions import Questions
@@ -330,21 +332,13 @@ def _cut(shown: Sequence[Sequence[str]], count: int, split: str) -> tuple[np.nda
     """
     if count >= len(shown):
         raise ValueError(f"data.{split}.split_from_train is {count}, but train has {len(shown)} usable rows")
-    parent = list(range(len(shown)))
-
-    def root(row: int) -> int:
-        while parent[row] != row:
-            parent[row] = parent[parent[row]]
-            row = parent[row]
-        return row
-
-    first: dict[str, int] = {}
-    for row, of_row in enumerate(shown):
-        for picture in of_row:
-            parent[root(row)] = root(first.setdefault(picture, row))
+    # A graph of rows and pictures: rows that are connected stay together.
+    rows = np.repeat(np.arange(len(shown)), list(map(len, shown)))
+    pictures = len(shown) + pd.factorize(np.concatenate(list(map(list, shown))))[0]
+    edges = coo_array((np.ones(len(rows)), (rows, pictures)), shape=2 * (int(pictures.max()) + 1,))
     groups: dict[int, list[int]] = defaultdict(list)
-    for row in range(len(shown)):
-        groups[root(row)].append(row)
+    for row, group in enumerate(connected_components(edges, directed=False)[1][: len(shown)].tolist()):
+        groups[group].append(row)
     ranks = {
         name: min(hash_of(["eval", picture]) for row in rows for picture in shown[row])
         for name, rows in groups.items()

@@ -15,7 +15,7 @@ import pandas as pd
 
 from masters.data.labels import accepted, with_labels
 from masters.data.questions import Questions, joined, load_questions
-from masters.data.tasks import load_task, task_hash, vocabulary
+from masters.data.tasks import load_task, vocabulary
 from masters.own_data.encoding import encode
 from masters.own_data.question_set import load_own_data
 from masters.runtime.keys import hash_of
@@ -31,7 +31,7 @@ def words_of(tasks: Sequence[Task], base: Path) -> list[str]:
     for task in tasks:
         if isinstance(task, OwnData):
             for split in ("train", "validation"):
-                rows = _rows(task, split, None, base)[1]
+                rows = rows_of(task, split, None, base)[1]
                 texts = [answer for label in rows["answer"] for answer in accepted(label)]
                 for messages in rows["messages"]:
                     parts = (part for turn in json.loads(messages) for part in turn["content"])
@@ -61,7 +61,7 @@ def questions_of(
         if isinstance(task, str):
             parts.append(load_questions([task], split, limit, processor))
             continue
-        content, rows = _rows(task, split, limit, base)
+        content, rows = rows_of(task, split, limit, base)
         skip = task.on_bad_row == "skip"
         parts.append(encode(task.name, split, rows, content, task.max_pixels, processor, skip))
     return joined(parts)
@@ -100,29 +100,8 @@ def labels_of(
     return pd.concat(frames, ignore_index=True)[["label", "register", "core"]]
 
 
-def texts_of(task: Task, split: str, limit: int | None, base: Path) -> pd.DataFrame:
-    """Return task, question, answer (a label) and skill of a split's questions."""
-    if isinstance(task, str):
-        name, rows = task, load_task(task, split, limit)
-    else:
-        name, rows = task.name, _rows(task, split, limit, base)[1]
-    frame = rows.select_columns(["question", "answer", "skill"]).to_pandas()
-    assert isinstance(frame, pd.DataFrame)
-    return frame.assign(task=name)
-
-
-def content_of(tasks: Sequence[Task], split: str, limit: int | None, base: Path) -> dict[str, str]:
-    """Return a hash of each task's texts and pictures in a split, by name."""
-    return {
-        task if isinstance(task, str) else task.name: task_hash(task, split, limit)
-        if isinstance(task, str)
-        else _rows(task, split, limit, base)[0]
-        for task in tasks
-    }
-
-
-def _rows(task: OwnData, split: str, limit: int | None, base: Path) -> tuple[str, datasets.Dataset]:
-    """Return hash and rows of a split of data of your own."""
+def rows_of(task: OwnData, split: str, limit: int | None, base: Path) -> tuple[str, datasets.Dataset]:
+    """Return hash and rows of a split of data of your own: ``train``, ``validation`` or ``test``."""
     own = load_own_data(task, base)
     part = _SPLITS[split]
     if part not in own.splits:

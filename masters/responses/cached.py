@@ -125,7 +125,7 @@ def judged(
 
     Returns:
         Tables with one row per response, ordered as ``wanted`` and by index: key, question, content, asked,
-        label, index, tokens, text, logprobs, support_logprobs, finish, mark, correct.
+        label, index, tokens, text, logprobs, finish, mark, correct.
 
     Raises:
         ValueError: a shard is damaged.

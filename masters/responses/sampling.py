@@ -56,10 +56,8 @@ class Sampler:
         self.noise = noise
         self.chain = processors(sampling, banned) if noise is not None else [Never(banned)]
 
-    def __call__(
-        self, history: Tensor, logits: Tensor, rows: Tensor, step: int
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return tokens and their log-probabilities: over the whole vocabulary, and after all settings.
+    def __call__(self, history: Tensor, logits: Tensor, rows: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """Return tokens and their log-probabilities over the whole vocabulary, before all settings.
 
         Args:
             history: ``(responses, tokens)``, prompt and response so far.
@@ -70,10 +68,11 @@ class Sampler:
         whole = logits.log_softmax(-1)
         for process in self.chain:
             logits = process(history, logits)
-        allowed = logits.log_softmax(-1)
-        token = logits.argmax(-1) if self.noise is None else draw(allowed, self.noise[rows, step])
-        chosen = [scores.gather(1, token[:, None])[:, 0] for scores in (whole, allowed)]
-        return token, chosen[0], chosen[1]
+        if self.noise is None:
+            token = logits.argmax(-1)
+        else:
+            token = draw(logits.log_softmax(-1), self.noise[rows, step])
+        return token, whole.gather(1, token[:, None])[:, 0]
 
 
 class Never(LogitsProcessor):

@@ -48,7 +48,6 @@ SCHEMA = pa.schema(
         ("tokens", pa.list_(pa.int32())),
         ("text", pa.string()),
         ("logprobs", pa.list_(pa.float32())),
-        ("support_logprobs", pa.list_(pa.float32())),
         ("finish", pa.string()),
         ("mark", pa.string()),
         ("source", pa.string()),

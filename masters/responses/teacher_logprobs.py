@@ -103,11 +103,6 @@ def _hash_of_texts(groups: Sequence[Sequence[np.ndarray]], lengths: np.ndarray, 
     return digest.hexdigest()[:16]
 
 
-def seconds(scored: Ragged | TopK) -> float:
-    """Return how long computing these distributions took, in seconds, including loading the model."""
-    return float((scored.folder / SECONDS).read_text())
-
-
 @torch.inference_mode()
 def _score(
     scorer: Source,
@@ -170,6 +165,6 @@ def _check_disk(scorer: Source, tokens: int, vocabulary: int, top_k: int | None,
     if needed > free:
         raise ValueError(
             f"the log-probabilities of {scorer.title} at {tokens:,} tokens need {needed / 2**30:,.1f} GiB "
-            f"and {folder.parent} has {free / 2**30:,.1f} GiB left; set top_k_logprobs, such as 64, or "
-            "MASTERS_CACHE to a larger disk"
+            f"and {folder.parent} has {free / 2**30:,.1f} GiB left; keep fewer entries per token (top_k "
+            "64), or set MASTERS_CACHE to a larger disk"
         )

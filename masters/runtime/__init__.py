@@ -1,1 +1,1 @@
-"""Files, processes, progress, servers and statistics; independent of the method."""
+"""Files, processes, progress and servers; independent of the method."""

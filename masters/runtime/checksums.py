@@ -1,14 +1,11 @@
 """Checksums of files, in a list beside them that ``sha256sum -c`` reads too.
 
-Two kinds of list: of all files of a folder that is written once (:func:`write_list`), and of single files
-that are written again and again (:func:`masters.runtime.files.write_intact`).
+A list covers all files of a folder that is written once.
 """
 
 import hashlib
-import json
 import re
 from pathlib import Path
-from typing import Any
 
 SUMS = "SHA256SUMS"
 REMEDY = "restore it with git, or delete it"
@@ -56,52 +53,6 @@ def check(folder: Path, advice: str) -> None:
 def is_whole(folder: Path, last: str) -> bool:
     """Return whether a folder has its last file, and no listed file is missing or differs."""
     return (folder / last).is_file() and not damaged(folder)
-
-
-def read_listed(path: Path) -> tuple[bytes, bool]:
-    """Return the content of a file, and whether it matches its listed checksum; True if none is listed.
-
-    Raises:
-        ValueError: the list is damaged.
-        OSError: the file cannot be read.
-    """
-    content, intact = b"", False
-    for _ in range(2):  # another process may have written the file between reading it and its checksum
-        content = path.read_bytes()
-        sums = [checksum for name, checksum in read_list(path.with_name(SUMS)) if name == path.name]
-        intact = not sums or hashlib.sha256(content).hexdigest() in sums
-        if intact:
-            break
-    return content, intact
-
-
-def read_intact(path: Path) -> bytes:
-    """Read a file.
-
-    Raises:
-        ValueError: its checksum differs from that in ``SHA256SUMS``.
-        OSError: the file cannot be read.
-    """
-    content, intact = read_listed(path)
-    if not intact:
-        raise ValueError(f"{path} has another checksum than in {SUMS}: {REMEDY}")
-    return content
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read names and values from a JSON file.
-
-    Raises:
-        ValueError: the file is damaged.
-        OSError: the file cannot be read.
-    """
-    try:
-        content = json.loads(read_intact(path))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}): {REMEDY}") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds {type(content).__name__}, not names and values: {REMEDY}")
-    return content
 
 
 def _sha256(path: Path) -> str:

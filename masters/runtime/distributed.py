@@ -110,11 +110,6 @@ def check_launched(num_processes: int, kind: str) -> None:
         )
 
 
-def is_sharded(model: nn.Module) -> bool:
-    """Return whether this process holds only shards of the model's weights (FSDP2, ZeRO-3)."""
-    return any(in_pieces(weight) for weight in model.parameters())
-
-
 def in_pieces(weight: Tensor) -> bool:
     """Return whether a weight is sharded over processes."""
     return isinstance(weight, DTensor) or hasattr(weight, "ds_id")

@@ -1,8 +1,8 @@
 """What libraries say when they fail, in one line for the user."""
 
 
-def one_line(error: BaseException, longest: int = 200) -> str:
-    """Return an error's message without line breaks, or the name of its type if it has none."""
+def one_line(error: object, longest: int = 200) -> str:
+    """Return an error's message, or a text, without line breaks; the name of its type if it is empty."""
     return " ".join(str(error).split())[:longest] or type(error).__name__
 
 

@@ -1,7 +1,6 @@
 """Paths on disk, and writing that leaves no partial file when killed."""
 
 import errno
-import hashlib
 import os
 import shutil
 import tempfile
@@ -14,7 +13,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from masters.runtime.checksums import SUMS, check, read_list, write_list
+from masters.runtime.checksums import SUMS, check, write_list
 
 ROOT = Path(__file__).resolve().parents[2]
 FULL = 1 << 20  # free bytes of a disk below which a failed write means that it is full
@@ -73,29 +72,6 @@ def write_atomic(path: Path | str, content: bytes | str) -> None:
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
             raise
-
-
-def write_intact(path: Path, content: bytes | str) -> None:
-    """Write a file and its checksum in ``SHA256SUMS`` beside it; processes that write there must take turns.
-
-    Until the new file is in place, the checksums of both are recorded, so a kill makes neither look damaged.
-
-    Raises:
-        ValueError: ``SHA256SUMS`` is damaged.
-        OSError: as :func:`write_atomic`.
-    """
-    data = content.encode() if isinstance(content, str) else content
-    new, before = (path.name, hashlib.sha256(data).hexdigest()), read_list(path.with_name(SUMS))
-
-    def record(sums: list[tuple[str, str]]) -> None:
-        lines = (f"{checksum}  {name}\n" for name, checksum in sorted(set(sums)))
-        write_atomic(path.parent / SUMS, "".join(lines))
-
-    others = [line for line in before if line[0] != path.name]
-    if len(others) < len(before):
-        record([*before, new])
-    write_atomic(path, data)
-    record([*others, new])
 
 
 def write_folder(folder: Path, save: Callable[[Path], object]) -> None:

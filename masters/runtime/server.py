@@ -13,6 +13,8 @@ from urllib.parse import unquote, urlsplit
 
 import httpx
 
+from masters.runtime.errors import one_line
+
 _LONGEST_WAIT = 60.0  # seconds
 _LARGEST = 32 << 20  # bytes of a reply
 _BUSY = {408, 429}  # HTTP status codes
@@ -134,7 +136,7 @@ class Server:
                 trouble = f"status {status}"
                 if status not in _BUSY and status < 500:
                     raise Refused(
-                        f"{self.title} refused the request ({trouble}: {_one_line(text)}); "
+                        f"{self.title} refused the request ({trouble}: {one_line(text)}); "
                         f"check the address, the model name {self.model[:100]!r} and the API key"
                     )
                 asked = headers.get("retry-after", "")
@@ -143,7 +145,7 @@ class Server:
                 time.sleep(min(wait, _LONGEST_WAIT))
         raise ConnectionError(
             f"{self.title} gave no answer in {self.retries + 1} tries "
-            f"({_one_line(self._redacted(trouble))}); check that it runs and is reachable, then start again"
+            f"({one_line(self._redacted(trouble))}); check that it runs and is reachable, then start again"
         )
 
     def _request(self, method: str, path: str, body: dict[str, Any] | None) -> tuple[int, httpx.Headers, str]:
@@ -169,7 +171,3 @@ class Server:
         return ValueError(
             f"{self.title} answered without {lacks}; give the address of an OpenAI-compatible server"
         )
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())[:200]

@@ -18,9 +18,8 @@ from filelock import FileLock
 
 from masters.data.labels import CAPTION_PROMPT
 from masters.data.questions import Questions, prompt_text
-from masters.models.loading import device, skeleton
+from masters.models.loading import device
 from masters.models.small import build
-from masters.models.source import Source
 from masters.runtime.checksums import is_whole, write_list
 from masters.runtime.files import write_folder
 from masters.runtime.keys import hash_of
@@ -77,22 +76,6 @@ def train_rung(
 
         write_folder(folder, save)
         shutil.rmtree(work, ignore_errors=True)
-
-
-def about_rung(name: str, spec: ModelSpec, folder: Path) -> dict[str, Any]:
-    """Return model, parameters, training_steps, seconds and weights (a hash) of a rung.
-
-    A model from a folder or the hub has no steps and no seconds.
-    """
-    about = folder / "training.json"
-    trained = json.loads(about.read_text()) if about.is_file() else {}
-    return {
-        "model": name,
-        "parameters": skeleton(folder).num_parameters(),
-        "training_steps": trained.get("steps", 0 if spec.path else spec.steps),
-        "seconds": trained.get("seconds", float("nan")),
-        "weights": Source(name, folder).weights(),
-    }
 
 
 def end_tokens(processor: Any, texts: list[str]) -> list[np.ndarray]:

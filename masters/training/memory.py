@@ -75,13 +75,12 @@ class Memory:
 
     def line(self) -> str:
         """Return one line with the sum, its parts, and a warning if the device has less memory."""
-        unit, name = (2**30, "GiB") if self.total >= 2**30 else (2**20, "MiB")
-        parts = ", ".join(
-            f"{field.name} {size / unit:.1f}" for field in fields(self) if (size := getattr(self, field.name))
-        )
+        sizes = {field.name: getattr(self, field.name) for field in fields(self)}
+        parts = ", ".join(f"{name} {size_in_words(size)}" for name, size in sizes.items() if size)
         has = device_memory()
         compared = "more than the" if self.total > has else "of"
-        return f"memory per device: about {self.total / unit:.1f} {name} ({parts}), {compared} {_size(has)}"
+        total = size_in_words(self.total)
+        return f"memory per device: about {total} ({parts}), {compared} {size_in_words(has)}"
 
 
 def device_memory() -> int:
@@ -89,6 +88,11 @@ def device_memory() -> int:
     if torch.cuda.is_available():
         return int(torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory)
     return int(psutil.virtual_memory().total)
+
+
+def size_in_words(count: int) -> str:
+    """Return bytes in GiB or MiB."""
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 / 10 else f"{count / 2**20:.1f} MiB"
 
 
 def estimate(
@@ -160,7 +164,7 @@ def patches(config: Any, pixel_values: Tensor) -> int:
 
 
 def advice(name: str, savings: MemorySavings, questions: int, teachers: bool) -> str:
-    """Return one line that names the next setting of the profile to change.
+    """Return one line that names the next setting to change.
 
     Args:
         savings: the settings that ran out of memory.
@@ -169,20 +173,17 @@ def advice(name: str, savings: MemorySavings, questions: int, teachers: bool) ->
     """
     if questions > 1:
         more = next(k for k in range(2, questions + 1) if questions % k == 0) * savings.accumulate
-        knob = f"set distillation.memory_savings.accumulate: {more} (now {questions} questions at once)"
+        knob = f"set accumulate: {more} (now {questions} questions at once)"
     elif not savings.gradient_checkpointing:
-        knob = "set distillation.memory_savings.gradient_checkpointing: true"
+        knob = "set gradient_checkpointing: true"
     elif teachers:
-        knob = "set distillation.cache_teacher: true, so that no teacher is in memory"
+        knob = "set cache_teacher: true (in a run file teacher_cache: {top_k: 64}): no teacher is in memory"
     elif savings.responses_at_once != 1:
-        knob = f"set distillation.memory_savings.responses_at_once: {(savings.responses_at_once or 4) // 2}"
+        knob = f"set responses_at_once: {(savings.responses_at_once or 4) // 2}"
     elif savings.lora is None:
-        knob = (
-            "set distillation.memory_savings.lora: {rank: 16}, or shard the student "
-            "(masters/launch/fsdp2.yaml)"
-        )
+        knob = "set lora: {rank: 16}, or shard the student (masters/launch/fsdp2.yaml)"
     else:
-        knob = "lower distillation.teacher_responses and student_responses"
+        knob = "ask for fewer responses per question"
     return f"{name}: out of memory; {knob}"
 
 
@@ -241,7 +242,3 @@ def _mask_bytes(teacher: Any, ratio: float) -> float:
 def _linear(model: Any) -> list[nn.Linear]:
     head = model.get_output_embeddings()
     return [m for m in model.modules() if isinstance(m, nn.Linear) and m is not head]
-
-
-def _size(count: int) -> str:
-    return f"{count / 2**30:.1f} GiB"

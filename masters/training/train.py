@@ -107,7 +107,7 @@ class Budget:
         for name in options.args:
             if name not in known:
                 raise ValueError(f"args: transformers.TrainingArguments has no {name!r}; remove it")
-            if name in decided:
+            if name in decided or name.startswith("eval_"):
                 raise ValueError(f"args cannot set {name!r}, which follows from another setting; remove it")
         usual = {
             "weight_decay": self.weight_decay,

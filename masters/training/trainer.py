@@ -213,7 +213,7 @@ class MastersTrainer(Trainer):
 
     def _scores(self, model: Any, packed: PackedBatch) -> Logits:
         """Return the logits of a teacher or the reference, which may be sharded."""
-        sharded = distributed.is_sharded(model)
+        sharded = any(map(distributed.in_pieces, model.parameters()))
 
         def compute(packed: PackedBatch) -> Logits:
             made = response_projection(model, packed, self.objective.vocabulary)

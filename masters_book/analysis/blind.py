@@ -8,8 +8,9 @@ training answer of the question set. It is right if it is one of the accepted an
 import pandas as pd
 
 from masters.data.labels import accepted
-from masters.own_data.tasks import texts_of
-from masters.settings import Profile
+from masters.data.tasks import load_task
+from masters.own_data.tasks import rows_of
+from masters.settings import Profile, Task
 
 
 def blind_answers(train: pd.DataFrame, questions: pd.DataFrame) -> pd.Series:
@@ -41,12 +42,24 @@ def blind_accuracy(profile: Profile) -> pd.DataFrame:
     """
     frames = []
     for task in profile.tasks:
-        train = texts_of(task, "train", profile.train_questions, profile.folder)
-        questions = texts_of(task, "test", profile.test_questions, profile.folder)
+        train = _texts(profile, task, "train")
+        questions = _texts(profile, task, "test")
         said = blind_answers(train, questions)
         correct = [word in accepted(label) for word, label in zip(said, questions["answer"], strict=True)]
         frames.append(questions[["task", "skill"]].assign(correct=correct))
     return pd.concat(frames, ignore_index=True)
+
+
+def _texts(profile: Profile, task: Task, split: str) -> pd.DataFrame:
+    """Return task, question, answer (a label) and skill of a split's questions."""
+    limit = getattr(profile, f"{split}_questions")
+    if isinstance(task, str):
+        name, rows = task, load_task(task, split, limit)
+    else:
+        name, rows = task.name, rows_of(task, split, limit, profile.folder)[1]
+    frame = rows.select_columns(["question", "answer", "skill"]).to_pandas()
+    assert isinstance(frame, pd.DataFrame)
+    return frame.assign(task=name)
 
 
 def blind_table(profile: Profile) -> pd.DataFrame:

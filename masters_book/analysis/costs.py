@@ -47,7 +47,7 @@ from masters.experiments.response_plan import ResponsePlan
 from masters.experiments.results import Results
 from masters.masking.schedule import MaskSchedule
 from masters.responses.manifest import read
-from masters.responses.teacher_logprobs import seconds
+from masters.responses.teacher_logprobs import SECONDS
 from masters.settings import Count, Positive, Strict
 from masters.training.online import MEASURED, TIMED
 from masters_book.results.paper import paper_table
@@ -156,8 +156,8 @@ def measured(lab: Lab, name: str, results: Results, seed: int = 0) -> Measured:
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # scores that were deleted are computed and timed here
         try:
-            for reading in plan.scores:
-                scoring += seconds(lab.scores(reading))
+            for reading, _ in plan.scores:
+                scoring += float((lab.scores(reading).folder / SECONDS).read_text())
                 scored += reading.responses.n * len(lab.pool)
         finally:
             torch.set_num_threads(threads)

@@ -19,9 +19,9 @@ from masters.experiments.lab import Lab
 from masters.models.loading import load
 from masters.objective.divergence import jsd
 from masters.objective.loss import masters_loss
-from masters.runtime.checksums import read_json
 from masters.settings import Strict
 from masters_book.analysis.groups import log_probabilities
+from masters_book.results.intact import read_json
 
 BINS = 24  # of the histogram of weights
 WEIGHTS = 6  # shown one by one

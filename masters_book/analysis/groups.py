@@ -11,7 +11,7 @@ import torch
 
 from masters.data.questions import Ragged
 from masters.experiments.arms import arm
-from masters.experiments.curriculum import all_stages, grouped, wanted_responses
+from masters.experiments.curriculum import all_stages, wanted_responses
 from masters.experiments.lab import Lab
 from masters.judges import accuracies
 from masters.objective.divergence import jsd
@@ -63,6 +63,12 @@ def rewarded_groups(lab: Lab) -> pd.DataFrame:
     for column in ("task", "skill"):
         table[column] = about[column].to_numpy()
     return table.drop(columns="position")
+
+
+def grouped(column: pd.Series, n: int) -> list[list[np.ndarray]]:
+    """Return a column of all responses as one list per question, ``n`` responses each."""
+    values = list(column)
+    return [values[start : start + n] for start in range(0, len(values), n)]
 
 
 def _divergences(teacher: Ragged | TopK, student: Ragged | TopK, rows: range) -> list[float]:

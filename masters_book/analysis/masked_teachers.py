@@ -4,6 +4,7 @@ The paper masks by magnitude within each layer and reports that one threshold fo
 layers. It leaves open whether other weights are a better choice, so other ways are compared here.
 """
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from transformers import PreTrainedModel
+from torch import nn
 
 from masters.data.questions import Ragged
-from masters.experiments.curriculum import WantedResponses, grouped
+from masters.experiments.curriculum import WantedResponses
 from masters.experiments.evaluation import evaluate
 from masters.experiments.lab import Lab
 from masters.masking.choice import MaskChoice
-from masters.masking.criteria import Magnitude
 from masters.masking.teacher_mask import TeacherMask
 from masters.models.loading import load
 from masters.objective.divergence import jsd
@@ -26,6 +26,7 @@ from masters.responses.teacher_logprobs import distributions
 from masters.runtime.files import cache_dir, write_atomic
 from masters.runtime.keys import key_of
 from masters.runtime.workers import Job
+from masters_book.analysis.groups import grouped
 
 WAYS = {
     "magnitude": "magnitude within a layer (the paper's)",
@@ -84,15 +85,29 @@ def _read(path: Path) -> pd.DataFrame:
 def examine(lab: Lab, name: str, way: str, ratio: float) -> None:
     """Evaluate one masked model on the validation questions and store the result."""
     model, _ = load(lab.folder(name))
-    with _mask(lab, name, model, way).apply(ratio):
-        longest = lab.profile.sampling.max_new_tokens
-        frame = evaluate(model, lab.processor, lab.questions("validation"), lab.judge, longest, None)
+    if way == "whole model":
+        remove_smallest(model, ratio)
+    else:
+        criterion: Any = way
+        lab.choice(name, MaskChoice(criterion)).mask(model).apply(ratio)
+    longest = lab.profile.sampling.max_new_tokens
+    frame = evaluate(model, lab.processor, lab.questions("validation"), lab.judge, longest, None)
     by_task = (
         frame.groupby("task", sort=False)["correct"].agg(accuracy="mean", questions="size").reset_index()
     )
     columns = ["model", "way", "ratio", "task", "accuracy", "questions"]
     result = by_task.assign(model=name, way=way, ratio=ratio)[columns]
     write_atomic(_path(lab, name, way, ratio), result.to_parquet(write_page_checksum=True))
+
+
+@torch.no_grad()
+def remove_smallest(model: nn.Module, ratio: float) -> None:
+    """Set the smallest weights of a model to zero, with one threshold for all layers that a mask reaches."""
+    weights = [model.get_parameter(name) for name in TeacherMask(model).names]
+    flat = torch.cat([weight.flatten().double() for weight in weights])
+    flat[flat.abs().argsort(stable=True)[: math.floor(ratio * len(flat))]] = 0
+    for weight, values in zip(weights, flat.split([weight.numel() for weight in weights]), strict=True):
+        weight.copy_(values.view_as(weight))
 
 
 def mask_dose(lab: Lab, models: Sequence[str], ratios: Sequence[float], questions: int = 200) -> pd.DataFrame:
@@ -139,13 +154,6 @@ def mask_dose(lab: Lab, models: Sequence[str], ratios: Sequence[float], question
                 }
             )
     return pd.DataFrame(rows)
-
-
-def _mask(lab: Lab, name: str, model: PreTrainedModel, way: str) -> TeacherMask:
-    if way == "whole model":
-        return TeacherMask(model, criterion=Magnitude("global"))
-    criterion: Any = way
-    return lab.choice(name, MaskChoice(criterion)).mask(model)
 
 
 def _path(lab: Lab, model: str, way: str, ratio: float) -> Path:

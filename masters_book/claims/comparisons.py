@@ -12,8 +12,8 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from masters.runtime.statistics import Interval, mean_interval
 from masters_book.claims.evidence import Evidence
+from masters_book.claims.statistics import Interval, mean_interval
 from masters_book.results.tables import COUNT, NUMBER, TEXT, Number, Schema, Text
 
 # Other names of the same run.

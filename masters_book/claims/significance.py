@@ -1,6 +1,7 @@
 """P-values, detectable effects and the correction for many claims, from intervals.
 
-The intervals are those of :mod:`masters.runtime.statistics`. All functions are pure: numbers in, numbers out.
+The intervals are those of :mod:`masters_book.claims.statistics`. All functions are pure: numbers in, numbers
+out.
 """
 
 import math
@@ -10,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special, stats
 
-from masters.runtime.statistics import TAILS, Array, Interval
+from masters_book.claims.statistics import TAILS, Array, Interval
 
 Alternative = Literal["two-sided", "greater", "less"]
 POWER = 0.8

@@ -41,10 +41,10 @@ import numpy as np
 import pandas as pd
 
 from masters.runtime.files import write_atomic
-from masters.runtime.statistics import Interval
 from masters_book.claims.claims import CLAIMS, Claim, Kind
 from masters_book.claims.comparisons import EFFECT, PAIR, SAMPLED, Comparison
 from masters_book.claims.significance import Alternative, holm, minimum_detectable_effect, p_value
+from masters_book.claims.statistics import Interval
 from masters_book.claims.table import signed
 
 ALPHA = 0.05

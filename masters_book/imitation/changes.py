@@ -1,7 +1,7 @@
 """Statistics of the imitation study: changes in divergence, controls at the same dose, verdicts of the plan.
 
 Changes are in percent of a divergence that counts as known; intervals cover draws (or seeds) and held-out
-sequences (:mod:`masters.runtime.statistics`).
+sequences (:mod:`masters_book.claims.statistics`).
 """
 
 from collections.abc import Iterator, Mapping
@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from masters.runtime.statistics import mean_interval
+from masters_book.claims.statistics import mean_interval
 from masters_book.imitation import plan
 from masters_book.imitation.distances import DIVERGENCES, WHOLE
 from masters_book.imitation.tables import CONTROLS, FOLDER, KINDS, SCHEMAS, tables

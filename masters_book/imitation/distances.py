@@ -140,7 +140,7 @@ def _norms() -> Mapping[str, Tensor]:
 def _criterion(way: str) -> Criterion:
     if way == "activation":
         return Activation(_norms())
-    return {"magnitude": Magnitude, "random": Random}[way]()
+    return Random() if way == "random" else Magnitude()
 
 
 def _write(model: Teacher | Student, states: Tensor) -> None:

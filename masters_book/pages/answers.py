@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 from markupsafe import Markup
 
-from masters.runtime.statistics import Interval
 from masters_book.claims.claims import CLAIMS
+from masters_book.claims.statistics import Interval
 from masters_book.claims.table import signed
 from masters_book.figures.names import title_of
 from masters_book.pages.rendering import fill

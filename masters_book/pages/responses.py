@@ -22,9 +22,9 @@ from masters.experiments.evaluation import register
 from masters.experiments.lab import Lab
 from masters.experiments.response_plan import status
 from masters.own_data.pictures import open_picture
-from masters.runtime.checksums import read_json
 from masters_book.analysis.groups import rewarded_groups
 from masters_book.pages.rendering import fill
+from masters_book.results.intact import read_json
 
 FILE = "responses.json"
 QUESTIONS = 48  # in all

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from masters.runtime.checksums import read_json
 from masters_book.figures.names import title_of
 from masters_book.figures.study import effect_map, sweep
 from masters_book.figures.style import Drawing, write_svg
+from masters_book.results.intact import read_json
 from masters_book.study.study import Study
 from masters_book.study.sweep import swept, whole, worst
 

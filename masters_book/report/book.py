@@ -18,7 +18,6 @@ from typing import Any
 import pandas as pd
 
 from masters.experiments.lab import Lab
-from masters.runtime.checksums import read_intact, read_json
 from masters.runtime.files import ROOT, write_atomic
 from masters.settings import load_profile, profiles
 from masters_book.analysis.example import read_worked
@@ -45,6 +44,7 @@ from masters_book.pages.why import why_page
 from masters_book.report.finish import finish
 from masters_book.report.glossary import link_terms
 from masters_book.report.notebook_pages import write_notebooks
+from masters_book.results.intact import read_intact, read_json
 from masters_book.results.tables import read_table
 from masters_book.study.study import Study
 

@@ -22,10 +22,11 @@ import psutil
 from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
 
-from masters.own_data.tasks import content_of
+from masters.data.tasks import task_hash
+from masters.own_data.tasks import rows_of
 from masters.runtime import progress
 from masters.runtime.files import ROOT, write_atomic
-from masters.settings import load_profile
+from masters.settings import Profile, load_profile
 from masters_book.pages.parameters import NOTEBOOKS, notebook_parameters
 from masters_book.study.provenance import record_provenance
 
@@ -107,8 +108,19 @@ def run_notebook(notebook: str, profile: str, output: Path) -> None:
     execute(source, output, parameters)
     minutes = (time.time() - start) / 60
     settings = load_profile(profile)
-    data = content_of(settings.tasks, "test", settings.test_questions, settings.folder)
-    record_provenance(output.parent / "provenance.json", notebook, parameters, start, minutes, data)
+    provenance = output.parent / "provenance.json"
+    record_provenance(provenance, notebook, parameters, start, minutes, test_sets(settings))
+
+
+def test_sets(profile: Profile) -> dict[str, str]:
+    """Return a hash of each task's texts and pictures in the test split, by name."""
+    limit, hashes = profile.test_questions, {}
+    for task in profile.tasks:
+        if isinstance(task, str):
+            hashes[task] = task_hash(task, "test", limit)
+        else:
+            hashes[task.name] = rows_of(task, "test", limit, profile.folder)[0]
+    return hashes
 
 
 def execute(source: Path, output: Path, parameters: dict[str, Any]) -> None:

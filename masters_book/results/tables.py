@@ -16,8 +16,8 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from masters.runtime import checksums
 from masters.runtime.checksums import REMEDY, SUMS
+from masters_book.results.intact import read_listed
 
 _NUMBER = re.compile(r"[+-]?((\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|inf)", re.ASCII)
 _WHOLE = re.compile(r"[+-]?\d{1,18}", re.ASCII)
@@ -81,7 +81,7 @@ def read_table(path: Path, schema: Schema = Schema(), remedy: str = REMEDY) -> p
         ValueError: the file is damaged or does not fit the schema.
         OSError: the file cannot be read.
     """
-    content, intact = checksums.read_listed(path)
+    content, intact = read_listed(path)
     try:
         table = _table(content.decode(), schema)
         if not intact:

@@ -11,11 +11,11 @@ first mask ratio. Each effect has its interval and the smallest detectable effec
 from "not detectable". The map gives no verdicts.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import pandas as pd
 
-from masters.experiments.arms import joined, split
+from masters.experiments.arms import split
 from masters_book.claims.comparisons import SAME_RUN, paired_effect
 from masters_book.claims.significance import minimum_detectable_effect
 from masters_book.results.tables import COUNT, NUMBER, TEXT, Number, Schema, Text
@@ -87,7 +87,12 @@ def measure_map(
 def _spelled(arm: str) -> str:
     """Return the full name of an arm, such as ``masters+r_max=0.4`` for ``r_max=0.4``."""
     same = [name for name, others in SAME_RUN.items() if arm in others]
-    return same[0] if same else joined(*split(arm))
+    return same[0] if same else _joined(*split(arm))
+
+
+def _joined(base: str, values: Mapping[str, str]) -> str:
+    """Return the full name of what :func:`split` returned, such as ``masters+r_max=0.4``."""
+    return "+".join([base, *(f"{family}={value}" for family, value in values.items())])
 
 
 def _before(arm: str) -> str:
@@ -108,7 +113,7 @@ def _pairs(arms: set[str], size: pd.Series, r_max: float) -> Iterator[tuple[str,
             base, values = split(name)
             if base != treatment or len(values) != 1:
                 continue
-            (axis, value), alike = *values.items(), joined(control, values)
+            (axis, value), alike = *values.items(), _joined(control, values)
             if axis == "student":
                 found.append(("gap", value, name, alike))
             elif axis == "r_max":

@@ -14,9 +14,9 @@ from typing import Any
 
 import psutil
 
-from masters.runtime.checksums import read_json
 from masters.runtime.files import ROOT, write_atomic
 from masters.runtime.keys import hash_of
+from masters_book.results.intact import read_json
 
 
 def record_provenance(

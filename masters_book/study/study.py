@@ -32,14 +32,16 @@ import pandas as pd
 from masters.experiments.arms import arm
 from masters.experiments.lab import Lab
 from masters.experiments.results import Results, run_arms
-from masters.runtime.files import cache_dir, write_intact
+from masters.runtime.files import cache_dir
 from masters.runtime.keys import key_of
 from masters_book.analysis.blind import blind_table
 from masters_book.analysis.costs import OFFLINE, ONLINE, measured, with_equal_rates
+from masters_book.analysis.ladder import rungs
 from masters_book.claims.claims import all_pairs
 from masters_book.claims.comparisons import measure
 from masters_book.claims.verdicts import judge_claims
 from masters_book.results import STUDY
+from masters_book.results.intact import write_intact
 from masters_book.study.effects import measure_map
 from masters_book.study.models import keep, with_kept
 from masters_book.study.plan import load_study
@@ -374,7 +376,7 @@ class Study:
 
     def _keep_ladder(self, lab: Lab, replicate: int) -> None:
         """Keep a replicate's models; called before its runs are kept, which count only for these models."""
-        ladder, before = lab.ladder().assign(replicate=replicate), len(self.runs)  # trains what is missing
+        ladder, before = rungs(lab).assign(replicate=replicate), len(self.runs)  # trains what is missing
         with self.tables.lock:
             keep(lab, self._models)
             self.tables.add("ladder.csv", ladder)

@@ -12,10 +12,10 @@ from pathlib import Path
 import pandas as pd
 from filelock import FileLock
 
-from masters.runtime.checksums import REMEDY, SUMS, read_intact, read_list
+from masters.runtime.checksums import REMEDY, SUMS, read_list
 from masters.runtime.errors import one_line
-from masters.runtime.files import write_intact
 from masters_book.claims.comparisons import EFFECTS
+from masters_book.results.intact import read_intact, write_intact
 from masters_book.results.tables import (
     COUNT,
     FLAG,

@@ -152,7 +152,7 @@ def test_an_online_run_stores_no_responses(lab: Lab, results: Results) -> None:
         )
 
     before = stores()
-    prepare(lab, ResponsePlan.of([arm("online", lab.profile), arm("base", lab.profile)]))
+    prepare(lab, ResponsePlan.of([arm("online", lab.profile), arm("base", lab.profile)], lab.pool))
     run(lab, arm("online+steps=1", lab.profile), 0)
     assert stores() == before
 

@@ -17,7 +17,7 @@ from masters_book.analysis.groups import rewarded_groups
 def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Lab, Worked]]:
     with small.scratch(tmp_path_factory.mktemp("example")):
         lab = Lab(profile())
-        prepare(lab, ResponsePlan.of([arm("masters", lab.profile)]))
+        prepare(lab, ResponsePlan.of([arm("masters", lab.profile)], lab.pool))
         yield lab, worked_example(lab, rewarded_groups(lab))
 
 

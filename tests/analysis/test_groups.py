@@ -26,7 +26,7 @@ from masters_book.analysis.groups import rewarded_groups
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     with small.scratch(tmp_path_factory.mktemp("groups")):
         made = Lab(profile())
-        prepare(made, ResponsePlan.of([arm("masters", made.profile)]))
+        prepare(made, ResponsePlan.of([arm("masters", made.profile)], made.pool))
         yield made
 
 

@@ -11,13 +11,13 @@ import pytest
 from scipy import stats
 
 from masters.experiments.arms import title
-from masters.runtime.statistics import Interval
 from masters_book.claims import table as claim_rows
 from masters_book.claims import verdicts
 from masters_book.claims.claims import CLAIMS, HELPS, SMALLEST_MARGIN, Claim, all_pairs
 from masters_book.claims.comparisons import EFFECTS, measure, paired_effect
 from masters_book.claims.evidence import Evidence
 from masters_book.claims.significance import minimum_detectable_effect, p_value
+from masters_book.claims.statistics import Interval
 from masters_book.claims.verdicts import SEVERITY, excludes_paper, judge_comparisons, verdict, write_claims
 from masters_book.pages.parameters import NOTEBOOKS
 from masters_book.results.paper import paper_table

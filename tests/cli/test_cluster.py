@@ -44,7 +44,7 @@ def workers() -> list[psutil.Process]:
 
 @pytest.mark.slow
 def test_a_killed_worker_loses_nothing(lab: Lab) -> None:
-    lab.ladder()
+    lab.folder("large")
     killed: list[int] = []
     stop = threading.Event()
 

@@ -463,8 +463,6 @@ def test_registers():
         assert text.endswith("answer is red .") and text.count("answer is") == 1
         assert 14 <= len(text.split()) <= 20
         assert text == easy_vqa.normalize(text)
-    with pytest.raises(ValueError, match="no register 'verbose'"):
-        labels.label_text(*parts, "verbose")
 
 
 def test_no_label_is_longer_than_26_words(texts):

@@ -55,6 +55,7 @@ def test_responses_that_several_machines_generate_are_those_that_the_run_reads(r
 
 
 def test_a_masked_teacher_of_a_run_file_is_saved_for_a_server(run_file: Path, tmp_path: Path) -> None:
+    own_models.file(run_file.parent, training={"batch": 4, "accumulate": 4})
     assert command("export", run_file, "large", tmp_path / "large-0.5", "--ratio", "0.5").exit_code == 0
     ours, theirs = load(tmp_path / "teacher")[0], load(tmp_path / "large-0.5")[0]
     with TeacherMask(ours).apply(0.5):

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from scipy.stats import ttest_rel
 from typer.testing import CliRunner
 
 from masters.cli.main import app
 from masters.distillation.compare import compare
-from masters.runtime.statistics import mean_interval
 
 RIGHT = [1.0, 0, 1, 1, 0, 1, 0, 1]
 
@@ -28,7 +28,7 @@ def test_each_student_has_its_score_and_its_difference_from_the_first(tmp_path: 
     folders = [run(tmp_path / "a", RIGHT), run(tmp_path / "b", better), run(tmp_path / "c", RIGHT)]
     lines = compare(folders)
     assert lines[0].startswith(f"{folders[0]}: 62.5 % (95 % interval ") and "8 questions" in lines[0]
-    apart = mean_interval([[y - x for x, y in zip(RIGHT, better, strict=True)]])
+    apart = ttest_rel(better, RIGHT).confidence_interval(0.95)
     assert lines[3] == (
         f"{folders[1]} minus {folders[0]}: +25.0 points (95 % interval {100 * apart.low:+.1f} to "
         f"{100 * apart.high:+.1f})"

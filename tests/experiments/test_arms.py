@@ -246,7 +246,7 @@ def test_what_the_profile_does_not_allow_is_refused(profile: Profile) -> None:
     def of(**changes: int) -> Profile:
         return profile.model_copy(update={"distillation": profile.distillation.model_copy(update=changes)})
 
-    with pytest.raises(ValueError, match="full distribution, and the profile keeps the 8 largest entries"):
+    with pytest.raises(ValueError, match="full distribution, and the 8 largest entries are kept"):
         arm("teacher_temperature=2", of(top_k_logprobs=8))
     assert arm("teacher_temperature=1", of(top_k_logprobs=8)) == arm("masters", profile)
 

@@ -24,7 +24,7 @@ from masters.experiments.curriculum import (
 from masters.experiments.curriculum import stages as stages_of
 from masters.experiments.lab import Lab
 from masters.experiments.memory import memory
-from masters.experiments.response_plan import ResponsePlan, RunPlan, by_stage, prepare
+from masters.experiments.response_plan import ResponsePlan, by_stage, prepare
 from masters.experiments.results import Results, run_arm, run_arms
 from masters.experiments.run import response_set, run, run_folder
 from masters.judges.rule import RuleJudge
@@ -39,6 +39,7 @@ from masters.settings import LanguageJudge, Lora, MemorySavings, ModelSpec, Samp
 from masters.training.ladder import epochs, labeled
 from masters.training.memory import Memory
 from masters_book.analysis import masked_teachers as teachers
+from masters_book.analysis.ladder import rungs, training_curves
 from masters_book.analysis.latency import answer_times
 
 ARMS = ["base", "sft", "naive", "masked", "masters", "mid_then_large", "own_accuracy"]
@@ -84,7 +85,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def lab(folder: Path) -> Lab:
     """A lab whose ladder was trained in a worker process."""
     made = Lab(profile())
-    made.ladder()
+    made.folder("large")
     return made
 
 
@@ -97,11 +98,11 @@ def results(lab: Lab) -> Results:
 
 
 def test_the_ladder_is_trained_once(lab: Lab) -> None:
-    first = lab.ladder()
+    first = rungs(lab)
     assert list(first["model"]) == ["student", "mid", "large"]
     assert first["parameters"].is_monotonic_increasing and (first["training_steps"] == 20).all()
     assert first["weights"].nunique() == 3 and (first["seconds"] > 0).all()
-    pd.testing.assert_frame_equal(Lab(profile()).ladder(), first)  # with the seconds of the training
+    pd.testing.assert_frame_equal(rungs(Lab(profile())), first)  # with the seconds of the training
 
 
 def test_a_share_of_the_labels_belongs_to_the_last_pictures_of_each_task(lab: Lab) -> None:
@@ -132,7 +133,7 @@ def test_a_rung_may_have_wrong_labels_of_its_own(lab: Lab) -> None:
 
 
 def test_the_ladders_log(lab: Lab) -> None:
-    log = lab.ladder_log()
+    log = training_curves(lab)
     assert list(log) == ["model", "step", "loss"]
     assert set(log["model"]) == {"student", "mid", "large"} and np.isfinite(log["loss"]).all()
 
@@ -252,7 +253,7 @@ def test_the_memory_of_an_arm_is_estimated_before_it_runs(lab: Lab, results: Res
         return memory(used, arm("masters", used.profile), used.questions("train"), used.pool)
 
     cached, along = memory_of(lab), memory_of(Lab(profile(cache_teacher=False)))
-    sizes = lab.ladder().set_index("model")["parameters"]
+    sizes = rungs(lab).set_index("model")["parameters"]
     assert cached.weights == 4 * sizes["student"] and cached.teachers == cached.mask == 0
     assert along.teachers == 4 * (sizes["large"] + sizes["student"]) and 0 < along.mask < 0.2 * along.teachers
     halved = memory_of(Lab(profile(memory_savings=MemorySavings(accumulate=2))))
@@ -354,14 +355,14 @@ def test_a_run_alone_reads_less_and_learns_the_same(
 ) -> None:
     spec = arm(name, lab.profile)
     assert by_stage(spec, len(lab.pool))
-    alone, whole = RunPlan.of(spec, 0, len(lab.pool)), ResponsePlan.of([spec])
-    assert sum(n for _, n in alone.scores) < len(whole.scores) * len(lab.pool)
-    for wanted, places in alone.responses.items():
-        assert wanted in whole.responses and 0 < len(places) <= len(lab.pool)
+    alone, whole = ResponsePlan.alone(spec, 0, lab.pool), ResponsePlan.of([spec], lab.pool)
+    assert sum(len(asked) for _, asked in alone.scores) < len(whole.scores) * len(lab.pool)
+    for wanted, asked in alone.responses.items():
+        assert wanted in whole.responses and 0 < len(asked) <= len(lab.pool)
     learned = []
     for number in (False, True):
         if number:
-            runs.prepare_alone(lab, spec, 0)
+            prepare(lab, alone)
             before = files(folder / "cache")
         model, _ = load(lab.folder("student"))
         log = runs.train_in_place(lab, model, spec, 0, tmp_path / f"{number}", alone=number)
@@ -377,7 +378,7 @@ def test_another_mask_is_the_same_for_all_who_read_the_teacher(
     """Cached or beside the student, the teacher says the same, which differs from the paper's mask."""
     spec, along = arm(f"masters+{what}", lab.profile), Lab(profile(cache_teacher=False))
     assert run_folder(lab, spec, 0) != run_folder(lab, arm("masters", lab.profile), 0)
-    prepare(lab, ResponsePlan.of([spec]))
+    prepare(lab, ResponsePlan.of([spec], lab.pool))
     before = files(folder / "cache")
     cached = runs.train_in_place(lab, load(lab.folder("student"))[0], spec, 0, tmp_path / "cached")
     assert files(folder / "cache") == before  # nothing was missing

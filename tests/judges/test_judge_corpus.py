@@ -10,6 +10,7 @@ from masters.judges import corpus
 from masters.judges.corpus import CORPUS, HELD_OUT_EVERY, Case
 from masters.judges.embedding import EmbeddingJudge
 from masters.judges.rule import RuleJudge
+from masters_book.analysis import judges
 
 # Measured agreement in %, rounded down, over all cases of a kind.
 FLOORS = {
@@ -106,7 +107,7 @@ def test_open_and_held_out_cases_partition_the_corpus() -> None:
 
 def test_the_agreement_table_matches_a_direct_count() -> None:
     open_, _ = corpus.cases()
-    table = corpus.agreement({"rule": RuleJudge()}, open_)
+    table = judges.agreement({"rule": RuleJudge()}, open_)
     for kind in [*FLOORS, None]:
         agree, of = agreement(kind, held_out=False)
         assert table.loc[kind or "all", "rule"] == pytest.approx(agree / of)
@@ -120,7 +121,7 @@ def test_a_missing_verdict_counts_as_disagreement() -> None:
         def score_many(self, *asked: list[str]) -> list[None]:
             return [None] * len(asked[0])
 
-    table = corpus.agreement({"silent": Silent()}, CASES)
+    table = judges.agreement({"silent": Silent()}, CASES)
     assert table.loc["all", "silent"] == 0
 
 
@@ -145,11 +146,7 @@ def test_the_embedding_judge_recognizes_synonyms() -> None:
 def test_the_calibrated_threshold_agrees_best() -> None:
     open_, _ = corpus.cases()
     judge = EmbeddingJudge.calibrated(open_)
-    best = corpus.agreement({"it": judge}, open_).loc["all", "it"]
+    best = judges.agreement({"it": judge}, open_).loc["all", "it"]
     for other in (judge.threshold - 0.02, judge.threshold + 0.02):
-        assert corpus.agreement({"it": EmbeddingJudge(other)}, open_).loc["all", "it"] <= best
+        assert judges.agreement({"it": EmbeddingJudge(other)}, open_).loc["all", "it"] <= best
     assert EmbeddingJudge.calibrated(open_).name == judge.name != EmbeddingJudge(0.5).name
-    with pytest.raises(ValueError, match="no cases to calibrate"):
-        EmbeddingJudge.calibrated([])
-    with pytest.raises(ValueError, match="between -1 and 1"):
-        EmbeddingJudge(2)

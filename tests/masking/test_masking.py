@@ -236,8 +236,8 @@ def activation() -> Activation:
     return Activation(norms)
 
 
-WAYS: list[Criterion] = [Magnitude(), Magnitude("global"), Random(), activation()]
-WAY_NAMES = ["magnitude", "global", "random", "activation"]
+WAYS: list[Criterion] = [Magnitude(), Random(), activation()]
+WAY_NAMES = ["magnitude", "random", "activation"]
 
 
 @pytest.mark.parametrize("way", WAYS, ids=WAY_NAMES)
@@ -259,7 +259,7 @@ def test_from_any_ratio_to_any_other_as_a_fresh_mask(
     assert raw(model) == pristine
 
 
-@pytest.mark.parametrize("way", [WAYS[0], WAYS[1], WAYS[3]], ids=["magnitude", "global", "activation"])
+@pytest.mark.parametrize("way", [WAYS[0], WAYS[2]], ids=["magnitude", "activation"])
 @pytest.mark.parametrize("step", ["_pack", "_raw", "_unpack"])
 def test_an_interruption_anywhere_leaves_the_teacher_as_it_was(
     way: Criterion, step: str, monkeypatch: pytest.MonkeyPatch
@@ -311,41 +311,6 @@ def test_weights_with_another_memory_layout_are_masked_too() -> None:
         assert torch.equal(layer.weight, other.weight) and not torch.equal(layer.weight, pristine)
     masks[1].restore()
     assert torch.equal(other.weight, pristine)
-
-
-def test_a_global_threshold_against_torch_pruning() -> None:
-    model, other = toy(), toy()
-    mask = TeacherMask(model, criterion=Magnitude("global")).apply(0.3)
-    chosen = [(other.get_submodule(name.removesuffix(".weight")), "weight") for name in mask.names]
-    total = sum(layer.weight.numel() for layer, _ in chosen)
-    prune.global_unstructured(chosen, prune.L1Unstructured, amount=math.floor(0.3 * total))
-    for (layer, _), name in zip(chosen, mask.names, strict=True):
-        assert torch.equal(model.get_parameter(name), layer.weight)
-
-
-def test_a_global_threshold_removes_layers_of_small_weights_and_the_papers_does_not() -> None:
-    torch.manual_seed(0)
-    small, large = nn.Linear(50, 20), nn.Linear(50, 80)
-    with torch.no_grad():
-        small.weight.mul_(1e-6)
-    model = nn.Sequential(small, large)
-    with TeacherMask(model, criterion=Magnitude("global")).apply(0.2):
-        assert not small.weight.any()
-    with TeacherMask(model).apply(0.2):
-        assert int((small.weight == 0).sum()) == 200 and int((large.weight == 0).sum()) == 800
-
-
-def test_a_global_threshold_compares_across_precisions() -> None:
-    layers = [nn.Linear(30, 20), nn.Linear(30, 20).bfloat16(), nn.Linear(30, 20).half()]
-    scores = torch.cat([layer.weight.detach().double().abs().flatten() for layer in layers])
-    model = nn.Sequential(*layers)
-    before = raw(model)
-    with TeacherMask(model, criterion=Magnitude("global")).apply(0.25):
-        removed = torch.cat([(layer.weight == 0).flatten() for layer in layers])
-        expected = torch.zeros(1800, dtype=torch.bool)
-        expected[scores.argsort(stable=True)[:450]] = True
-        assert torch.equal(removed, expected)
-    assert raw(model) == before
 
 
 def test_a_quantized_weight_is_refused() -> None:

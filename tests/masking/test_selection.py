@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from masters.masking import selection
-from masters.masking.selection import RowCut, blocks, cuts, magnitude_keys
+from masters.masking.selection import RowCut, blocks, magnitude_keys, smallest
 
 INTEGERS = [torch.int16, torch.int32, torch.int64]
 
@@ -32,19 +32,14 @@ def some_keys(kind: str, dtype: torch.dtype, n: int) -> Tensor:
 @pytest.mark.parametrize("dtype", INTEGERS)
 @pytest.mark.parametrize("kind", ["spread", "few", "equal", "near"])
 @pytest.mark.parametrize("size", [7, 1000])
-def test_cuts_take_what_a_stable_sort_puts_first(kind: str, dtype: torch.dtype, size: int) -> None:
+def test_a_cut_takes_what_a_stable_sort_puts_first(kind: str, dtype: torch.dtype, size: int) -> None:
     keys = some_keys(kind, dtype, 150)
     order = np.argsort(keys.numpy(), kind="stable")
     for count in (1, 2, 37, 149, 150):
         expected = np.zeros(150, dtype=bool)
         expected[order[:count]] = True
-        (cut,) = cuts([partial(pieces, keys, size)], count)
+        cut = smallest(partial(pieces, keys, size), count)
         assert torch.cat([cut.taken(block) for block in pieces(keys, size)]).tolist() == expected.tolist()
-        # The same as parts of different lengths under one threshold, one of them empty.
-        parts = keys.split([60, 0, 1, 89])
-        chosen = cuts([partial(pieces, part, size) for part in parts], count)
-        taken = [cut.taken(b) for cut, part in zip(chosen, parts, strict=True) for b in pieces(part, size)]
-        assert torch.cat(taken).tolist() == expected.tolist()
 
 
 @pytest.mark.parametrize("dtype", INTEGERS)

@@ -53,9 +53,6 @@ def renamed_weight(folder: Path) -> None:
     save_file({f"x.{name}": weight for name, weight in weights.items()}, path, metadata={"format": "pt"})
 
 
-LOOP = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
-
-
 @pytest.mark.parametrize(
     ("breaks", "cause"),
     [
@@ -75,11 +72,6 @@ LOOP = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% end
         (without("processor_config.json"), "image processor"),
         (put("chat_template.jinja", "{% for %}"), "its chat template fails: TemplateSyntaxError"),
         (put("chat_template.jinja", "{{ messages[9].content }}"), "its chat template fails: UndefinedError"),
-        (
-            put("chat_template.jinja", "{{ 'a' * 10 ** 6 }}"),
-            "its chat template turns a two-word question into 1,000,000 characters",
-        ),
-        pytest.param(put("chat_template.jinja", LOOP), "does not end within", marks=pytest.mark.slow),
         (without("model-*"), "No such file"),
         (put("model.safetensors.index.json", "[]"), "model.safetensors.index.json is damaged"),
         (renamed_weight, "the files lack"),
@@ -101,8 +93,8 @@ def test_a_missing_shard_is_named_before_any_weight_is_read(whole: Path, tmp_pat
     shutil.copytree(whole, folder)
     shards = sorted(folder.glob("model-*"))
     shards[1].unlink()
-    with pytest.raises(ValueError, match=rf"{folder} lacks {shards[1].name}"):
+    with pytest.raises(ValueError, match=rf"{folder} is damaged .*{shards[1].name}"):
         stored_dtype(folder)
     (folder / "model.safetensors.index.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"index\.json is damaged"):
+    with pytest.raises(ValueError, match=rf"{folder} is damaged"):
         stored_dtype(folder)

@@ -56,20 +56,6 @@ def test_a_picture_with_a_token_too_few_is_refused_by_the_name_of_its_question(t
     assert "\n" not in str(caught.value)
 
 
-def test_a_prompt_that_begins_twice_is_refused(tmp_path: Path) -> None:
-    here = families.setting("llava")
-    questions = here.questions(tmp_path / "questions")
-    config = deepcopy(here.model.config)
-    config.text_config.bos_token_id = 7
-    found, prompt = measure([families.build(config)], questions), here.prompts[0].copy()
-    prompt[:2] = [7, 8]
-    found.check(questions, 0, prompt, here.responses[0])
-    prompt[1] = 7
-    with pytest.raises(ValueError, match="its prompt begins with the token 7 twice") as e:
-        found.check(questions, 0, prompt, here.responses[0])
-    assert "\n" not in str(e.value)
-
-
 def test_a_prompt_that_does_not_fit_with_its_responses_is_refused(tmp_path: Path) -> None:
     here = families.setting("internvl")
     questions = here.questions(tmp_path / "questions")

@@ -15,9 +15,10 @@ from masters.data.labels import REGISTERS
 from masters.data.questions import load_questions
 from masters.experiments.lab import Lab
 from masters.experiments.results import run_arm
-from masters.own_data.tasks import content_of, labels_of, questions_of
+from masters.own_data.tasks import labels_of, questions_of
 from masters.settings import OwnData, Profile
 from masters_book.analysis.blind import blind_table
+from masters_book.report import notebooks
 
 COUNT = 40
 
@@ -78,7 +79,7 @@ def test_a_run_is_trained_and_judged_on_both(lab: Lab) -> None:
     assert 0 <= result["accuracy"] <= 1
     table = blind_table(lab.profile).set_index("task")
     assert list(table.index) == ["charts", "mine", "all"] and table["questions"]["mine"] == 7
-    hashes = content_of(lab.profile.tasks, "test", 8, lab.profile.folder)
+    hashes = notebooks.test_sets(lab.profile)
     assert list(hashes) == ["charts", "mine"]
 
 

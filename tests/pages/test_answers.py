@@ -5,8 +5,8 @@ import math
 import pandas as pd
 import pytest
 
-from masters.runtime.statistics import Interval
 from masters_book.claims.claims import CLAIMS
+from masters_book.claims.statistics import Interval
 from masters_book.pages import answers
 
 GAIN, NONE, LOSS = Interval(1.26, 0.4, 2.1), Interval(0.1, -0.5, 0.7), Interval(-1.0, -1.5, -0.5)

@@ -35,7 +35,7 @@ def test_without_stored_responses_the_page_says_so(lab: Lab, tmp_path: Path) -> 
 
 
 def test_stored_responses_are_shown_with_their_rewards(lab: Lab, tmp_path: Path) -> None:
-    prepare(lab, ResponsePlan.of([arm("masters", lab.profile)]))
+    prepare(lab, ResponsePlan.of([arm("masters", lab.profile)], lab.pool))
     found = stored_groups(lab)
     assert found is not None and (found["teacher"], found["ratio"], found["pool"]) == ("large", 0.2, 6)
     table, about = rewarded_groups(lab), lab.questions("train").table

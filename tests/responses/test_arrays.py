@@ -66,7 +66,6 @@ def filled(questions: Questions, without: str = "") -> ResponseStore:
                     tokens=draw.integers(0, 99, draw.integers(1, 5)).tolist(),
                     text=("none", "1", "2")[draw.integers(3)],
                     logprobs=None if name == without else [-float(index)] * 2,
-                    support_logprobs=[],
                     finish="stop",
                 )
                 for name in some
@@ -124,7 +123,7 @@ def test_a_store_that_has_changed_is_read_again(questions: Questions) -> None:
     for shard in store.shards():
         shard.unlink()
     about = questions.table.set_index("id")
-    store.append([Response("q3", 0, [7, 7], "1", [0.0, 0.0], [], "stop")], about)
+    store.append([Response("q3", 0, [7, 7], "1", [0.0, 0.0], "stop")], about)
     after = response_arrays(store, questions, [3], 1, judge).tokens[0]
     assert after[0].tolist() == [7, 7] != before[0].tolist()
 

@@ -54,7 +54,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, pd.DataFrame]
     for start in (0, COUNT // 2):
         places = range(start, start + COUNT // 2)
         made = [
-            Response(f"q{q}", i, [5, 6, q], f"it is {q}, {i}", [-1.0] * 3, [-0.5] * 3, "stop")
+            Response(f"q{q}", i, [5, 6, q], f"it is {q}, {i}", [-1.0] * 3, "stop")
             for q in places
             for i in range(2)
         ]

@@ -98,7 +98,6 @@ def test_greedy_responses_are_those_of_transformers(server: ChatServer, folder: 
         assert one.tolist() == other.tolist()
     for one, other in zip(near["logprobs"], far["logprobs"], strict=True):
         assert np.allclose(one, other, atol=1e-3)
-    assert far["support_logprobs"].isna().all()
     assert 1 < server.top <= 3
 
 
@@ -263,7 +262,7 @@ def test_settings_that_a_server_refuses_are_one_clear_line(server: ChatServer, f
     ):
         list(write([0], [0]))
     assert "\n" not in str(error.value)
-    assert "set sampling.top_k: 0, sampling.repetition_penalty: 1," in str(error.value)
+    assert "set top_k: 0, repetition_penalty: 1," in str(error.value)
 
 
 def test_a_server_that_ignores_generation_config_gets_no_settings_in_it(
@@ -273,7 +272,7 @@ def test_a_server_that_ignores_generation_config_gets_no_settings_in_it(
     settings = Sampling(top_k=5, repetition_penalty=1.0)
     with (
         writing(folder, engine(server), settings) as write,
-        pytest.raises(ValueError, match=r"refuses top_k but answers without; set sampling\.top_k: 0, or"),
+        pytest.raises(ValueError, match=r"refuses top_k but answers without; set top_k: 0, or"),
     ):
         list(write([0], [0]))
 

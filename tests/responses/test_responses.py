@@ -105,7 +105,7 @@ def same(one: pd.DataFrame, other: pd.DataFrame) -> bool:
     exact = ["question", "content", "index", "text", "finish", "correct"]
     if not one[exact].equals(other[exact]):
         return False
-    pairs = [zip(one[name], other[name], strict=True) for name in ("tokens", "logprobs", "support_logprobs")]
+    pairs = [zip(one[name], other[name], strict=True) for name in ("tokens", "logprobs")]
     return all(len(a) == len(b) and np.allclose(a, b, atol=1e-4) for pair in pairs for a, b in pair)
 
 
@@ -117,7 +117,6 @@ def alike(some: list[Response], others: list[Response], tolerance: float = 1e-4)
     for a, b in zip(some, others, strict=True):
         assert (a.question, a.index, a.tokens) == (b.question, b.index, b.tokens)
         assert a.logprobs == pytest.approx(b.logprobs, abs=tolerance)
-        assert a.support_logprobs == pytest.approx(b.support_logprobs, abs=tolerance)
 
 
 @pytest.mark.parametrize("seed", [0, None])
@@ -210,14 +209,6 @@ def test_log_probabilities_are_those_of_a_whole_forward_pass(setting: Setting) -
     assert kept.max() <= 0
 
 
-def test_the_support_is_part_of_the_vocabulary(setting: Setting) -> None:
-    plain = Sampling(temperature=1, top_p=1, top_k=0, repetition_penalty=1, max_new_tokens=10)
-    for answer in setting.write(sampling=plain):
-        assert len(answer.support_logprobs) == len(answer.logprobs) == len(answer.tokens)
-        # Excluding the banned tokens makes all others slightly more probable.
-        assert all(a > b for a, b in zip(answer.support_logprobs, answer.logprobs, strict=True))
-
-
 @pytest.mark.parametrize("seed", [0, None])
 def test_banned_tokens_are_never_generated(setting: Setting, seed: int | None) -> None:
     banned = set(banned_tokens(setting.processor, len(setting.processor.tokenizer)))
@@ -268,7 +259,7 @@ def test_one_row_per_response_in_the_given_order(setting: Setting) -> None:
     assert list(frame["question"]) == [ids[i] for i in wanted for _ in range(3)]
     assert list(frame["index"]) == [0, 1, 2] * 3
     assert set(frame["correct"]) <= {0, 1}
-    columns = {"question", "content", "index", "tokens", "text", "logprobs", "support_logprobs", "finish"}
+    columns = {"question", "content", "index", "tokens", "text", "logprobs", "finish"}
     assert columns <= set(frame)
 
 

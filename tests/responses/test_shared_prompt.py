@@ -50,7 +50,6 @@ def alike(some: list[Response], others: list[Response]) -> None:
     for a, b in zip(some, others, strict=True):
         assert (a.question, a.index, a.tokens) == (b.question, b.index, b.tokens)
         assert a.logprobs == pytest.approx(b.logprobs, abs=1e-5)
-        assert a.support_logprobs == pytest.approx(b.support_logprobs, abs=1e-5)
 
 
 def frequent(responses: list[Response]) -> int:

@@ -26,7 +26,7 @@ CONTENT = QUESTIONS["content"].tolist()
 
 def response(question: int, index: int) -> Response:
     text = str(question if index % 2 else question + 1)
-    return Response(f"q{question}", index, [5, 6, index], text, [-1.0] * 3, [-0.5] * 3, "stop")
+    return Response(f"q{question}", index, [5, 6, index], text, [-1.0] * 3, "stop")
 
 
 @pytest.fixture

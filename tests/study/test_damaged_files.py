@@ -12,11 +12,12 @@ import pytest
 from fuzzing import count, rounds
 
 from masters import settings
-from masters.runtime.checksums import SUMS, read_json
+from masters.runtime.checksums import SUMS
 from masters.runtime.files import ROOT
 from masters_book.claims.table import CLAIMS, read_claims
 from masters_book.pages import parameters
 from masters_book.results import STUDY
+from masters_book.results.intact import read_json
 from masters_book.results.tables import Number, Schema, read_table
 from masters_book.study import plan
 from masters_book.study.tables import SCHEMAS, Tables

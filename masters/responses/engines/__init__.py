@@ -7,11 +7,9 @@ openai         any running OpenAI-compatible server, local or remote
 ============== ==============================================================================================
 
 Engine transformers computes a prompt once for all its responses
-(:mod:`~masters.responses.engines.shared_prompt`): LLaVA, LLaVA-OneVision, Idefics3, SmolVLM, Qwen2.5-VL,
-Qwen3-VL, InternVL, Gemma 3, Mistral 3, GLM-4V. Families whose caches responses cannot share compute it once
-per response, by the model's own ``generate`` (:mod:`~masters.responses.engines.native`): Qwen3.5, LFM2-VL,
-Llama 4. The tests compare both with the model's own output; the way of any other family is found on two
-questions.
+(:mod:`~masters.responses.engines.shared_prompt`), or, for families whose caches responses cannot share, once
+per response by the model's own ``generate`` (:mod:`~masters.responses.engines.native`). Which way fits is
+found on two questions.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -35,7 +33,6 @@ class Response:
         text: decoded tokens.
         logprobs: log-probability of each token over the whole vocabulary at temperature 1, in nats; None if
             the server returns none.
-        support_logprobs: the same after all sampling settings; None if the engine returns none.
         finish: ``stop`` if the model ended the response, ``length`` if it was cut.
     """
 
@@ -44,7 +41,6 @@ class Response:
     tokens: list[int]
     text: str
     logprobs: list[float] | None
-    support_logprobs: list[float] | None
     finish: str
 
 

@@ -49,19 +49,17 @@ class Batch:
     sampler: Sampler
     ends: Tensor
 
-    def finished(
-        self, processor: Any, tokens: Tensor, logprobs: Tensor, support: Tensor, lengths: Tensor
-    ) -> list[Response]:
+    def finished(self, processor: Any, tokens: Tensor, logprobs: Tensor, lengths: Tensor) -> list[Response]:
         """Return the responses of these rows; ``(rows, tokens)`` each and ``(rows,)``."""
         columns = [
             [row[:length] for row, length in zip(values.tolist(), lengths.tolist(), strict=True)]
-            for values in (tokens, logprobs, support)
+            for values in (tokens, logprobs)
         ]
         texts = processor.tokenizer.batch_decode(columns[0], skip_special_tokens=True)
         ends = set(self.ends.tolist())
         return [
-            Response(name, j, ids, text.strip(), scores, supports, "stop" if ids[-1] in ends else "length")
-            for (name, j), text, ids, scores, supports in zip(self.identity, texts, *columns, strict=True)
+            Response(name, j, ids, text.strip(), scores, "stop" if ids[-1] in ends else "length")
+            for (name, j), text, ids, scores in zip(self.identity, texts, *columns, strict=True)
         ]
 
 

@@ -114,7 +114,7 @@ def generate(
         if rows == 1:
             raise ValueError(
                 f"question {questions.table['id'].iloc[order[0]]}: the memory is too small for one response "
-                f"of {sampling.max_new_tokens} tokens; lower sampling.max_new_tokens, or use smaller images"
+                f"of {sampling.max_new_tokens} tokens; lower max_new_tokens, or use smaller images"
             )
         rows = max(1, min(rows, len(order[:count]) * len(responses)) // 2)
         release()
@@ -227,14 +227,13 @@ def _generate_shared(asked: Request, wanted: Sequence[int], responses: Sequence[
     seen = nn.functional.pad(attention.repeat_interleave(n, 0), (0, limit), value=1)
     tokens = torch.zeros(rows, limit, dtype=torch.long, device=device)
     logprobs = torch.zeros(rows, limit, device=device)
-    support = torch.zeros(rows, limit, device=device)
     lengths = torch.full((rows,), limit, dtype=torch.long, device=device)
     alive = torch.arange(rows, device=device)
     going = torch.ones(rows, dtype=torch.bool, device=device)
     with held_once(model, prompt_cache, attention, n) as cache:
         for step in range(limit):
-            token, scores, supports = batch.sampler(history[:, : longest + step], logits, alive, step)
-            tokens[alive, step], logprobs[alive, step], support[alive, step] = token, scores, supports
+            token, scores = batch.sampler(history[:, : longest + step], logits, alive, step)
+            tokens[alive, step], logprobs[alive, step] = token, scores
             ended = torch.isin(token, batch.ends)
             lengths[alive[going & ended]] = step + 1
             going = going & ~ended
@@ -256,4 +255,4 @@ def _generate_shared(asked: Request, wanted: Sequence[int], responses: Sequence[
             ).last_hidden_state[:, -1]
             position = position + 1
             logits = dense(project(model, hidden)).float()
-    return batch.finished(asked.processor, tokens, logprobs, support, lengths)
+    return batch.finished(asked.processor, tokens, logprobs, lengths)

@@ -15,7 +15,7 @@ from masters.models.loading import token_types
 from masters.responses.engines import Response
 from masters.responses.engines.batch import Request, features, prepare
 
-Choose = Callable[[Tensor, Tensor, Tensor, int], tuple[Tensor, Tensor, Tensor]]
+Choose = Callable[[Tensor, Tensor, Tensor, int], tuple[Tensor, Tensor]]
 
 
 class _Chooser(LogitsProcessor):
@@ -24,15 +24,15 @@ class _Chooser(LogitsProcessor):
     def __init__(self, choose: Choose, rows: int, limit: int, device: torch.device) -> None:
         self.choose, self.step, self.rows = choose, 0, torch.arange(rows, device=device)
         self.tokens = torch.zeros(rows, limit, dtype=torch.long, device=device)
-        self.logprobs, self.support = (torch.zeros(rows, limit, device=device) for _ in range(2))
+        self.logprobs = torch.zeros(rows, limit, device=device)
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
         """Return ``scores``, ``(rows, vocabulary)``: 0 at the chosen tokens, minus infinity elsewhere."""
         at = self.step
-        made = self.choose(input_ids, scores.float(), self.rows, at)
-        self.tokens[:, at], self.logprobs[:, at], self.support[:, at] = made
+        token, self.logprobs[:, at] = self.choose(input_ids, scores.float(), self.rows, at)
+        self.tokens[:, at] = token
         self.step += 1
-        return torch.full_like(scores, -torch.inf).scatter(1, made[0][:, None], 0.0)  # type: ignore[return-value]
+        return torch.full_like(scores, -torch.inf).scatter(1, token[:, None], 0.0)  # type: ignore[return-value]
 
 
 @torch.inference_mode()
@@ -69,7 +69,7 @@ def generate_natively(
         model.generation_config = own
     ended = torch.isin(chooser.tokens[:, : chooser.step], batch.ends)
     lengths = torch.where(ended.any(1), ended.int().argmax(1) + 1, limit)
-    return batch.finished(asked.processor, chooser.tokens, chooser.logprobs, chooser.support, lengths)
+    return batch.finished(asked.processor, chooser.tokens, chooser.logprobs, lengths)
 
 
 def log_probabilities(
@@ -85,10 +85,9 @@ def log_probabilities(
     for row, ids in zip(given, tokens, strict=True):
         row[: len(ids)] = torch.tensor(ids)
 
-    def repeat(_: Tensor, logits: Tensor, rows: Tensor, step: int) -> tuple[Tensor, Tensor, Tensor]:
+    def repeat(_: Tensor, logits: Tensor, rows: Tensor, step: int) -> tuple[Tensor, Tensor]:
         token = given[rows, min(step, longest - 1)]
-        scores = logits.log_softmax(-1).gather(1, token[:, None])[:, 0]
-        return token, scores, scores
+        return token, logits.log_softmax(-1).gather(1, token[:, None])[:, 0]
 
     made = generate_natively(asked, wanted, responses, repeat)
     pairs = zip(made, tokens, strict=True)

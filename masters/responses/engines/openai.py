@@ -85,7 +85,7 @@ class OpenAIEngine:
             raise ValueError(
                 f"{server.title} has no model {served!r}; it has "
                 f"{', '.join(sorted(there)) or 'none'}; save the model with `masters export` and serve it "
-                "under this name, or set generation.served_as"
+                "under this name, or set served_as"
             )
         # Rows of the output head, including rows without a token.
         rows = AutoConfig.from_pretrained(source.folder).get_text_config().vocab_size
@@ -194,7 +194,7 @@ class _Asker:
         off = {"top_k": 0, "repetition_penalty": 1}
         raise ValueError(
             f"the generation server refuses {' and '.join(self.beyond)} but answers without; set "
-            f"{', '.join(f'sampling.{name}: {off[name]}' for name in self.beyond)}, "
+            f"{', '.join(f'{name}: {off[name]}' for name in self.beyond)}, "
             "or generate with engine transformers or vllm"
         )
 
@@ -235,7 +235,7 @@ class _Asker:
                 raise refuse(f"log-probability {str(value)[:50]}")
         if logprobs is not None:
             logprobs = [min(float(value), 0.0) for value in logprobs]
-        return Response(name, j, tokens, text, logprobs, None, finish)
+        return Response(name, j, tokens, text, logprobs, finish)
 
 
 def _logprobs(said: Any) -> list[Any] | None:

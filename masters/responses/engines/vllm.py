@@ -53,7 +53,7 @@ class VllmEngine:
             ValueError: vLLM is not installed, cannot load the model, or tokenizes a prompt differently from
                 ``transformers``.
         """
-        most = max((_pictures(questions, index) for index in questions.kinds()[1]), default=1)
+        most = max((_pictures(questions, index) for index in range(len(questions))), default=1)
         llm = self._open(source, most)
         try:
 
@@ -85,7 +85,7 @@ class VllmEngine:
             except (ValueError, TypeError, RuntimeError) as error:
                 raise ValueError(
                     f"vLLM cannot open {source.name} ({one_line(error, 300)}); see its output above, and "
-                    "check generation.vllm in the profile"
+                    "check the options under vllm"
                 ) from error
 
 
@@ -180,5 +180,5 @@ def _write(
         tokens = [int(token) for token in choice.token_ids]
         logprobs = [float(of[token].logprob) for token, of in zip(tokens, choice.logprobs, strict=True)]
         text = processor.tokenizer.decode(tokens, skip_special_tokens=True).strip()
-        written.append(Response(name, j, tokens, text, logprobs, None, choice.finish_reason))
+        written.append(Response(name, j, tokens, text, logprobs, choice.finish_reason))
     return written

@@ -27,7 +27,7 @@ seed effect, a question effect and noise (two-way analysis of variance), the var
   weights with the squares of the shares and is further off.)
 
 Where only seeds vary, this is the t interval; with one seed it is nearly the ordinary bootstrap.
-``tests/runtime/test_statistics.py`` simulates, for three to ten seeds, the coverage and the size of tests at
+``tests/claims/test_statistics.py`` simulates, for three to ten seeds, the coverage and the size of tests at
 0.05 and at 0.05 / 14: coverage is at least nominal, and clearly higher where noise dominates.
 
 With one seed an interval covers other questions only, never another training run. With two seeds its coverage

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from masters.runtime.statistics import Interval, mean_interval
 from masters_book.claims.significance import (
     holm,
     minimum_detectable_effect,
@@ -14,6 +13,7 @@ from masters_book.claims.significance import (
     power_law,
     standard_error,
 )
+from masters_book.claims.statistics import Interval, mean_interval
 
 
 def scores_of(seeds: int, questions: int, seed: int = 0) -> np.ndarray:
