@@ -114,7 +114,7 @@ def estimate_run(
     ]
 
     responses = sum(wanted.n * len(asked) for wanted, asked in plan.responses.items())
-    scored = sum(wanted.responses.n * len(asked) for wanted, asked in plan.scores) * longest
+    scored = sum(wanted.responses.n * len(asked) for wanted, asked in plan.logprobs) * longest
     student = models[spec.student]
     stored = sum(weight.numel() * weight.element_size() for weight in student.parameters())
     lora = settings.memory_savings.lora
@@ -209,10 +209,8 @@ def _hours(
         for wanted, asked in plan.responses.items()
     )
     reading = sum(
-        speed.read(
-            models[wanted.scorer], len(asked), prompt + wanted.responses.n * length, len(asked) / BATCH
-        )
-        for wanted, asked in plan.scores
+        speed.read(models[wanted.model], len(asked), prompt + wanted.responses.n * length, len(asked) / BATCH)
+        for wanted, asked in plan.logprobs
     )
     learned = spec.steps * spec.batch  # questions
     n = max((sum(w.n for w in wanted_responses(spec, stage)) for stage in all_stages(spec)), default=1)

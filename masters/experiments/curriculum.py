@@ -40,17 +40,17 @@ class WantedResponses:
 
 
 @dataclass(frozen=True)
-class WantedScores:
+class WantedLogprobs:
     """Log-probabilities of a model at every token of some responses.
 
     Attributes:
-        scorer: the rung that reads the responses.
+        model: the rung that reads the responses.
         responses: the responses it reads.
-        ratio: the scorer's mask ratio.
+        ratio: its mask ratio.
         choice: which of its weights are masked.
     """
 
-    scorer: str
+    model: str
     responses: WantedResponses
     ratio: float = 0.0
     choice: MaskChoice = PAPERS
@@ -117,12 +117,12 @@ def wanted_responses(spec: RunSpec, stage: Stage) -> list[WantedResponses]:
     ]
 
 
-def scores_at(spec: RunSpec, stage: Stage) -> list[WantedScores]:
+def logprobs_at(spec: RunSpec, stage: Stage) -> list[WantedLogprobs]:
     """Return the log-probabilities that a stage learns from: its teacher's and the base student's."""
     found = []
     for responses in wanted_responses(spec, stage) if spec.teachers else ():
-        found.append(WantedScores(spec.teachers[stage[0]], responses, stage[1], spec.choice()))
-        found.append(WantedScores(spec.student, responses))
+        found.append(WantedLogprobs(spec.teachers[stage[0]], responses, stage[1], spec.choice()))
+        found.append(WantedLogprobs(spec.student, responses))
     return found
 
 

@@ -21,7 +21,7 @@ import pandas as pd
 from masters.data.labels import REGISTERS
 from masters.data.questions import Questions, Ragged
 from masters.experiments.arms import LABELS
-from masters.experiments.curriculum import WantedResponses, WantedScores
+from masters.experiments.curriculum import WantedLogprobs, WantedResponses
 from masters.judges import Judge, corpus
 from masters.judges.embedding import EmbeddingJudge
 from masters.judges.llm import LLMJudge
@@ -273,7 +273,7 @@ class Lab:
         source = self.source(model, ratio, choice)
         return open_store(source, self.processor, self.profile.sampling, self.profile.replicate, self.engine)
 
-    def scores(self, wanted: WantedScores, questions: Sequence[int] | None = None) -> Ragged | TopK:
+    def logprobs(self, wanted: WantedLogprobs, questions: Sequence[int] | None = None) -> Ragged | TopK:
         """Return a model's log-probabilities at each token of some responses or labels.
 
         Args:
@@ -285,11 +285,11 @@ class Lab:
             texts = self.tokens_of_labels(read.ratio, read.model, questions)
         else:
             texts = self.response_arrays(read, questions=questions).tokens
-        return self.scores_of(self.source(wanted.scorer, wanted.ratio, wanted.choice), texts, questions)
+        return self.logprobs_of(self.source(wanted.model, wanted.ratio, wanted.choice), texts, questions)
 
-    def scores_of(
+    def logprobs_of(
         self,
-        scorer: Source,
+        reader: Source,
         texts: Sequence[Sequence[np.ndarray]],
         questions: Sequence[int] | None = None,
     ) -> Ragged | TopK:
@@ -300,7 +300,7 @@ class Lab:
         """
         asked = self.pool if questions is None else questions
         top_k, size = self.profile.distillation.top_k_logprobs, len(self.processor.tokenizer)
-        return distributions(scorer, self.questions("train"), asked, texts, top_k, size)
+        return distributions(reader, self.questions("train"), asked, texts, top_k, size)
 
     @property
     def writers(self) -> int:

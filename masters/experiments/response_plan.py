@@ -11,11 +11,11 @@ import pandas as pd
 
 from masters.experiments.arms import LABELS, RunSpec, arm
 from masters.experiments.curriculum import (
+    WantedLogprobs,
     WantedResponses,
-    WantedScores,
     all_stages,
+    logprobs_at,
     places_at,
-    scores_at,
     wanted_responses,
 )
 from masters.experiments.lab import Lab
@@ -32,11 +32,11 @@ class ResponsePlan:
 
     Attributes:
         responses: each store once, with the most responses that any run reads from it.
-        scores: log-probabilities.
+        logprobs: log-probabilities of the responses, or of labels.
     """
 
     responses: Asked
-    scores: Sequence[tuple[WantedScores, Sequence[int]]]
+    logprobs: Sequence[tuple[WantedLogprobs, Sequence[int]]]
 
     @classmethod
     def of(cls, specs: Iterable[RunSpec], pool: Sequence[int], cache_teacher: bool = True) -> "ResponsePlan":
@@ -47,17 +47,17 @@ class ResponsePlan:
             cache_teacher: whether log-probabilities are stored ahead.
         """
         most: dict[WantedResponses, int] = {}
-        scores: dict[WantedScores, WantedScores] = {}
+        logprobs: dict[WantedLogprobs, WantedLogprobs] = {}
         for spec, stage in ((each, stage) for each in specs for stage in _read_stages(each)):
             for wanted in _generated(spec, stage):
                 store = replace(wanted, n=0)
                 most[store] = max(wanted.n, most.get(store, 0))
-            for reading in scores_at(spec, stage) if cache_teacher else ():
+            for reading in logprobs_at(spec, stage) if cache_teacher else ():
                 unjudged = replace(reading.responses, judge="rule")  # the same tokens whoever judges them
-                scores.setdefault(replace(reading, responses=unjudged), reading)
+                logprobs.setdefault(replace(reading, responses=unjudged), reading)
         return cls(
             {replace(store, n=n): pool for store, n in most.items()},
-            [(reading, pool) for reading in scores.values()],
+            [(reading, pool) for reading in logprobs.values()],
         )
 
     @classmethod
@@ -68,16 +68,16 @@ class ResponsePlan:
 
         A run of one epoch sees each question at one mask ratio, so nothing is generated at the others.
         """
-        if not by_stage(spec, len(pool)):
+        if not reads_by_stage(spec, len(pool)):
             return cls.of([spec], pool, cache_teacher)
         asked: dict[WantedResponses, set[int]] = {}
-        scores: list[tuple[WantedScores, Sequence[int]]] = []
+        logprobs: list[tuple[WantedLogprobs, Sequence[int]]] = []
         for stage in all_stages(spec):
             questions = [pool[place] for place in places_at(spec, seed, len(pool), stage)]
             for wanted in _generated(spec, stage):
                 asked.setdefault(wanted, set()).update(questions)
-            scores += [(reading, questions) for reading in scores_at(spec, stage) if cache_teacher]
-        return cls({wanted: sorted(questions) for wanted, questions in asked.items()}, scores)
+            logprobs += [(reading, questions) for reading in logprobs_at(spec, stage) if cache_teacher]
+        return cls({wanted: sorted(questions) for wanted, questions in asked.items()}, logprobs)
 
     @classmethod
     def of_arm(cls, lab: Lab, name: str) -> "ResponsePlan":
@@ -93,7 +93,7 @@ class ResponsePlan:
 
     def models(self) -> set[str]:
         """Return the rungs whose weights the plan needs."""
-        return {wanted.model for wanted in self.responses} | {reading.scorer for reading, _ in self.scores}
+        return {wanted.model for wanted in self.responses} | {reading.model for reading, _ in self.logprobs}
 
 
 def _read_stages(spec: RunSpec) -> list[Stage]:
@@ -105,7 +105,7 @@ def _generated(spec: RunSpec, stage: Stage) -> list[WantedResponses]:
     return [wanted for wanted in wanted_responses(spec, stage) if wanted.model not in LABELS]
 
 
-def by_stage(spec: RunSpec, size: int) -> bool:
+def reads_by_stage(spec: RunSpec, size: int) -> bool:
     """Return whether a run that shares nothing reads each stage's questions alone.
 
     From the third epoch on, stages share so many questions that reading the pool once is cheaper.
@@ -118,7 +118,7 @@ def prepare(lab: Lab, plan: ResponsePlan) -> None:
     for name in plan.models():
         lab.folder(name)
     make_all(lab, plan.responses)
-    lab.parallel([(Lab.scores, reading) for reading in plan.scores], "sets of responses scored")
+    lab.parallel([(Lab.logprobs, reading) for reading in plan.logprobs], "sets of responses scored")
 
 
 def shard(pool: Sequence[int], shard_index: int, num_shards: int) -> list[int]:

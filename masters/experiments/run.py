@@ -37,7 +37,7 @@ from masters.experiments.curriculum import (
 )
 from masters.experiments.evaluation import evaluate, unanswered
 from masters.experiments.lab import Lab
-from masters.experiments.response_plan import by_stage
+from masters.experiments.response_plan import reads_by_stage
 from masters.models.loading import load, save_student, stored_dtype
 from masters.models.source import Source
 from masters.objective.diagnostics import NotFinite
@@ -252,7 +252,7 @@ def train_in_place(
         vocabulary=len(lab.processor.tokenizer),
         choices=[lab.choice(name, spec.choice()) for name in spec.teachers] if live else (),
     )
-    staged = alone and by_stage(spec, len(lab.pool))
+    staged = alone and reads_by_stage(spec, len(lab.pool))
 
     sets = {
         stage: response_sets(
@@ -309,8 +309,8 @@ def response_set(
         found = ResponseSet(wanted.n, *lab.response_arrays(wanted, label_noise, asked), places=places)
     if teacher is None or not lab.profile.distillation.cache_teacher:
         return found
-    reference = lab.scores_of(lab.source(student), found.tokens, asked)
-    return replace(found, teacher=lab.scores_of(teacher, found.tokens, asked), reference=reference)
+    reference = lab.logprobs_of(lab.source(student), found.tokens, asked)
+    return replace(found, teacher=lab.logprobs_of(teacher, found.tokens, asked), reference=reference)
 
 
 _of_the_pool = lru_cache(maxsize=8)(response_set)

@@ -210,6 +210,8 @@ def stored_dtype(folder: str | Path) -> torch.dtype:
     """
     try:
         counts = get_local_safetensors_metadata(folder).parameter_count
+        if not counts:
+            raise ValueError("no weight is listed")
     except NotASafetensorsRepoError:
         raise ValueError(f"{folder} has no *.safetensors: save the model with save_pretrained") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorsParsingError) as error:

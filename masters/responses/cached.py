@@ -59,7 +59,7 @@ def open_store(
             choice=source.choice.key(),
         ),
         source.title,
-        engine.promise,
+        engine.determinism,
     )
 
 

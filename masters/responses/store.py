@@ -142,15 +142,15 @@ class ResponseStore:
     Args:
         spec: what the responses share.
         source: name of the model, for the column of that name.
-        promise: which determinism the engine guarantees, see :class:`masters.responses.engines.Engine`.
+        determinism: which determinism the engine guarantees, see :class:`masters.responses.engines.Engine`.
         root: folder of all stores; default: in the cache.
     """
 
     def __init__(
-        self, spec: StoreSpec, source: str = "", promise: str = "", root: Path | None = None
+        self, spec: StoreSpec, source: str = "", determinism: str = "", root: Path | None = None
     ) -> None:
         self.spec = spec
-        self.source, self.promise = source, promise
+        self.source, self.determinism = source, determinism
         self.key = key_of("responses", **spec.model_dump(mode="json", exclude={"version"}))
         self.folder = (root or cache_dir() / "responses") / self.key
         self.manifest = self.folder / "manifest.jsonl"
@@ -200,7 +200,11 @@ class ResponseStore:
         """Write ``spec.json`` if it is missing."""
         path = self.folder / "spec.json"
         if not path.is_file():
-            about = {"source": self.source, "promise": self.promise, **self.spec.model_dump(mode="json")}
+            about = {
+                "source": self.source,
+                "determinism": self.determinism,
+                **self.spec.model_dump(mode="json"),
+            }
             write_atomic(path, json.dumps(about, indent=2))
 
     def _row_key(self, content: str, index: int) -> str:

@@ -52,7 +52,7 @@ class TopK:
 
 
 def distributions(
-    scorer: Source,
+    reader: Source,
     questions: Questions,
     wanted: Sequence[int],
     groups: Sequence[Sequence[np.ndarray]],
@@ -74,9 +74,9 @@ def distributions(
     contents = list(questions.table["content"].iloc[list(wanted)])
     key = key_of(
         "logprobs",
-        weights=scorer.weights(),
-        ratio=scorer.ratio,
-        choice=scorer.choice.key() or None,
+        weights=reader.weights(),
+        ratio=reader.ratio,
+        choice=reader.choice.key() or None,
         texts=_hash_of_texts(groups, lengths, contents),
         top_k=top_k,
         vocabulary=vocabulary,
@@ -85,7 +85,7 @@ def distributions(
 
     def save(target: Path) -> None:
         start = time.perf_counter()
-        _score(scorer, questions, wanted, groups, lengths, top_k, vocabulary, target)
+        _score(reader, questions, wanted, groups, lengths, top_k, vocabulary, target)
         (target / SECONDS).write_text(str(time.perf_counter() - start))
 
     write_folder_once(folder, save)
@@ -105,7 +105,7 @@ def _hash_of_texts(groups: Sequence[Sequence[np.ndarray]], lengths: np.ndarray, 
 
 @torch.inference_mode()
 def _score(
-    scorer: Source,
+    reader: Source,
     questions: Questions,
     wanted: Sequence[int],
     groups: Sequence[Sequence[np.ndarray]],
@@ -115,8 +115,8 @@ def _score(
     folder: Path,
 ) -> None:
     if vocabulary:
-        _check_disk(scorer, int(lengths.sum()), vocabulary, top_k, folder)
-    model = scorer.load()
+        _check_disk(reader, int(lengths.sum()), vocabulary, top_k, folder)
+    model = reader.load()
     together = reads_packed(model, questions)
     vocabulary = vocabulary or model.get_output_embeddings().weight.shape[0]
     name, width, kind = "logprobs", vocabulary, "float16"
@@ -130,7 +130,7 @@ def _score(
     if hasattr(os, "posix_fallocate"):  # not on macOS; writing to a map on a full disk kills the process
         with open(folder / f"{name}.npy", "r+b") as file:
             os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
-    what = f"scoring responses with {scorer.title}"
+    what = f"scoring responses with {reader.title}"
     start, size, each = 0, BATCH, len(groups[0]) if groups else 0
     while start < len(wanted):
         indices, chosen = wanted[start : start + size], groups[start : start + size]
@@ -160,11 +160,11 @@ def _score(
     kept.flush()
 
 
-def _check_disk(scorer: Source, tokens: int, vocabulary: int, top_k: int | None, folder: Path) -> None:
+def _check_disk(reader: Source, tokens: int, vocabulary: int, top_k: int | None, folder: Path) -> None:
     needed, free = storage_bytes(tokens, vocabulary, top_k), shutil.disk_usage(folder).free
     if needed > free:
         raise ValueError(
-            f"the log-probabilities of {scorer.title} at {tokens:,} tokens need {needed / 2**30:,.1f} GiB "
+            f"the log-probabilities of {reader.title} at {tokens:,} tokens need {needed / 2**30:,.1f} GiB "
             f"and {folder.parent} has {free / 2**30:,.1f} GiB left; keep fewer entries per token (top_k "
             "64), or set MASTERS_CACHE to a larger disk"
         )

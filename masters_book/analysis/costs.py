@@ -156,8 +156,8 @@ def measured(lab: Lab, name: str, results: Results, seed: int = 0) -> Measured:
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # scores that were deleted are computed and timed here
         try:
-            for reading, _ in plan.scores:
-                scoring += float((lab.scores(reading).folder / SECONDS).read_text())
+            for reading, _ in plan.logprobs:
+                scoring += float((lab.logprobs(reading).folder / SECONDS).read_text())
                 scored += reading.responses.n * len(lab.pool)
         finally:
             torch.set_num_threads(threads)

@@ -176,7 +176,7 @@ def _logits(lab: Lab, spec: RunSpec, place: int) -> tuple[list[torch.Tensor], li
     for wanted in wanted_responses(spec, stage):
         texts = lab.response_arrays(wanted).tokens
         for source, logits in zip(sources, found, strict=True):
-            scores = lab.scores_of(source, texts)
+            scores = lab.logprobs_of(source, texts)
             for at in range(place * wanted.n, (place + 1) * wanted.n):
                 logits.append(log_probabilities(scores[at]))
     return found

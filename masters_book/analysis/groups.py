@@ -40,7 +40,7 @@ def rewarded_groups(lab: Lab) -> pd.DataFrame:
     for wanted in wanted_responses(spec, stage):
         frame = lab.responses(wanted)
         texts = grouped(frame["tokens"], wanted.n)
-        teacher_rows, student_rows = (lab.scores_of(scorer, texts) for scorer in (teacher, student))
+        teacher_rows, student_rows = (lab.logprobs_of(scorer, texts) for scorer in (teacher, student))
         frame["divergence"] = [
             value
             for start in range(0, len(frame), BATCH)

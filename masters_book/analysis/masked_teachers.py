@@ -85,11 +85,7 @@ def _read(path: Path) -> pd.DataFrame:
 def examine(lab: Lab, name: str, way: str, ratio: float) -> None:
     """Evaluate one masked model on the validation questions and store the result."""
     model, _ = load(lab.folder(name))
-    if way == "whole model":
-        remove_smallest(model, ratio)
-    else:
-        criterion: Any = way
-        lab.choice(name, MaskChoice(criterion)).mask(model).apply(ratio)
+    mask(lab, name, model, way, ratio)
     longest = lab.profile.sampling.max_new_tokens
     frame = evaluate(model, lab.processor, lab.questions("validation"), lab.judge, longest, None)
     by_task = (
@@ -98,6 +94,15 @@ def examine(lab: Lab, name: str, way: str, ratio: float) -> None:
     columns = ["model", "way", "ratio", "task", "accuracy", "questions"]
     result = by_task.assign(model=name, way=way, ratio=ratio)[columns]
     write_atomic(_path(lab, name, way, ratio), result.to_parquet(write_page_checksum=True))
+
+
+def mask(lab: Lab, name: str, model: Any, way: str, ratio: float) -> None:
+    """Mask a model, a rung by its name, in one of ``WAYS``."""
+    if way == "whole model":
+        remove_smallest(model, ratio)
+        return
+    criterion: Any = way
+    lab.choice(name, MaskChoice(criterion)).mask(model).apply(ratio)
 
 
 @torch.no_grad()

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel
-from pydantic_core import PydanticUndefined
 
 from masters.distillation.run_file import RunFile
 from masters_book.pages.rendering import fill
@@ -22,7 +21,8 @@ def _rows(model: type[BaseModel], head: str = "") -> Iterator[list[str]]:
     for name, field in model.model_fields.items():
         sections = list(_sections(field.annotation))
         if field.description or not sections:
-            yield [f"{head}{name}", field.description or "", _shown(field.default)]
+            default = "to be given" if field.is_required() else _shown(field.default)
+            yield [f"{head}{name}", field.description or "", default]
         for key, section in sections:
             yield from _rows(section, f"{head}{name}.{key}")
 
@@ -40,8 +40,6 @@ def _sections(annotation: Any, key: str = "") -> Iterator[tuple[str, type[BaseMo
 
 
 def _shown(default: Any) -> str:
-    if default is PydanticUndefined:
-        return "to be given"
     if isinstance(default, BaseModel):
         return ", ".join(f"{name}: {_shown(value)}" for name, value in default)
     if isinstance(default, bool):

@@ -16,7 +16,7 @@ from drawn import readable, xy
 from labs import profile
 
 from masters.experiments.arms import arm
-from masters.experiments.curriculum import WantedScores, all_stages, wanted_responses
+from masters.experiments.curriculum import WantedLogprobs, all_stages, wanted_responses
 from masters.experiments.lab import Lab
 from masters.experiments.response_plan import ResponsePlan, prepare
 from masters.experiments.results import Results, run_arms
@@ -194,8 +194,8 @@ def test_an_offline_run_costs_what_its_stores_say(name: str, lab: Lab, results: 
     for stage in all_stages(spec):
         for wanted in wanted_responses(spec, stage):
             for scorer, ratio in ((spec.teachers[0], stage[1]), ("student", 0.0)):
-                reading = WantedScores(scorer, wanted, ratio)
-                scored.add(lab.scores(reading).folder)
+                reading = WantedLogprobs(scorer, wanted, ratio)
+                scored.add(lab.logprobs(reading).folder)
                 readings.add(reading)
     for folder in scored:
         scoring += float((folder / "seconds.txt").read_text())

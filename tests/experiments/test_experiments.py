@@ -1,5 +1,6 @@
 import json
 import math
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,15 +17,15 @@ from labs import profile
 from masters.experiments import run as runs
 from masters.experiments.arms import RunSpec, arm
 from masters.experiments.curriculum import (
+    WantedLogprobs,
     WantedResponses,
-    WantedScores,
-    scores_at,
+    logprobs_at,
     wanted_responses,
 )
 from masters.experiments.curriculum import stages as stages_of
 from masters.experiments.lab import Lab
 from masters.experiments.memory import memory
-from masters.experiments.response_plan import ResponsePlan, by_stage, prepare
+from masters.experiments.response_plan import ResponsePlan, prepare, reads_by_stage
 from masters.experiments.results import Results, run_arm, run_arms
 from masters.experiments.run import response_set, run, run_folder
 from masters.judges.rule import RuleJudge
@@ -354,9 +355,9 @@ def test_a_run_alone_reads_less_and_learns_the_same(
     lab: Lab, results: Results, folder: Path, tmp_path: Path, name: str
 ) -> None:
     spec = arm(name, lab.profile)
-    assert by_stage(spec, len(lab.pool))
+    assert reads_by_stage(spec, len(lab.pool))
     alone, whole = ResponsePlan.alone(spec, 0, lab.pool), ResponsePlan.of([spec], lab.pool)
-    assert sum(len(asked) for _, asked in alone.scores) < len(whole.scores) * len(lab.pool)
+    assert sum(len(asked) for _, asked in alone.logprobs) < len(whole.logprobs) * len(lab.pool)
     for wanted, asked in alone.responses.items():
         assert wanted in whole.responses and 0 < len(asked) <= len(lab.pool)
     learned = []
@@ -489,14 +490,14 @@ def test_a_student_that_reasons_first_learns_the_same_answers_behind_their_facts
 def test_a_run_that_learns_from_labels_learns_the_wrong_ones(lab: Lab, results: Results) -> None:
     spec = arm("naive+label_noise=1", lab.profile)
     wrong = WantedResponses("labels", 1.0, 1)
-    assert {wanted.responses for wanted in scores_at(spec, (0, 0.0))} == {wrong}
+    assert {wanted.responses for wanted in logprobs_at(spec, (0, 0.0))} == {wrong}
     (labels,) = runs.response_sets(lab, spec, (0, 0.0))
     said = [lab.processor.tokenizer.decode(group[0], skip_special_tokens=True) for group in labels.tokens]
     answers = lab.questions("train").table["answer"].iloc[lab.pool]
     cores = lab.labels_with(1.0)[0]["core"].iloc[lab.pool]
     assert (cores != answers).all()
     assert all(text.endswith(f"{core} .") for text, core in zip(said, cores, strict=True))
-    teacher = lab.scores(WantedScores("large", wrong))
+    teacher = lab.logprobs(WantedLogprobs("large", wrong))
     assert all(np.array_equal(labels.teacher[row], teacher[row]) for row in range(6))
 
 
@@ -545,13 +546,13 @@ def test_damaged_files_of_masked_teachers_are_named(folder: Path) -> None:
     masked = flip("masked/*.parquet", 40)
     with pytest.raises(ValueError, match=r"masked/\w+\.parquet is damaged: delete it"):
         again()
-    norms = flip("norms/*.safetensors", -1)
+    norms = flip("norms/*/*.safetensors", -1)
     for path in masked:
         path.unlink()
-    with pytest.raises(ValueError, match=r"norms/\w+\.safetensors has another checksum"):
+    with pytest.raises(ValueError, match=r"norms/\w+: \w+\.safetensors damaged: delete this folder"):
         again()
     for path in norms:
-        path.unlink()
+        shutil.rmtree(path.parent)
     pd.testing.assert_frame_equal(again(), expected)
 
 
@@ -581,8 +582,8 @@ def test_each_way_of_masking_chooses_other_weights(lab: Lab) -> None:
     removed = {}
     for way in teachers.WAYS:
         model, _ = load(lab.folder("large"))
-        with teachers._mask(lab, "large", model, way).apply(0.4) as mask:
-            masked = [model.get_parameter(name) == 0 for name in mask.names]
+        teachers.mask(lab, "large", model, way, 0.4)
+        masked = [model.get_parameter(name) == 0 for name in TeacherMask(model).names]
         shares = [float(layer.float().mean()) for layer in masked]
         removed[way] = torch.cat([layer.flatten() for layer in masked])
         assert removed[way].float().mean() == pytest.approx(0.4, abs=0.02)
@@ -639,8 +640,8 @@ def test_who_writes_what_a_stage_learns_from() -> None:
     assert wanted_responses(spec, (1, 0.0)) == [WantedResponses("large", 0.0, 2), student]
     alone = wanted_responses(arm("own_accuracy", profile()), (0, 0.2))
     assert alone == [WantedResponses("student", 0.0, 8)]
-    scored = [wanted for wanted in scores_at(spec, (1, 0.1)) if wanted.responses == student]
-    assert scored == [WantedScores("large", student, 0.1), WantedScores("student", student)]
+    scored = [wanted for wanted in logprobs_at(spec, (1, 0.1)) if wanted.responses == student]
+    assert scored == [WantedLogprobs("large", student, 0.1), WantedLogprobs("student", student)]
     labels = wanted_responses(arm("naive", profile()), (0, 0.0))
     assert labels == [WantedResponses("labels", 0.0, 1)]
 

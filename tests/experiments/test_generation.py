@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from masters.cli import main as cli
 from masters.experiments import lab as experiments
 from masters.experiments import response_plan
+from masters.experiments.curriculum import WantedResponses
 from masters.experiments.lab import Lab
 from masters.experiments.response_plan import ResponsePlan, prepare
 from masters.masking.teacher_mask import TeacherMask
@@ -160,3 +161,12 @@ def test_an_exported_model_is_the_masked_one(data: Path, lab: Lab, tmp_path: Pat
     assert unknown.exit_code == 1 and "there are: student, mid, large" in str(unknown.exception)
     wrong = masters("export", "tiny", "large", str(tmp_path / "other"), "--ratio", "1.5")
     assert wrong.exit_code == 2 and not (tmp_path / "other").exists()
+
+
+def test_a_large_store_is_divided_among_processes(data: Path) -> None:
+    lab = Lab(profile().model_copy(update={"processes": 2}))
+    large, small_one = WantedResponses("large", 0.4, 2), WantedResponses("large", 0.3, 2)
+    response_plan.make_all(lab, {large: lab.pool, small_one: lab.pool[:1]})
+    parts = [len(lab.store(wanted.model, wanted.ratio).shards()) for wanted in (large, small_one)]
+    assert parts == [2, 1]
+    assert response_plan.status(lab, large, lab.pool).missing == 0

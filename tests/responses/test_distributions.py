@@ -210,7 +210,7 @@ def test_a_disk_that_is_too_small_is_told_before_a_model_is_loaded(
 ) -> None:
     forbid(monkeypatch)
     monkeypatch.setattr(module.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
-    told = r"need 0\.0 GiB and .* left; set top_k_logprobs"
+    told = r"need 0\.0 GiB and .* left; keep fewer entries"
     with pytest.raises(ValueError, match=told) as error:
         distributions(setting.source, setting.questions, WANTED, setting.groups, vocabulary=100)
     assert "\n" not in str(error.value)

@@ -291,7 +291,7 @@ def test_the_store_records_the_engine_and_its_guarantee(server: ChatServer, fold
     near = open_store(Source("large", folder / "large"), processor, SAMPLING, 0)
     assert far.key != near.key
     about = json.loads((far.folder / "spec.json").read_text())
-    assert about["engine"] == "openai" and "up to the server" in about["promise"]
+    assert about["engine"] == "openai" and "up to the server" in about["determinism"]
     assert far.read(["0" * 16], 1)["engine"].tolist() == ["openai"]
 
 

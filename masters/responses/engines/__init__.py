@@ -53,11 +53,11 @@ class Engine(Protocol):
 
     Attributes:
         name: part of the key under which responses are stored.
-        promise: which determinism the engine guarantees; stored beside the responses.
+        determinism: which repeatability the engine guarantees; stored beside the responses.
     """
 
     name: str
-    promise: str
+    determinism: str
 
     def writer(
         self, source: Source, processor: Any, questions: Questions, sampling: Sampling, seed: int | None

@@ -48,7 +48,7 @@ class TransformersEngine:
     """
 
     name = "transformers"
-    promise = (
+    determinism = (
         "a response depends on its seed, question and index only, not on batch or order; in 16 bits, "
         "rounding may differ between batches, which can change a token"
     )

@@ -47,7 +47,7 @@ class OpenAIEngine:
     """
 
     name = "openai"
-    promise = (
+    determinism = (
         "the seed of each request depends on seed, question and index only; whether the same seed gives the "
         "same response is up to the server"
     )

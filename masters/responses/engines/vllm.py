@@ -35,7 +35,7 @@ class VllmEngine:
     """
 
     name = "vllm"
-    promise = (
+    determinism = (
         "the seed of a response depends on seed, question and index only; vLLM's arithmetic may differ "
         "between batches in the last bits, which can change a token"
     )
