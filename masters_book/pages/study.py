@@ -166,5 +166,5 @@ def _arms(study: Study, runs: pd.DataFrame, blind: pd.Series) -> dict[str, Any]:
     above = tables.above_base(runs)
     return {
         "gains": tables.gains(above),
-        **tables.arms(runs, above, settings_of_study(study), blind),
+        **tables.arms(runs, above, settings_of_study(study), blind, study.plan.main),
     }

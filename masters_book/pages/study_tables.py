@@ -1,7 +1,7 @@
 """Tables and figures of a study's page: each function returns the values that the template shows."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -67,9 +67,13 @@ def gains(above: pd.DataFrame) -> dict[str, Any]:
 
 
 def arms(
-    runs: pd.DataFrame, above: pd.DataFrame, trained: Mapping[str, str], blind: pd.Series
+    runs: pd.DataFrame,
+    above: pd.DataFrame,
+    trained: Mapping[str, str],
+    blind: pd.Series,
+    main: Collection[str],
 ) -> dict[str, Any]:
-    """Return the table of arms: means and standard deviations over replicates."""
+    """Return the main arms and the others: means and standard deviations over replicates."""
     rows = []
     for name, of_arm in ((str(name), rows) for name, rows in runs.groupby("arm", sort=False)):
         each = of_arm[["replicate", "accuracy", "key"]].itertuples(index=False)
@@ -91,7 +95,12 @@ def arms(
         base = runs.loc[runs["arm"] == "base", "accuracy"].mean()
         blindly = [BLIND, _percent(blind["all"] - base), _percent(blind["all"])]
         blindly += [""] * (len(header) - len(blindly))
-    return {"header": header, "rows": rows, "blind": blindly}
+    return {
+        "header": header,
+        "main": [row for row in rows if row["name"] in main],
+        "others": [row for row in rows if row["name"] not in main],
+        "blind": blindly,
+    }
 
 
 def effect_section(study: Study, beside: Path, blind: pd.Series) -> dict[str, Any] | None:
