@@ -1,7 +1,7 @@
 """Tables and figures of a study's page: each function returns the values that the template shows."""
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +31,11 @@ COSTS = {
 }
 # Column of runs.csv: its heading, factor and decimals.
 MEASURES = {
-    "accuracy": ("Greedy accuracy, %", 100, 1),
-    "sampled_accuracy": ("Sampled accuracy, %", 100, 1),
-    "tokens": ("Tokens per response", 1, 1),
-    "kl": ("KL to the base student, nats", 1, 3),
-    "seconds": ("Training, s", 1, 0),
+    "accuracy": ("Greedy,\n%", 100, 1),
+    "sampled_accuracy": ("Sampled,\n%", 100, 1),
+    "tokens": ("Tokens", 1, 1),
+    "kl": ("KL, nats", 1, 3),
+    "seconds": ("Training,\ns", 1, 0),
 }
 TRIAL = {
     "arm": "Arm",
@@ -71,7 +71,7 @@ def arms(
     above: pd.DataFrame,
     trained: Mapping[str, str],
     blind: pd.Series,
-    main: Collection[str],
+    main: Sequence[str],
 ) -> dict[str, Any]:
     """Return the main arms and the others: means and standard deviations over replicates."""
     rows = []
@@ -89,7 +89,7 @@ def arms(
                 "runs": [(f"replicate {number}: {_percent(score)} %", key) for number, score, key in each],
             }
         )
-    header = ["Arm", "Above base,\npoints", *(words for words, *_ in MEASURES.values()), "Runs"]
+    header = ["Arm", "Above\nbase, points", *(words for words, *_ in MEASURES.values()), "Runs"]
     blindly: list[str] = []
     if "all" in blind:
         base = runs.loc[runs["arm"] == "base", "accuracy"].mean()
@@ -97,7 +97,7 @@ def arms(
         blindly += [""] * (len(header) - len(blindly))
     return {
         "header": header,
-        "main": [row for row in rows if row["name"] in main],
+        "main": sorted((row for row in rows if row["name"] in main), key=lambda row: main.index(row["name"])),
         "others": [row for row in rows if row["name"] not in main],
         "blind": blindly,
     }

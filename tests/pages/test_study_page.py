@@ -192,7 +192,7 @@ def test_what_an_arm_is_above_base_is_taken_within_a_replicate() -> None:
     blind = pd.Series({"all": 0.2})
     table = study_tables.arms(runs, study_tables.above_base(runs), {}, blind, ["base", "masked"])
     assert [row["name"] for row in table["main"]] == ["base", "masked"]
-    assert table["blind"][1:3] == ["-30.0", "20.0"] and table["header"][1] == "Above base,\npoints"
+    assert table["blind"][1:3] == ["-30.0", "20.0"] and table["header"][1] == "Above\nbase, points"
     cells = {row["name"]: row["cells"][:2] for row in [*table["main"], *table["others"]]}
     assert cells["masked"] == ["1.5 ± 0.7", "51.5 ± 13.4"]
     assert cells["masters"] == ["3.0", "63.0"], "of the replicate that it has"
