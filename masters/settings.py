@@ -430,6 +430,19 @@ def place_of_model(name: str, base: Path) -> str:
     return name
 
 
+class _NoRepeats(yaml.SafeLoader):
+    """Refuse a name that stands twice in a section, of which the last would count."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        names = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != MERGE]
+        if repeated := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"{repeated[0]!r} stands twice in one section")
+        return super().construct_mapping(node, deep)
+
+
+MERGE = "tag:yaml.org,2002:merge"
+
+
 def read(path: Path) -> dict[str, Any]:
     """Read the parameters in a YAML file.
 
@@ -445,7 +458,7 @@ def read(path: Path) -> dict[str, Any]:
     if len(text) > MAX_BYTES:
         raise ValueError(f"{shown} has more than {MAX_BYTES:,} bytes, the largest size of a parameter file")
     try:
-        content = yaml.safe_load(text.decode())
+        content = yaml.load(text.decode(), _NoRepeats)
     except Exception as error:  # a wrong tag such as `!!bool maybe`, or a deep nest, fails in many ways
         raise ValueError(f"{shown} is not valid YAML: {one_line(error, 500)}") from None
     if not isinstance(content, dict):

@@ -8,11 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
-import yaml
 
 from masters.distillation.outputs import mean_interval, score_line, score_values, scores
 
-SAME = ["id", "question", "label"]  # columns of the answers that have to be equal
+SAME = ["content", "label"]  # columns of the answers that have to be equal
 
 
 def compare(folders: Sequence[Path]) -> list[str]:
@@ -27,7 +26,8 @@ def compare(folders: Sequence[Path]) -> list[str]:
     """
     if len(folders) < 2:
         raise ValueError("name at least two output folders of masters distill")
-    frames, rewards = [_answers(folder) for folder in folders], [_reward(folder) for folder in folders]
+    frames = [_answers(folder) for folder in folders]
+    rewards = [str(frame["judge"].iloc[0]) for frame in frames]
     first, lines = frames[0], []
     for folder, frame, reward in zip(folders, frames, rewards, strict=True):
         if not frame[SAME].equals(first[SAME]):
@@ -57,14 +57,7 @@ def _answers(folder: Path) -> pd.DataFrame:
             f"{path} is missing: name the output_dir of a finished run with data.eval or data.test"
         )
     try:
-        return pd.read_parquet(path)
-    except (OSError, ValueError):
+        frame = pd.read_parquet(path)
+        return frame[[*SAME, "score", "judge"]].reset_index(drop=True)
+    except (KeyError, OSError, ValueError):
         raise ValueError(f"{path} is damaged: delete it, and masters distill answers again") from None
-
-
-def _reward(folder: Path) -> object:
-    path = folder / "config.yaml"
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))["reward"]
-    except (OSError, KeyError, TypeError, ValueError, yaml.YAMLError):
-        raise ValueError(f"{path} is missing or damaged: name the output_dir of a finished run") from None

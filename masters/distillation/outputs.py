@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -84,9 +85,10 @@ def write_scores(folder: Path, found: dict[str, Interval], questions: int) -> No
 
 
 def resolved(run: RunFile) -> str:
-    """Return the run file with every parameter, as YAML."""
+    """Return the run file with every parameter, as YAML, without passwords in addresses."""
     content = run.model_dump(mode="json", exclude={"file"})
-    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+    text: str = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+    return re.sub(r"(https?://)[^/@\s]+@", r"\1", text)
 
 
 CARD = """---
@@ -111,8 +113,8 @@ training runs.
 ```python
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-model = AutoModelForImageTextToText.from_pretrained("{name}")
-processor = AutoProcessor.from_pretrained("{name}")
+model = AutoModelForImageTextToText.from_pretrained("{place}")
+processor = AutoProcessor.from_pretrained("{place}")
 ```
 
 ## Settings
@@ -144,6 +146,7 @@ def card(
     return CARD.format(
         base=run.student.partition("@")[0],
         name=run.output.name,
+        place=run.training.push_to_hub or f"{run.output.name}/model",
         method=run.method,
         teachers=", then ".join(teachers) or "labels alone",
         questions=questions,

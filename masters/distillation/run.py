@@ -8,6 +8,7 @@ it is evaluated, so nothing that fails later can lose it.
 import json
 import math
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -32,6 +33,7 @@ from masters.experiments.evaluation import answers, check_labels
 from masters.experiments.lab import Lab
 from masters.experiments.response_plan import Asked, ResponsePlan, prepare
 from masters.experiments.run import budget_of, train_student
+from masters.judges import Judge
 from masters.masking.schedule import MaskSchedule
 from masters.models.compatibility import context
 from masters.models.loading import changed_share, load, stored_dtype
@@ -59,6 +61,11 @@ class Prepared:
     def evaluation(self) -> str | None:
         """The split of the evaluation: test if there is one, else eval; None without either."""
         return next((split for split in ("test", "eval") if split in self.own.splits), None)
+
+    @property
+    def judge(self) -> Judge:
+        """The judge of the reward, and of the evaluation."""
+        return self.lab.judge_of("llm" if self.lab.profile.judge else "rule")
 
     @property
     def plan(self) -> ResponsePlan:
@@ -105,6 +112,8 @@ def check(run_file: Path | str, say: Say = print) -> None:
     """
     run = load_run_file(run_file)
     with _cache_in(run.output):
+        _own_folder(run.output)
+        _same_settings(run)
         _estimate(_prepare(run, say), say)
 
 
@@ -128,6 +137,7 @@ def _distill(run: RunFile, say: Say) -> Path:
     output, model_folder = run.output, run.output / "model"
     main = distributed.rank() == 0
     if main:
+        _own_folder(output)
         _same_settings(run)
     prepared = _prepare(run, say if main else lambda line: None)
     lab, spec = prepared.lab, prepared.spec
@@ -276,10 +286,10 @@ def _evaluate(prepared: Prepared, name: str, load_model: Callable[[], PreTrained
 def _answers(prepared: Prepared, model: PreTrainedModel, split: str, what: str) -> pd.DataFrame:
     """Return a model's greedy answers to the questions of a split, judged."""
     lab = prepared.lab
-    judge = lab.judge_of("llm" if lab.profile.judge else "rule")  # that of the reward
     questions = lab.questions("validation" if split == "eval" else split)
-    sampling, everything = lab.profile.sampling, range(len(questions))
+    sampling, everything, judge = lab.profile.sampling, range(len(questions)), prepared.judge
     frame = answers(model, lab.processor, questions, everything, 1, judge, sampling, None, what)
+    frame = frame.assign(content=questions.table["content"].to_numpy(), judge=judge.name)
     return frame.assign(tokens=frame["tokens"].map(len)).drop(columns="logprobs")
 
 
@@ -301,6 +311,9 @@ def _finish(prepared: Prepared, say: Say) -> None:
     write_atomic(model / "README.md", card(run, prepared.teachers, questions, found, evaluated, changed))
     for line in score_lines(found, evaluated):
         say(line)
+    for name, frame in frames.items():
+        if unjudged := int((frame["score"].isna() & (frame["label"] != "")).sum()):
+            say(f"{name}: {unjudged} answers have no verdict and count as wrong")
     if not math.isnan(changed):
         say(f"weights: {100 * changed:.1f} % differ from those of {run.student}")
     dtype = stored_dtype(model)
@@ -349,8 +362,10 @@ def _cache_in(output: Path) -> Iterator[None]:
 
 
 def _same_data(prepared: Prepared) -> None:
-    """Refuse to continue a run on other data than it began with."""
-    output, now = prepared.run.output, prepared.own.hashes
+    """Refuse to continue a run on other data, models or scorer than it began with."""
+    output, lab = prepared.run.output, prepared.lab
+    weights = {name: lab.source(name).weights() for name in prepared.spec.models}
+    now = prepared.own.hashes | {"reward": prepared.judge.name} | weights
     path = output / "data.json"
     try:
         before = dict(json.loads(path.read_text())) if path.is_file() else now
@@ -358,14 +373,43 @@ def _same_data(prepared: Prepared) -> None:
         raise _unreadable(path, output) from None
     if different := [name for name in {**before, **now} if before.get(name) != now.get(name)]:
         raise ValueError(
-            f"{output} holds a run on other data ({', '.join(different)} changed since): choose another "
-            "output_dir, or delete that folder to start over"
+            f"{output} holds a run on other data or models ({', '.join(different)} changed since): "
+            f"{_elsewhere(output)}"
         )
     write_atomic(path, json.dumps(now, indent=1) + "\n")
 
 
+def _own_folder(output: Path) -> None:
+    """Refuse a folder that holds files of something else, which a run would take for its own."""
+    there = [name for name in ("model", "checkpoints", "adapter", "config.yaml") if (output / name).exists()]
+    if there and not (output / "data.json").is_file():
+        raise ValueError(f"{output} holds {', '.join(there)} of something else: choose another output_dir")
+
+
+def _elsewhere(output: Path) -> str:
+    """Return how to start over without losing the responses."""
+    cache = os.environ["MASTERS_CACHE"]
+    return (
+        f"choose another output_dir, or delete that folder to start over; with MASTERS_CACHE={cache} another "
+        "output_dir reads the responses that are there"
+    )
+
+
+# Settings that change nothing in the result, or only its last digits.
+HOW = re.compile(
+    r"file|processes|output_dir|responses\.(batch|server|served_as|concurrency|vllm)\b.*"
+    r"|reward\.llm\.(server|timeout|concurrency|max_tokens)"
+    r"|training\.(gradient_checkpointing|accumulate|responses_at_once|save_steps|report_to|push_to_hub)"
+)
+# Settings that nothing reads before training.
+OF_TRAINING = re.compile(r"(training|loss|mask|teacher_cache)\b.*|method|responses\.(teacher|student)")
+
+
 def _same_settings(run: RunFile) -> None:
-    """Refuse to continue a run with other settings than those it began with."""
+    """Refuse to continue a run with other settings than those it began with.
+
+    Those of the training may change until its first checkpoint.
+    """
     path = run.output / "config.yaml"
     if not path.is_file():
         return
@@ -373,14 +417,26 @@ def _same_settings(run: RunFile) -> None:
         stored = RunFile.checked(yaml.safe_load(path.read_text(encoding="utf-8")) | {"file": run.file}, path)
     except (TypeError, ValueError, yaml.YAMLError):
         raise _unreadable(path, run.output) from None
-    same = {"file", "processes", "output_dir"}  # change nothing in the result
-    before, now = (one.model_dump(exclude=same) for one in (stored, run))
-    different = [name for name in now if before[name] != now[name]]
-    if different:
-        raise ValueError(
-            f"{run.output} holds a run with other settings ({', '.join(different)} differ from its "
-            "config.yaml): choose another output_dir, or delete that folder to start over"
-        )
+    before, now = (dict(_leaves(one.model_dump())) for one in (stored, run))
+    changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    different = [name for name in changed if not HOW.fullmatch(name)]
+    if not different:
+        return
+    names = ", ".join(different)
+    said = f"{run.output} holds a run with other settings ({names} differ from its config.yaml)"
+    if (run.output / "model").is_dir() or not all(map(OF_TRAINING.fullmatch, different)):
+        raise ValueError(f"{said}: {_elsewhere(run.output)}")
+    if (run.output / "checkpoints").is_dir():
+        raise ValueError(f"{said}: delete {run.output / 'checkpoints'} to train with them from the start")
+
+
+def _leaves(values: Any, head: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the parameters of all sections, with dots."""
+    for name, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, f"{head}{name}.")
+        else:
+            yield f"{head}{name}", value
 
 
 def _unreadable(path: Path, output: Path) -> ValueError:

@@ -32,7 +32,7 @@ from masters.judges.rule import RuleJudge
 
 Score = Callable[[str, tuple[str, ...], str], float | None]
 TOLERANCE = 0.05
-VERSION = 1
+VERSION = 2
 
 
 class Scorer:
@@ -95,7 +95,7 @@ def final_answer(response: str) -> str:
         text = boxed[-1].strip()
         text = re.sub(r"^\\text\{(.*)\}$", r"\1", text)
     announced = re.findall(
-        r"\banswer(?: is|:)[ \t]*\**[ \t]*([^\n]+?)[ \t*]*(?:\.?[ \t]*$)", text, re.I | re.M
+        r"\banswer\**(?: is:?| ?:)[ \t]*\**[ \t]*([^\n]+?)[ \t*]*(?:\.?[ \t]*$)", text, re.I | re.M
     )
     return (announced[-1] if announced else text).strip()
 
@@ -172,6 +172,8 @@ def choice(question: str, answers: Sequence[str], response: str) -> float:
 def _letter(text: str, letter_of: dict[str, str]) -> str | None:
     """Return the letter of the option that a text names, or None if it names none or several."""
     words = _bare(text)
+    if re.fullmatch(r"\(?[A-Z]\)?", words) and words.strip("()") in letter_of.values():
+        return words.strip("()")
     if words.casefold() in letter_of:
         return letter_of[words.casefold()]
     found = re.fullmatch(r"(?:option )?\(?([A-Z])\)?(?:[.:)]|$)\s*(.*)", words, re.I)
@@ -210,7 +212,7 @@ def _function(path: Path, name: str) -> Callable[..., Any]:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ValueError(f"the scorer {path} cannot be imported: {type(error).__name__}: {error}") from error
     function = getattr(module, name, None)
     if not callable(function):
@@ -225,7 +227,7 @@ def _checked(spec: str, function: Callable[..., Any]) -> Score:
         try:
             made = function(question, answers, response)
             valid = made is None or 0 <= float(made) <= 1
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise ValueError(f"{spec} fails at {question!r:.200}: {type(error).__name__}: {error}") from error
         if not valid:
             raise ValueError(f"{spec} returns {made!r:.80} for {question!r:.200}; return 0 to 1, or None")

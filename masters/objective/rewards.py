@@ -81,7 +81,10 @@ def _groups(values: Tensor, valid: Tensor | None, what: str) -> tuple[Tensor, Te
     if valid.shape != values.shape:
         raise ValueError(f"valid has shape {tuple(valid.shape)}, not that of {what}, {tuple(values.shape)}")
     if not values[valid].isfinite().all():
-        raise ValueError(f"a {what} is not finite: a judge or a model returned NaN or infinity")
+        raise ValueError(
+            f"a {what} is not finite: a judge or a model returned NaN or infinity; if training has begun, "
+            "lower the learning rate"
+        )
     return values, valid
 
 

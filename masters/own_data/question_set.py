@@ -266,8 +266,7 @@ def _read(settings: OwnData, sources: dict[str, list[Source]], folder: Path) -> 
     wanted = {split: of for split, of in cut.items() if isinstance(of, SplitFromTrain)}
     if wanted:
         every = datasets.Dataset.from_file(str(folder / files["train"]))
-        # A row without pictures is known by its question, so that equal ones stay together too.
-        shown = [of or [question] for of, question in zip(every["pixels"], every["question"], strict=True)]
+        shown = _shown(every)
         left = np.arange(len(shown))
         for split, asked in wanted.items():
             files[split] = files["train"]
@@ -315,10 +314,23 @@ def _problems(settings: OwnData, splits: dict[str, datasets.Dataset], skipped: p
                 f"{split} has {len(splits[split])} rows instead of {asked.split_from_train}: "
                 "rows with a common picture stay together"
             )
-    seen = {pixels for of_row in splits["train"]["pixels"] for pixels in of_row}
+    for split, rows in splits.items():
+        if without := sum(not of_row for of_row in rows["pixels"]):
+            names = settings.columns.images or "images or image"
+            yield f"{without} of {len(rows)} rows of {split} have no picture (column {names})"
+    seen = {name for of_row in _shown(splits["train"]) for name in of_row}
     for split in list(splits)[1:]:
-        if shared := sum(bool(seen & set(of_row)) for of_row in splits[split]["pixels"]):
-            yield f"{shared} of {len(splits[split])} rows of {split} show a picture that train has, too"
+        shared = sum(bool(seen & set(of_row)) for of_row in _shown(splits[split]))
+        if shared:
+            yield (
+                f"{shared} of {len(splits[split])} rows of {split} have a picture that train has, too; or, "
+                "without a picture, its question"
+            )
+
+
+def _shown(rows: datasets.Dataset) -> list[list[str]]:
+    """Return the pictures of each row; a row without any is known by its question."""
+    return [of or [question] for of, question in zip(rows["pixels"], rows["question"], strict=True)]
 
 
 def _cut(shown: Sequence[Sequence[str]], count: int, split: str) -> tuple[np.ndarray, np.ndarray]:

@@ -3,7 +3,8 @@
 Two forms are told apart by their columns: ``question`` with ``answer`` and ``options``, or a conversation in
 ``messages`` (TRL, ms-swift), ``conversations`` (LLaMA-Factory, LLaVA) or ``prompt`` and ``completion`` (TRL).
 Pictures are in ``images``, or inside the messages. ``<image>`` in a text marks a picture's place; without
-such places, the pictures stand before the first question. The last turn of the assistant is the answer.
+such places, the pictures stand before the first question. The last turn of the assistant is the answer; where
+a conversation ends with the user, the columns of answer and options are read.
 """
 
 import ast
@@ -61,21 +62,23 @@ def parse_row(values: dict[str, Any], columns: Columns, system: str | None = Non
     Raises:
         RowError: the row cannot be used; the text says why.
     """
-    if values.get("videos") or values.get("audios"):
+    if any(values.get(name) for name in ("videos", "video", "audios", "audio")):
         raise RowError("it has videos or audio; only pictures can be used")
     pictures = _list(_column(values, columns, "images"))
     turns = None if columns.question else _turns(values)
     if turns is None:
         question, answers, skill = _asked(values, columns)
         turns = [{"role": "user", "content": question}]
+    elif turns[-1]["role"] == "assistant":
+        answer, _ = _parts(turns.pop()["content"])
+        if any(part["type"] == "image" for part in answer):
+            raise RowError("the answer, the last turn of the assistant, holds a picture")
+        answers = tuple(filter(None, [_text(answer)]))
+        skill = "open" if answers else "unanswered"
     else:
-        answers, skill = (), "unanswered"
-        if turns[-1]["role"] == "assistant":
-            answer, _ = _parts(turns.pop()["content"])
-            if any(part["type"] == "image" for part in answer):
-                raise RowError("the answer, the last turn of the assistant, holds a picture")
-            answers = tuple(filter(None, [_text(answer)]))
-            skill = "open" if answers else "unanswered"
+        options, keys = _options(values, columns)
+        answers = _accepted(values, columns, options, keys)
+        skill = ("choice" if options else "open") if answers else "unanswered"
     if not turns or turns[-1]["role"] != "user":
         raise RowError("no turn of the user comes before the answer")
     given = values.get("system") or system
@@ -98,10 +101,17 @@ def _column(values: dict[str, Any], columns: Columns, kind: str) -> Any:
 
 
 def _empty(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return not value
     return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
 
 
 def _list(value: Any) -> list[Any]:
+    """Return one or several values as a list, without empty ones."""
+    return [item for item in _several(value) if not _empty(item)]
+
+
+def _several(value: Any) -> list[Any]:
     """Return one or several values as a list; a cell of a table may hold a JSON or Python list."""
     if isinstance(value, str) and value.lstrip().startswith("["):
         for read in (json.loads, ast.literal_eval):
@@ -111,7 +121,7 @@ def _list(value: Any) -> list[Any]:
             except (ValueError, SyntaxError, RecursionError, MemoryError):
                 continue
     if isinstance(value, list | tuple):
-        return [item for item in value if not _empty(item)]
+        return list(value)
     return [] if _empty(value) else [value]
 
 
@@ -123,16 +133,41 @@ def _asked(values: dict[str, Any], columns: Columns) -> tuple[str, tuple[str, ..
     question = _column(values, columns, "question")
     if not isinstance(question, str) or not question.strip():
         raise RowError(f"there is no question; columns are {', '.join(map(str, values))}")
+    options, keys = _options(values, columns)
+    answers = _accepted(values, columns, options, keys)
+    if not options:
+        return question.strip(), answers, "open" if answers else "unanswered"
+    return _with_options(question.strip(), options), answers, "choice" if answers else "unanswered"
+
+
+def _options(values: dict[str, Any], columns: Columns) -> tuple[list[str], list[str]]:
+    """Return the texts of the options, and their keys if they are named, such as ``{"A": "red"}``."""
     given = _column(values, columns, "options")
-    options = [_word(option) for option in (given.values() if isinstance(given, dict) else _list(given))]
+    if isinstance(given, dict):
+        named = sorted(((str(key), value) for key, value in given.items() if not _empty(value)), key=_rank)
+        keys, options = [key for key, _ in named], [_word(value) for _, value in named]
+    else:
+        keys, options = [], [_word(option) for option in _several(given)]
+        while options and not options[-1]:  # columns of unequal length
+            options.pop()
+    if "" in options:
+        raise RowError(f"option {options.index('') + 1} is empty")
     if len(options) > len(LETTERS):
         raise RowError(f"it has {len(options)} options; at most {len(LETTERS)} have a letter")
+    return options, keys
+
+
+def _rank(option: tuple[str, Any]) -> tuple[int, str]:
+    return len(option[0]), option[0]  # 2 before 10
+
+
+def _accepted(
+    values: dict[str, Any], columns: Columns, options: Sequence[str], keys: Sequence[str]
+) -> tuple[str, ...]:
     value = _column(values, columns, "answer")
     if not options:
-        answers = _answers(value)
-        return question.strip(), answers, "open" if answers else "unanswered"
-    answers = tuple(dict.fromkeys(word for one in _list(value) for word in _chosen(one, options)))
-    return _with_options(question.strip(), options), answers, "choice" if answers else "unanswered"
+        return _answers(value)
+    return tuple(dict.fromkeys(word for one in _list(value) for word in _chosen(one, options, keys)))
 
 
 def _answers(value: Any) -> tuple[str, ...]:
@@ -154,17 +189,20 @@ def _word(value: Any) -> str:
     return str(value).strip()
 
 
-def _chosen(value: Any, options: Sequence[str]) -> tuple[str, ...]:
-    """Return letter and text of the right option, from its letter, its text or its index from 0."""
+def _chosen(value: Any, options: Sequence[str], keys: Sequence[str]) -> tuple[str, ...]:
+    """Return letter and text of the right option, from its key, its letter, its text or its index from 0."""
     word = _word(value)
     if not word:
         return ()
+    if word in keys:
+        place = keys.index(word)
+        return LETTERS[place], options[place]
     found = {place for place, option in enumerate(options) if option.casefold() == word.casefold()}
     letter = re.fullmatch(r"\(?([A-Z])\)?[.:)]?", word.upper())
     if letter and LETTERS.index(letter[1]) < len(options):
         found.add(LETTERS.index(letter[1]))
-    if isinstance(value, int) and 0 <= value < len(options):
-        found.add(value)
+    if re.fullmatch(r"\d{1,2}", word) and int(word) < len(options) and (isinstance(value, int) or not found):
+        found.add(int(word))
     if len(found) != 1:
         reason = "could mean several" if found else "is none"
         raise RowError(f"answer {word!r:.60} {reason} of the options {', '.join(options)!r:.120}")

@@ -228,8 +228,8 @@ def _with_class_names(tables: Iterable[Any], features: datasets.Features) -> Ite
     for table in tables:
         for row in table.to_pylist():
             for column, classes in names.items():
-                if row[column] is not None:
-                    row[column] = classes[row[column]]
+                known = row[column] is not None and 0 <= row[column] < len(classes)
+                row[column] = classes[row[column]] if known else None  # -1 is the hub's "no label"
             yield row
 
 
@@ -257,4 +257,4 @@ def _of_json(path: Path) -> Iterator[Any]:
 def _of_table(path: Path) -> Iterator[Any]:
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
     with open(path, encoding="utf-8-sig", newline="") as file:
-        yield from csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
+        yield from csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True)

@@ -17,9 +17,8 @@ def run(folder: Path, scores: list[float], reward: str = "rule", label: str = "y
     """The files of a finished run that are compared."""
     (folder / "eval").mkdir(parents=True)
     ids = [f"q{number}" for number in range(first, first + len(scores))]
-    frame = pd.DataFrame({"id": ids, "question": "?", "label": label, "answer": "x", "score": scores})
+    frame = pd.DataFrame({"content": ids, "label": label, "answer": "x", "score": scores, "judge": reward})
     frame.to_parquet(folder / "eval" / "after.parquet")
-    (folder / "config.yaml").write_text(f"reward: {reward}\n")
     return folder
 
 
@@ -72,11 +71,6 @@ def test_missing_or_damaged_answers_are_named(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(ValueError, match="damaged: delete it"):
         compare([whole, tmp_path / "b"])
-    run(tmp_path / "e", RIGHT)
-    for content in ("", "reward: [", "other: 1"):
-        (tmp_path / "e" / "config.yaml").write_text(content)
-        with pytest.raises(ValueError, match=r"e/config\.yaml is missing or damaged"):
-            compare([whole, tmp_path / "e"])
     unlabeled = [run(tmp_path / name, RIGHT, label="") for name in "cd"]
     with pytest.raises(ValueError, match=r"no question that .* has an answer"):
         compare(unlabeled)

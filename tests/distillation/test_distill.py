@@ -5,6 +5,7 @@ import math
 import multiprocessing
 import os
 import random
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,10 +24,12 @@ from fuzzing import count, rounds
 from judge_server import explains, said, serving, verdict
 from peft import PeftModel
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 import masters
 from masters.distillation.check import Speed
+from masters.distillation.outputs import resolved
 from masters.distillation.run import check
 from masters.distillation.run_file import load_run_file
 from masters.experiments.lab import Lab
@@ -174,8 +177,59 @@ def test_the_hours_of_a_check_grow_with_the_responses(folder: Path) -> None:
 
 def test_other_settings_in_the_same_folder_are_refused(folder: Path) -> None:
     masters.distill(own_models.file(folder), [].append)
-    with pytest.raises(ValueError, match=r"other settings \(training differ"):
+    with pytest.raises(ValueError, match=r"other settings \(training.learning_rate differ.*MASTERS_CACHE="):
         masters.distill(own_models.file(folder, training={"learning_rate": 2e-3, "batch": 2}), [].append)
+    how = {"learning_rate": 1e-3, "batch": 2, "accumulate": 2, "save_steps": 1}
+    masters.distill(own_models.file(folder, training=how), [].append)
+
+
+def test_settings_of_the_training_may_change_until_its_first_checkpoint(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("masters.distillation.run._train", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            masters.distill(own_models.file(folder), [].append)
+    changed = {"learning_rate": 2e-3, "batch": 2, "watch": {"kl": 1e-9}}
+    with pytest.raises(Diverged):
+        masters.distill(own_models.file(folder, training=changed), [].append)
+    (folder / "out" / "checkpoints").mkdir(exist_ok=True)
+    slower = own_models.file(folder, training={"learning_rate": 1e-4, "batch": 2})
+    with pytest.raises(ValueError, match=r"training.watch.kl differ from .*: delete .*checkpoints"):
+        masters.distill(slower, [].append)
+    shutil.rmtree(folder / "out" / "checkpoints")
+    assert (masters.distill(slower, [].append) / "config.json").is_file()
+    other = own_models.file(folder, training={"learning_rate": 1e-4, "batch": 2}, reward="exact")
+    with pytest.raises(ValueError, match=r"other settings \(reward differ"):
+        masters.distill(other, [].append)
+
+
+def test_another_scorer_or_other_weights_under_the_same_name_are_refused(folder: Path) -> None:
+    scorer = folder / "mine.py"
+    scorer.write_text("def score(question, answers, response):\n    return 0.5\n")
+    masters.distill(own_models.file(folder, reward="mine.py:score"), [].append)
+    scorer.write_text("def score(question, answers, response):\n    return 1.0\n")
+    with pytest.raises(ValueError, match=r"other data or models \(reward changed since\)"):
+        masters.distill(folder / "run.yaml", [].append)
+    scorer.write_text("def score(question, answers, response):\n    return 0.5\n")
+    weights = load_file(folder / "teacher" / "model.safetensors")
+    save_file({name: 2 * value for name, value in weights.items()}, folder / "teacher" / "model.safetensors")
+    with pytest.raises(ValueError, match=r"\(large changed since\)"):
+        masters.distill(folder / "run.yaml", [].append)
+
+
+def test_a_folder_with_files_of_something_else_is_left_alone(folder: Path) -> None:
+    (folder / "checkpoints").mkdir()
+    (folder / "checkpoints" / "mine").touch()
+    with pytest.raises(ValueError, match="holds checkpoints of something else: choose another output_dir"):
+        masters.distill(own_models.file(folder, output_dir="."), [].append)
+    assert (folder / "checkpoints" / "mine").is_file() and not (folder / "model").exists()
+
+
+def test_no_password_reaches_the_card(folder: Path) -> None:
+    reward = {"llm": {"server": "http://me:secret@localhost:1/v1", "model": "grader"}}
+    run = load_run_file(own_models.file(folder, reward=reward))
+    assert "secret" not in resolved(run) and "http://localhost:1/v1" in resolved(run)
 
 
 def test_other_data_in_the_same_folder_is_refused(folder: Path) -> None:
@@ -183,7 +237,7 @@ def test_other_data_in_the_same_folder_is_refused(folder: Path) -> None:
     masters.distill(own_models.file(folder), [].append)
     rows = (folder / "train.jsonl").read_text().replace('"answer": "red"', '"answer": "dark red"')
     (folder / "train.jsonl").write_text(rows)
-    with pytest.raises(ValueError, match=r"other data \((train|train, eval|eval) changed since\)"):
+    with pytest.raises(ValueError, match=r"other data or models \((train|train, eval|eval) changed since\)"):
         masters.distill(own_models.file(folder), [].append)
 
 

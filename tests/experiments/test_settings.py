@@ -164,3 +164,9 @@ def test_a_profile_is_frozen() -> None:
 def test_a_top_k_without_a_cache_is_refused(params: Path) -> None:
     change(params / "profile.yaml", distillation__cache_teacher=False, distillation__top_k_logprobs=8)
     assert "needs cache_teacher, which is off" in refusal("smoke")
+
+
+def test_a_name_that_stands_twice_in_a_section_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("training: {batch: 2}\nmask: {step: 0.1}\ntraining: {batch: 4}\n")
+    with pytest.raises(ValueError, match="'training' stands twice in one section"):
+        settings.read(tmp_path / "run.yaml")

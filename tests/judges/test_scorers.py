@@ -215,3 +215,16 @@ def test_failures_name_file_and_question(rewards: Path) -> None:
         ValueError, match=r"mine.py:score fails at 'How\?': ZeroDivisionError: division by zero"
     ):
         judge.score_many(["How?"], [encode_accepted(["", "a"])], [""])
+
+
+@pytest.mark.parametrize(
+    "response", ["The answer is: B", "**Answer**: B", "Answer : B", "answer: **B**", "The answer is B."]
+)
+def test_an_announced_answer_in_its_usual_forms(response: str) -> None:
+    assert final_answer(response) == "B"
+
+
+def test_a_letter_alone_is_that_option_even_if_another_has_it_as_its_text(tmp_path: Path) -> None:
+    question = "Which point?\nA. B\nB. C\nC. A"
+    labels = ['["A", "B"]'] * 2
+    assert scorer_of("choice", tmp_path).score_many([question] * 2, labels, ["A", "C"]) == [1, 0]

@@ -280,6 +280,29 @@ def test_csv_rows_with_too_many_cells_are_listed(base: Path) -> None:
     assert own.skipped["reason"].tolist() == ["it has more cells than the header"]
 
 
+def test_a_quote_that_never_closes_stops_the_reading(base: Path) -> None:
+    (base / "train.csv").write_text('question,answer\na,b\n"c,d\ne,f\n')
+    with pytest.raises(ValueError, match=r"train.csv cannot be read as csv"):
+        load(base, train="train.csv")
+
+
+def test_a_class_label_that_is_none_is_no_answer(base: Path) -> None:
+    features = datasets.Features(
+        {"question": datasets.Value("string"), "answer": datasets.ClassLabel(names=["no", "yes"])}
+    )
+    rows = datasets.Dataset.from_dict({"question": ["a", "b"], "answer": [1, -1]}, features=features)
+    rows.to_parquet(base / "labels.parquet")
+    assert [row["answer"] for row in load(base, train="labels.parquet").splits["train"]] == ["yes", ""]
+
+
+def test_rows_without_pictures_and_questions_of_train_are_said(base: Path) -> None:
+    for name in ("one", "two"):
+        (base / f"{name}.jsonl").write_text('{"question": "a", "answer": "b"}\n')
+    problems = " ".join(load(base, train="one.jsonl", eval="two.jsonl").problems)
+    assert "1 of 1 rows of train have no picture (column images or image)" in problems
+    assert "1 of 1 rows of eval have a picture that train has, too; or, without a picture" in problems
+
+
 def test_quoted_cells_and_lists_in_a_table(base: Path) -> None:
     with open(base / "train.csv", "w", newline="") as file:
         writer = csv.writer(file)
@@ -290,7 +313,7 @@ def test_quoted_cells_and_lists_in_a_table(base: Path) -> None:
 
 def test_missing_answers_are_said(base: Path) -> None:
     write(base / "train.jsonl", [{"question": "a"}, {"question": "b", "answer": "c"}])
-    assert load(base).problems == ["1 of 2 rows of train have no answer, so they get no accuracy reward"]
+    assert load(base).problems[0] == "1 of 2 rows of train have no answer, so they get no accuracy reward"
 
 
 # --- splits ---
@@ -335,7 +358,8 @@ def test_files_for_eval_and_test(base: Path) -> None:
     write(base / "test.jsonl", rows(12, first=10))
     own = load(base, eval="eval.jsonl", test=["test.jsonl"])
     assert [len(own.splits[split]) for split in ("train", "eval", "test")] == [8, 3, 2]
-    assert own.problems == ["1 of 3 rows of eval show a picture that train has, too"]
+    (shared,) = own.problems
+    assert shared.startswith("1 of 3 rows of eval have a picture that train has, too;")
 
 
 # --- the cache ---

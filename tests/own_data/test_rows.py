@@ -242,3 +242,44 @@ def test_the_rows_of_the_book_are_read() -> None:
         (),
         *[("A cat.",)] * 3,
     ]
+
+
+@pytest.mark.parametrize(
+    ("options", "answer", "right"),
+    [
+        ({"B": "blue", "A": "red"}, "A", ("A", "red")),
+        ({"1": "red", "2": "blue"}, 1, ("A", "red")),
+        ({str(n): f"x{n}" for n in range(1, 12)}, "10", ("J", "x10")),
+        (["red", "blue", ""], "B", ("B", "blue")),
+        (["red", "blue"], "1", ("B", "blue")),
+        (["red", "blue"], 1.0, ("B", "blue")),
+        (["3", "0"], "0", ("B", "0")),
+    ],
+)
+def test_the_right_option_by_key_letter_text_or_index(
+    options: Any, answer: Any, right: tuple[str, str]
+) -> None:
+    assert parse({"question": "Which?", "options": options, "answer": answer}).answers == right
+
+
+def test_an_empty_option_between_others_is_refused() -> None:
+    with pytest.raises(RowError, match="option 1 is empty"):
+        parse({"question": "Which?", "options": ["", "red"], "answer": 1})
+
+
+def test_a_conversation_without_an_answer_takes_that_of_its_column() -> None:
+    turns = [{"role": "user", "content": "Which?\nA. red\nB. blue"}]
+    row = parse({"messages": turns, "solution": "B", "options": ["red", "blue"]})
+    assert row.answers == ("B", "blue") and row.skill == "choice"
+    assert parse({"prompt": turns, "answer": "blue"}).answers == ("blue",)
+
+
+@pytest.mark.parametrize("name", ["video", "audio"])
+def test_what_is_no_picture_is_refused(name: str) -> None:
+    with pytest.raises(RowError, match="only pictures"):
+        parse({"question": "What?", name: "a.mp4"})
+
+
+def test_an_empty_list_hides_no_other_column() -> None:
+    row = parse({"images": [], "image": "a.png", "question": "What?", "answer": [], "answers": ["x"]})
+    assert row.pictures == ["a.png"] and row.answers == ("x",)
