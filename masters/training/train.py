@@ -33,6 +33,18 @@ from masters.training.checkpoints import Completer, last_checkpoint
 from masters.training.examples import Collator, Examples
 from masters.training.trainer import Evaluation, MastersTrainer, Objective
 
+# Arguments that follow from settings of masters, or that would take effect behind its back.
+TAKEN = {
+    *(
+        "per_device_train_batch_size",
+        "gradient_accumulation_steps",
+        "activation_checkpointing",
+        "bf16",
+        "fp16",
+    ),
+    *("num_train_epochs", "remove_unused_columns", "use_cpu", "load_best_model_at_end", "push_to_hub"),
+}
+
 
 @dataclass(frozen=True)
 class Budget:
@@ -107,7 +119,7 @@ class Budget:
         for name in options.args:
             if name not in known:
                 raise ValueError(f"args: transformers.TrainingArguments has no {name!r}; remove it")
-            if name in decided or name.startswith("eval_"):
+            if name in decided or name in TAKEN or name.startswith("eval_"):
                 raise ValueError(f"args cannot set {name!r}, which follows from another setting; remove it")
         usual = {
             "weight_decay": self.weight_decay,

@@ -378,6 +378,8 @@ def test_a_run_may_be_stopped_by_its_kl(folder: Path) -> None:
         ({"training": {"args": {"max_step": 3}}}, "no 'max_step'"),
         ({"training": {"args": {"seed": 3}}}, "cannot set 'seed'"),
         ({"training": {"args": {"eval_strategy": "steps"}}}, "cannot set 'eval_strategy'"),
+        ({"training": {"args": {"gradient_accumulation_steps": 2}}}, "cannot set 'gradient_accum"),
+        ({"training": {"args": {"num_train_epochs": 9}}}, "cannot set 'num_train_epochs'"),
         ({"method": "masters+student=large"}, "names a student"),
         ({"loss": {"teacher_temperature": 2}}, "teacher_cache.top_k: null"),
         ({"training": {"batch": 4, "accumulate": 3}}, "run.yaml: .*accumulate 3 does not divide"),
