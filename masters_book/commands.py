@@ -114,10 +114,14 @@ def study(
         table.add_row(f"runs of replicate {replicate}", *counts)
     console = Console()
     console.print(table)
-    console.print(
-        f"About {sum(minutes.values()):.0f} minutes with {study.profile.processes} processes, plus the time "
-        "to generate responses. Stop at any time: the same command continues with what is missing."
-    )
+    if any(missing.values()) or untried:
+        about = f"About {sum(minutes.values()):.0f} minutes with {study.profile.processes} processes"
+        console.print(
+            f"{about}, plus the time to generate responses. Stop at any time: the same command continues "
+            "with what is missing."
+        )
+    else:
+        console.print("Nothing is missing.")
     if refused := study.refused():
         console.print(
             f"Without runs, as their teachers are too weak: replicates {', '.join(map(str, refused))}. "

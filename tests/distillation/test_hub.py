@@ -109,8 +109,8 @@ def test_a_data_set_of_the_hub_is_distilled_and_a_missing_one_is_one_line(folder
     for split in ("train", "validation"):
         datasets.Dataset.from_dict(rows).to_parquet(place / f"{split}-00000-of-00001.parquet")
     with hub_server.serving(folder / "hub") as (address, downloaded):
-        assert _distill(folder, address, data="{train: owner/colours, eval: owner/colours}")[0] == 0
         code, line = _distill(folder, address, "--check", data="{train: owner/nothing}")
+        assert _distill(folder, address, data="{train: owner/colours, eval: owner/colours}")[0] == 0
     assert "datasets/owner/colours/train-00000-of-00001.parquet" in downloaded
     assert json.loads((folder / "out" / "eval" / "scores.json").read_text())
     assert (
