@@ -371,7 +371,8 @@ def _same_data(prepared: Prepared) -> None:
         before = dict(json.loads(path.read_text())) if path.is_file() else now
     except (TypeError, ValueError):
         raise _unreadable(path, output) from None
-    if different := [name for name in {**before, **now} if before.get(name) != now.get(name)]:
+    # Names that were added since the run began have nothing to compare with.
+    if different := [name for name in before if before[name] != now.get(name)]:
         raise ValueError(
             f"{output} holds a run on other data or models ({', '.join(different)} changed since): "
             f"{_elsewhere(output)}"

@@ -53,7 +53,7 @@ class ResponsePlan:
                 store = replace(wanted, n=0)
                 most[store] = max(wanted.n, most.get(store, 0))
             for reading in logprobs_at(spec, stage) if cache_teacher else ():
-                unjudged = replace(reading.responses, judge="rule")  # the same tokens whoever judges them
+                unjudged = replace(reading.responses, judge="rule")  # judges share the tokens
                 logprobs.setdefault(replace(reading, responses=unjudged), reading)
         return cls(
             {replace(store, n=n): pool for store, n in most.items()},

@@ -84,7 +84,7 @@ def smallest(keys: Keys, count: int) -> Cut:
 
     Args:
         keys: returns its blocks of keys at every call: flat, at least one, of one integer type.
-        count: from 1 to the number of keys.
+        count: how many to select, at least 1 and at most all.
     """
     bits = 8 * next(iter(keys())).element_size()
     threshold, rank = 0, count - 1

@@ -142,7 +142,7 @@ class ResponseStore:
     Args:
         spec: what the responses share.
         source: name of the model, for the column of that name.
-        determinism: which determinism the engine guarantees, see :class:`masters.responses.engines.Engine`.
+        determinism: see :class:`masters.responses.engines.Engine`.
         root: folder of all stores; default: in the cache.
     """
 

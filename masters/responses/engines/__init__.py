@@ -53,7 +53,7 @@ class Engine(Protocol):
 
     Attributes:
         name: part of the key under which responses are stored.
-        determinism: which repeatability the engine guarantees; stored beside the responses.
+        determinism: what the engine guarantees about equal seeds; stored beside the responses.
     """
 
     name: str
