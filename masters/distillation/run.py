@@ -399,7 +399,7 @@ def _elsewhere(output: Path) -> str:
 # Settings that change nothing in the result, or only its last digits.
 HOW = re.compile(
     r"file|processes|output_dir|responses\.(batch|server|served_as|concurrency|vllm)\b.*"
-    r"|reward\.llm\.(server|timeout|concurrency|max_tokens)"
+    r"|reward\.llm\.(server|timeout|concurrency)"
     r"|training\.(gradient_checkpointing|accumulate|responses_at_once|save_steps|report_to|push_to_hub)"
 )
 # Settings that nothing reads before training.

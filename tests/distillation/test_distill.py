@@ -226,6 +226,17 @@ def test_a_folder_with_files_of_something_else_is_left_alone(folder: Path) -> No
     assert (folder / "checkpoints" / "mine").is_file() and not (folder / "model").exists()
 
 
+def test_a_judge_may_move_but_may_not_judge_otherwise(folder: Path) -> None:
+    with serving() as first, serving() as second:
+        for server in (first, second):
+            server.reply = lambda prompt: said("right") if explains(prompt) else said(verdict(prompt, 1))
+        llm = {"server": first.url, "model": "grader"}
+        masters.distill(own_models.file(folder, reward={"llm": llm}), [].append)
+        masters.distill(own_models.file(folder, reward={"llm": llm | {"server": second.url}}), [].append)
+        with pytest.raises(ValueError, match=r"other settings \(reward.llm.max_tokens differ"):
+            masters.distill(own_models.file(folder, reward={"llm": llm | {"max_tokens": 4000}}), [].append)
+
+
 def test_no_password_reaches_the_card(folder: Path) -> None:
     reward = {"llm": {"server": "http://me:secret@localhost:1/v1", "model": "grader"}}
     run = load_run_file(own_models.file(folder, reward=reward))
