@@ -26,9 +26,10 @@ def check(
     from masters.own_data.question_set import load_own_data
     from masters.runtime import progress
     from masters.runtime.files import write_atomic
-    from masters.settings import OwnData, read
+    from masters.runtime.parameters import read_parameters
+    from masters.settings import OwnData
 
-    section = read(run).get("data")
+    section = read_parameters(run).get("data")
     if not isinstance(section, dict):
         raise ValueError(f"{run} has no section data with at least 'train: FILE'")
     with progress.shown():

@@ -2,7 +2,9 @@
 
 The same engine as in the notebooks: the file becomes a profile, whose questions come from your data, and one
 arm of it is run. Read in this order: :mod:`~masters.distillation.run_file` (the file),
-:mod:`~masters.distillation.check` (what is checked and estimated before anything runs),
+:mod:`~masters.distillation.preparation` (what is checked before anything runs),
+:mod:`~masters.distillation.estimate` (memory, disk and hours),
+:mod:`~masters.distillation.output_folder` (what a second start may continue),
 :mod:`~masters.distillation.run` (generate, judge, score, train, evaluate, save),
 :mod:`~masters.distillation.outputs` (what is written to ``output_dir``),
 :mod:`~masters.distillation.compare` (students of several runs on the same questions).

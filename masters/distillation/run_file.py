@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from masters.experiments.arms import CHANGES, RunSpec, arm, split
 from masters.masking.schedule import MaskSchedule
 from masters.objective.options import LossOptions
+from masters.runtime.parameters import Strict, read_parameters
 from masters.settings import (
     Count,
     Distillation,
@@ -26,11 +27,9 @@ from masters.settings import (
     Profile,
     Ratio,
     Sampling,
-    Strict,
     TrainerOptions,
     Watch,
     place_of_model,
-    read,
 )
 
 
@@ -251,7 +250,7 @@ def load_run_file(path: Path | str) -> RunFile:
         ValueError: the file is missing, too large or not YAML, or a parameter is unknown, missing or wrong.
     """
     path = Path(path)
-    content = read(path)
+    content = read_parameters(path)
     if "file" in content:
         raise ValueError(f"{path}: file is not a parameter")
     return RunFile.checked(content | {"file": path.absolute()}, path)

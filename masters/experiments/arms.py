@@ -14,7 +14,8 @@ from pydantic import Field
 
 from masters.masking.choice import PAPERS, MaskChoice, Name, Part
 from masters.objective.options import Kind, LossOptions
-from masters.settings import Count, FewOrNone, Positive, Profile, Ratio, Strict
+from masters.runtime.parameters import Strict
+from masters.settings import Count, FewOrNone, Positive, Profile, Ratio
 
 Judge = Literal["rule", "embedding", "llm"]
 

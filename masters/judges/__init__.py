@@ -4,9 +4,9 @@
 a language model twice, as the paper does: to explain and score, then to reduce the explanation to 0 or 1.
 ``EmbeddingJudge``, for comparison, measures the similarity of response and label.
 
-Read in this order: :mod:`~masters.judges.rule`, :mod:`~masters.judges.scorers` (benchmarks and functions of
-your own), :mod:`~masters.judges.llm`, :mod:`~masters.judges.embedding`, :mod:`~masters.judges.corpus` (human
-verdicts).
+Read in this order: :mod:`~masters.judges.normalization`, :mod:`~masters.judges.rule`,
+:mod:`~masters.judges.scorers` (benchmarks and functions of your own), :mod:`~masters.judges.llm`,
+:mod:`~masters.judges.embedding`, :mod:`~masters.judges.corpus` (human verdicts).
 
 Departures from the paper: the prompts are in our own words. The judge sees question, label and response but
 not the image; the paper does not say. An empty response gets 0 without a call. If the judge gives no readable

@@ -139,6 +139,13 @@ def encode_own(own: OwnQuestions, split: str, processor: Any) -> Questions:
     return encode(own.name, split, rows, content, own.max_pixels, processor, own.on_bad_row == "skip")
 
 
+def refused_rows(own: OwnQuestions, split: str, processor: Any) -> pd.DataFrame:
+    """Return the rows of a split that the processor refuses: columns source, row, reason."""
+    refused = pd.read_parquet(encode_own(own, split, processor).folder / "refused.parquet")
+    rows = own.splits[split].select(refused["place"])
+    return pd.DataFrame({"source": rows["source"], "row": rows["row"], "reason": refused["reason"]})
+
+
 def _splits(folder: Path, files: Mapping[str, str]) -> dict[str, datasets.Dataset]:
     """Return the rows of each split: all of its file, or those that were cut from it."""
     splits = {}

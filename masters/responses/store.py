@@ -33,7 +33,8 @@ from masters.responses.engines import Response
 from masters.responses.manifest import Held, Line, runs_of
 from masters.runtime.files import cache_dir, write_atomic
 from masters.runtime.keys import VERSIONS, key_of
-from masters.settings import Sampling, Strict
+from masters.runtime.parameters import Strict
+from masters.settings import Sampling
 
 ROW_GROUP = 1024
 REPETITIONS = 3

@@ -8,10 +8,13 @@ what the process of the first call has imported, and does nothing else.
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from multiprocessing import active_children, current_process, get_context, parent_process
 from threading import Thread
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -26,9 +29,13 @@ def run(jobs: Sequence[Job], processes: int, what: str) -> None:
     """Run all jobs; the first failure or Ctrl-C stops the others at once and is raised.
 
     Args:
-        jobs: what to run, in starting order.
+        jobs: what to run, in starting order. The functions are of an importable module: the main script is
+            not run again by the workers, so it needs no guard.
         processes: maximum number of parallel processes.
         what: name of the jobs for progress, in the plural.
+
+    Raises:
+        MemoryError: a process was killed, which the system does when memory is full.
     """
     if not jobs:
         return
@@ -36,23 +43,38 @@ def run(jobs: Sequence[Job], processes: int, what: str) -> None:
     several, context = min(processes, len(jobs)), get_context("forkserver")
     packages = {function.__module__.partition(".")[0] for function, _ in jobs}
     # Without effect once the server runs.
-    context.set_forkserver_preload(
-        ["__main__", *(name for name in sys.modules if name.partition(".")[0] in packages)]
-    )
+    context.set_forkserver_preload([name for name in sys.modules if name.partition(".")[0] in packages])
     # The server has the environment of its start.
     arguments = (dict(os.environ), several, visible_devices())
     with ProcessPoolExecutor(several, context, _begin, arguments) as pool:
-        waiting = [pool.submit(function, *given) for function, given in jobs]
+        with _without_main():
+            waiting = [pool.submit(function, *given) for function, given in jobs]
         try:
             report(what, 0, len(waiting))  # the first job may take minutes
             for number, done in enumerate(as_completed(waiting), start=1):
                 done.result()
                 report(what, number, len(waiting))
-        except BaseException:
+        except BaseException as error:
             pool.shutdown(wait=False, cancel_futures=True)
             for child in active_children():
                 child.terminate()
+            if isinstance(error, BrokenProcessPool):
+                raise MemoryError(
+                    f"a process at work on {what} was killed, most likely because memory was full: free "
+                    "some, or set fewer processes, and start again; finished work is kept"
+                ) from None
             raise
+
+
+@contextmanager
+def _without_main() -> Iterator[None]:
+    """Keep the processes that start now from running the main script again."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def visible_devices() -> list[str]:

@@ -48,7 +48,8 @@ from masters.experiments.results import Results
 from masters.masking.schedule import MaskSchedule
 from masters.responses.manifest import read
 from masters.responses.teacher_logprobs import SECONDS
-from masters.settings import Count, Positive, Strict
+from masters.runtime.parameters import Strict
+from masters.settings import Count, Positive
 from masters.training.online import MEASURED, TIMED
 from masters_book.results.paper import paper_table
 

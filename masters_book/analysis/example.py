@@ -19,7 +19,7 @@ from masters.experiments.lab import Lab
 from masters.models.loading import load
 from masters.objective.divergence import jsd
 from masters.objective.loss import masters_loss
-from masters.settings import Strict
+from masters.runtime.parameters import Strict
 from masters_book.analysis.groups import log_probabilities
 from masters_book.results.intact import read_json
 

@@ -3,7 +3,8 @@
 from pydantic import Field
 
 from masters import settings
-from masters.settings import Count, Few, FewOrNone, Positive, Ratio, Strict, load_profile, read
+from masters.runtime.parameters import Strict, read_parameters
+from masters.settings import Count, Few, FewOrNone, Positive, Ratio, load_profile
 
 
 class NotebookParameters(Strict):
@@ -89,4 +90,4 @@ def notebook_parameters(profile: str, notebook: str) -> NotebookParameters:
     if notebook not in NOTEBOOKS:
         raise ValueError(f"there is no notebook {notebook!r}; there are: {', '.join(NOTEBOOKS)}")
     path = settings.PARAMS / profile / f"{notebook}.yaml"
-    return NOTEBOOKS[notebook].checked(read(path) | {"profile": profile}, path)
+    return NOTEBOOKS[notebook].checked(read_parameters(path) | {"profile": profile}, path)

@@ -13,7 +13,8 @@ from pydantic import BaseModel
 
 from masters.experiments.arms import arm
 from masters.objective.options import LossOptions
-from masters.settings import PARAMS, ModelSpec, Profile, load_profile, read
+from masters.runtime.parameters import read_parameters
+from masters.settings import PARAMS, ModelSpec, Profile, load_profile
 from masters_book.pages.parameters import NOTEBOOKS, notebook_parameters
 from masters_book.pages.rendering import fill
 from masters_book.study.study import Study
@@ -54,7 +55,7 @@ def settings_table(profile: str, study: Study) -> str:
     base = load_profile(profile)
     columns = {profile: _values(base), "study": _of_study(study)}
     said = {name: words for name, _, words in _fields(base)}
-    given = _paths(read(PARAMS / profile / "profile.yaml"))
+    given = _paths(read_parameters(PARAMS / profile / "profile.yaml"))
     rows = []
     for name in dict.fromkeys(name for values in columns.values() for name in values):
         of_paper, words = _papers(name, said.get(name, ""))

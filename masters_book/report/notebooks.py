@@ -311,14 +311,11 @@ class Progress:
 
 def _hint(what: str) -> str:
     """Return what to do about failures of the machine; empty for failures of the notebook."""
-    if "No space left on device" in what and "start again" not in what:
+    if "start again" in what:
+        return ""
+    if "No space left on device" in what:
         return ": free some disk space and start again; finished work is kept"
-    # A killed worker nearly always means that memory ran out.
-    if (
-        what.startswith(("MemoryError", "BrokenProcessPool"))
-        or "can't allocate memory" in what
-        or "out of memory" in what.lower()
-    ):
+    if what.startswith("MemoryError") or "can't allocate memory" in what or "out of memory" in what.lower():
         return SMALLER
     return ""
 

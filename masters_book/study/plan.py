@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from masters.experiments.arms import RunSpec, arm
+from masters.runtime.parameters import Strict, read_parameters
 from masters.settings import (
     PARAMS,
     Count,
@@ -19,10 +20,8 @@ from masters.settings import (
     Ratio,
     Registers,
     Rung,
-    Strict,
     load_profile,
     profiles,
-    read,
 )
 
 
@@ -106,7 +105,7 @@ def load_study(name: str = "study") -> tuple[StudyPlan, Profile]:
     path = PARAMS / f"{name}.yaml"
     if name not in studies():
         raise ValueError(f"there is no study {name!r}; there are: {', '.join([*studies(), 'imitation'])}")
-    plan = StudyPlan.checked(read(path), path)
+    plan = StudyPlan.checked(read_parameters(path), path)
     if plan.profile not in profiles():
         raise ValueError(f"{path}: there is no profile {plan.profile!r}; there are: {', '.join(profiles())}")
     profile = load_profile(plan.profile)

@@ -15,7 +15,8 @@ from fuzzing import count, rounds
 from masters.distillation.run_file import load_run_file
 from masters.experiments.arms import arm
 from masters.runtime.files import ROOT
-from masters.settings import MAX_BYTES, Profile, load_profile, read
+from masters.runtime.parameters import MAX_BYTES, read_parameters
+from masters.settings import Profile, load_profile
 from masters_book.commands import main
 
 PROFILE = ROOT / "notebooks" / "params" / "smoke" / "profile.yaml"
@@ -150,7 +151,7 @@ def test_a_garbled_profile_is_read_or_refused_in_one_line(seed: int, tmp_path: P
     rng, path = random.Random(seed), tmp_path / "profile.yaml"
     written(path, PROFILE, rng)
     with refused_or_read("profiles, wrong values"):
-        profile = Profile.checked(read(path) | {"name": "smoke"}, path)
+        profile = Profile.checked(read_parameters(path) | {"name": "smoke"}, path)
         arm(rng.choice(["masters", "clipped", f"steps={HUGE}", f"responses={HUGE}", "beta=1e-999"]), profile)
 
 
@@ -222,7 +223,7 @@ def test_a_table_is_readable_at_any_width(
 def test_a_large_parameter_file_is_refused_unread(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
     path.write_text("#" * (10 * MAX_BYTES))
-    for load in (read, load_run_file):
+    for load in (read_parameters, load_run_file):
         with pytest.raises(ValueError, match="more than 1,000,000 bytes"):
             load(path)
 

@@ -28,7 +28,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 import masters
-from masters.distillation.check import Speed
+from masters.distillation.estimate import Speed
 from masters.distillation.outputs import resolved
 from masters.distillation.run import check
 from masters.distillation.run_file import load_run_file

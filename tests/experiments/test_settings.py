@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from masters import settings
+from masters.runtime.parameters import read_parameters
 from masters.settings import PARAMS, load_profile, profiles
 from masters_book.pages.parameters import NOTEBOOKS, notebook_parameters
 
@@ -169,4 +170,4 @@ def test_a_top_k_without_a_cache_is_refused(params: Path) -> None:
 def test_a_name_that_stands_twice_in_a_section_is_refused(tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text("training: {batch: 2}\nmask: {step: 0.1}\ntraining: {batch: 4}\n")
     with pytest.raises(ValueError, match="'training' stands twice in one section"):
-        settings.read(tmp_path / "run.yaml")
+        read_parameters(tmp_path / "run.yaml")

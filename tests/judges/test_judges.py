@@ -25,6 +25,10 @@ TALLEST = "which bar is the tallest ?"
 OPTIONS = "what color is the circle ? ( a ) red ( b ) blue ( c ) green"
 MANY = "which ? A. ant B. bee C. cat D. dog E. elk F. fox G. gnu H. hen I. ibis J. jay"
 LETTERED = "Which is larger?\nA. 12\nB. 15\nC. 7"
+# Options and questions with letters of their own, followed by a period or a bracket.
+METERS = "How long?\nA. 5 m\nB. 6 m\nC. 7 b\nD. 8 m"
+COUNTRIES = "Where?\nA. U.S.\nB. U.K.\nC. France"
+VITAMIN = "Who found vitamin a. Choose: A) Osborne B) Funk C) the one of plan a."
 
 # kind: (question, label, response, verdict)
 CASES: dict[str, list[tuple[str, str, str, int]]] = {
@@ -142,6 +146,21 @@ CASES: dict[str, list[tuple[str, str, str, int]]] = {
         (LETTERED, "B", "Answer: B", 1),
         (LETTERED, "B", "Answer:\nB", 1),
         (LETTERED, "B", "B. 12", 0),
+        (METERS, "B", "B. 6 m", 1),
+        (METERS, "6 m", "(B) 6 m.", 1),
+        (METERS, "6 m", "b", 1),
+        (METERS, "C", "C. 7 b", 1),
+        (METERS, "B", "C. 7 b", 0),
+        (METERS, "B", "B. 5 m", 0),
+        (METERS, "D", "8 m", 1),
+        (COUNTRIES, "A", "A. U.S.", 1),
+        (COUNTRIES, "A", "u.s.", 1),
+        (COUNTRIES, "A", "B. U.K.", 0),
+        (COUNTRIES, "C", "U.S.", 0),
+        (VITAMIN, "B", "B) Funk", 1),
+        (VITAMIN, "B", "A) Osborne", 0),
+        (VITAMIN, "A", "Osborne", 1),
+        (VITAMIN, "C", "the one of plan a", 1),
         (COLOR, "b", "option b", 1),
         (COLOR, "b", "(b)", 1),
         (COLOR, "blue", "b", 0),
@@ -773,4 +792,4 @@ def test_names_are_stable_and_change_with_the_meaning(monkeypatch: pytest.Monkey
     assert name != LLMJudge("http://127.0.0.1:1", "a-b").name
     monkeypatch.setattr(llm, "EXPLAIN_PROMPT", llm.EXPLAIN_PROMPT + " Be strict.")
     assert name != LLMJudge("http://127.0.0.1:1", "a/b").name
-    assert RuleJudge.name == "rule-2"
+    assert RuleJudge.name == "rule-3"

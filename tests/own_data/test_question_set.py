@@ -18,7 +18,7 @@ from PIL import Image
 
 from masters.data.labels import accepted
 from masters.models.small import build_processor
-from masters.own_data.question_set import OwnQuestions, encode_own, load_own_data
+from masters.own_data.question_set import OwnQuestions, encode_own, load_own_data, refused_rows
 from masters.settings import OwnData
 
 COUNT = 12
@@ -470,6 +470,8 @@ def test_rows_that_the_processor_refuses_are_left_out(base: Path, processor: Any
     with pytest.warns(UserWarning, match=r"1 of 4 rows of train are left out: .*train.jsonl row 2"):
         questions = encode_own(load(base), "train", processor)
     assert questions.table["answer"].tolist() == ["0", "1", "2"] and len(questions) == 3
+    ((source, number, reason),) = refused_rows(load(base), "train", processor).itertuples(index=False)
+    assert source.endswith("train.jsonl") and number == 2 and "the processor refuses" in reason
     (file,) = questions.images(2)
     assert Image.open(io.BytesIO(file)).size == picture(2).size and questions.kinds()[1] == [0]
     with pytest.raises(ValueError, match=r"train.jsonl row 2"):

@@ -82,5 +82,37 @@ def test_jobs_are_reported_before_the_first_is_done(tmp_path: Path, monkeypatch:
     assert progress.lines(tmp_path / "progress") == []
 
 
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_killed_process_is_one_line_that_says_what_to_do() -> None:
+    with pytest.raises(MemoryError, match=r"at work on jobs was killed, .* set fewer processes"):
+        workers.run([(die, ())], 1, "jobs")
+
+
+def test_a_script_without_a_guard_is_not_run_again(tmp_path: Path) -> None:
+    script, report = tmp_path / "script.py", tmp_path / "pid"
+    script.write_text(
+        f"""
+import sys
+print("started", flush=True)
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+import test_workers
+from masters.runtime import workers
+workers.run([(test_workers.note, (sys.argv[1],))], 2, "jobs")
+"""
+    )
+    done = subprocess.run([sys.executable, script, report], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["started"] and report.read_text()
+
+
+def note(path: str) -> None:
+    Path(path).write_text(str(os.getpid()))
+
+
 if __name__ == "__main__":
-    workers.run([(job, (Path(sys.argv[1]),))], 1, "jobs")
+    import test_workers
+
+    workers.run([(test_workers.job, (Path(sys.argv[1]),))], 1, "jobs")

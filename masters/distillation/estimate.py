@@ -88,13 +88,14 @@ class Estimate:
 
 
 def estimate_run(
-    lab: Lab, spec: RunSpec, seed: int, sample: Questions, evaluated: int, output: Path
+    lab: Lab, spec: RunSpec, seed: int, sample: Questions, evaluated: int, watched: int, output: Path
 ) -> Estimate:
     """Estimate a run.
 
     Args:
         sample: some of the training questions, encoded.
         evaluated: questions that student and teachers answer for the evaluation.
+        watched: questions that the student answers during the training, each as often as it is asked.
         output: the output folder, for the free space of its disk.
     """
     settings, vocabulary = lab.profile.distillation, len(lab.processor.tokenizer)
@@ -127,7 +128,9 @@ def estimate_run(
     }
 
     speed = Speed.measured(sample)
-    low, high = (_hours(lab, spec, plan, models, speed, mean, evaluated, share) for share in LENGTHS)
+    low, high = (
+        _hours(lab, spec, plan, models, speed, mean, (evaluated, watched), share) for share in LENGTHS
+    )
     return Estimate(
         questions=questions,
         prompt=max(prompts),
@@ -198,7 +201,7 @@ def _hours(
     models: dict[str, Any],
     speed: Speed,
     prompt: float,
-    evaluated: int,
+    answered: tuple[int, int],
     share: float,
 ) -> dict[str, float]:
     """Return the hours by phase, for responses of a ``share`` of ``max_new_tokens`` and a mean ``prompt``."""
@@ -224,8 +227,10 @@ def _hours(
         largest = max((models[name] for name in spec.teachers), key=lambda model: model.num_parameters())
         for model in (student, largest):
             training += speed.arithmetic(model, learned * (prompt + n * length))
+    evaluated, watched = answered
     asked = [student, *models.values()]  # the student answers before and after
     evaluating = sum(speed.generate(model, 1, evaluated, prompt, length) for model in asked)
+    evaluating += speed.generate(student, 1, watched, prompt, length)
     seconds = {
         "generating": generating / lab.writers,
         "reading": reading / lab.profile.processes,
