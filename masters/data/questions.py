@@ -28,7 +28,6 @@ from masters.data.tasks import load_task, task_hash
 from masters.runtime.files import cache_dir, write_folder_once
 from masters.runtime.keys import hash_of, key_of
 
-CHUNK = 256  # questions per processor call
 FEW = 16  # maximum number of entries of a size or a grid
 OF_TEXT = {"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids"}
 
@@ -319,45 +318,41 @@ def _encode(parts: list[tuple[str, datasets.Dataset]], processor: Any, folder: P
     pictures: dict[str, list[np.ndarray]] = {}
     files: list[np.ndarray] = []
     row_of: dict[tuple[str, str, bytes], int] = {}
-    digest: dict[tuple[str, str, bytes], bytes] = {}
+    digests: list[bytes] = []
+    # A picture's size alone decides how many image tokens a prompt has.
+    known: dict[tuple[str, tuple[int, int]], np.ndarray] = {}
     for task, part in parts:
         raw = part.cast_column("image", datasets.Image(decode=False))
         frame = raw.remove_columns("image").to_pandas()
         assert isinstance(frame, pd.DataFrame)
-        keys: list[tuple[str, str, bytes]] = []
-        for start in range(0, len(raw), CHUNK):
-            chunk = raw[start : start + CHUNK]
-            images = [Image.open(io.BytesIO(image["bytes"])).convert("RGB") for image in chunk["image"]]
-            texts = [prompt_text(processor, question) for question in chunk["question"]]
-            # One list of images per prompt, because some processors assign a flat list to one prompt.
-            encoded = processor(
-                text=texts, images=[[image] for image in images], **text_options(processor, texts[0])
-            )
-            prompts.extend(np.asarray(ids, dtype=np.int32) for ids in encoded["input_ids"])
-            for i, image_id in enumerate(chunk["image_id"]):
-                # The id alone may be that of another image in another task.
-                key = task, image_id, hashlib.sha256(chunk["image"][i]["bytes"]).digest()
-                keys.append(key)
-                if key in row_of:
-                    continue
+        rows, contents = [], []
+        for row in raw.select_columns(["image", "image_id", "question"]):
+            file, question = row["image"]["bytes"], row["question"]
+            # The id alone may be that of another image in another task.
+            key = task, row["image_id"], hashlib.sha256(file).digest()
+            image = Image.open(io.BytesIO(file))
+            asked = question, image.size
+            if key not in row_of or asked not in known:
+                text = prompt_text(processor, question)
+                # One image at a time, because some processors concatenate the patches of several images; with
+                # its prompt, because some override the settings of their image processor.
+                options = text_options(processor, text)
+                images = [[image.convert("RGB")]]
+                made = processor(text=[text], images=images, return_tensors="pt", **options)
+                known[asked] = made["input_ids"][0].numpy().astype(np.int32)
+            if key not in row_of:
                 row_of[key] = len(row_of)
-                files.append(np.frombuffer(chunk["image"][i]["bytes"], dtype=np.uint8))
-                # One image at a time, because some processors concatenate the patches of several images;
-                # with its prompt, because some override the settings of their image processor.
-                options = text_options(processor, texts[i])
-                made = processor(text=[texts[i]], images=[[images[i]]], return_tensors="pt", **options)
+                files.append(np.frombuffer(file, dtype=np.uint8))
                 seen = hashlib.sha256()
                 for name in sorted(made.keys() - OF_TEXT):
                     array = made[name].numpy()
                     seen.update(array.tobytes())
                     pictures.setdefault(name, []).append(array)
-                digest[key] = seen.digest()
-        frame.insert(1, "task", task)
-        frame["content"] = [
-            hashlib.sha256(prompt.tobytes() + digest[key]).hexdigest()[:16]
-            for prompt, key in zip(prompts[-len(frame) :], keys, strict=True)
-        ]
-        frame["picture"] = [row_of[key] for key in keys]
+                digests.append(seen.digest())
+            rows.append(row_of[key])
+            prompts.append(known[asked])
+            contents.append(hashlib.sha256(known[asked].tobytes() + digests[rows[-1]]).hexdigest()[:16])
+        frame = frame.assign(task=task, content=contents, picture=rows)
         tables.append(
             frame[["id", "task", "skill", "question", "answer", "facts", "caption", "picture", "content"]]
         )
