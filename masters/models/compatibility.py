@@ -58,17 +58,18 @@ class Compatibility:
             ValueError: the number of image tokens does not match the image, or the prompt is too long with
                 its responses; the message names the question.
         """
-        name, found = _name(questions, index), int((prompt == self.image_token).sum())
+        found = int((prompt == self.image_token).sum())
         if self.image_tokens is not None and self.image_tokens[index] not in (found, -1):
             raise ValueError(
-                f"question {name!r}: its prompt has {found} image tokens and the models "
+                f"question {_name(questions, index)!r}: its prompt has {found} image tokens and the models "
                 f"make {self.image_tokens[index]} of its image; encode it with the processor of the models"
             )
         longest = max(map(len, responses))
         if len(prompt) + longest - 1 > self.positions:
             raise ValueError(
-                f"question {name!r}: a prompt of {len(prompt)} tokens and a response of {longest} do not fit "
-                f"the {self.positions:g} positions of the models; leave it out or make its image smaller"
+                f"question {_name(questions, index)!r}: a prompt of {len(prompt)} tokens and a response of "
+                f"{longest} do not fit the {self.positions:g} positions of the models; leave it out or make "
+                "its image smaller"
             )
 
 
