@@ -67,7 +67,7 @@ def run_folder(lab: Lab, spec: RunSpec, seed: int, split: str = "test") -> Path:
         sampling=lab.profile.sampling.model_dump(),
         engine=lab.engine.name,
         judge=lab.judge_of(spec.judge).name,
-        top_k=settings.top_k_logprobs,
+        top_k=settings.top_k_logprobs and f"{settings.top_k_logprobs} and the rest as one event",
         fit=settings.memory_savings.model_dump(mode="json", exclude_defaults=True) or None,
         trainer=settings.trainer.model_dump(mode="json", exclude_defaults=True) or None,
         replicate=lab.profile.replicate or None,

@@ -68,6 +68,11 @@ def dense(source: Logits) -> Tensor:
     return source if isinstance(source, Tensor) else source.logits()
 
 
+def beside(source: Logits, student: Tensor) -> Tensor:
+    """Return logits in any form as a tensor to compare with a student's, ``(..., vocabulary)``."""
+    return (source.logits(student) if isinstance(source, Packed) else dense(source)).to(student.device)
+
+
 def detached(source: Logits) -> Logits:
     """Return the same logits without gradient."""
     if isinstance(source, Projection):

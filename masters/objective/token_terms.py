@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from masters.objective import logits as logits_module
 from masters.objective.divergence import Kind, block_rows, divergence, rows_with_gradient
-from masters.objective.logits import Logits, Projection, chunks, dense, select
+from masters.objective.logits import Logits, Projection, beside, chunks, dense, select
 
 
 class Terms(NamedTuple):
@@ -64,11 +64,11 @@ def token_terms(student: Logits, given: Given) -> Terms:
     logprobs = log_q.gather(1, given.tokens.unsqueeze(1)).squeeze(1)
     from_teacher = from_reference = None
     if given.teacher is not None:
-        teacher = dense(given.teacher).to(log_q.device)
+        teacher = beside(given.teacher, log_q)
         from_teacher = divergence(teacher, log_q, given.kind, mix=given.mix)
     if given.reference is not None:
         regularized = log_q if given.regularized else log_q.detach()
-        from_reference = divergence(dense(given.reference).to(log_q.device), regularized, "reverse_kl")
+        from_reference = divergence(beside(given.reference, log_q), regularized, "reverse_kl")
     return Terms(from_teacher, from_reference, logprobs)
 
 
@@ -101,7 +101,7 @@ def _pass(
     for rows in chunks(len(head.hidden), len(head.weight)):
         z = head.logits(rows)
         teacher, reference = (
-            None if source is None else dense(select(source, rows)).to(z)
+            None if source is None else beside(select(source, rows), z).to(z)
             for source in (given.teacher, given.reference)
         )
         size = block_rows(z)

@@ -2,9 +2,15 @@
 
 A whole distribution over 151,936 entries takes 300 kB per token in float16; its 64 largest entries take 274
 bytes: token ids in as many bits as the vocabulary needs, log-probabilities and the log of the remaining mass
-in float16. Unpacking returns a distribution over the whole vocabulary, with the remaining mass spread evenly,
-so a student trains on it without a teacher in memory. If the kept mass is p, its total variation distance
-from the true distribution is at most 1 - p.
+in float16. So a student trains on them without a teacher in memory.
+
+A divergence from such a distribution is that of k + 1 events: the entries kept, and all others as one. It is
+at most that of the whole distributions (data processing), equal for k one below the vocabulary, and 0 between
+equal models, as a divergence must be for a reward (Eq. 7) or a penalty (Eq. 9). Unpacking gives it in the
+usual form: with the student's probabilities q, the remaining mass r is spread over the other entries as
+``r q_i / sum_j q_j``, so that each has the ratio of the two masses to its q.
+
+Departures from the paper: it does not say how it stores or computes the teachers' distributions.
 """
 
 import math
@@ -85,8 +91,14 @@ class Packed:
         """Apply a function to the packed rows."""
         return replace(self, rows=function(self.rows))
 
-    def logits(self) -> Tensor:
-        """Unpack the log-probabilities, ``(..., vocabulary)`` in float32."""
+    def logits(self, like: Tensor | None = None) -> Tensor:
+        """Unpack the log-probabilities, ``(..., vocabulary)`` in float32.
+
+        Args:
+            like: logits of the model that they are compared with, ``(..., vocabulary)``; the remaining mass
+                is spread as this model spreads its own. A divergence, and its gradient for ``like``, are then
+                those of k + 1 events, see the module. None: it is spread evenly.
+        """
         lead, bits = self.rows.shape[:-1], _bits(self.vocabulary)
         size = -(-self.k * bits // 8)
         device = self.rows.device
@@ -95,8 +107,11 @@ class Packed:
         ids = (of_ids.long() << torch.arange(bits, device=device)).sum(-1)
         halves = self.rows[..., size:].clone(memory_format=torch.contiguous_format)
         values = halves.view(torch.float16).float()
-        rest = values[..., self.k :] - math.log(self.vocabulary - self.k)
-        return rest.expand(self.shape).scatter(-1, ids, values[..., : self.k])
+        mass, kept = values[..., self.k :], values[..., : self.k]
+        if like is None:
+            return (mass - math.log(self.vocabulary - self.k)).expand(self.shape).scatter(-1, ids, kept)
+        others = like.detach().float().scatter(-1, ids, -torch.inf).log_softmax(-1)
+        return (mass + others).scatter(-1, ids, kept)
 
 
 def _bits(vocabulary: int) -> int:

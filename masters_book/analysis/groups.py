@@ -73,11 +73,16 @@ def grouped(column: pd.Series, n: int) -> list[list[np.ndarray]]:
 
 def _divergences(teacher: Ragged | TopK, student: Ragged | TopK, rows: range) -> list[float]:
     """Return the mean JSD of each response, in nats per token."""
-    pairs = [(log_probabilities(teacher[row]), log_probabilities(student[row])) for row in rows]
-    tokens = jsd(*(torch.cat(side) for side in zip(*pairs, strict=True)))
-    return [float(response.mean()) for response in tokens.split([len(logits) for logits, _ in pairs])]
+    students = [log_probabilities(student[row]) for row in rows]
+    teachers = [log_probabilities(teacher[row], like) for row, like in zip(rows, students, strict=True)]
+    tokens = jsd(torch.cat(teachers), torch.cat(students))
+    return [float(response.mean()) for response in tokens.split(list(map(len, students)))]
 
 
-def log_probabilities(values: np.ndarray | Packed) -> torch.Tensor:
-    """Return stored log-probabilities of a response as a tensor ``(tokens, vocabulary)``, in nats."""
-    return values.logits() if isinstance(values, Packed) else torch.from_numpy(values.astype(np.float32))
+def log_probabilities(values: np.ndarray | Packed, like: torch.Tensor | None = None) -> torch.Tensor:
+    """Return stored log-probabilities of a response as a tensor ``(tokens, vocabulary)``, in nats.
+
+    Args:
+        like: those of the model that they are compared with, see :meth:`masters.objective.topk.Packed.logits`.
+    """
+    return values.logits(like) if isinstance(values, Packed) else torch.from_numpy(values.astype(np.float32))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from masters.objective import logits as logits_module
-from masters.objective.logits import Projection, chunks, dense, tempered
+from masters.objective.logits import Projection, beside, chunks, dense, tempered
 from masters.objective.loss import cross_entropy, masters_loss
 from masters.objective.options import LossOptions
 from masters.objective.token_terms import Given, in_chunks, token_terms
@@ -125,7 +125,8 @@ def test_a_packed_teacher_is_unpacked_chunk_by_chunk() -> None:
     flat = dense(case.teacher).reshape(-1, V).log_softmax(-1)
     rows = torch.from_numpy(encode(flat, 5))
     packed = Packed(rows.view(Q, R, T, -1), V, 5)
-    expected = case.gradients(dense(case.student), dense(packed).double(), dense(case.reference))
+    whole = beside(packed, dense(case.student)).double()
+    expected = case.gradients(dense(case.student), whole, dense(case.reference))
     found = case.gradients(case.student, packed, case.reference)
     for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6, equal_nan=True)
