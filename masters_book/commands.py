@@ -82,7 +82,8 @@ def study(
     ] = "study",
     replicates: Annotated[str, typer.Option(help="Number or range, such as 3 or 0-4. Default: all.")] = "",
     processes: Annotated[
-        int | None, typer.Option(min=1, max=10_000, help="Runs in parallel. Default: as in the profile.")
+        int | None,
+        typer.Option(min=1, max=10_000, help="Runs in parallel. Default: the profile's; imitation: 2."),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List what is missing, then exit.")] = False,
 ) -> None:

@@ -187,4 +187,5 @@ def _answer(model: Any, processor: Any, body: dict[str, Any], tell: bool) -> dic
     if body.get("return_token_ids"):
         choice["token_ids"] = tokens
     usage = {"prompt_tokens": start, "completion_tokens": len(tokens)}
-    return {"choices": [choice], "usage": usage}
+    told = {"prompt_token_ids": ids[0, :start].tolist()} if body.get("return_token_ids") else {}
+    return {"choices": [choice], "usage": usage, **told}

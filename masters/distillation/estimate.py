@@ -123,11 +123,12 @@ def estimate_run(
     disk = {
         "responses": responses * longest * RESPONSE_BYTES,
         "teacher log-probabilities": storage_bytes(scored, vocabulary, settings.top_k_logprobs),
-        "checkpoints": 2 * 3 * trained,
+        "checkpoints": 3 * 3 * trained,  # two, and the next while it is written
         "model": stored,
     }
 
-    speed = Speed.measured(sample)
+    low_precision = settings.memory_savings.bf16 or (lora is not None and student.dtype is torch.bfloat16)
+    speed = Speed.measured(sample, torch.bfloat16 if low_precision else torch.float32)
     low, high = (
         _hours(lab, spec, plan, models, speed, mean, (evaluated, watched), share) for share in LENGTHS
     )
@@ -152,28 +153,36 @@ class Speed:
     """What this device does per second.
 
     Attributes:
-        rate: operations per second of a matrix product.
+        rate: operations per second of a matrix product, in the type that is best for this device.
+        learning: the same in the type of the training.
         call: seconds per call of a small linear layer.
         picture: seconds to open and process the pictures of a question.
     """
 
     rate: float
+    learning: float
     call: float
     picture: float
 
     @classmethod
-    def measured(cls, sample: Questions) -> "Speed":
-        """Measure this device, with the pictures of some questions."""
+    def measured(cls, sample: Questions, dtype: torch.dtype) -> "Speed":
+        """Measure this device, with the pictures of some questions.
+
+        Args:
+            dtype: of the training.
+        """
         device = "cuda" if torch.cuda.is_available() else "cpu"
         layer, row = torch.nn.Linear(8, 8, device=device), torch.ones(1, 8, device=device)
         with torch.inference_mode():
             call = _seconds(lambda: layer(row), 500)
         few = range(min(FEW, len(sample)))
         picture = _seconds(lambda: [sample.image_features([index]) for index in few], 1) / len(few)
-        return cls(_products_per_second(), call, picture)
+        best = torch.bfloat16 if device == "cuda" else torch.float32
+        rates = {one: _products_per_second(device, one) for one in {best, dtype}}
+        return cls(rates[best], rates[dtype], call, picture)
 
     def arithmetic(self, model: Any, tokens: float, share: float = READING) -> float:
-        """Return the seconds of the matrix products for some tokens."""
+        """Return the seconds of the matrix products to read or generate some tokens."""
         return 2 * model.num_parameters() * tokens / (share * self.rate)
 
     def calls(self, model: Any) -> float:
@@ -219,10 +228,8 @@ def _hours(
     n = max((sum(w.n for w in wanted_responses(spec, stage)) for stage in all_stages(spec)), default=1)
     passes = 4 if settings.memory_savings.gradient_checkpointing else 3  # a backward pass takes two
     calls = spec.steps * settings.memory_savings.accumulate
-    training = passes * (
-        speed.arithmetic(student, learned * (prompt + n * length)) + calls * speed.calls(student)
-    )
-    training += learned * speed.picture
+    products = speed.arithmetic(student, learned * (prompt + n * length)) * speed.rate / speed.learning
+    training = passes * (products + calls * speed.calls(student)) + learned * speed.picture
     if spec.teachers and not settings.cache_teacher:  # one teacher and the reference read along
         largest = max((models[name] for name in spec.teachers), key=lambda model: model.num_parameters())
         for model in (student, largest):
@@ -232,6 +239,7 @@ def _hours(
     evaluating = sum(speed.generate(model, 1, evaluated, prompt, length) for model in asked)
     evaluating += speed.generate(student, 1, watched, prompt, length)
     seconds = {
+        "encoding": (settings.questions + evaluated) * speed.picture,
         "generating": generating / lab.writers,
         "reading": reading / lab.profile.processes,
         "training": training / distributed.world_size(),
@@ -268,9 +276,8 @@ def _range(low: float, high: float) -> str:
     return " to ".join(f"{end:,.0f}" if end >= 10 else f"{end:.2g}" for end in (low, high))
 
 
-def _products_per_second() -> float:
-    """Measure the operations per second of a matrix product on this device, in the type it trains with."""
-    gpu = torch.cuda.is_available()
-    size, dtype = (8192, torch.bfloat16) if gpu else (1024, torch.float32)  # a small one leaves a GPU idle
-    a = torch.ones(size, size, device="cuda" if gpu else "cpu", dtype=dtype)
+def _products_per_second(device: str, dtype: torch.dtype) -> float:
+    """Measure the operations per second of a matrix product."""
+    size = 8192 if device == "cuda" else 1024  # a small one leaves a GPU idle
+    a = torch.ones(size, size, device=device, dtype=dtype)
     return 2 * size**3 / _seconds(lambda: float((a @ a)[0, 0]), 8)  # a number waits for the device

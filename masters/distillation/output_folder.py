@@ -86,6 +86,7 @@ def _elsewhere(output: Path) -> str:
 HOW = re.compile(
     r"file|processes|output_dir|responses\.(batch|server|served_as|concurrency|vllm)\b.*"
     r"|reward\.llm\.(server|timeout|concurrency)"
+    r"|teachers\.\d+\.device_map|training\.args\.dataloader_\w+"
     r"|training\.(gradient_checkpointing|accumulate|responses_at_once|save_steps|report_to|push_to_hub)"
 )
 # Settings that nothing reads before training.
@@ -118,9 +119,11 @@ def check_settings(run: RunFile) -> None:
 
 
 def _leaves(values: Any, head: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the parameters of all sections, with dots."""
+    """Yield the parameters of all sections, with dots; of a list of sections with their numbers."""
     for name, value in values.items():
-        if isinstance(value, dict) and value:
+        if isinstance(value, list | tuple) and value and isinstance(value[0], dict):
+            value = dict(enumerate(value, start=1))
+        if isinstance(value, dict):
             yield from _leaves(value, f"{head}{name}.")
         else:
             yield f"{head}{name}", value

@@ -59,6 +59,9 @@ def prepare_run(run: RunFile, say: Say, encoded: bool = True) -> Prepared:
 
     Args:
         encoded: encode every row, so that those that a processor refuses do not count; takes long.
+
+    Raises:
+        ValueError: a parameter, a model or the data is wrong.
     """
     if run.training.push_to_hub and distributed.rank() == 0:
         check_upload(run.training.push_to_hub)
@@ -70,9 +73,16 @@ def prepare_run(run: RunFile, say: Say, encoded: bool = True) -> Prepared:
     if "eval" not in own.splits and "test" not in own.splits:
         say("no evaluation: set data.eval to a file or to {split_from_train: 500}")
     lab, spec = _settled(run, own, len(own.splits["train"]))
-    budget_of(lab.profile, spec, run.training.seed).arguments(run.output)  # refuses unknown names
-    for rows in own.splits.values() if lab.profile.judge is None else ():
-        check_labels(lab.judge, rows.select_columns(["id", "question", "answer"]).to_pandas())
+    budget = budget_of(lab.profile, spec, run.training.seed)
+    budget.arguments(run.output)  # refuses unknown names
+    budget.on_each_process(run.training.accumulate)
+    for split, rows in own.splits.items() if lab.profile.judge is None else ():
+        labels = rows.select_columns(["id", "question", "answer"]).to_pandas()
+        if unreachable := check_labels(lab.judge, labels):
+            say(
+                f"attention: the labels of {len(unreachable)} of {len(rows)} rows of {split} score 0 with "
+                f"reward {run.reward} if a response repeats them, as that of {unreachable[0]}"
+            )
     if encoded and (accepted := len(lab.questions("train"))) < len(own.splits["train"]):
         lab, spec = _settled(run, own, accepted)
     teachers = ", ".join(f"teacher {teacher.path}" for teacher in run.teachers) or "no teacher"
@@ -91,7 +101,7 @@ def _settled(run: RunFile, own: OwnQuestions, questions: int) -> tuple[Lab, RunS
     """Return assets and spec of a run on a number of training questions."""
     train = own.splits["train"]
     evaluated = max((len(rows) for split, rows in own.splits.items() if split != "train"), default=0)
-    profile = run.profile(questions, evaluated)
+    profile = run.profile(len(train), evaluated, questions)
     labeled = sum(answer != "" for answer in train["answer"])
     spec = run.spec(profile, labeled > 0)
     if spec.learn_from in LABELS and labeled < len(train):

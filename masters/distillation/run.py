@@ -70,6 +70,7 @@ def check(run_file: Path | str, say: Say = print) -> None:
         ValueError: as :func:`distill`.
     """
     run = load_run_file(run_file)
+    say = say if distributed.rank() == 0 else lambda line: None
     with cache_in(run.output):
         check_folder(run.output)
         check_settings(run)

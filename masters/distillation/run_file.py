@@ -163,13 +163,15 @@ class RunFile(Strict):
             return ["large"]
         return [f"teacher{number}" for number in range(1, len(self.teachers) + 1)]
 
-    def profile(self, questions: int, evaluated: int) -> Profile:
+    def profile(self, rows: int, evaluated: int, questions: int | None = None) -> Profile:
         """Return the profile of this run.
 
         Args:
-            questions: training questions.
-            evaluated: questions of the largest other split.
+            rows: of the training split.
+            evaluated: rows of the largest other split.
+            questions: rows of the training split that the processor accepts; None: all.
         """
+        questions = rows if questions is None else questions
         options, training, cache = self.responses, self.training, self.teacher_cache
         batch = min(training.batch, questions)
         steps = max(1, round(training.epochs * questions / batch))
@@ -189,7 +191,7 @@ class RunFile(Strict):
             processes=self.processes or (1 if spread else max(1, torch.cuda.device_count())),
             seeds=1,
             tasks=(self.data,),
-            train_questions=questions,
+            train_questions=rows,
             validation_questions=max(1, evaluated),
             test_questions=max(1, evaluated),
             ladder=ladder,

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from transformers import PreTrainedModel
 
+from masters.data.labels import accepted
 from masters.data.questions import Questions
 from masters.judges import Judge, accuracies, score_labeled
 from masters.responses.engines import Response
@@ -107,21 +108,28 @@ def _correct(scores: pd.Series) -> np.ndarray:
     return known == 1 if np.isin(known, (0, 1)).all() else known
 
 
-def check_labels(judge: Judge, questions: pd.DataFrame) -> None:
+def check_labels(judge: Judge, questions: pd.DataFrame) -> list[str]:
     """Check that a judge can use every label, before the work whose result it judges.
 
     Args:
         questions: columns id, question and answer; a question without an answer has no label.
 
+    Returns:
+        The questions whose accepted answers, given as responses, all score 0.
+
     Raises:
         ValueError: the judge refuses a label; the message names the question.
     """
-    labeled = questions[questions["answer"] != ""]
+    labeled, unreachable = questions[questions["answer"] != ""], []
     for name, asked, label in labeled[["id", "question", "answer"]].itertuples(index=False):
+        answers = list(dict.fromkeys(accepted(label)))
+        same = [asked] * len(answers), [label] * len(answers)
         try:
-            judge.score_many([asked], [label], [label])
+            if all(score == 0 for score in judge.score_many(*same, answers)):
+                unreachable.append(name)
         except ValueError as error:
             raise ValueError(f"question {name!r}: {error}") from None
+    return unreachable
 
 
 def unanswered(questions: Questions) -> pd.DataFrame:

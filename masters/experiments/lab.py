@@ -29,7 +29,8 @@ from masters.judges.rule import RuleJudge
 from masters.judges.scorers import scorer_of
 from masters.masking.choice import PAPERS, MaskChoice
 from masters.models.calibration import calibrated
-from masters.models.loading import check_same_tokens, load_processor, local_folder, skeleton
+from masters.models.loading import load_processor, local_folder, skeleton
+from masters.models.same_inputs import check_same_inputs
 from masters.models.small import build_processor
 from masters.models.source import Source
 from masters.own_data.tasks import labels_of, questions_of, words_of
@@ -72,9 +73,11 @@ class Lab:
         if not paths:
             return build_processor(words_of(self.profile.tasks, self.profile.folder))
         found = {name: load_processor(path) for name, path in paths.items()}
+        student = found.get("student", next(iter(found.values())))
         for processor in found.values():
-            check_same_tokens(found.get("student", processor), processor)
-        return found.get("student", next(iter(found.values())))
+            if processor is not student:
+                check_same_inputs(student, processor)
+        return student
 
     def questions(self, split: str) -> Questions:
         """Return the encoded questions of a split, of all tasks of the profile."""

@@ -54,13 +54,20 @@ class RuleJudge:
 
 @lru_cache(maxsize=1 << 16)
 def _accepted(label: str) -> list[Tokens]:
-    return [tokens_of(folded(answer)) for answer in accepted(label)]
+    """Return the accepted answers; of one that is announced, as a response's may be, only the answer."""
+    return [tokens_of(_announced(folded(answer))[1]) for answer in accepted(label)]
+
+
+def _announced(text: str) -> tuple[list[str], str, str, str]:
+    """Return what stands before the last announcement, its sentence, what follows, and both together."""
+    *before, tail = _ANNOUNCED.split(text)
+    answer, rest = [*_END.split(tail, maxsplit=1), ""][:2] if before else (tail, "")
+    return before, answer, rest, tail
 
 
 def _answers(text: str) -> list[Tokens]:
     """Return the sentence, and all, after the last announcement, or the response; [] if denied or a loop."""
-    *before, tail = _ANNOUNCED.split(text)
-    answer, rest = [*_END.split(tail, maxsplit=1), ""][:2] if before else (tail, "")
+    before, answer, rest, tail = _announced(text)
     back = _TAKEN_BACK.search(rest) or (before and _DENIED.search(before[-1][-80:]))
     return [] if back or _LOOP.search(text) else [tokens_of(answer), tokens_of(tail)]
 

@@ -8,8 +8,8 @@
 * ``FILE.py:FUNCTION``: a function of question, accepted answers and response.
 
 All but the last score the final answer of a response: what stands behind ``</think>``, and there in an
-``<answer>`` tag, in ``\\boxed{}`` or behind "answer is" or "answer:"; otherwise the whole response. The best
-of several accepted answers counts; without any, they give None.
+``<answer>`` tag, in ``\\boxed{}`` or behind "answer is" or "answer:"; otherwise the whole response. A label
+is cut in the same way. The best of several accepted answers counts; without any, they give None.
 
 Unlike the official code, ``vqa`` drops apostrophes instead of looking contractions up in a table. Fewer than
 four answers are taken for alternatives, one of which is enough.
@@ -32,7 +32,7 @@ from masters.judges.rule import RuleJudge
 
 Score = Callable[[str, tuple[str, ...], str], float | None]
 TOLERANCE = 0.05
-VERSION = 2
+VERSION = 3
 
 
 class Scorer:
@@ -83,7 +83,8 @@ def scorer_of(spec: str, base: Path) -> Judge:
 def _final(
     score: Callable[[str, Sequence[str], str], float], question: str, answers: tuple[str, ...], response: str
 ) -> float | None:
-    return score(question, answers, final_answer(response)) if answers else None
+    """Return the score of the final answers of a response and of the label, which may announce it too."""
+    return score(question, tuple(map(final_answer, answers)), final_answer(response)) if answers else None
 
 
 def final_answer(response: str) -> str:

@@ -369,35 +369,3 @@ def token_types(
         "token_type_ids": in_response if model.config.model_type == "paligemma" else is_image,
     }
     return {name: kind for name, kind in kinds.items() if name in taken}
-
-
-def check_same_tokens(student: Any, teacher: Any) -> None:
-    """Check that student and teacher have the same vocabulary, tokenizer and chat template.
-
-    Distillation compares distributions token by token. Both read the prompts of the student's template, so a
-    teacher with another template would read prompts that it was not trained on.
-
-    Raises:
-        ValueError: one of the three differs; the message says which.
-    """
-    own, other = student.tokenizer.get_vocab(), teacher.tokenizer.get_vocab()
-    if own != other:
-        different = {token for token in own.keys() | other.keys() if own.get(token) != other.get(token)}
-        raise ValueError(
-            f"student and teacher differ in {len(different)} tokens "
-            f"(student {len(own)}, teacher {len(other)}, e.g. {sorted(different)[0]!r}); "
-            "choose a teacher of the student's family"
-        )
-    words = "The 2 quick foxes' colour: dark-blue?\n"
-    ours, theirs = (p.tokenizer(words, add_special_tokens=False)["input_ids"] for p in (student, teacher))
-    if ours != theirs:
-        raise ValueError(
-            f"student and teacher have one vocabulary and tokenize text differently ({len(ours)} and "
-            f"{len(theirs)} tokens for {words.strip()!r}); choose a teacher of the student's family"
-        )
-    shown = [p.apply_chat_template(PROBE, add_generation_prompt=True) for p in (student, teacher)]
-    if shown[0] != shown[1]:
-        raise ValueError(
-            f"student and teacher have different chat templates: a question is {shown[0]!r} and "
-            f"{shown[1]!r}; choose a teacher of the student's family, or save it with the student's template"
-        )

@@ -59,8 +59,8 @@ def each(source: Logits, function: Callable[[Tensor], Tensor]) -> Logits:
 
 
 def select(source: Logits, where: slice | Tensor) -> Logits:
-    """Return ``source[where]`` for logits in any form."""
-    return each(source, lambda x: x[where])
+    """Return ``source[where]`` for logits in any form, which may be on another device than ``where``."""
+    return each(source, lambda x: x[where.to(x.device) if isinstance(where, Tensor) else where])
 
 
 def dense(source: Logits) -> Tensor:

@@ -208,7 +208,7 @@ class _Batch:
     def rows(self, values: Tensor) -> Tensor:
         """Convert ``(questions, responses, tokens, ...)`` to ``(rows, ...)``."""
         flat = values.reshape(-1, *values.shape[self.lengths.ndim + 1 :])
-        return flat if self._all else flat.index_select(0, self._places)
+        return flat if self._all else flat.index_select(0, self._places.to(flat.device))
 
     def logits(self, source: Logits) -> Logits:
         """Convert logits in any form to ``(rows, vocabulary)``."""

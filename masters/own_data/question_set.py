@@ -42,6 +42,7 @@ from masters.runtime.progress import report
 from masters.settings import OwnData, SplitFromTrain
 
 CHUNK = 64  # rows that are checked at a time
+_ORDER_SEED = 7
 SCHEMA = pa.schema(
     [
         ("id", pa.string()),
@@ -124,7 +125,7 @@ def load_own_data(settings: OwnData, base: Path) -> OwnQuestions:
     )
 
 
-def encode_own(own: OwnQuestions, split: str, processor: Any) -> Questions:
+def encode_own(own: OwnQuestions, split: str, processor: Any, limit: int | None = None) -> Questions:
     """Return the encoded questions of a split; encode them on first use.
 
     Rows that the processor refuses are left out with a warning, unless ``on_bad_row`` is ``stop``.
@@ -135,8 +136,17 @@ def encode_own(own: OwnQuestions, split: str, processor: Any) -> Questions:
     """
     if split not in own.splits:
         raise ValueError(f"data has no split {split!r}; it has {', '.join(own.splits)}")
-    rows, content = own.splits[split], own.hashes[split]
+    content, rows = some_rows(own, split, limit)
     return encode(own.name, split, rows, content, own.max_pixels, processor, own.on_bad_row == "skip")
+
+
+def some_rows(own: OwnQuestions, split: str, limit: int | None) -> tuple[str, datasets.Dataset]:
+    """Return hash and rows of a split; a limit takes rows of a fixed shuffled order."""
+    rows = own.splits[split]
+    if limit is not None and limit < len(rows):
+        order = np.random.default_rng(_ORDER_SEED).permutation(len(rows))
+        rows = rows.select(np.sort(order[:limit]))
+    return hash_of([own.hashes[split], len(rows)]), rows
 
 
 def refused_rows(own: OwnQuestions, split: str, processor: Any) -> pd.DataFrame:

@@ -10,19 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import numpy as np
 import pandas as pd
 
 from masters.data.labels import accepted, with_labels
 from masters.data.questions import Questions, joined, load_questions
 from masters.data.tasks import load_task, vocabulary
-from masters.own_data.encoding import encode
-from masters.own_data.question_set import load_own_data
-from masters.runtime.keys import hash_of
+from masters.own_data.question_set import OwnQuestions, encode_own, load_own_data, some_rows
 from masters.settings import OwnData, Task
 
 _SPLITS = {"train": "train", "validation": "eval", "test": "test"}
-_ORDER_SEED = 7
 
 
 def words_of(tasks: Sequence[Task], base: Path) -> list[str]:
@@ -61,9 +57,7 @@ def questions_of(
         if isinstance(task, str):
             parts.append(load_questions([task], split, limit, processor))
             continue
-        content, rows = rows_of(task, split, limit, base)
-        skip = task.on_bad_row == "skip"
-        parts.append(encode(task.name, split, rows, content, task.max_pixels, processor, skip))
+        parts.append(encode_own(*_split_of(task, split, base), processor, limit))
     return joined(parts)
 
 
@@ -102,12 +96,12 @@ def labels_of(
 
 def rows_of(task: OwnData, split: str, limit: int | None, base: Path) -> tuple[str, datasets.Dataset]:
     """Return hash and rows of a split of data of your own: ``train``, ``validation`` or ``test``."""
-    own = load_own_data(task, base)
-    part = _SPLITS[split]
+    return some_rows(*_split_of(task, split, base), limit)
+
+
+def _split_of(task: OwnData, split: str, base: Path) -> tuple[OwnQuestions, str]:
+    """Return data of your own and its name of a split; ``ValueError`` if it has none."""
+    own, part = load_own_data(task, base), _SPLITS[split]
     if part not in own.splits:
         raise ValueError(f"data {own.name} of the profile needs {part}: a file or {{split_from_train: N}}")
-    rows = own.splits[part]
-    if limit is not None and limit < len(rows):
-        order = np.random.default_rng(_ORDER_SEED).permutation(len(rows))
-        rows = rows.select(np.sort(order[:limit]))
-    return hash_of([own.hashes[part], len(rows)]), rows
+    return own, part

@@ -12,6 +12,7 @@ All ranks need one shared file system: rank 0 generates, evaluates and writes; t
 """
 
 import os
+import re
 from collections.abc import Callable
 from datetime import timedelta
 from functools import cache
@@ -23,7 +24,8 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-LAUNCH = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
+# What torchrun and accelerate tell a process of its launch.
+LAUNCH = re.compile(r"(LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)|ROLE_NAME|MASTER_(ADDR|PORT)|TORCHELASTIC_\w+")
 
 
 def rank() -> int:
@@ -42,6 +44,12 @@ def asked_for() -> str | None:
         if os.environ.get(f"ACCELERATE_USE_{kind}", "false").lower() == "true":
             return kind
     return None
+
+
+def forget() -> None:
+    """Let this process be one of its own, as a worker is that a rank has started."""
+    for name in filter(LAUNCH.fullmatch, list(os.environ)):
+        del os.environ[name]
 
 
 def begin() -> None:

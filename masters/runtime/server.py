@@ -99,6 +99,8 @@ class Server:
     def complete(self, messages: list[dict[str, Any]], **options: Any) -> dict[str, Any]:
         """Return the first choice of a chat completion: ``message``, ``finish_reason`` and requested fields.
 
+        With ``return_token_ids`` it has ``prompt_token_ids`` too, if the server tells how it read the prompt.
+
         Args:
             options: of the request, such as temperature and max_tokens.
         """
@@ -108,6 +110,7 @@ class Server:
             # A lone surrogate is valid JSON, but no text that can be stored.
             text = str(choice["message"]["content"] or "").encode("utf-8", "replace").decode()
             choice["message"]["content"] = text
+            choice["prompt_token_ids"] = body.get("prompt_token_ids")
             usage = body.get("usage") or {}
             counts = [int(usage.get(name) or 0) for name in ("prompt_tokens", "completion_tokens")]
         except (ValueError, LookupError, TypeError, AttributeError):

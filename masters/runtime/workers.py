@@ -92,8 +92,7 @@ def share(devices: Sequence[str], processes: int, number: int) -> list[str]:
 def _begin(environment: dict[str, str], processes: int, devices: Sequence[str]) -> None:
     os.environ.clear()
     os.environ.update(environment)
-    for name in distributed.LAUNCH:  # a worker is no rank of a distributed run
-        os.environ.pop(name, None)
+    distributed.forget()  # a worker is no rank of a distributed run
     torch.set_num_threads(1)
     if devices and processes > 1:
         # Hidden, as the Trainer moves to the first GPU that it sees. Nothing here has used a GPU yet.

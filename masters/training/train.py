@@ -75,6 +75,16 @@ class Budget:
             return round(self.options.warmup_ratio * self.steps)
         return max(1, self.steps // 50) if self.schedule == "linear" else 0
 
+    def on_each_process(self, accumulate: int) -> int:
+        """Return the questions that a process reads at once; ``ValueError`` if not all read as many."""
+        processes = distributed.world_size()
+        if self.batch % (processes * accumulate):
+            raise ValueError(
+                f"a batch of {self.batch} questions cannot be shared by {processes} processes in "
+                f"{accumulate} parts each: change batch, accumulate or the number of processes"
+            )
+        return self.batch // (processes * accumulate)
+
     def arguments(self, folder: Path, **fixed: Any) -> dict[str, Any]:
         """Return arguments of ``TrainingArguments`` or of a subclass.
 
@@ -172,12 +182,7 @@ def train(
     if len(examples) != budget.steps * budget.batch:
         raise ValueError(f"{name}: {len(examples)} examples for {budget.steps} steps of {budget.batch}")
     savings, watch, sharded = savings or MemorySavings(), watch or Watch(), distributed.asked_for()
-    parts = distributed.world_size() * savings.accumulate
-    if budget.batch % parts:
-        raise ValueError(
-            f"{name}: a batch of {budget.batch} questions cannot be shared by {distributed.world_size()} "
-            f"processes in {savings.accumulate} parts each"
-        )
+    at_once = budget.on_each_process(savings.accumulate)
     if sharded and savings.lora:
         raise ValueError(f"{name}: LoRA needs a whole student, not the shards of {sharded}")
     if sharded and evaluation:
@@ -188,7 +193,7 @@ def train(
     place = model.device
     arguments = budget.arguments(
         folder,
-        per_device_train_batch_size=budget.batch // parts,
+        per_device_train_batch_size=at_once,
         remove_unused_columns=False,
         # Without use_cpu accelerate refuses bf16 on a CPU, and each rank of a CPU would train alone.
         use_cpu=place.type == "cpu" and sharded != "DEEPSPEED",
@@ -226,7 +231,7 @@ def train(
     except (RuntimeError, MemoryError) as error:
         if not is_full(error):
             raise
-        advice = memory.advice(name, savings, budget.batch // parts, bool(objective.teachers))
+        advice = memory.advice(name, savings, at_once, bool(objective.teachers))
         raise MemoryError(advice) from None
     finally:
         for mask in objective.masks:

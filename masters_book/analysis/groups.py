@@ -83,6 +83,6 @@ def log_probabilities(values: np.ndarray | Packed, like: torch.Tensor | None = N
     """Return stored log-probabilities of a response as a tensor ``(tokens, vocabulary)``, in nats.
 
     Args:
-        like: those of the model that they are compared with, see :meth:`masters.objective.topk.Packed.logits`.
+        like: of the model that they are compared with, see :meth:`masters.objective.topk.Packed.logits`.
     """
     return values.logits(like) if isinstance(values, Packed) else torch.from_numpy(values.astype(np.float32))

@@ -5,15 +5,16 @@ sampled answers, seed by seed. :mod:`masters_book.claims.verdicts` decides what 
 """
 
 import math
-from collections.abc import Container, Iterable
+import re
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
 from masters_book.claims.evidence import Evidence
-from masters_book.claims.statistics import Interval, mean_interval
+from masters_book.claims.statistics import RESAMPLES, Interval, mean_interval
 from masters_book.results.tables import COUNT, NUMBER, TEXT, Number, Schema, Text
 
 # Other names of the same run.
@@ -115,7 +116,7 @@ def measure(
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def measured(predictions: pd.DataFrame, comparison: Comparison, resamples: int) -> Interval | None:
+def measured(predictions: pd.DataFrame, comparison: Comparison) -> Interval | None:
     """Return the effect of one comparison with its 95 % interval; None if no seed has both arms.
 
     Raises:
@@ -125,8 +126,19 @@ def measured(predictions: pd.DataFrame, comparison: Comparison, resamples: int) 
     if arms is None:
         return None
     treatment, control = (predictions[predictions["arm"] == arm] for arm in arms)
-    found = paired_effect(treatment, control, resamples, comparison.metric)
+    found = paired_effect(treatment, control, RESAMPLES, comparison.metric)
     return found and found[0]
+
+
+def interval_table(effects: Mapping[Any, Interval | None], what: str) -> pd.DataFrame:
+    """Return effects as a table for a notebook, rounded to one decimal; NaN where an effect was not measured.
+
+    Args:
+        effects: results of :func:`measured`, by row.
+        what: heading of the estimates.
+    """
+    rows = {name: effect[:3] if effect else [np.nan] * 3 for name, effect in effects.items()}
+    return pd.DataFrame(rows, index=[what, "low", "high"]).T.astype(float).round(1)
 
 
 def paired_effect(
@@ -166,8 +178,21 @@ def paired_effect(
         return None
     first, second = (table.loc[seeds, questions].to_numpy() for table in tables)
     scale = 100.0 / float(second.mean()) if metric == "tokens" else 100.0
-    tasks = questions.get_level_values("task").to_numpy(dtype=str)
-    return mean_interval(first - second, tasks, resamples).scaled(scale), len(seeds)
+    return mean_interval(*_by_picture(first - second, questions), resamples).scaled(scale), len(seeds)
+
+
+def _by_picture(differences: np.ndarray, questions: pd.Index) -> tuple[np.ndarray, np.ndarray]:
+    """Return differences with a column per picture, ``(seeds, pictures)``, and the task of each picture.
+
+    Questions about one picture are not independent, so an interval counts and resamples pictures. Their mean
+    is that of the questions, as a picture weighs as much as it has questions. The id of a built-in question
+    is that of its picture and a number; any other question has a picture of its own.
+    """
+    pictures = [(str(task), re.sub(r"-\d+$", "", str(question))) for task, question in questions]
+    rows = pd.DataFrame(differences.T, pd.MultiIndex.from_tuples(pictures))
+    sums = rows.groupby(level=[0, 1], sort=False).sum()
+    tasks = sums.index.get_level_values(0).to_numpy(dtype=str)
+    return sums.to_numpy().T * (len(sums) / len(questions)), tasks
 
 
 def sampled_effect(runs: pd.DataFrame, comparison: Comparison) -> Interval | None:

@@ -48,6 +48,7 @@ from scipy import special
 Array = NDArray[np.float64]
 
 LEVEL = 0.95  # coverage of every interval
+RESAMPLES = 2000
 TAILS = np.array([(1 - LEVEL) / 2, (1 + LEVEL) / 2])
 # Question effects drawn at a time, which bounds memory and fits the processor's cache.
 _CELLS_AT_ONCE = 1 << 18
@@ -71,7 +72,7 @@ class Interval(NamedTuple):
 
 
 def mean_interval(
-    scores: ArrayLike, strata: ArrayLike | None = None, resamples: int = 2000, seed: int = 0
+    scores: ArrayLike, strata: ArrayLike | None = None, resamples: int = RESAMPLES, seed: int = 0
 ) -> Interval:
     """Return the mean score with its interval over seeds and questions.
 

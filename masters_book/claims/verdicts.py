@@ -45,7 +45,7 @@ from masters_book.claims.claims import CLAIMS, Claim, Kind
 from masters_book.claims.comparisons import EFFECT, PAIR, SAMPLED, Comparison
 from masters_book.claims.significance import Alternative, holm, minimum_detectable_effect, p_value
 from masters_book.claims.statistics import Interval
-from masters_book.claims.table import signed
+from masters_book.claims.table import SHOWN, shown, signed, span
 
 ALPHA = 0.05
 # From the least favorable verdict to the most favorable.
@@ -205,33 +205,31 @@ def _judged(claim: Claim, compared: Sequence[Mapping[Any, Any]]) -> dict[str, ob
     deciding = [each for each in claim.comparisons if each.role != "shown"]
     needed = {(each.treatment, each.control) for each in deciding if each.role == "decides"}
     if run and needed <= arms:
-        shown = min(run, key=lambda row: (SEVERITY.index(row["verdict"]), row["effect_low"]))
-        needs_all = shown["verdict"] == "supported"
-        p = max(row["p"] for row in run) if needs_all else min(1.0, shown["p"] * len(run))
+        row = min(run, key=lambda row: (SEVERITY.index(row["verdict"]), row["effect_low"]))
+        needs_all = row["verdict"] == "supported"
+        p = max(row["p"] for row in run) if needs_all else min(1.0, row["p"] * len(run))
         differing = "; ".join(_greedy_and_sampled(row) for row in run if row["disagree"])
     else:
         nothing: dict[str, Any] = dict.fromkeys((*EFFECT, *SAMPLED, "smallest", "share"), np.nan)
         nothing |= {"seeds": 0, "verdict": "not tested", "excludes_paper": ""}
-        shown, p, differing = _planned(claim, deciding[0]) | nothing, np.nan, ""
-    ratio = claim.unit == "times"
+        row, p, differing = _planned(claim, deciding[0]) | nothing, np.nan, ""
     return {
         "id": claim.id,
         "statement": claim.statement,
-        "paper": _ratio(shown["paper_effect"], 1) if ratio else signed(shown["paper_effect"]),
         **{
-            name: _ratio(shown[value], 2) if ratio else signed(shown[value])
-            for name, value in zip(("ours", "low", "high"), EFFECT[:3], strict=True)
+            name: shown(row[value], claim.unit)
+            for name, value in zip(SHOWN, ("paper_effect", *EFFECT[:3]), strict=True)
         },
         "unit": claim.unit,
-        "verdict": shown["verdict"],
+        "verdict": row["verdict"],
         "where": claim.where,
-        **{name: shown[name] for name in ("paper_effect", "effect", "effect_low", "effect_high", "smallest")},
+        **{name: row[name] for name in ("paper_effect", "effect", "effect_low", "effect_high", "smallest")},
         "p": p,
         "p_holm": p,
-        "seeds": int(shown["seeds"]),
-        **{name: shown[name] for name in ("margin", "share", *SAMPLED)},
+        "seeds": int(row["seeds"]),
+        **{name: row[name] for name in ("margin", "share", *SAMPLED)},
         "kind": claim.kind,
-        **{name: shown[name] for name in ("treatment", "control", "cells", "excludes_paper")},
+        **{name: row[name] for name in ("treatment", "control", "cells", "excludes_paper")},
         "disagree": differing,
         "limits": claim.limits,
     }
@@ -242,17 +240,13 @@ def _says_nothing(effect: Interval) -> bool:
     return effect.low == effect.high == 0
 
 
-def _ratio(value: float, digits: int) -> str:
-    return "" if np.isnan(value) else f"{value:.{digits}f}"
-
-
 def _side(low: float, high: float) -> str:
     return "above" if low > 0 else "below" if high < 0 else "neither"
 
 
 def _greedy_and_sampled(row: Mapping[Any, Any]) -> str:
     greedy, sampled = (
-        f"{name} {signed(row[key])} ({signed(row[f'{key}_low'])} to {signed(row[f'{key}_high'])})"
+        f"{name} {signed(row[key])} ({span(row, key)})"
         for name, key in (("greedy", "effect"), ("sampled", "sampled"))
     )
     return f"{row['treatment']} against {row['control']}: {greedy}, {sampled}"

@@ -36,13 +36,13 @@ def points(found: Found) -> str:
     """Return a difference in points with its interval."""
     if found is None:
         return "not measured"
-    bounds = f" (95 % interval {signed(found.low)} to {signed(found.high)})" if found.low == found.low else ""
-    return f"{signed(found.estimate)} points{bounds}"
+    bounds = f"{signed(found.low)} to {signed(found.high)}"
+    return f"{signed(found.estimate)} points (95 % interval {bounds})"
 
 
 def established(effects: Mapping[str, Found]) -> str:
     """Return how many of some differences have an interval without zero."""
-    found = [each for each in effects.values() if each is not None and each.low == each.low]
+    found = [each for each in effects.values() if each is not None]
     if not found:
         return "No difference was measured."
     above, below = sum(each.low > 0 for each in found), sum(each.high < 0 for each in found)
@@ -172,11 +172,11 @@ def of_rewards(correlation: Mapping[str, float], effects: Mapping[str, Found]) -
 
 
 def of_components(whole: Found, steps: Mapping[tuple[str, str], Found]) -> Findings:
-    """Return what the complete method does, and what each of its components adds.
+    """Return what the complete method does, and what each step towards it adds.
 
     Args:
         whole: Masters minus the student before training.
-        steps: difference of two arms that differ in a component, by their names.
+        steps: difference of two arms, of which the second is a step closer, by their names.
     """
     effects = {f"{title_of(first)} minus {title_of(second)}": each for (first, second), each in steps.items()}
     words = "; ".join(f"{name}: {points(each)}" for name, each in effects.items())
@@ -186,7 +186,7 @@ def of_components(whole: Found, steps: Mapping[tuple[str, str], Found]) -> Findi
             f"Training with Masters changes the student's greedy accuracy by {points(whole)}. "
             f"{established({'': whole})}",
         ),
-        ("What does each component add?", f"{words[:1].upper()}{words[1:]}. {established(effects)}"),
+        ("What does each step add?", f"{words[:1].upper()}{words[1:]}. {established(effects)}"),
     ]
 
 

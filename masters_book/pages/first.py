@@ -19,7 +19,7 @@ import yaml
 from masters.runtime.files import ROOT
 from masters.settings import Profile
 from masters_book.claims.claims import HELPS
-from masters_book.claims.table import VERDICTS, signed
+from masters_book.claims.table import VERDICTS, shown, signed, span
 from masters_book.claims.verdicts import judge_comparisons
 from masters_book.figures.claims import claims_figure, overview
 from masters_book.figures.names import title_of
@@ -157,9 +157,8 @@ def notes(row: Mapping[Any, Any], compared: Sequence[Mapping[Any, Any]]) -> list
     for each in compared:
         if each["id"] == row["id"] and each["note"]:
             if each["role"] == "shown":
-                found.append(
-                    f"{each['note']}: {signed(each['effect'])} {each['unit']} ({_range(each, 'effect')})"
-                )
+                effect = f"{shown(each['effect'], each['unit'])} {each['unit']} ({span(each)})"
+                found.append(f"{each['note']}: {effect}")
             elif (each["treatment"], each["control"]) == arms:
                 found.append(each["note"])
     return found
@@ -189,7 +188,7 @@ def _beyond_zero(places: pd.DataFrame | None) -> tuple[list[str], list[str]]:
 
 
 def _effect(row: Mapping[Any, Any]) -> str:
-    return f"{signed(row['effect'])} points ({_range(row, 'effect')})"
+    return f"{signed(row['effect'])} points ({span(row)})"
 
 
 def _of_claim(row: Mapping[Any, Any]) -> str:
@@ -219,9 +218,14 @@ def run_claims(own: Judged, profile: Profile) -> str:
     rows = []
     for row in own.claims.to_dict("records"):
         how = {"commands": commands(profile.name, row, profile.seeds), "folder": ""}
-        after = (number(row["smallest"], 1), number(row["p_holm"], 3))
+        after = (number(row["smallest"], 1), p_value_words(row["p_holm"]))
         rows.append(claim_row(row, own, after, how))
     return fill("run_claims.html", rows=rows)
+
+
+def p_value_words(p: float) -> str:
+    """Return a p-value with three decimals; empty for NaN."""
+    return "under 0.001" if p < 0.001 else number(p, 3)
 
 
 def run_summary(own: Judged, profile: Profile) -> str:
@@ -289,13 +293,9 @@ def _by_side(row: Mapping[Any, Any], name: str, above: str, below: str, neither:
 
 
 def _points(row: Mapping[Any, Any]) -> str:
-    greedy = f"{signed(row['effect'])} points ({_range(row, 'effect')}"
-    sampled = f"; sampled {signed(row['sampled'])}, {_range(row, 'sampled')}"
+    greedy = f"{signed(row['effect'])} points ({span(row)}"
+    sampled = f"; sampled {signed(row['sampled'])}, {span(row, 'sampled')}"
     return f"{greedy}{sampled if np.isfinite(row['sampled']) else ''})"
-
-
-def _range(row: Mapping[Any, Any], name: str) -> str:
-    return f"{signed(row[f'{name}_low'])} to {signed(row[f'{name}_high'])}"
 
 
 def above_base(own: Judged) -> dict[str, int]:
@@ -333,8 +333,8 @@ def claim_row(
         row: of the claims.
         judged: the study or run that it belongs to.
         after: cells right of the paper's effect.
-        how: ``commands`` of the runs; ``rows`` and ``file``, links to results; ``of``, the claim of the run
-            with these commands, if another; ``folder`` of the notebooks, relative to the page.
+        how: ``commands`` of the runs; ``rows`` and ``file``, links to results; ``folder`` of the notebooks,
+            relative to the page.
     """
     compared = [each for each in judged.compared if each["id"] == row["id"]]
     arms = (row["treatment"], row["control"])
@@ -342,7 +342,7 @@ def claim_row(
     return {
         **row,
         "after": after,
-        "how": {"of": row, "folder": "notebooks/", "results": RESULTS, **how},
+        "how": {"folder": "notebooks/", "results": RESULTS, **how},
         "trained": dict.fromkeys(judged.settings[name] for name in arms if name in judged.settings),
         "notes": [each["note"] for each in of_arms if each["note"] and each["role"] != "shown"],
         "differs": any(each["disagree"] for each in of_arms),

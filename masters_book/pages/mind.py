@@ -11,7 +11,7 @@ import pandas as pd
 
 from masters.experiments.arms import arm
 from masters_book.claims.comparisons import name_among
-from masters_book.claims.table import signed
+from masters_book.claims.table import shown, signed
 from masters_book.figures.names import title_of
 from masters_book.pages.first import Judged, notes, with_titles
 from masters_book.pages.rendering import fill
@@ -59,7 +59,7 @@ def _detects(row: Mapping[Any, Any]) -> str:
         return "Nothing yet: the arms were not run."
     if math.isnan(row["smallest"]):
         return "Nothing: both arms answer every question alike."
-    ratio, smallest, unit = row["unit"] == "times", row["smallest"], row["unit"]
+    smallest, unit = row["smallest"], row["unit"]
     detected = {
         "gain": f"{smallest:.1f} {unit}",
         "at least": f"A ratio of {smallest:.2f} would be found to exceed the margin",
@@ -68,9 +68,7 @@ def _detects(row: Mapping[Any, Any]) -> str:
     }[row["kind"]]
     paper = "gives none"
     if not math.isnan(row["paper_effect"]):
-        paper = (
-            f"has {row['paper_effect']:.1f} {unit}" if ratio else f"has {signed(row['paper_effect'])} {unit}"
-        )
+        paper = f"has {shown(row['paper_effect'], unit)} {unit}"
     return (
         f"{detected}, four times out of five, before the correction for all claims. The margin is "
         f"{row['margin']:.2f} {unit}; the paper {paper}."

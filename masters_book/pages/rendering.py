@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from masters_book.claims.table import signed
+from masters_book.claims.table import shown, signed, span
 from masters_book.figures.names import title_of
 
 
@@ -39,7 +39,7 @@ def _notebook(name: str) -> str:
     return f"notebook {name.split('_')[0]}"
 
 
-ENVIRONMENT.filters["signed"] = signed
+ENVIRONMENT.filters |= {"signed": signed, "shown": shown, "span": span}
 ENVIRONMENT.filters["title_of"] = title_of
 ENVIRONMENT.filters["notebook"] = _notebook
 ENVIRONMENT.filters["breakable"] = _breakable

@@ -11,7 +11,7 @@ import pandas as pd
 
 from masters_book.analysis.trained_with import settings_of
 from masters_book.claims.comparisons import SAME_RUN, name_among
-from masters_book.claims.verdicts import judge_claims, judge_comparisons
+from masters_book.claims.verdicts import judge_claims
 from masters_book.pages import study_tables as tables
 from masters_book.pages.first import (
     Judged,
@@ -22,9 +22,10 @@ from masters_book.pages.first import (
     disagreements,
     draw_claims,
     in_short,
+    p_value_words,
 )
 from masters_book.pages.rendering import fill
-from masters_book.pages.study_tables import blind_accuracies, number
+from masters_book.pages.study_tables import blind_accuracies
 from masters_book.study.study import COMPARED_BY_COST, Study
 
 FILES = (
@@ -107,11 +108,10 @@ def _claims(study: Study, runs: pd.DataFrame, own: Judged, image: Path) -> dict[
         shown = filter(None, (name_among(row[side], arms) for side in ("treatment", "control")))
         links = [(f"#{tables.anchor(each)}", each) for each in shown]
         how = {"commands": ["make study"], "rows": links, "file": "study/runs.csv"}
-        p = "under 0.001" if row["p_holm"] < 0.001 else number(row["p_holm"], 3)
         smallest = (
             f"\ndetects {row['smallest']:.1f} {row['unit']}" if row["smallest"] == row["smallest"] else ""
         )
-        test = f"p {p}{smallest}\n{seeds} replicates" if seeds else ""
+        test = f"p {p_value_words(row['p_holm'])}{smallest}\n{seeds} replicates" if seeds else ""
         rows.append(claim_row(row, found, [test, verdicts.get(row["id"], "")], how))
     gap = found.effects["gap"].dropna()
     return {
@@ -119,7 +119,7 @@ def _claims(study: Study, runs: pd.DataFrame, own: Judged, image: Path) -> dict[
         "answer": answer(found),
         "seeds": found.seeds,
         "gap": f"{gap.iloc[0]:.1f}" if len(gap) else "",
-        "comparisons": judge_comparisons(found.effects).to_dict("records"),
+        "comparisons": found.compared,
         "claims": {
             "counts": counts(found.claims),
             "figure": draw_claims(found.claims, image),

@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from masters.experiments.arms import split
+from masters.experiments.arms import arm, split
 from masters.settings import Profile
 from masters_book.figures.names import title_of
 from masters_book.imitation.plan import R_MAX, TEACHER
@@ -55,7 +55,7 @@ def _dose(imitation: Path) -> dict[str, Any]:
     if len(mini):
         means = mini.drop(columns="replicate").groupby(["model", "ratio"], sort=False).mean().reset_index()
         whole = means[means["ratio"] == 0].set_index("model")["to_student"]
-        at = means[(means["ratio"] - R_MAX).abs() < 1e-9]
+        at = means[means["ratio"] == R_MAX]
         found["small"] = at.assign(before=at["model"].map(whole)).to_dict("records")
         found["table"] = _doses(means)
     teachers = tables(imitation).read("teachers.csv")
@@ -82,34 +82,43 @@ def _weight(study: Study) -> dict[str, Any]:
     names = ("naive_multi", "masked", "masters", "accuracy_only", "distillation_only")
     wide = 100 * study.runs.pivot(index="replicate", columns="arm", values="accuracy").astype(float)
 
-    def along(*varied: str, beside: str) -> list[tuple[str, float]]:
-        """Return the accuracy of an arm, then that of Masters over settings in the names of its arms."""
+    def along(*varied: str, beside: str, rate: float | None = None) -> list[tuple[str, float]]:
+        """Return the accuracy of an arm, then that of Masters over settings in the names of its arms.
+
+        Args:
+            rate: at this learning rate only.
+        """
         named = {name: split(name) for name in map(str, wide)}
         at = {
             name: float(values[varied[-1]])
             for name, (base, values) in named.items()
-            if base == "masters" and set(values) == set(varied)
+            if base == "masters"
+            and set(values) == set(varied)
+            and rate in (None, float(values["learning_rate"]))
         }
-        if varied[-1] == "policy_weight" and at:  # the same learning rate at the paper's weight
-            rate = named[next(iter(at))][1]["learning_rate"]
-            at[f"masters+learning_rate={rate}"] = 1.0
+        if varied[-1] == "policy_weight" and at:  # at the paper's weight its name has the rate alone
+            same = named[next(iter(at))][1]["learning_rate"]
+            at[f"masters+learning_rate={same}"] = 1.0
         asked = [beside, *sorted(at, key=at.__getitem__)]
         if beside not in wide:
             return []
         means = wide[[name for name in asked if name in wide]].dropna().mean()
         return [(f"{at[name]:g}" if name in at else title_of(name), means[name]) for name in means.index]
 
+    chosen = study.settings().get("masked", "masked")
     return {
         "arms": [[name, settings[name]] for name in names if name in settings],
         "rates": along("learning_rate", beside="base"),
-        "weights": along("learning_rate", "policy_weight", beside="masked"),
+        "weights": along(
+            "learning_rate", "policy_weight", beside="masked", rate=arm(chosen, study.profile).learning_rate
+        ),
         "kl": study.runs[study.runs["arm"].isin(["masters", "masked"])].groupby("arm")["kl"].mean().to_dict(),
     }
 
 
 def _sight(study: Study) -> dict[str, float] | None:
     blind, means = blind_accuracies(study), study.runs.groupby("arm")["accuracy"].mean()
-    if "all" not in blind:
+    if "all" not in blind or "base" not in means:
         return None
     return {
         "blind": 100 * blind["all"],

@@ -83,8 +83,8 @@ def checked_parameters(source: Path, profile: str, notebook: str) -> dict[str, A
         )
     if missing := sorted(declared - set(parameters)):
         raise ValueError(
-            f"{source.name} declares {', '.join(missing)}, which masters.settings does not have for it: "
-            "add it there or remove it from the notebook"
+            f"{source.name} declares {', '.join(missing)}, which its class in "
+            "masters_book.pages.parameters does not have: add it there or remove it from the notebook"
         )
     return parameters
 

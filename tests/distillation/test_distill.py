@@ -1,7 +1,6 @@
 """``masters distill``: from model folders and a file of questions to one student."""
 
 import json
-import math
 import multiprocessing
 import os
 import random
@@ -156,19 +155,22 @@ def test_the_hours_of_a_check_count_the_pictures_of_every_phase(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An hour per question's pictures, everything else in no time."""
-    monkeypatch.setattr(Speed, "measured", lambda sample: Speed(rate=math.inf, call=0, picture=3600))
+    monkeypatch.setattr(Speed, "measured", lambda *_: Speed(rate=1e300, learning=1e300, call=0, picture=3600))
     said: list[str] = []
     check(own_models.file(folder), said.append)
     (line,) = [line for line in said if line.startswith("hours")]
     # 8 questions: answered by the teacher at one mask ratio and by the student, the responses of each read by
     # both, trained on once. 4 others: answered by the student twice and the teacher.
-    for phase in ("generating 16 to 16", "reading 32 to 32", "training 8 to 8", "evaluating 12 to 12"):
-        assert phase in line
-    assert line.startswith("hours, rough: 68 to 68 (")
+    for phase in ("encoding 12", "generating 16", "reading 32", "training 8", "evaluating 12"):
+        assert f"{phase} to {phase.split()[1]}" in line
+    assert line.startswith("hours, rough: 80 to 80 (")
+    own_models.file(folder, training={"learning_rate": 1e-3, "batch": 2, "eval_steps": 2})
+    check(folder / "run.yaml", said.append)
+    assert "evaluating 20 to 20" in said[-1]  # after the second and the fourth of four steps
 
 
 def test_the_hours_of_a_check_grow_with_the_responses(folder: Path) -> None:
-    speed = Speed(rate=1e9, call=1e-5, picture=1e-3)
+    speed = Speed(rate=1e9, learning=1e9, call=1e-5, picture=1e-3)
     model, _ = small.build()
     short, long = (speed.generate(model, 4, 2000, 20, length) for length in (8, 32))
     assert short < long < 4 * short
@@ -202,6 +204,59 @@ def test_settings_of_the_training_may_change_until_its_first_checkpoint(
     other = own_models.file(folder, training={"learning_rate": 1e-4, "batch": 2}, reward="exact")
     with pytest.raises(ValueError, match=r"other settings \(reward differ"):
         masters.distill(other, [].append)
+
+
+def test_where_a_teacher_is_loaded_may_change(folder: Path) -> None:
+    masters.distill(own_models.file(folder), [].append)
+    elsewhere = own_models.file(folder, teachers={"path": "teacher", "device_map": "cpu"})
+    masters.distill(elsewhere, [].append)
+    loader = {"learning_rate": 1e-3, "batch": 2, "args": {"dataloader_num_workers": 0}}
+    masters.distill(own_models.file(folder, training=loader), [].append)
+    with pytest.raises(ValueError, match=r"other settings \(teachers.1.dtype differ"):
+        masters.distill(own_models.file(folder, teachers={"path": "teacher", "dtype": "bfloat16"}), [].append)
+
+
+def test_a_batch_that_the_processes_cannot_share_is_refused_first(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = own_models.file(folder)
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(ValueError, match="a batch of 2 questions cannot be shared by 3 processes in 1 parts"):
+        check(file, [].append)
+
+
+def test_rows_that_the_processor_refuses_do_not_count(folder: Path) -> None:
+    lines = (folder / "train.jsonl").read_text().splitlines()
+    refused = [json.dumps({"question": f"<IMAGE> {number}", "answer": "red"}) for number in range(4)]
+    (folder / "train.jsonl").write_text("\n".join([*refused, *lines]) + "\n")
+    data = {"train": "train.jsonl"}
+    said: list[str] = []
+    with pytest.warns(UserWarning, match="4 of 16 rows of train are left out"):
+        masters.distill(own_models.file(folder, data=data), said.append)
+    assert any("6 steps" in line for line in said)  # of 2 questions each
+    skipped = [json.loads(line) for line in (folder / "out" / "skipped.jsonl").read_text().splitlines()]
+    assert [row["row"] for row in skipped] == [1, 2, 3, 4]
+    stored = [
+        set(pd.read_parquet(path)["asked"])
+        for path in (folder / "out" / "responses" / "responses").rglob("part-*.parquet")
+    ]
+    assert set.union(*stored) == {"what colour is this square ?"}
+    log = pd.read_parquet(folder / "out" / "log.parquet")
+    assert log["step"].max() == 6
+    encoded = list((folder / "out" / "responses" / "questions").glob("train-*[0-9a-f]"))
+    assert len(encoded) == 2, "once, and the sample of the estimate"
+
+
+def test_labels_that_no_response_can_reach_are_said(folder: Path) -> None:
+    (folder / "mine.py").write_text("def score(question, answers, response):\n    return 0\n")
+    said: list[str] = []
+    check(own_models.file(folder, reward="mine.py:score"), said.append)
+    assert any(
+        "the labels of 8 of 8 rows of train score 0 with reward mine.py:score" in line for line in said
+    )
+    said.clear()
+    check(own_models.file(folder), said.append)
+    assert not any("score 0" in line for line in said)
 
 
 def test_another_scorer_or_other_weights_under_the_same_name_are_refused(folder: Path) -> None:

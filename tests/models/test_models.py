@@ -10,6 +10,7 @@ from tokenizers import pre_tokenizers
 
 from masters.masking.teacher_mask import TeacherMask
 from masters.models import loading as models
+from masters.models.same_inputs import check_same_inputs
 from masters.models.small import CHAT_TEMPLATE, build, build_processor
 from masters.settings import ModelSpec
 
@@ -174,13 +175,13 @@ def test_special_tokens_and_rows_without_a_token_are_banned_but_not_the_end() ->
 
 def test_different_vocabularies_are_refused() -> None:
     ours = build_processor(small.WORDS)
-    models.check_same_tokens(ours, build_processor(small.WORDS))
+    check_same_inputs(ours, build_processor(small.WORDS))
     with pytest.raises(ValueError, match=r"differ in 1 tokens .*'zebra'") as caught:
-        models.check_same_tokens(ours, build_processor([*small.WORDS, "zebra"]))
+        check_same_inputs(ours, build_processor([*small.WORDS, "zebra"]))
     assert "\n" not in str(caught.value)
     moved = [small.WORDS[1], small.WORDS[0], *small.WORDS[2:]]
     with pytest.raises(ValueError, match="differ in 2 tokens"):
-        models.check_same_tokens(ours, build_processor(moved))
+        check_same_inputs(ours, build_processor(moved))
 
 
 def test_every_word_is_one_token_and_comes_back() -> None:
@@ -193,17 +194,22 @@ def test_every_word_is_one_token_and_comes_back() -> None:
 
 def test_a_teacher_that_cuts_text_otherwise_or_has_another_template_is_refused() -> None:
     ours, theirs = build_processor(small.WORDS), build_processor(small.WORDS)
-    models.check_same_tokens(ours, theirs)
+    check_same_inputs(ours, theirs)
     theirs.chat_template = CHAT_TEMPLATE.replace("<image> ", "<image> <image> ")
     with pytest.raises(
         ValueError, match="different chat templates: a question is '<user> <image> what"
     ) as told:
-        models.check_same_tokens(ours, theirs)
+        check_same_inputs(ours, theirs)
     assert "save it with the student's template" in str(told.value) and "\n" not in str(told.value)
+    theirs = build_processor(small.WORDS)
+    theirs.image_processor.crop_size = {"height": 32, "width": 32}
+    with pytest.raises(ValueError, match=r"read a picture differently: .*3x64x64.* and .*3x32x32") as told:
+        check_same_inputs(ours, theirs)
+    assert "\n" not in str(told.value)
     theirs = build_processor(small.WORDS)
     theirs.tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     with pytest.raises(ValueError, match="one vocabulary and tokenize text differently") as told:
-        models.check_same_tokens(ours, theirs)
+        check_same_inputs(ours, theirs)
     assert "\n" not in str(told.value)
     with pytest.raises(ValueError, match="differ in 1 tokens"):
-        models.check_same_tokens(ours, build_processor([*small.WORDS, "zebra"]))
+        check_same_inputs(ours, build_processor([*small.WORDS, "zebra"]))

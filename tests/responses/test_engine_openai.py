@@ -384,6 +384,16 @@ def test_a_reply_that_is_none_is_refused_before_anything_is_stored(
     assert not store.shards()
 
 
+def test_a_server_that_reads_another_prompt_is_refused(server: ChatServer, folder: Path) -> None:
+    model, processor = load(folder / "large")
+    processor.chat_template = "a " + processor.chat_template
+    processor.save_pretrained(folder / "other")
+    model.save_pretrained(folder / "other")
+    told = pytest.raises(ValueError, match=r"a prompt of \d+ tokens, which is not ours of \d+; serve the")
+    with serving({"large-0.0": folder / "other"}) as running, told:
+        ask(folder, engine(running, concurrency=1))
+
+
 def test_names_with_hyphens_stay_whole(folder: Path) -> None:
     with serving({"Qwen3-VL-2B-0.0": folder / "large", "Qwen3-VL-8B-0.0": folder / "masked"}) as running:
         _, processor = load(folder / "large")

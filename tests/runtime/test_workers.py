@@ -69,6 +69,20 @@ def test_each_call_gives_its_environment(tmp_path: Path, monkeypatch: pytest.Mon
         assert (tmp_path / word).read_text() == word
 
 
+def launch(report: Path) -> None:
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "TORCHELASTIC_USE_AGENT_STORE", "ROLE_NAME", "LOCAL_DATA")
+    report.write_text(" ".join(f"{name}={os.environ.get(name)}" for name in names))
+
+
+def test_a_worker_is_no_rank_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "TORCHELASTIC_USE_AGENT_STORE", "ROLE_NAME"):
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("LOCAL_DATA", "disk")
+    workers.run([(launch, (tmp_path / "report",))], 1, "jobs")
+    found = dict(item.split("=") for item in (tmp_path / "report").read_text().split())
+    assert found.pop("LOCAL_DATA") == "disk" and set(found.values()) == {"None"}
+
+
 def look(folder: Path, report: Path) -> None:
     report.write_text(" ".join(progress.lines(folder)))
 

@@ -222,7 +222,7 @@ def test_a_batch_that_cannot_be_shared_is_refused(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("WORLD_SIZE", "3")
     asked, budget = small.questions(tmp_path / "questions"), small.BUDGET
     rest = (small.labeled(asked), ranks.Objective(), budget, tmp_path / "run", "a run")
-    with pytest.raises(ValueError, match="a run: a batch of 2 questions cannot be shared by 3 processes"):
+    with pytest.raises(ValueError, match="a batch of 2 questions cannot be shared by 3 processes"):
         ranks.train(small.build()[0], asked, *rest)
 
 

@@ -167,7 +167,7 @@ def row_bytes(model: PreTrainedModel, prompt: float, limit: int) -> float:
 
 
 def misfit(asked: Request, order: Sequence[int]) -> str:
-    """Return why a model cannot share prompts, or "" if it can; tried once per class of models.
+    """Return why a model cannot share prompts, or "" if it can; tried once per class and number of devices.
 
     The shortest and the longest prompt get two short responses each. Their log-probabilities have to be those
     of the model's own ``generate``.
@@ -176,7 +176,8 @@ def misfit(asked: Request, order: Sequence[int]) -> str:
         UserWarning: once per class of models that cannot.
     """
     name = type(asked.model).__name__
-    key = f"{name} {type(asked.model.config.get_text_config()).__name__}"
+    devices = {parameter.device for parameter in asked.model.parameters()}
+    key = f"{name} {type(asked.model.config.get_text_config()).__name__} {len(devices)}"
     if key not in _misfits:
         tried = replace(asked, sampling=TRIED, seed=0)
         reason = _misfits[key] = _difference(tried, sorted({order[0], order[-1]}, key=order.index))
@@ -219,7 +220,8 @@ def _generate_shared(asked: Request, wanted: Sequence[int], responses: Sequence[
         **token_types(model, input_ids),
         **images,
     ).last_hidden_state[:, -1]
-    logits = dense(project(model, hidden)).float().repeat_interleave(n, 0)
+    # A model that is spread over several GPUs ends on another than it began on.
+    logits = dense(project(model, hidden)).float().to(device).repeat_interleave(n, 0)
     rows = len(input_ids) * n
     position = position.repeat_interleave(n, 0)
     history = torch.zeros(rows, longest + limit, dtype=torch.long, device=device)
@@ -254,5 +256,5 @@ def _generate_shared(asked: Request, wanted: Sequence[int], responses: Sequence[
                 past_key_values=cache,
             ).last_hidden_state[:, -1]
             position = position + 1
-            logits = dense(project(model, hidden)).float()
+            logits = dense(project(model, hidden)).float().to(device)
     return batch.finished(asked.processor, tokens, logprobs, lengths)

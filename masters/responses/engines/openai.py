@@ -165,7 +165,9 @@ class _Asker:
             parts = message["content"]
             message["content"] = [_image(next(files)) if p["type"] == "image" else p for p in parts]
         own = {} if self.seed is None else {"seed": response_seed(self.seed, row["id"], j)}
-        return self._response(row["id"], j, self._complete(messages, own))
+        return self._response(
+            row["id"], j, self._complete(messages, own), self.questions.prompt(index).tolist()
+        )
 
     def _complete(self, messages: list[dict[str, Any]], own: dict[str, Any]) -> dict[str, Any]:
         ways, refusal = self.ways, None
@@ -198,8 +200,11 @@ class _Asker:
             "or generate with engine transformers or vllm"
         )
 
-    def _response(self, name: str, j: int, choice: dict[str, Any]) -> Response:
+    def _response(self, name: str, j: int, choice: dict[str, Any], prompt: list[int]) -> Response:
         """Return the response in a server's choice.
+
+        Args:
+            prompt: token ids of the question's prompt.
 
         Raises:
             ValueError: the choice is not what was requested; the message names the question.
@@ -208,6 +213,10 @@ class _Asker:
         def refuse(found: str, do: str = "use another server or its newer version") -> ValueError:
             return ValueError(f"response {j} to question {name}: the server returned {found}; {do}")
 
+        read = choice.get("prompt_token_ids")  # vLLM tells
+        if isinstance(read, list) and read != prompt:
+            found = f"the response to a prompt of {len(read)} tokens, which is not ours of {len(prompt)}"
+            raise refuse(found, "serve the model with its own chat template and size of pictures")
         finish = choice.get("finish_reason")
         if finish not in ("stop", "length"):
             off = "drop this question or turn the server's filter off"

@@ -76,11 +76,12 @@ class SharedPrompt(Cache):
         slots = self._slots[indices]
         questions, place = (slots // self._n).unique(return_inverse=True)
         self._slots = place * self._n + slots % self._n
-        for layer in self._layers:
-            layer.keys, layer.values = layer.keys[indices], layer.values[indices]
+        for layer in self._layers:  # which may be on several devices
+            rows, kept = indices.to(layer.keys.device), questions.to(layer.keys.device)
+            layer.keys, layer.values = layer.keys[rows], layer.values[rows]
             if len(questions) < len(self._padding):
-                layer.prompt_keys = layer.prompt_keys[questions]
-                layer.prompt_values = layer.prompt_values[questions]
+                layer.prompt_keys = layer.prompt_keys[kept]
+                layer.prompt_values = layer.prompt_values[kept]
         self._padding = self._padding[questions]
 
     def attend(self, number: int, query: Tensor, scaling: float) -> Tensor:
@@ -96,7 +97,8 @@ class SharedPrompt(Cache):
         layer = self._layers[number]
         rows, heads, _, size = query.shape
         query = query.reshape(rows, layer.keys.shape[1], -1, size) * scaling
-        of_prompt = self._apart(self._together(query) @ layer.prompt_keys.mT + self._padding)
+        padding = self._padding.to(query.device)
+        of_prompt = self._apart(self._together(query) @ layer.prompt_keys.mT + padding)
         of_own = (query @ layer.keys.mT)[..., : layer.length]
         weights = torch.cat((of_prompt, of_own), -1).softmax(-1, dtype=torch.float32).to(query.dtype)
         at_prompt, at_own = weights.split([of_prompt.shape[-1], layer.length], -1)
@@ -109,13 +111,13 @@ class SharedPrompt(Cache):
         rows, heads, groups, last = of_rows.shape
         if rows < len(self._padding) * self._n:
             whole = of_rows.new_zeros(len(self._padding) * self._n, heads, groups, last)
-            of_rows = whole.index_copy_(0, self._slots, of_rows)
+            of_rows = whole.index_copy_(0, self._slots.to(of_rows.device), of_rows)
         return of_rows.view(-1, self._n, heads, groups, last).transpose(1, 2).flatten(2, 3)
 
     def _apart(self, of_questions: Tensor) -> Tensor:
         """Reshape back to ``(rows, heads, groups, any)``."""
         of_rows = of_questions.unflatten(2, (self._n, -1)).transpose(1, 2).flatten(0, 1)
-        return of_rows if len(of_rows) == len(self._slots) else of_rows[self._slots]
+        return of_rows if len(of_rows) == len(self._slots) else of_rows[self._slots.to(of_rows.device)]
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from masters.data.questions import Questions
+from masters.data.questions import Questions, text_options
 from masters.masking.choice import PAPERS, MaskChoice
 from masters.models.loading import banned_tokens, load
 from masters.models.source import Source
@@ -53,8 +53,10 @@ class VllmEngine:
             ValueError: vLLM is not installed, cannot load the model, or tokenizes a prompt differently from
                 ``transformers``.
         """
-        most = max((_pictures(questions, index) for index in range(len(questions))), default=1)
-        llm = self._open(source, most)
+        every = range(len(questions))
+        most = max((_pictures(questions, index) for index in every), default=1)
+        longest = max((len(questions.prompt(index)) for index in every), default=1)
+        llm = self._open(source, most, longest + sampling.max_new_tokens)
         try:
 
             def write(wanted: Sequence[int], indices: Sequence[int]) -> Iterator[list[Response]]:
@@ -67,7 +69,7 @@ class VllmEngine:
         finally:
             llm.llm_engine.engine_core.shutdown()
 
-    def _open(self, source: Source, pictures: int) -> Any:
+    def _open(self, source: Source, pictures: int, length: int) -> Any:
         try:
             from vllm import LLM
         except ImportError as error:
@@ -76,6 +78,7 @@ class VllmEngine:
                 "`make test-vllm` does, or use engine transformers or openai"
             ) from None
         options: dict[str, Any] = {"limit_mm_per_prompt": {"image": pictures}, "disable_log_stats": True}
+        options["max_model_len"] = length  # the whole context of a model may not fit the memory
         if source.dtype is not None:
             options["dtype"] = source.dtype
         options |= self.options
@@ -157,9 +160,10 @@ def _write(
         row = questions.table.iloc[index]
         pictures = questions.pictures(index)
         conversation = questions.conversation(index)
-        prompt: dict[str, Any] = {
-            "prompt": processor.apply_chat_template(conversation, add_generation_prompt=True)
-        }
+        text = processor.apply_chat_template(conversation, add_generation_prompt=True)
+        if text_options(processor, text):  # vLLM begins the text itself
+            text = text.removeprefix(processor.tokenizer.bos_token)
+        prompt: dict[str, Any] = {"prompt": text}
         if pictures:
             prompt["multi_modal_data"] = {"image": pictures}
         for j in indices:
