@@ -28,8 +28,8 @@ NOTEBOOKS := 1_tasks_and_models 2_masking_ablations 3_response_caching 4_reward_
 EXECUTED := $(NOTEBOOKS:%=$(OUT)/%.ipynb)
 PACKAGE := $(shell find masters masters_book -name '*.py')
 PAGES := $(shell find book -name '*.md' -not -path 'book/_build/*' -not -path 'book/generated/*') \
-	$(wildcard book/*.yml book/_static/* data/results/*/* masters_book/pages/templates/*) \
-	$(wildcard notebooks/params/*.yaml)
+	$(wildcard book/*.yml book/_static/* data/results/*.* data/results/*/* data/paper/* examples/*.yaml) \
+	$(wildcard masters_book/pages/templates/* notebooks/params/*.yaml) CITATION.cff
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -138,6 +138,8 @@ $(EXTRAS)/.installed: tests/extras_environment/requirements.txt $(INSTALLED)
 
 $(EXECUTED): $(OUT)/%.ipynb: notebooks/%.ipynb $(PARAMS)/profile.yaml $(PARAMS)/%.yaml $(PACKAGE) | $(INSTALLED)
 	@$(BIN)/masters notebook $* --profile $(PROFILE) --output $@
+
+$(OUT)/5_offline_rl.ipynb: $(wildcard data/results/*.csv data/results/*.json)
 
 # What a notebook reads of the results of others; the cache under data/ makes shared runs free.
 $(OUT)/2_masking_ablations.ipynb: $(OUT)/1_tasks_and_models.ipynb

@@ -33,7 +33,7 @@ from masters.data.questions import Questions
 from masters.data.scenes import pixel_hash
 from masters.own_data.encoding import encode
 from masters.own_data.pictures import PictureError, open_picture, reference
-from masters.own_data.rows import RowError, parse_row
+from masters.own_data.rows import READ, RowError, parse_row
 from masters.own_data.sources import RawRow, Source, find_sources
 from masters.runtime.errors import typed_line
 from masters.runtime.files import cache_dir, write_atomic, write_folder
@@ -151,7 +151,9 @@ def some_rows(own: OwnQuestions, split: str, limit: int | None) -> tuple[str, da
 
 def refused_rows(own: OwnQuestions, split: str, processor: Any) -> pd.DataFrame:
     """Return the rows of a split that the processor refuses: columns source, row, reason."""
-    refused = pd.read_parquet(encode_own(own, split, processor).folder / "refused.parquet")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the rows that are returned
+        refused = pd.read_parquet(encode_own(own, split, processor).folder / "refused.parquet")
     rows = own.splits[split].select(refused["place"])
     return pd.DataFrame({"source": rows["source"], "row": rows["row"], "reason": refused["reason"]})
 
@@ -191,6 +193,7 @@ class _Reader:
         self.settings = settings
         self.skipped: list[tuple[str, int, str]] = []
         self.files: dict[str, tuple[int, int]] = {}
+        self.columns: set[str] = set()
 
     def read(self, split: str, sources: Sequence[Source], path: Path) -> None:
         """Write one split; ``ValueError`` if no row can be used, or a bad row stops the reading."""
@@ -204,6 +207,7 @@ class _Reader:
         ):
             while chunk := list(islice(raw, CHUNK)):
                 kept = []
+                self.columns.update(str(name) for row in chunk for name in row.values or ())
                 for row, made in zip(chunk, pool.map(self._checked, chunk), strict=True):
                     if isinstance(made, dict):
                         asked = json.dumps([made["messages"], made["pixels"]]).encode()
@@ -300,7 +304,7 @@ def _read(settings: OwnData, sources: dict[str, list[Source]], folder: Path) -> 
     about = {
         "files": files,
         "hashes": {split: _hash(rows) for split, rows in splits.items()},
-        "problems": list(_problems(settings, splits, skipped)),
+        "problems": list(_problems(settings, splits, skipped, reader.columns)),
     }
     write_atomic(folder / "about.json", json.dumps(about, indent=2))
 
@@ -313,8 +317,12 @@ def _hash(rows: datasets.Dataset) -> str:
     return digest.hexdigest()[:16]
 
 
-def _problems(settings: OwnData, splits: dict[str, datasets.Dataset], skipped: pd.DataFrame) -> Iterator[str]:
+def _problems(
+    settings: OwnData, splits: dict[str, datasets.Dataset], skipped: pd.DataFrame, columns: set[str]
+) -> Iterator[str]:
     """Yield what the user should know, one line each."""
+    if unread := sorted(columns - {*READ, *settings.columns.model_dump().values()}):
+        yield f"columns that are not read: {', '.join(unread)}"
     total = sum(map(len, splits.values()))
     if len(skipped):
         first = skipped.iloc[0]

@@ -25,6 +25,8 @@ NAMES = {
     "options": ("options", "choices"),
 }
 CONVERSATIONS = ("messages", "conversations", "conversation")
+# Columns that are read without being named in the settings.
+READ = {name for names in NAMES.values() for name in names} | {*CONVERSATIONS, "system"}
 ROLES = {"human": "user", "gpt": "assistant", "model": "assistant"}
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 

@@ -96,7 +96,8 @@ class Source(NamedTuple):
                 pa.ArrowException,
             ) as error:
                 kind = self.path.suffix[1:]
-                raise ValueError(f"{self.path} cannot be read as {kind}: {one_line(error)}") from None
+                hint = "; save it as UTF-8" if isinstance(error, UnicodeDecodeError) else ""
+                raise ValueError(f"{self.path} cannot be read as {kind}: {one_line(error)}{hint}") from None
 
     def _numbered(self, values: Iterator[Any], folder: Path) -> Iterator[RawRow]:
         for number, row in enumerate(values, start=1):
@@ -218,7 +219,9 @@ def _chosen(entry: str, found: Any, split: str, path: Path | None = None) -> Sou
 
 def _of_parquet(path: Path) -> Iterator[Any]:
     with pq.ParquetFile(path) as file:
-        features = datasets.Features.from_arrow_schema(file.schema_arrow)
+        schema = file.schema_arrow  # other writers than datasets have types that it does not know
+        known = b"huggingface" in (schema.metadata or {})
+        features = datasets.Features.from_arrow_schema(schema) if known else datasets.Features()
         yield from _with_class_names(file.iter_batches(BATCH), features)
 
 
@@ -226,7 +229,7 @@ def _with_class_names(tables: Iterable[Any], features: datasets.Features) -> Ite
     """Yield rows as plain values, pictures undecoded as ``{bytes, path}`` and class labels as names."""
     names = {name: of.names for name, of in features.items() if isinstance(of, datasets.ClassLabel)}
     for table in tables:
-        for row in table.to_pylist():
+        for row in table.to_pylist(maps_as_pydicts="lossy"):
             for column, classes in names.items():
                 known = row[column] is not None and 0 <= row[column] < len(classes)
                 row[column] = classes[row[column]] if known else None  # -1 is the hub's "no label"
@@ -257,4 +260,9 @@ def _of_json(path: Path) -> Iterator[Any]:
 def _of_table(path: Path) -> Iterator[Any]:
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
     with open(path, encoding="utf-8-sig", newline="") as file:
-        yield from csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True)
+        names = file.readline()
+        file.seek(0)
+        usual = "\t" if path.suffix.lower() == ".tsv" else ","
+        # Where a comma is the decimal sign, spreadsheets write semicolons.
+        delimiter = ";" if usual not in names and ";" in names else usual
+        yield from csv.DictReader(file, delimiter=delimiter, strict=True)

@@ -9,7 +9,7 @@ import json
 from typing import Any
 
 VERSIONS = {
-    "own_data": 3,  # checked rows
+    "own_data": 4,  # checked rows
     "questions": 3,
     "rung": 2,  # a trained model of the ladder
     "norms": 1,  # input norms for the Wanda criterion

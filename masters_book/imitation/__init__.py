@@ -6,5 +6,5 @@ whether the mask lowers the divergence between teacher and student, for students
 whether a student taught by the masked teacher ends nearer to the whole one.
 
 Read ``plan`` (what is measured and what counts as an effect, fixed before the first run), ``texts``,
-``models``, ``distances``, ``learning``, ``results``.
+``models``, ``distances``, ``changes``, ``learning``, ``tables``, ``results``.
 """

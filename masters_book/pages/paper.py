@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 
 from masters_book.claims.claims import CLAIMS
+from masters_book.claims.evidence import PAIRS
 from masters_book.claims.table import signed
 from masters_book.figures.names import title_of
 from masters_book.pages.rendering import fill
@@ -26,7 +27,7 @@ _NO_SMALL = f"{NOT_RUN}the study has teachers of two sizes"
 _NO_RATIO = f"{NOT_RUN}the study has other ratios"
 _NO_TINY = f"{NOT_RUN}the study has students of two sizes"
 _METHOD = f"{NOT_RUN}this method is not part of the package"
-_STUDENTS = ("Qwen2.5-VL-7B", "Qwen3-VL-8B", "InternVL3-8B", "InternVL3.5-8B")
+_STUDENTS = tuple(PAIRS)
 _MIDDLE = ("Qwen2.5-VL-3B", "Qwen3-VL-4B", "InternVL3.5-4B")
 _SMALL = ("Qwen3-VL-2B", "InternVL3-2B", "InternVL3.5-2B")
 
@@ -130,7 +131,7 @@ TABLES = (
     Beside(
         "table4_large_models",
         "Table 4, large models",
-        dict.fromkeys(("Qwen2.5-VL-72B", "Qwen3-VL-32B", "InternVL3-78B", "InternVL3.5-38B"), "large"),
+        dict.fromkeys(PAIRS.values(), "large"),
         ["model"],
         over={},
         note="Our one large teacher stands beside all of them.",

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from masters.experiments.lab import Lab
-from masters.runtime.checksums import check, write_list
+from masters.runtime.checksums import check
 from masters.runtime.files import write_folder
 from masters.runtime.keys import key_of
 from masters.settings import Profile
@@ -43,12 +43,7 @@ def keep(lab: Lab, folder: Path) -> None:
             continue
         for outdated in set(kept.parent.glob(f"{name}-*")) - {kept}:
             shutil.rmtree(outdated)
-        write_folder(kept, partial(_copy, lab.folder(name)))
-
-
-def _copy(source: Path, target: Path) -> None:
-    shutil.copytree(source, target, dirs_exist_ok=True)
-    write_list(target)  # a model of an older cache has none
+        write_folder(kept, partial(shutil.copytree, lab.folder(name), dirs_exist_ok=True))
 
 
 def _kept(profile: Profile, name: str, folder: Path) -> Path:

@@ -408,6 +408,36 @@ def test_pairs_keep_shared_seeds_and_questions() -> None:
         effect(pd.concat([table, table]))
 
 
+def test_questions_about_one_picture_count_as_one() -> None:
+    table = predictions({"a": 0.5, "b": 0.25}, questions=80, swap=1)
+    pictures = table["task"] + "/test/" + table["question"].str[1:]
+    once = effect(table.assign(question=pictures + "-0"))
+    four = effect(pd.concat([table.assign(question=pictures + f"-{number}") for number in range(4)]))
+    alone = effect(pd.concat([table.assign(question=f"{number}" + pictures + "-0") for number in range(4)]))
+    assert once is not None and four is not None and alone is not None
+    assert four[0] == pytest.approx(once[0]) and alone[0].estimate == pytest.approx(once[0].estimate)
+    assert alone[0].high - alone[0].low < 0.9 * (once[0].high - once[0].low)
+    assert once == effect(table), "other ids are pictures of their own"
+    # A picture weighs as much as it has questions.
+    more = table[table["question"].isin([f"q{number}" for number in range(20)])]
+    both = effect(pd.concat([table.assign(question=pictures + "-0"), more.assign(question=pictures + "-1")]))
+    by_question = effect(pd.concat([table, more.assign(question=more["question"] + "x")]))
+    assert both is not None and by_question is not None
+    assert both[0].estimate == pytest.approx(by_question[0].estimate)
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "words"),
+    [(0.7, "times", "0.70"), (15, "times", "15.0"), (1.66, "points", "+1.7"), (-0.04, "percent", "-0.04")],
+)
+def test_a_ratio_has_no_sign(value: float, unit: str, words: str) -> None:
+    assert claim_rows.shown(value, unit) == words
+    assert claim_rows.shown(math.nan, unit) == ""
+    row = {"unit": unit, "effect_low": value, "effect_high": value, "sampled_low": 1.0, "sampled_high": 2.0}
+    assert claim_rows.span(row) == f"{words} to {words}"
+    assert claim_rows.span(row, "sampled") == "+1.0 to +2.0"
+
+
 def test_equal_arguments_give_equal_intervals() -> None:
     table = predictions({"masters": 0.6, "masked": 0.5})
     pd.testing.assert_frame_equal(judge_claims(table, 100), judge_claims(table, 100))

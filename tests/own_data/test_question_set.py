@@ -11,6 +11,8 @@ from typing import Any
 import datasets
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import small
 import torch
@@ -100,6 +102,9 @@ def save(base: Path, form: str) -> str | list[str]:
             str(base / "saved")
         )
         return "saved"
+    elif form == "semicolons.csv":
+        pd.DataFrame(rows()).to_csv(base / form, sep=";", index=False)
+        return form
     elif form == "image folder":
         lines = [row | {"file_name": row["image"].split("/")[1]} for row in rows()]
         write(
@@ -117,6 +122,7 @@ FORMS = (
     "json of lines",
     "csv",
     "tsv",
+    "semicolons.csv",
     "parquet",
     "parquet of datasets",
     "glob",
@@ -135,6 +141,16 @@ def test_rows_are_the_same_in_every_form(form: str, base: Path) -> None:
     write(base / "plain.jsonl", rows())
     assert own.splits["train"]["pixels"] == load(base, train="plain.jsonl").splits["train"]["pixels"]
     assert own.splits["train"]["sizes"][3] == [[30, 23]]
+
+
+def test_a_map_of_options_is_read_and_other_columns_are_named(base: Path) -> None:
+    kind = pa.map_(pa.string(), pa.string())
+    options = pa.array([[("A", "red"), ("B", "blue")]], kind)
+    table = {"question": ["which ?"], "answer": ["B"], "options": options, "picture": ["0.png"], "n": [1]}
+    pq.write_table(pa.table(table), base / "maps.parquet")
+    own = load(base, train="maps.parquet")
+    assert asked(own) == [("which ?\nA. red\nB. blue", '["B", "blue"]')]
+    assert own.problems[0] == "columns that are not read: n, picture"
 
 
 def test_class_labels_are_their_names(base: Path) -> None:
@@ -159,7 +175,7 @@ def test_class_labels_are_their_names(base: Path) -> None:
         ({"train": "empty"}, "empty is neither a datasets folder"),
         ({"train": "bad.json"}, "bad.json cannot be read as json: Expecting"),
         ({"train": "bad.parquet"}, "bad.parquet cannot be read as parquet"),
-        ({"train": "latin.csv"}, "latin.csv cannot be read as csv: 'utf-8' codec"),
+        ({"train": "latin.csv"}, "latin.csv cannot be read as csv: 'utf-8' codec.*; save it as UTF-8"),
         ({"train": "one.json"}, "one.json must hold a list of rows but holds one dict"),
         ({"train": "none.jsonl"}, "data.train has no usable row$"),
         ({"train": "wrong.jsonl"}, "data.train has no usable row; wrong.jsonl row 1: there is no question"),
