@@ -26,6 +26,9 @@ seed effect, a question effect and noise (two-way analysis of variance), the var
   level 0.05 / 14 with three seeds rejects a true hypothesis 3.6 times too often. (Satterthwaite's formula
   weights with the squares of the shares and is further off.)
 
+Questions about one picture are not independent. So what is called a question here is, for a comparison, the
+mean over the questions about a picture (:mod:`masters_book.claims.comparisons`).
+
 Where only seeds vary, this is the t interval; with one seed it is nearly the ordinary bootstrap.
 ``tests/claims/test_statistics.py`` simulates, for three to ten seeds, the coverage and the size of tests at
 0.05 and at 0.05 / 14: coverage is at least nominal, and clearly higher where noise dominates.
