@@ -194,7 +194,7 @@ class _Verdicts:
         self.path, self._lock = path, threading.Lock()
         path.parent.mkdir(parents=True, exist_ok=True)
         self._base = sqlite3.connect(path, timeout=60, check_same_thread=False, isolation_level=None)
-        self._run("PRAGMA journal_mode=WAL")
+        self._run("PRAGMA journal_mode=DELETE")  # the faster WAL cannot be shared by several machines
         self._run("PRAGMA synchronous=FULL")
         self._run("CREATE TABLE IF NOT EXISTS verdicts (key TEXT PRIMARY KEY, verdict INTEGER)")
 

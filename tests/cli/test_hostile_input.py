@@ -162,7 +162,7 @@ def test_a_garbled_run_file_is_read_or_refused_in_one_line(seed: int, tmp_path: 
     written(path, RUN_FILE, rng)
     with refused_or_read("run files, wrong values"):
         run = load_run_file(path)
-        run.spec(run.profile(questions=100, evaluated=10), labeled=True)
+        run.spec(run.profile(rows=100, evaluated=10), labeled=True)
 
 
 @pytest.mark.fuzz

@@ -197,19 +197,15 @@ def test_questions_on_disk_are_not_encoded_again(
 
 
 @pytest.mark.usefixtures("tasks")
-def test_the_chunk_size_changes_nothing(
-    processor: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    whole = load_questions([TASK, "more"], "train", None, processor)
-    monkeypatch.setenv("MASTERS_DATA", str(tmp_path / "other"))
-    monkeypatch.setattr(questions, "CHUNK", 2)
-    parts = load_questions([TASK, "more"], "train", None, processor)
-    assert parts.table.equals(whole.table)
-    everything = range(len(whole))
-    assert [parts.prompt(i).tolist() for i in everything] == [whole.prompt(i).tolist() for i in everything]
-    assert torch.equal(
-        parts.image_features(everything)["pixel_values"], whole.image_features(everything)["pixel_values"]
-    )
+def test_each_question_is_encoded_as_if_it_were_alone(processor: Any) -> None:
+    """Prompts are shared by pictures of a size, and pictures by their questions."""
+    found = load_questions([TASK, "more"], "train", None, processor)
+    assert found.table["picture"].nunique() < len(found) > found.table["question"].nunique()
+    for index, question in enumerate(found.table["question"]):
+        text, (image,) = questions.prompt_text(processor, question), found.pictures(index)
+        alone = processor(text=[text], images=[[image]], return_tensors="pt")
+        assert found.prompt(index).tolist() == alone["input_ids"][0].tolist()
+        assert torch.equal(found.image_features([index])["pixel_values"], alone["pixel_values"])
 
 
 def test_the_processor_hash_covers_words_template_and_images(processor: Any) -> None:

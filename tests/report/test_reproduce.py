@@ -198,7 +198,7 @@ def test_parameters_must_be_those_of_the_notebook(tmp_path: Path, monkeypatch: p
     notebook = nbformat.read(source, as_version=4)
     notebook.cells[0].source = "width = 1\nheight = 2\ndepth = 3"
     nbformat.write(notebook, source)
-    with pytest.raises(ValueError, match=r"declares depth, which masters\.settings"):
+    with pytest.raises(ValueError, match=r"declares depth, which its class in masters_book"):
         reproduce.checked_parameters(source, "smoke", "toy")
     notebook.cells[0].source = "width = 1\nheight = 2"
     nbformat.write(notebook, source)
