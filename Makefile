@@ -29,7 +29,7 @@ EXECUTED := $(NOTEBOOKS:%=$(OUT)/%.ipynb)
 PACKAGE := $(shell find masters masters_book -name '*.py')
 PAGES := $(shell find book -name '*.md' -not -path 'book/_build/*' -not -path 'book/generated/*') \
 	$(wildcard book/*.yml book/_static/* data/results/*.* data/results/*/* data/paper/* examples/*.yaml) \
-	$(wildcard masters_book/pages/templates/* notebooks/params/*.yaml) CITATION.cff
+	$(wildcard masters_book/pages/templates/* notebooks/params/*.yaml CITATION.cff)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -139,6 +139,7 @@ $(EXTRAS)/.installed: tests/extras_environment/requirements.txt $(INSTALLED)
 $(EXECUTED): $(OUT)/%.ipynb: notebooks/%.ipynb $(PARAMS)/profile.yaml $(PARAMS)/%.yaml $(PACKAGE) | $(INSTALLED)
 	@$(BIN)/masters notebook $* --profile $(PROFILE) --output $@
 
+# It shows the benchmarks.
 $(OUT)/5_offline_rl.ipynb: $(wildcard data/results/*.csv data/results/*.json)
 
 # What a notebook reads of the results of others; the cache under data/ makes shared runs free.
