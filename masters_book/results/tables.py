@@ -24,26 +24,24 @@ _WHOLE = re.compile(r"[+-]?\d{1,18}", re.ASCII)
 
 
 @dataclass(frozen=True)
-class Column:
-    """A column; no value is missing unless ``optional``."""
+class Text:
+    """A column of text, one of ``choices`` if there are any; no value is missing unless ``optional``."""
 
     optional: bool = False
-
-
-@dataclass(frozen=True)
-class Text(Column):
-    """A column of text, one of ``choices`` if there are any."""
-
     choices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
-class Number(Column):
-    """A column of numbers in [low, high]."""
+class Number:
+    """A column of numbers in [low, high]; no value is missing unless ``optional``."""
 
+    optional: bool = False
     low: float = -sys.float_info.max
     high: float = sys.float_info.max
     whole: bool = False
+
+
+Column = Text | Number
 
 
 class Schema(NamedTuple):
@@ -144,7 +142,7 @@ def _fits(value: str, kind: Column) -> bool:
     if isinstance(kind, Number):
         form = _WHOLE if kind.whole else _NUMBER
         return bool(form.fullmatch(value)) and kind.low <= float(value) <= kind.high
-    return not isinstance(kind, Text) or not kind.choices or value in kind.choices
+    return not kind.choices or value in kind.choices
 
 
 def _words(kind: Column) -> str:
@@ -152,4 +150,4 @@ def _words(kind: Column) -> str:
         words = "a whole number" if kind.whole else "a number"
         lowest = f" of at least {kind.low:g}" if kind.low > Number.low else ""
         return words + lowest + (f" and at most {kind.high:g}" if kind.high < Number.high else "")
-    return f"one of {', '.join(kind.choices)}" if isinstance(kind, Text) and kind.choices else "text"
+    return f"one of {', '.join(kind.choices)}" if kind.choices else "text"
