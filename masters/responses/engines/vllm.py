@@ -78,7 +78,6 @@ class VllmEngine:
                 "`make test-vllm` does, or use engine transformers or openai"
             ) from None
         options: dict[str, Any] = {"limit_mm_per_prompt": {"image": pictures}, "disable_log_stats": True}
-        options["max_model_len"] = length  # the whole context of a model may not fit the memory
         if source.dtype is not None:
             options["dtype"] = source.dtype
         options |= self.options
@@ -88,7 +87,7 @@ class VllmEngine:
             except (ValueError, TypeError, RuntimeError) as error:
                 raise ValueError(
                     f"vLLM cannot open {source.name} ({one_line(error, 300)}); see its output above, and "
-                    "check the options under vllm"
+                    f"check the options under vllm, such as max_model_len: these questions need {length:,}"
                 ) from error
 
 
