@@ -79,11 +79,13 @@ class Estimate:
         kinds = ", ".join(f"{kind} {size_in_words(size)}" for kind, size in self.disk.items())
         warning = f", more than the {size_in_words(self.free)} free" if disk > self.free else ""
         found.append(f"disk: up to {size_in_words(disk)} ({kinds}){warning}")
-        each = ", ".join(f"{phase} {_range(*ends)}" for phase, ends in self.hours.items())
-        lows, highs = zip(*self.hours.values(), strict=True)
-        total = _range(sum(lows), sum(highs))
-        shares = " to ".join(f"{100 * share:g}" for share in LENGTHS)
-        found.append(f"hours, rough: {total} ({each}), for responses of {shares} % of max_new_tokens")
+        low, high = (sum(ends) for ends in zip(*self.hours.values(), strict=True))
+        unit, per_hour = ("hours", 1) if high >= 1 else ("minutes", 60)
+        each = ", ".join(
+            f"{phase} {_range(a * per_hour, b * per_hour)}" for phase, (a, b) in self.hours.items()
+        )
+        total, shares = _range(low * per_hour, high * per_hour), " to ".join(f"{100 * x:g}" for x in LENGTHS)
+        found.append(f"{unit}, rough: {total} ({each}), for responses of {shares} % of max_new_tokens")
         return found
 
 
@@ -273,6 +275,8 @@ def _alone(model: Any, ratio: float, prompt: int, limit: int, n: int) -> tuple[i
 
 
 def _range(low: float, high: float) -> str:
+    if high < 0.1:
+        return "under 0.1"
     return " to ".join(f"{end:,.0f}" if end >= 10 else f"{end:.2g}" for end in (low, high))
 
 

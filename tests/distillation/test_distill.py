@@ -144,7 +144,7 @@ def test_a_check_generates_nothing(folder: Path) -> None:
     said: list[str] = []
     check(own_models.file(folder), said.append)
     text = "\n".join(said)
-    assert "train 8, eval 4" in text and "hours, rough" in text
+    assert "train 8, eval 4" in text and "minutes, rough: under 0.1 (encoding under 0.1, generating" in text
     for phase in ("generating one response", "scoring one question", "training"):
         assert f"memory, {phase}: about" in text
     assert not (folder / "out" / "model").exists()
