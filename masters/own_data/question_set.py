@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
+from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from masters.own_data.encoding import encode
 from masters.own_data.pictures import PictureError, open_picture, reference
 from masters.own_data.rows import READ, RowError, parse_row
 from masters.own_data.sources import RawRow, Source, find_sources
+from masters.runtime import distributed
 from masters.runtime.errors import typed_line
 from masters.runtime.files import cache_dir, write_atomic, write_folder
 from masters.runtime.keys import hash_of, key_of
@@ -109,7 +111,9 @@ def load_own_data(settings: OwnData, base: Path) -> OwnQuestions:
     folder = cache_dir() / "own_data" / f"{settings.name}-{key}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
-        if folder.is_dir() and not _unchanged(folder):
+        # The process that began a run has looked for all; a look at each picture file takes long.
+        first = distributed.rank() == 0 and parent_process() is None
+        if folder.is_dir() and first and not _unchanged(folder):
             shutil.rmtree(folder)
         if not folder.is_dir():
             write_folder(folder, partial(_read, settings, sources))

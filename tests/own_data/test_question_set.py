@@ -394,6 +394,18 @@ def test_a_second_start_reads_no_row(base: Path, monkeypatch: pytest.MonkeyPatch
     assert again.hashes == first.hashes and asked(again) == asked(first)
 
 
+def test_only_the_first_process_looks_at_every_picture_again(
+    base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(base / "train.jsonl", rows())
+    first = load(base)
+    picture(30).save(base / "pictures" / "0.png")
+    with monkeypatch.context() as patched:
+        patched.setenv("RANK", "1")
+        assert load(base).hashes == first.hashes
+    assert load(base).hashes != first.hashes
+
+
 @pytest.mark.parametrize("change", ["row", "answer", "picture", "settings"])
 def test_a_change_is_seen(change: str, base: Path) -> None:
     write(base / "train.jsonl", rows())
