@@ -172,14 +172,14 @@ def _logits(lab: Lab, spec: RunSpec, place: int) -> tuple[list[torch.Tensor], li
     """Return the log-probabilities of teacher and student for each response to a question of the pool."""
     stage = all_stages(spec)[0]
     sources = (lab.source(spec.teachers[stage[0]], stage[1], spec.choice()), lab.source(spec.student))
-    found: tuple[list[torch.Tensor], list[torch.Tensor]] = ([], [])
+    teacher, student = [], []
     for wanted in wanted_responses(spec, stage):
         texts = lab.response_arrays(wanted).tokens
-        for source, logits in zip(sources, found, strict=True):
-            scores = lab.logprobs_of(source, texts)
-            for at in range(place * wanted.n, (place + 1) * wanted.n):
-                logits.append(log_probabilities(scores[at]))
-    return found
+        of_teacher, of_student = (lab.logprobs_of(source, texts) for source in sources)
+        for at in range(place * wanted.n, (place + 1) * wanted.n):
+            student.append(log_probabilities(of_student[at]))
+            teacher.append(log_probabilities(of_teacher[at], student[-1]))
+    return teacher, student
 
 
 def _masked_layer(lab: Lab, spec: RunSpec) -> MaskedLayer:
