@@ -226,16 +226,24 @@ def changed_share(before: Path, after: Path) -> float:
     """Return the share of a model's weights that differ between two folders, both as stored.
 
     Changes that the stored type rounds away do not count. NaN if no weight has one name and shape in both.
+
+    Raises:
+        ValueError: a file of the second folder is damaged.
     """
     places = {name: path for path in before.glob("*.safetensors") for name in _names(path)}
     changed = weights = 0
-    for path in after.glob("*.safetensors"):
-        for name in places.keys() & _names(path):
-            with safe_open(places[name], "pt") as old, safe_open(path, "pt") as new:
-                first, second = old.get_tensor(name), new.get_tensor(name)
-            if first.shape == second.shape:
-                changed += int((first != second).sum())
-                weights += first.numel()
+    try:
+        for path in after.glob("*.safetensors"):
+            for name in places.keys() & _names(path):
+                with safe_open(places[name], "pt") as old, safe_open(path, "pt") as new:
+                    first, second = old.get_tensor(name), new.get_tensor(name)
+                if first.shape == second.shape:
+                    changed += int((first != second).sum())
+                    weights += first.numel()
+    except SafetensorError as error:
+        raise ValueError(
+            f"{path} is damaged ({one_line(error)}): delete {after} and start again; it is made anew"
+        ) from None
     return changed / weights if weights else math.nan
 
 

@@ -273,6 +273,17 @@ def test_another_scorer_or_other_weights_under_the_same_name_are_refused(folder:
         masters.distill(folder / "run.yaml", [].append)
 
 
+def test_a_damaged_student_is_named_and_made_again(folder: Path) -> None:
+    weights = masters.distill(own_models.file(folder), [].append) / "model.safetensors"
+    before = weights.read_bytes()
+    weights.write_bytes(before[:2000])
+    with pytest.raises(ValueError, match=r"model.safetensors is damaged .*: delete .*/model and start again"):
+        masters.distill(folder / "run.yaml", [].append)
+    shutil.rmtree(folder / "out" / "model")
+    masters.distill(folder / "run.yaml", [].append)
+    assert weights.read_bytes() == before
+
+
 def test_a_folder_with_files_of_something_else_is_left_alone(folder: Path) -> None:
     (folder / "checkpoints").mkdir()
     (folder / "checkpoints" / "mine").touch()
