@@ -171,7 +171,7 @@ class Speed:
         """Measure this device, with the pictures of some questions.
 
         Args:
-            dtype: of the training.
+            dtype: type in which the training computes.
         """
         device = "cuda" if torch.cuda.is_available() else "cpu"
         layer, row = torch.nn.Linear(8, 8, device=device), torch.ones(1, 8, device=device)

@@ -167,9 +167,9 @@ class RunFile(Strict):
         """Return the profile of this run.
 
         Args:
-            rows: of the training split.
-            evaluated: rows of the largest other split.
-            questions: rows of the training split that the processor accepts; None: all.
+            rows: number of rows of the training split.
+            evaluated: number of rows of the largest other split.
+            questions: number of training rows that the processor accepts; None: all.
         """
         questions = rows if questions is None else questions
         options, training, cache = self.responses, self.training, self.teacher_cache

@@ -242,7 +242,7 @@ def changed_share(before: Path, after: Path) -> float:
                     weights += first.numel()
     except SafetensorError as error:
         raise ValueError(
-            f"{path} is damaged ({one_line(error)}): delete {after} and start again; it is made anew"
+            f"{path} is damaged ({one_line(error)}): delete {after} and start again, which makes it again"
         ) from None
     return changed / weights if weights else math.nan
 

@@ -47,7 +47,7 @@ def asked_for() -> str | None:
 
 
 def forget() -> None:
-    """Let this process be one of its own, as a worker is that a rank has started."""
+    """Make this process, which a rank has started, no rank of the run."""
     for name in filter(LAUNCH.fullmatch, list(os.environ)):
         del os.environ[name]
 

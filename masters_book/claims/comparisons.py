@@ -186,7 +186,7 @@ def _by_picture(differences: np.ndarray, questions: pd.Index) -> tuple[np.ndarra
 
     Questions about one picture are not independent, so an interval counts and resamples pictures. Their mean
     is that of the questions, as a picture weighs as much as it has questions. The id of a built-in question
-    is that of its picture and a number; any other question has a picture of its own.
+    is that of its picture and a number; any other question counts as a picture.
     """
     pictures = [(str(task), re.sub(r"-\d+$", "", str(question))) for task, question in questions]
     rows = pd.DataFrame(differences.T, pd.MultiIndex.from_tuples(pictures))

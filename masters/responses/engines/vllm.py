@@ -53,10 +53,8 @@ class VllmEngine:
             ValueError: vLLM is not installed, cannot load the model, or tokenizes a prompt differently from
                 ``transformers``.
         """
-        every = range(len(questions))
-        most = max((_pictures(questions, index) for index in every), default=1)
-        longest = max((len(questions.prompt(index)) for index in every), default=1)
-        llm = self._open(source, most, longest + sampling.max_new_tokens)
+        most = max((_pictures(questions, index) for index in range(len(questions))), default=1)
+        llm = self._open(source, most)
         try:
 
             def write(wanted: Sequence[int], indices: Sequence[int]) -> Iterator[list[Response]]:
@@ -69,7 +67,7 @@ class VllmEngine:
         finally:
             llm.llm_engine.engine_core.shutdown()
 
-    def _open(self, source: Source, pictures: int, length: int) -> Any:
+    def _open(self, source: Source, pictures: int) -> Any:
         try:
             from vllm import LLM
         except ImportError as error:
@@ -87,7 +85,7 @@ class VllmEngine:
             except (ValueError, TypeError, RuntimeError) as error:
                 raise ValueError(
                     f"vLLM cannot open {source.name} ({one_line(error, 300)}); see its output above, and "
-                    f"check the options under vllm, such as max_model_len: these questions need {length:,}"
+                    "check the options under vllm, such as max_model_len if memory is short"
                 ) from error
 
 
